@@ -1,0 +1,1 @@
+"""Cutaway: cut people and objects out of pictures with a Cutaway server on NVIDIA Triton."""

@@ -1,0 +1,309 @@
+"""Every limit, default, option and error code that Cutaway promises: one table, read by the SDK and the pipeline.
+
+Validation on both sides of the wire, ``--help`` texts and the tables in the docs come from here. Change a number
+here and it changes everywhere; state none of them again elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """What a picture may be. All bounds are inclusive.
+
+    ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, judged from the header before any decoding. Flat
+    screenshots reach it honestly, which is why an operator can raise it (``CUTAWAY_MAX_DECOMPRESSION_RATIO``).
+    """
+
+    formats: tuple[str, ...] = ("jpeg", "png", "webp", "bmp")
+    max_file_bytes: int = 10 * MIB
+    max_long_side_px: int = 7680
+    max_short_side_px: int = 4320
+    max_pixels: int = 50_000_000
+    min_side_px: int = 64
+    max_decompression_ratio: float = 1000.0
+
+
+INPUT_LIMITS = InputLimits()
+
+MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
+
+PROFILES = ("nano", "lite", "general", "portrait", "matting", "hr", "dynamic")
+"""Names of the model pairs: ``nano`` is bundled, the others are BiRefNet's released variants."""
+
+LOW_CONFIDENCE = 0.5
+"""A kept detection below this score raises a tier-3 warning in the report."""
+
+PROCESSING_TIMEOUT_S = 30.0
+"""The pipeline gives a picture up after this long."""
+
+DETECTOR_SIDE_PX = 640
+DETECTOR_CANDIDATES = 300
+MODEL_MAX_BATCH = 8
+PERSON_CLASS = 0
+"""Index of "person" among the 80 COCO classes of YOLOv8."""
+
+
+# --------------------------------------------------------------------------------------------------- options
+
+
+@dataclass(frozen=True)
+class Option:
+    """One request parameter of ``ensemble_pipeline``.
+
+    ``kind`` steers parsing: ``choice`` takes one of ``choices``; ``int`` and ``float`` lie in
+    ``minimum … maximum`` (inclusive); ``bool``; ``ids`` is a JSON list of whole numbers ≥ 0; ``boxes`` is a JSON
+    list of ``[x1, y1, x2, y2]`` in pixels of the upright picture; ``background`` is ``transparent``, ``#RRGGBB`` or
+    ``blur:<px>`` with px in ``minimum … maximum``.
+    """
+
+    name: str
+    kind: Literal["choice", "int", "float", "bool", "ids", "boxes", "background"]
+    default: str | int | float | bool | None
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, for error messages, ``--help`` and docs."""
+        if self.kind == "choice":
+            return ", ".join(self.choices)
+        if self.kind in ("int", "float"):
+            return f"{self.minimum:g} to {self.maximum:g}"
+        if self.kind == "bool":
+            return "true, false"
+        if self.kind == "ids":
+            return "a list of ids from 0 upwards, at most 100"
+        if self.kind == "boxes":
+            return "a list of 1 to 100 boxes [x1, y1, x2, y2] in pixels, x1 < x2 and y1 < y2"
+        return f"transparent, #RRGGBB, or blur:<px> with px from {self.minimum:g} to {self.maximum:g}"
+
+
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            "subject",
+            "choice",
+            "people",
+            "what to cut out: 'people' together in one full-frame cut-out, 'each' person alone and cropped, or "
+            "'all', whatever the picture shows",
+            choices=("people", "each", "all"),
+        ),
+        Option("select", "ids", None, "only these people, by the report's ids; 0 is the largest"),
+        Option("boxes", "boxes", None, "cut out what is in these boxes instead of what is detected"),
+        Option(
+            "min_confidence",
+            "float",
+            0.35,
+            "keep detections from this score on; 0.3 finds more, 0.7 is strict",
+            minimum=0.05,
+            maximum=0.95,
+        ),
+        Option(
+            "padding_px",
+            "int",
+            20,
+            "margin around a person's box when subject is 'each'",
+            minimum=0,
+            maximum=500,
+        ),
+        Option(
+            "feather_px",
+            "int",
+            0,
+            "soften the alpha with a Gaussian of this size; a matte is soft already",
+            minimum=0,
+            maximum=50,
+        ),
+        Option(
+            "background",
+            "background",
+            "transparent",
+            "what stands behind the cut-out; #00FF00 is the green screen",
+            minimum=1,
+            maximum=100,
+        ),
+        Option("decontaminate", "bool", True, "estimate the foreground's own colour at soft edges"),
+        Option(
+            "output",
+            "choice",
+            "png",
+            "form of the cut-outs: 'png' or 'webp' (both with alpha), or 'mask' (8-bit PNG of the alpha)",
+            choices=("png", "webp", "mask"),
+        ),
+        Option("max_people", "int", 20, "at most this many people, largest first", minimum=1, maximum=100),
+    )
+}
+
+
+# ---------------------------------------------------------------------------------------------------- errors
+
+
+class Tier(IntEnum):
+    """How bad an event is. Tier-3 events are warnings inside a successful answer, never errors."""
+
+    CRITICAL = 1
+    """Out of memory, crash: try again later."""
+    HIGH = 2
+    """This picture cannot be served: try another one."""
+    MEDIUM = 3
+    """A result with a warning."""
+    LOW = 4
+    """Noted in the log."""
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """One row of the error table.
+
+    ``http_status`` is the status that an HTTP façade gives; Triton itself answers INVALID_ARGUMENT as 400.
+    ``grpc_status`` is the Triton/gRPC code by name. ``retry`` says whether the same request can succeed later;
+    ``retry_after_s`` is the wait to suggest where the event does not bring its own.
+    """
+
+    code: str
+    tier: Tier
+    http_status: int
+    grpc_status: Literal["INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED", "CANCELLED"]
+    user_action: str
+    retry: bool = False
+    retry_after_s: float | None = None
+
+
+ERROR_CODES: dict[str, ErrorCode] = {
+    row.code: row
+    for row in (
+        ErrorCode(
+            "INVALID_FORMAT",
+            Tier.HIGH,
+            400,
+            "INVALID_ARGUMENT",
+            "Send a JPEG, PNG, WebP or BMP file whose content is what its name and media type say.",
+        ),
+        ErrorCode(
+            "FILE_TOO_LARGE",
+            Tier.HIGH,
+            413,
+            "INVALID_ARGUMENT",
+            "Send a smaller file: lower the JPEG quality or the resolution.",
+        ),
+        ErrorCode(
+            "RESOLUTION_TOO_LARGE",
+            Tier.HIGH,
+            400,
+            "INVALID_ARGUMENT",
+            "Scale the picture down to the largest sides allowed.",
+        ),
+        ErrorCode(
+            "TOO_MANY_PIXELS",
+            Tier.HIGH,
+            400,
+            "INVALID_ARGUMENT",
+            "Scale the picture down to the number of pixels allowed.",
+        ),
+        ErrorCode(
+            "RESOLUTION_TOO_SMALL",
+            Tier.HIGH,
+            400,
+            "INVALID_ARGUMENT",
+            "Send a larger picture: both sides need the smallest side allowed.",
+        ),
+        ErrorCode(
+            "IMAGE_BOMB",
+            Tier.HIGH,
+            400,
+            "INVALID_ARGUMENT",
+            "The file would grow too much when decoded. If it is a flat picture, save it with less compression.",
+        ),
+        ErrorCode(
+            "CORRUPT_IMAGE",
+            Tier.HIGH,
+            400,
+            "INVALID_ARGUMENT",
+            "The file is truncated or damaged. Save or send it again.",
+        ),
+        ErrorCode(
+            "INVALID_OPTION",
+            Tier.HIGH,
+            400,
+            "INVALID_ARGUMENT",
+            "Correct the option named in the details.",
+        ),
+        ErrorCode(
+            "NO_PERSON_DETECTED",
+            Tier.HIGH,
+            422,
+            "INVALID_ARGUMENT",
+            "Use a picture with faces visible, in good light, of at least 640×480; or lower min_confidence, give "
+            "boxes, or ask for subject=all.",
+        ),
+        ErrorCode(
+            "OVERLOADED",
+            Tier.CRITICAL,
+            503,
+            "UNAVAILABLE",
+            "The server has more work than it can queue. Wait shortly and try again.",
+            retry=True,
+            retry_after_s=1.0,
+        ),
+        ErrorCode(
+            "RATE_LIMIT_EXCEEDED",
+            Tier.HIGH,
+            429,
+            "UNAVAILABLE",
+            "Wait until the limit is reset, or use an API key of a higher tier.",
+            retry=True,
+            retry_after_s=60.0,
+        ),
+        ErrorCode(
+            "PROCESSING_TIMEOUT",
+            Tier.HIGH,
+            504,
+            "DEADLINE_EXCEEDED",
+            "Send a smaller picture or ask for fewer people.",
+        ),
+        ErrorCode(
+            "GPU_MEMORY_EXHAUSTED",
+            Tier.CRITICAL,
+            503,
+            "UNAVAILABLE",
+            "The GPU is short of memory. Wait half a minute and try again.",
+            retry=True,
+            retry_after_s=30.0,
+        ),
+        ErrorCode(
+            "INFERENCE_ERROR",
+            Tier.CRITICAL,
+            500,
+            "INTERNAL",
+            "A model failed. Try again; if it stays so, tell the operator the request id.",
+            retry=True,
+            retry_after_s=1.0,
+        ),
+        ErrorCode(
+            "UNAVAILABLE",
+            Tier.CRITICAL,
+            503,
+            "UNAVAILABLE",
+            "The server or a model of it is not there. Check the address, or try again in a moment.",
+            retry=True,
+            retry_after_s=1.0,
+        ),
+        ErrorCode(
+            "CANCELLED",
+            Tier.LOW,
+            499,
+            "CANCELLED",
+            "The caller gave the request up; send it again if the answer is still wanted.",
+        ),
+    )
+}

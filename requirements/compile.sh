@@ -1,0 +1,14 @@
+#!/bin/sh
+# Compute the locks anew from pyproject.toml: hashes for every file, for Python 3.10 to 3.12, no host names.
+# torch is in none of them: its build (CPU, which CUDA) is the machine's choice, see the Makefile.
+set -eu
+cd "$(dirname "$0")/.."
+compile() {
+    out=$1
+    shift
+    uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
+        --no-emit-index-url --no-emit-find-links "$@" --output-file "requirements/$out.txt" pyproject.toml
+}
+compile serve --extra serve
+compile dev --extra serve --extra dev --constraint requirements/serve.txt
+compile export --extra serve --extra dev --extra export --constraint requirements/dev.txt

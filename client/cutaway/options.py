@@ -173,9 +173,7 @@ def _parse_ids(option: Option, value: Any, items: list[Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(items))
 
 
-def _parse_boxes(
-    option: Option, value: Any, items: list[Any]
-) -> tuple[tuple[float, float, float, float], ...]:
+def _parse_boxes(option: Option, value: Any, items: list[Any]) -> tuple[tuple[float, float, float, float], ...]:
     boxes = []
     for item in items:
         if not isinstance(item, list) or len(item) != 4:

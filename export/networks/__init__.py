@@ -1,0 +1,1 @@
+"""The networks that are exported, as PyTorch modules of the project's own."""

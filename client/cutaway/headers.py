@@ -1,0 +1,331 @@
+"""What a picture claims to be, read from its first bytes without decoding it, and whether that is allowed.
+
+The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. It reads the file's own header
+(JPEG, PNG, WebP, BMP) with bounds-checked parsing: it never allocates by what a header says, walks a file at most
+once, and raises nothing but :class:`cutaway.errors.InputError`. A picture that passes can still be damaged inside;
+only decoding finds that.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from cutaway.errors import (
+    CorruptImage,
+    FileTooLarge,
+    ImageBomb,
+    InvalidFormat,
+    ResolutionTooLarge,
+    ResolutionTooSmall,
+    TooManyPixels,
+)
+from cutaway.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
+from cutaway.magic import looks_like
+
+MAX_JPEG_SEGMENTS = 10_000
+"""More segments than this are an attack: a 10 MB file of full segments has 160."""
+
+MAX_JPEG_SCANS = 100
+"""Each scan of a progressive JPEG passes over all pixels; encoders write about ten, 100 kB can hold thousands."""
+
+_MEDIA_TYPE_ALIASES = {
+    "image/jpg": "jpeg",
+    "image/pjpeg": "jpeg",
+    "image/x-png": "png",
+    "image/apng": "png",
+    "image/x-ms-bmp": "bmp",
+    "image/x-bmp": "bmp",
+    "image/x-windows-bmp": "bmp",
+} | {media_type: name for name, media_type in MEDIA_TYPES.items()}
+
+_UNDECLARED = ("", "application/octet-stream", "binary/octet-stream", "*/*", "image/*")
+
+# Baseline, extended sequential and progressive Huffman coding; the rest of SOF0 … SOF15 no browser decodes either.
+_SOF_DECODABLE = (0xC0, 0xC1, 0xC2)
+_SOF_OTHER = {
+    0xC3: "lossless JPEG",
+    0xC5: "hierarchical JPEG",
+    0xC6: "hierarchical JPEG",
+    0xC7: "hierarchical JPEG",
+    0xC9: "arithmetic-coded JPEG",
+    0xCA: "arithmetic-coded JPEG",
+    0xCB: "lossless JPEG",
+    0xCD: "hierarchical JPEG",
+    0xCE: "hierarchical JPEG",
+    0xCF: "hierarchical JPEG",
+}
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+# The next marker that matters. Decoders skip stray bytes between segments, so this does too; in coded data 0xFF is
+# followed by 0x00 or a restart marker (0xD0 to 0xD7), which it passes over just so.
+_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+
+_BMP_CORE_HEADER = 12
+_BMP_HEADERS = (40, 52, 56, 64, 108, 124)
+_BMP_BITS = (1, 4, 8, 16, 24, 32)
+_BMP_UNCOMPRESSED = (0, 3, 6)
+_BMP_RLE = (1, 2)
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What a file's header says.
+
+    Attributes:
+        format: "jpeg", "png", "webp" or "bmp".
+        width_px: width as stored, before any EXIF rotation.
+        height_px: height as stored, before any EXIF rotation.
+        bits_per_sample: 1 to 16; 8 where the format has nothing else.
+    """
+
+    format: str
+    width_px: int
+    height_px: int
+    bits_per_sample: int = 8
+
+    @property
+    def media_type(self) -> str:
+        return MEDIA_TYPES[self.format]
+
+    @property
+    def pixels(self) -> int:
+        return self.width_px * self.height_px
+
+
+def check_picture(
+    data: bytes,
+    media_type: str | None = None,
+    *,
+    limits: InputLimits = INPUT_LIMITS,
+    max_decompression_ratio: float | None = None,
+) -> PictureHeader:
+    """Check a file against the input limits, by its header alone.
+
+    Args:
+        data: the encoded file, whole.
+        media_type: what the sender declares it to be ("image/png"), if anything; parameters are ignored, and
+            "application/octet-stream" declares nothing.
+        limits: the bounds; sides hold in either orientation, so EXIF rotation does not matter.
+        max_decompression_ratio: takes the place of the limits' ratio.
+
+    Raises, in this order of checks:
+        InvalidFormat: nothing, or not a JPEG, PNG, WebP or BMP, or a kind of these that nobody decodes, or not the
+            declared type.
+        FileTooLarge: more bytes than allowed.
+        CorruptImage: the header is cut off or contradicts itself.
+        TooManyPixels, ResolutionTooLarge, ResolutionTooSmall: the dimensions.
+        ImageBomb: width·height·4 ÷ file bytes is over the ratio, or a JPEG has absurdly many scans.
+        CorruptImage: the file ends before its picture does.
+    """
+    if not data:
+        raise InvalidFormat("The file is empty.", details=_format_details("an empty file", limits))
+    if len(data) > limits.max_file_bytes:
+        raise FileTooLarge(
+            f"The file has {len(data):,} bytes; at most {limits.max_file_bytes:,} are allowed.",
+            details={"size_bytes": len(data), "max_bytes": limits.max_file_bytes},
+        )
+    name = picture_format(data)
+    if name is None or name not in limits.formats:
+        received = looks_like(data) if name is None else name
+        raise InvalidFormat(
+            f"This is {received}, not a picture that is taken.", details=_format_details(received, limits)
+        )
+    _check_declared(name, media_type, limits)
+    header, complete = _PARSERS[name](data)
+    _check_dimensions(header, limits)
+    ratio_allowed = limits.max_decompression_ratio if max_decompression_ratio is None else max_decompression_ratio
+    _check_ratio(header, len(data), ratio_allowed)
+    if not complete:
+        raise CorruptImage(f"The {name.upper()} ends before its picture does.")
+    return header
+
+
+def picture_format(data: bytes) -> str | None:
+    """The format by its magic bytes: "jpeg", "png", "webp", "bmp", or None for anything else."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(_PNG_SIGNATURE):
+        return "png"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "webp"
+    if data.startswith(b"BM") and _is_bmp(data):
+        return "bmp"
+    return None
+
+
+def _is_bmp(data: bytes) -> bool:
+    # Two letters are no proof: the size of the second header is part of the magic as soon as it is there.
+    return len(data) < 18 or int.from_bytes(data[14:18], "little") in (_BMP_CORE_HEADER, *_BMP_HEADERS)
+
+
+def _check_declared(name: str, media_type: str | None, limits: InputLimits) -> None:
+    declared = (media_type or "").partition(";")[0].strip().lower()
+    if declared in _UNDECLARED or _MEDIA_TYPE_ALIASES.get(declared) == name:
+        return
+    raise InvalidFormat(
+        f"The file is declared as {declared[:100]!r} and is {MEDIA_TYPES[name]}.",
+        details=_format_details(MEDIA_TYPES[name], limits) | {"declared": declared[:100]},
+    )
+
+
+def _check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
+    width, height = header.width_px, header.height_px
+    size = {"width_px": width, "height_px": height}
+    if width < 1 or height < 1:
+        raise CorruptImage(f"The header says {width}×{height} pixels.")
+    # Pixels first: within the sides the pixels cannot be too many, so the other order would never tell.
+    if header.pixels > limits.max_pixels:
+        raise TooManyPixels(
+            f"{width}×{height} are {header.pixels:,} pixels; at most {limits.max_pixels:,} are allowed.",
+            details=size | {"pixels": header.pixels, "max_pixels": limits.max_pixels},
+        )
+    if max(width, height) > limits.max_long_side_px or min(width, height) > limits.max_short_side_px:
+        raise ResolutionTooLarge(
+            f"{width}×{height} pixels are more than {limits.max_long_side_px}×{limits.max_short_side_px}.",
+            details=size | {"max_long_side_px": limits.max_long_side_px, "max_short_side_px": limits.max_short_side_px},
+        )
+    if min(width, height) < limits.min_side_px:
+        raise ResolutionTooSmall(
+            f"{width}×{height} pixels are too few: both sides need {limits.min_side_px}.",
+            details=size | {"min_side_px": limits.min_side_px},
+        )
+
+
+def _check_ratio(header: PictureHeader, file_bytes: int, max_ratio: float) -> None:
+    decompressed = header.pixels * 4
+    ratio = decompressed / file_bytes
+    if ratio > max_ratio:
+        raise ImageBomb(
+            f"{file_bytes:,} bytes would become {decompressed:,}: {ratio:,.0f} times as many; "
+            f"at most {max_ratio:,.0f} times are allowed.",
+            details=_bomb_details(header, file_bytes) | {"max_ratio": max_ratio},
+        )
+
+
+# ---------------------------------------------------------------------------- one parser per format
+# Each returns the header and whether the file goes on to its picture's end, as far as that is seen cheaply.
+
+
+def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:
+    header: PictureHeader | None = None
+    scans, complete, position = 0, False, 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = _SEGMENT.search(data, position)
+        if found is None or found.end() + 2 > len(data):
+            complete = found is not None and data[found.end() - 1] == _EOI
+            break
+        marker, position = data[found.end() - 1], found.end()
+        if marker == _EOI:
+            complete = True
+            break
+        if marker == _SOI:
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        if length < 2:
+            raise CorruptImage("A JPEG segment has an impossible length.")
+        if marker in _SOF_DECODABLE or marker in _SOF_OTHER:
+            if header is not None:
+                raise CorruptImage("The JPEG has two frame headers.")
+            header = _parse_jpeg_frame(data, position, length, marker)
+        elif marker == _SOS:
+            scans += 1
+            if header is None:
+                raise CorruptImage("The JPEG has picture data and no frame header.")
+            if scans > MAX_JPEG_SCANS:
+                raise ImageBomb(
+                    f"The JPEG has more than {MAX_JPEG_SCANS} scans.",
+                    details=_bomb_details(header, len(data)) | {"max_scans": MAX_JPEG_SCANS},
+                )
+        position += length
+    else:
+        raise CorruptImage(f"The JPEG has more than {MAX_JPEG_SEGMENTS:,} segments.")
+    if header is None:
+        raise CorruptImage("The JPEG ends inside its header.")
+    return header, complete and scans > 0
+
+
+def _parse_jpeg_frame(data: bytes, position: int, length: int, marker: int) -> PictureHeader:
+    if position + 8 > len(data) or length < 8:
+        raise CorruptImage("The JPEG ends inside its frame header.")
+    bits, height, width, components = struct.unpack_from(">BHHB", data, position + 2)
+    if marker in _SOF_OTHER or bits != 8:
+        kind = _SOF_OTHER.get(marker, f"{bits}-bit JPEG")
+        raise InvalidFormat(f"This is {kind}, which is not taken.", details=_format_details(kind))
+    if components not in (1, 3, 4) or length != 8 + 3 * components:
+        raise CorruptImage("The JPEG's frame header contradicts itself.")
+    return PictureHeader("jpeg", width, height)
+
+
+def _parse_png(data: bytes) -> tuple[PictureHeader, bool]:
+    if len(data) < 33:
+        raise CorruptImage("The PNG ends inside its header.")
+    length, kind, width, height, bits, colour = struct.unpack_from(">I4sIIBB", data, 8)
+    if kind != b"IHDR" or length != 13:
+        raise CorruptImage("The PNG does not begin with its header.")
+    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
+        raise CorruptImage("The PNG's header fails its checksum.")
+    if bits not in _PNG_BIT_DEPTHS.get(colour, ()):
+        raise CorruptImage("The PNG's header contradicts itself.")
+    return PictureHeader("png", width, height, bits), data.find(b"IEND", 33) >= 0
+
+
+def _parse_webp(data: bytes) -> tuple[PictureHeader, bool]:
+    kind, body = data[12:16], data[20:30]
+    if len(body) < (5 if kind == b"VP8L" else 10):
+        raise CorruptImage("The WebP ends inside its header.")
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(body[4:7], "little")
+        height = 1 + int.from_bytes(body[7:10], "little")
+    elif kind == b"VP8L" and body[0] == 0x2F:
+        bits = int.from_bytes(body[1:5], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a" and not body[0] & 1:
+        width = int.from_bytes(body[6:8], "little") & 0x3FFF
+        height = int.from_bytes(body[8:10], "little") & 0x3FFF
+    else:
+        raise CorruptImage("The WebP does not begin with a picture header.")
+    return PictureHeader("webp", width, height), len(data) >= 8 + int.from_bytes(data[4:8], "little")
+
+
+def _parse_bmp(data: bytes) -> tuple[PictureHeader, bool]:
+    if len(data) < 26:
+        raise CorruptImage("The BMP ends inside its header.")
+    offset, header_bytes = struct.unpack_from("<II", data, 10)
+    compression = 0
+    if header_bytes == _BMP_CORE_HEADER:
+        width, height, planes, bits = struct.unpack_from("<HHHH", data, 18)
+    elif len(data) < 54:
+        raise CorruptImage("The BMP ends inside its header.")
+    else:
+        width, height, planes, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        height = abs(height)  # negative: rows from the top
+    if planes != 1 or bits not in _BMP_BITS:
+        raise CorruptImage("The BMP's header contradicts itself.")
+    if compression not in _BMP_UNCOMPRESSED + _BMP_RLE:
+        kind = f"BMP with compression {compression}"
+        raise InvalidFormat(f"This is {kind}, which is not taken.", details=_format_details(kind))
+    row_bytes = (width * bits + 31) // 32 * 4
+    picture_bytes = row_bytes * height if compression in _BMP_UNCOMPRESSED else 2
+    start = offset or 14 + header_bytes
+    return PictureHeader("bmp", width, height, min(bits, 8)), len(data) >= start + picture_bytes
+
+
+_PARSERS = {"jpeg": _parse_jpeg, "png": _parse_png, "webp": _parse_webp, "bmp": _parse_bmp}
+
+
+def _format_details(received: str, limits: InputLimits = INPUT_LIMITS) -> dict[str, object]:
+    return {"supported": list(limits.formats), "received": received}
+
+
+def _bomb_details(header: PictureHeader, file_bytes: int) -> dict[str, object]:
+    decompressed = header.pixels * 4
+    return {
+        "file_bytes": file_bytes,
+        "decompressed_bytes": decompressed,
+        "ratio": round(decompressed / file_bytes, 1),
+    }

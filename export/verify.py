@@ -32,7 +32,7 @@ from export.networks.birefnet_weights import Shape, StateDictMismatch, load_stri
 
 TOLERANCE = 1e-3
 """Largest difference of a logit that still counts as the same network. The logits span about -18 to +4, and float32
-in another order of summation gives differences of a few 1e-5."""
+in another order of summation gives differences of about 1e-4."""
 
 LOGITS = re.compile(r"logits_(\d+)x(\d+)")
 

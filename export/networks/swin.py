@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATCH_PX = 4
-# Added to the score of two tokens that only the cyclic shift has put side by side. Finite, because in a half-precision
-# engine minus infinity is one fused multiplication by zero away from NaN; and exp(-100) is nothing all the same.
+# Added to the score of two tokens that only the cyclic shift has put side by side. Finite, so that no arithmetic on it
+# makes a NaN, as ∞ - ∞ and 0 · ∞ do; it fits half precision, and after the softmax nothing of it is left.
 SHIFT_PENALTY = -100.0
 
 

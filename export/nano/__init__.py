@@ -1,0 +1,1 @@
+"""How the bundled `nano` weights are trained: data, losses, training and evaluation."""

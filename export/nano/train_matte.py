@@ -1,0 +1,183 @@
+"""Train NanoMatte on the photographs of people.
+
+    python -m export.nano.train_matte --data ../shared/people --weights ../shared/weights/yolov8n.pt --out runs/nano
+
+An interrupted run goes on where it stopped when the same command is given again.
+"""
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from export.nano.compose import SampleMaker
+from export.nano.evaluate import held_out_figures
+from export.nano.losses import edge_weight, matte_loss
+from export.nano.pictures import load_bank
+from export.nano.training import (
+    AveragedWeights,
+    Figures,
+    batches,
+    cosine_factor,
+    load_checkpoint,
+    save_checkpoint,
+)
+from export.networks.nano import NanoMatte
+from export.weights_io import YOLOV8N_SHA256, load_ultralytics
+
+WARMUP_STEPS = 40
+LOSS_EVERY = 25
+CHECKPOINT_EVERY = 100
+CLIP_NORM = 3.0
+AVERAGE_DECAY = 0.998
+
+
+class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Batch number → uint8 images [B, S, S, 3], uint8 alphas [B, S, S], float16 loss weights [B, S, S]."""
+
+    def __init__(self, maker: SampleMaker, options: argparse.Namespace) -> None:
+        self.maker = maker
+        self.batch, self.seed = options.batch, options.seed
+        self.sizes_px = (options.size, options.final_size)
+        self.switch_step = round(options.steps * (1.0 - options.final_share))
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, step))
+        size_px = self.sizes_px[step >= self.switch_step]
+        samples = [self.maker.sample(rng, size_px) for _ in range(self.batch)]
+        images = np.stack([image for image, _ in samples])
+        alphas = np.stack([alpha for _, alpha in samples])
+        weights = np.stack([edge_weight(alpha) for alpha in alphas]).astype(np.float16)
+        return torch.from_numpy(images), torch.from_numpy(alphas), torch.from_numpy(weights)
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the nano matting network.")
+    parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
+    parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and figures")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2300)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=384, help="side of the square input, px")
+    parser.add_argument("--final-size", type=int, default=512, help="side in the last steps, px")
+    parser.add_argument("--final-share", type=float, default=0.25, help="share of steps at the final size")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--encoder-lr-factor", type=float, default=0.1)
+    parser.add_argument("--frozen-share", type=float, default=0.12, help="share of steps with a frozen encoder")
+    parser.add_argument("--figures-every", type=int, default=400, help="steps between held-out figures")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that make samples")
+    parser.add_argument("--limit", type=int, default=None, help="pictures per source, for a smoke run")
+    return parser.parse_args(arguments)
+
+
+def make_optimizer(model: NanoMatte, options: argparse.Namespace) -> torch.optim.AdamW:
+    """AdamW; no decay on biases and normalisation, a smaller rate for the encoder."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "base_lr": options.lr * (options.encoder_lr_factor if encoder else 1.0),
+                "encoder": encoder,
+                "weight_decay": 1e-2 if decayed else 0.0,
+            }
+            for (encoder, decayed), parameters in groups.items()
+        ],
+        lr=options.lr,
+    )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, model: NanoMatte, step: int, options: argparse.Namespace) -> None:
+    """Learning rates of this step; the encoder stays frozen at first."""
+    frozen_steps = round(options.steps * options.frozen_share)
+    factor = cosine_factor(step, options.steps, WARMUP_STEPS)
+    for group in optimizer.param_groups:
+        thaw = cosine_factor(step - frozen_steps, options.steps, WARMUP_STEPS) if step >= frozen_steps else 0.0
+        ramp = min(1.0, thaw / max(factor, 1e-6)) if group["encoder"] else 1.0
+        group["lr"] = group["base_lr"] * factor * ramp
+    model.encoder.requires_grad_(step >= frozen_steps)
+
+
+def train(options: argparse.Namespace) -> NanoMatte:
+    """Run the training and return the averaged model."""
+    torch.manual_seed(options.seed)
+    cv2.setNumThreads(0)  # a forked worker must not inherit OpenCV's thread pool
+    torch.set_num_threads(options.threads)
+    bank = load_bank(options.data, options.limit)
+    maker = SampleMaker(bank.ccp, bank.coco)
+    model = NanoMatte()
+    initial = load_ultralytics(options.weights, YOLOV8N_SHA256)
+    model.encoder.load_state_dict({k: v for k, v in initial.items() if not k.startswith("model.22.")})
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, options)
+    average = AveragedWeights(model, AVERAGE_DECAY)
+    checkpoint_path = options.out / "matte.pt"
+    first, earlier = 0, None
+    if (checkpoint := load_checkpoint(checkpoint_path)) is not None:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        average.state = checkpoint["average"]
+        first, earlier = checkpoint["step"], checkpoint["figures"]
+        print(f"going on at step {first}")
+    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    figures = Figures("export.nano.train_matte", shown, earlier)
+
+    averaged = copy.deepcopy(model)
+
+    def checkpoint_now(step: int) -> None:
+        content: dict[str, Any] = {
+            "model": model.state_dict(),
+            "average": average.state,
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "figures": figures.finish(),
+        }
+        save_checkpoint(checkpoint_path, content)
+        figures.write(options.out, "matte")
+
+    losses: list[float] = []
+    dataset = Batches(maker, options)
+    for step, (images, alphas, weights) in enumerate(batches(dataset, first, options.steps, options.workers), first):
+        model.train()
+        model.encoder.eval()
+        set_rates(optimizer, model, step, options)
+        pictures = images.permute(0, 3, 1, 2).float().div_(255.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.all_logits(pictures)
+        loss = matte_loss(logits, alphas[:, None].float().div_(255.0), weights[:, None].float())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        average.update(model, step)
+        losses.append(float(loss.detach()))
+        done = step + 1
+        if done % LOSS_EVERY == 0:
+            figures.loss(done, float(np.mean(losses)))
+            print(f" step {done} loss {np.mean(losses):.4f}", flush=True)
+            losses.clear()
+        if done % options.figures_every == 0 or done == options.steps:
+            averaged.load_state_dict(average.state)
+            size_px = dataset.sizes_px[step >= dataset.switch_step]
+            values = held_out_figures(averaged, bank, size_px)
+            figures.held_out(done, {"size_px": size_px, **values})
+            print(f" step {done} held out at {size_px}: {values}", flush=True)
+        if done % CHECKPOINT_EVERY == 0 or done == options.steps:
+            checkpoint_now(done)
+    averaged.load_state_dict(average.state)
+    return averaged.eval()
+
+
+if __name__ == "__main__":
+    train(parse_options())

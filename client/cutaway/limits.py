@@ -307,3 +307,46 @@ ERROR_CODES: dict[str, ErrorCode] = {
         ),
     )
 }
+
+
+# --------------------------------------------------------------------------------------------- hosted tiers
+
+
+TIER_TIMEOUTS_S = {"triton": 30.0, "huggingface": 10.0, "replicate": 30.0, "space": 60.0}
+"""The longest one tier may take, inside the call's overall deadline; in this order the tiers are numbered 1 to 4."""
+
+UPSCALE_SCALES = (2, 4)
+UPSCALE_LIMITS = InputLimits(max_long_side_px=2560, max_short_side_px=1440)
+"""What may be upscaled: 1440p in either orientation. Four times that is 59 megapixels, about what decodes in memory."""
+
+HOSTED_MAX_ANSWER_BYTES = 128 * MIB
+"""A hosted answer is cut off beyond this: a noisy 59-megapixel PNG stays below it."""
+
+HOSTED_MAX_REQUESTS = 100
+"""Requests that one call may send to one provider, polls included. A minute of polling takes about 35."""
+
+COLD_START_TRIES = 5
+"""How often a model that says it is still loading is asked, before its tier is given up."""
+
+RETRIES = 2
+"""Repeats after the first request. A third one rarely helps and triples the load on a service that is down."""
+
+RETRY_FIRST_DELAY_S = 0.5
+RETRY_MAX_DELAY_S = 8.0
+"""Waits double from the first to the longest: long enough to miss a blip, short enough for someone who waits."""
+
+RETRY_JITTER = 0.25
+"""A wait is shortened by up to this share, so that clients that failed together do not come back together."""
+
+RETRY_AFTER_MAX_S = 120.0
+"""A `Retry-After` up to this is obeyed; a longer one fails at once, because nobody waits that long for a picture."""
+
+RETRY_BUDGET_TOKENS = 5.0
+RETRY_BUDGET_PER_SUCCESS = 0.1
+"""A retry costs one token, a success brings back a tenth: n calls in a total outage send at most n + 5 requests."""
+
+BREAKER_FAIL_MAX = 5
+"""Failures in a row that rest a provider: fewer would rest it for a blip."""
+
+BREAKER_RESET_S = 60.0
+"""How long it rests before one call may try it again."""

@@ -1,0 +1,251 @@
+"""`python -m runtime`: run the project's models on the bundled Triton."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from runtime.checks import RuntimeProblem
+
+PROG = "python -m runtime"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 well, 1 a problem (one line on stderr says which), 2 a wrong command line, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except RuntimeProblem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from cutaway.limits import PROFILES
+
+    parser = argparse.ArgumentParser(
+        prog=PROG, description="Run the project's models on the bundled Triton: no GPU, no Docker."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    models = argparse.ArgumentParser(add_help=False)
+    group = models.add_argument_group("models")
+    group.add_argument("--profile", default="nano", choices=PROFILES, help="the model pair (default: nano, bundled)")
+    group.add_argument(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="folder of yolov8_seg.onnx, birefnet_trt.onnx and SHA256SUMS "
+        "(default: $CUTAWAY_WEIGHTS, else export/weights/PROFILE)",
+    )
+    group.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="what the networks run on: 'auto' takes CUDA where onnxruntime-gpu and a GPU work, 'cuda' insists on it",
+    )
+    group.add_argument(
+        "--instances", type=_positive, metavar="N", help="pictures served at once (default: one per core, 2 to 8)"
+    )
+    group.add_argument(
+        "--threads", type=_positive, metavar="N", help="threads of one network's run (default: one per core)"
+    )
+    group.add_argument(
+        "--queue-size", type=_positive, metavar="N", help="pictures that may wait before more are refused (default: 64)"
+    )
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the composed repository and the logs go (default: .cache/runtime in the checkout)",
+    )
+
+    serve = commands.add_parser(
+        "serve",
+        parents=[models],
+        help="run the server until Ctrl-C",
+        description="Run the server until Ctrl-C or SIGTERM. It says ready when a small picture went through, watches "
+        "its processes, and restarts when one dies.",
+    )
+    network = serve.add_argument_group("network")
+    network.add_argument(
+        "--address", default="127.0.0.1", help="what to listen on; 0.0.0.0 for other machines (default: 127.0.0.1)"
+    )
+    for name, use, default in (("http", "HTTP", 8000), ("grpc", "gRPC", 8001), ("metrics", "Prometheus metrics", 8002)):
+        network.add_argument(
+            f"--{name}-port",
+            type=_port,
+            default=default,
+            metavar="PORT",
+            help=f"{use} (default: {default}; 0: any free)",
+        )
+    serve.add_argument(
+        "--verbose", type=int, default=0, choices=range(5), metavar="0-4", help="Triton's own log level (default: 0)"
+    )
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser(
+        "demo",
+        parents=[models],
+        help="cut people out of the sample pictures, then stop",
+        description="Start the server on free ports, cut the people out of pictures, write the cut-outs and one "
+        "before/after sheet, and stop.",
+    )
+    demo.add_argument("pictures", nargs="*", type=Path, help="pictures or folders (default: samples/)")
+    demo.add_argument(
+        "-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR", help="default: demo-output"
+    )
+    demo.set_defaults(run=_demo)
+
+    composing = commands.add_parser(
+        "compose",
+        parents=[models],
+        help="only write the repository that Triton would load",
+        description="Write the repository that Triton would load into a folder, to look at or to serve by other means.",
+    )
+    composing.add_argument("target", type=Path, metavar="FOLDER", help="a folder that is empty or not there yet")
+    composing.set_defaults(run=_compose)
+
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[models],
+        help="check whether this machine can run the server",
+        description="Check platform, Python, Triton, weights, device, disk and shared memory; one line each.",
+    )
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from runtime.server import Server, ServerOptions
+
+    server = Server(
+        ServerOptions(
+            profile=options.profile,
+            weights=options.weights,
+            address=options.address,
+            http_port=options.http_port,
+            grpc_port=options.grpc_port,
+            metrics_port=options.metrics_port,
+            instances=options.instances,
+            threads=options.threads,
+            queue_size=options.queue_size,
+            device=options.device,
+            cache_dir=options.cache_dir,
+            verbose=options.verbose,
+        ),
+        say=_say,
+    )
+    asked: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        server.request_stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    try:
+        server.start()
+        server.wait()
+        if asked:
+            _say("stopping: pictures under way are finished (once more to stop at once)")
+    finally:
+        server.stop()
+    if server.failure is not None:
+        raise server.failure
+    _say("stopped")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from runtime.demo import run_demo
+    from runtime.server import ServerOptions
+
+    # As Ctrl-C does it: the server's context ends it on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run_demo(
+        ServerOptions(
+            profile=options.profile,
+            weights=options.weights,
+            instances=options.instances,
+            threads=options.threads,
+            queue_size=options.queue_size,
+            device=options.device,
+            cache_dir=options.cache_dir,
+        ),
+        pictures=options.pictures,
+        output=options.output,
+        say=_say,
+    )
+    return 0
+
+
+def _compose(options: argparse.Namespace) -> int:
+    from runtime.compose import compose
+    from runtime.devices import choose_device, cores, plan
+    from runtime.server import ServerOptions
+    from runtime.weights import load_networks
+
+    if options.target.exists() and (not options.target.is_dir() or any(options.target.iterdir())):
+        raise RuntimeProblem(f"{options.target} is not an empty folder; name another one")
+    folder = ServerOptions(profile=options.profile, weights=options.weights).weights_dir
+    networks = load_networks(folder)
+    composed = compose(
+        options.target,
+        profile=options.profile,
+        networks=networks,
+        device=choose_device(options.device, networks["yolov8_seg"].path),
+        plan=plan(cores(), options.instances, options.threads),
+        queue_size=options.queue_size,
+    )
+    _say(f"{composed.folder}: {composed.processes} model processes, mattes of {composed.matte_side_px} px")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from runtime.doctor import examine
+    from runtime.server import ServerOptions
+
+    healthy = True
+    for finding in examine(
+        ServerOptions(
+            profile=options.profile,
+            weights=options.weights,
+            device=options.device,
+            instances=options.instances,
+            threads=options.threads,
+            cache_dir=options.cache_dir,
+        )
+    ):
+        healthy = healthy and finding.mark != "problem"
+        print(f"{finding.mark:8} {finding.subject:14} {finding.text}", flush=True)
+    return 0 if healthy else 1
+
+
+def _say(line: str) -> None:
+    print(f"cutaway: {line}", flush=True)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError("0 to 65535")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

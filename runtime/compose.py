@@ -1,0 +1,196 @@
+"""Writes the repository that Triton loads here from `model_repository/`, which stays what a GPU Triton loads.
+
+Names, inputs, outputs, batching and queues are kept. What differs: the platform (the Python backend with
+`onnx_model/model.py` in place of a TensorRT plan), the instance groups, the matte's side (the ONNX file says it), the
+warm-up (one picture instead of a full batch), the pipeline's parameters, and the files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from runtime.checks import RuntimeProblem, unwritable
+from runtime.devices import Device, Plan
+from runtime.onnx_file import TensorInfo
+from runtime.weights import Network
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SOURCE = CHECKOUT / "model_repository"
+ONNX_MODEL = Path(__file__).resolve().parent / "onnx_model" / "model.py"
+PIPELINE = "ensemble_pipeline"
+MATTING = "birefnet_trt"
+
+CPU_QUEUE_DELAY_US = 0
+"""On a CPU a batch takes as long as its pictures one by one, so waiting for batch-mates only adds to the latency."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A repository that was written.
+
+    Attributes:
+        folder: what `--model-repository` names.
+        matte_side_px: the side of the matting network's square input.
+        processes: how many model processes serve it.
+    """
+
+    folder: Path
+    matte_side_px: int
+    processes: int
+
+
+def read_config(folder: Path) -> Any:
+    """The parsed `config.pbtxt` of a model's folder (a `ModelConfig` message)."""
+    path = folder / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise RuntimeProblem(f"the model's configuration {path} cannot be read: {error}") from None
+
+
+def contract(config: Any) -> dict[str, Any]:
+    """What callers of a model rely on: its name, largest batch, and inputs and outputs with type and dims."""
+    return {
+        "name": config.name,
+        "max_batch_size": config.max_batch_size,
+        "inputs": {tensor.name: (_dtype(tensor), tuple(tensor.dims)) for tensor in config.input},
+        "outputs": {tensor.name: (_dtype(tensor), tuple(tensor.dims)) for tensor in config.output},
+    }
+
+
+def compose(
+    target: Path,
+    *,
+    profile: str,
+    networks: dict[str, Network],
+    device: Device,
+    plan: Plan,
+    queue_size: int | None = None,
+    source: Path = SOURCE,
+) -> Composed:
+    """Write the repository into the empty or missing folder `target`.
+
+    Args:
+        target: the folder to fill.
+        profile: the name of the model pair, for the answers' report.
+        networks: checked ONNX files by model name.
+        device: what the networks run on.
+        plan: processes and threads.
+        queue_size: how many pictures may wait; as `model_repository/` says where None.
+        source: the repository to derive from.
+
+    Raises:
+        RuntimeProblem: when a network does not fit its model's contract, or `target` cannot be written.
+    """
+    models = sorted(folder for folder in source.iterdir() if (folder / "config.pbtxt").is_file())
+    side = _matte_side(networks[MATTING])
+    processes = 0
+    try:
+        for folder in models:
+            config = read_config(folder)
+            (target / folder.name / "1").mkdir(parents=True)
+            if folder.name in networks:
+                _network_model(config, networks[folder.name], side, device, plan)
+                shutil.copy(ONNX_MODEL, target / folder.name / "1" / "model.py")
+                (target / folder.name / "1" / "model.onnx").symlink_to(networks[folder.name].path)
+            else:
+                _pipeline_model(config, profile, networks, side, device, plan, queue_size)
+                shutil.copytree(
+                    folder / "1",
+                    target / folder.name / "1",
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("__pycache__", ".*"),
+                )
+            processes += sum(group.count for group in config.instance_group)
+            text = text_format.MessageToString(config)
+            (target / folder.name / "config.pbtxt").write_text(text)
+    except OSError as error:
+        raise unwritable(target, error) from None
+    except shutil.Error as error:
+        raise RuntimeProblem(f"cannot copy the models to {target}: {error}") from None
+    return Composed(target, side, processes)
+
+
+def _network_model(config: Any, network: Network, side: int, device: Device, plan: Plan) -> None:
+    """Turn the configuration of a TensorRT plan into that of the ONNX model, in place."""
+    config.platform = ""
+    config.backend = "python"
+    if config.name == MATTING:
+        source_side = config.input[0].dims[0]
+        for tensor in [*config.input, *config.output]:
+            tensor.dims[:] = [side if size == source_side else size for size in tensor.dims]
+    _check_fit(config, network)
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)
+    if device.kind == "cpu":
+        config.dynamic_batching.max_queue_delay_microseconds = CPU_QUEUE_DELAY_US
+    del config.model_warmup[:]
+    warmup = config.model_warmup.add(name="one", batch_size=1)
+    for tensor in config.input:
+        value = warmup.inputs[tensor.name]
+        value.data_type = tensor.data_type
+        value.dims[:] = tensor.dims
+        value.zero_data = True
+    _set(config, device=device.kind, threads=str(plan.threads))
+
+
+def _pipeline_model(
+    config: Any,
+    profile: str,
+    networks: dict[str, Network],
+    side: int,
+    device: Device,
+    plan: Plan,
+    queue_size: int | None,
+) -> None:
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=plan.instances)
+    if queue_size is not None:
+        config.dynamic_batching.default_queue_policy.max_queue_size = queue_size
+    _set(config, profile=profile, device=device.name, matte_side_px=str(side))
+    for network in networks.values():
+        _set(config, **{f"{network.name}_sha256": network.sha256})
+
+
+def _set(config: Any, **parameters: str) -> None:
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+
+
+def _matte_side(network: Network) -> int:
+    """The side of the square that the matting network takes, from its ONNX file."""
+    images = network.signature.inputs.get("images")
+    if images is None or len(images.dims) != 4 or images.dims[1] != images.dims[2] or images.dims[1] < 1:
+        raise RuntimeProblem(f"the weight file {network.path} has no input images [batch, side, side, 3]")
+    return images.dims[1]
+
+
+def _check_fit(config: Any, network: Network) -> None:
+    """The ONNX file's inputs and outputs are the model's, with an open batch in front."""
+    for kind, tensors, there in (
+        ("input", config.input, network.signature.inputs),
+        ("output", config.output, network.signature.outputs),
+    ):
+        for tensor in tensors:
+            wanted = TensorInfo(_dtype(tensor), (-1, *tensor.dims))
+            if there.get(tensor.name) != wanted:
+                raise RuntimeProblem(
+                    f"the weight file {network.path} does not fit {config.name}: {kind} {tensor.name} must be "
+                    f"{_words(wanted)}, and is {_words(there.get(tensor.name))}"
+                )
+
+
+def _words(info: TensorInfo | None) -> str:
+    if info is None:
+        return "missing"
+    return f"{info.dtype} [{', '.join('batch' if size == -1 else str(size) for size in info.dims)}]"
+
+
+def _dtype(tensor: Any) -> str:
+    return str(model_config_pb2.DataType.Name(tensor.data_type)).removeprefix("TYPE_")

@@ -1,0 +1,118 @@
+"""`python -m runtime doctor`: everything a server needs, examined without starting one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.checks import (
+    MIB,
+    SHM,
+    RuntimeProblem,
+    check_cache_dir,
+    check_libpython,
+    check_numpy,
+    check_platform,
+    check_python,
+    find_triton,
+    shm_shortage,
+)
+from runtime.compose import CHECKOUT
+from runtime.devices import choose_device, cores, plan
+from runtime.runs import default_cache_dir
+from runtime.server import ServerOptions
+from runtime.weights import NETWORKS, load_networks
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    mark: Literal["ok", "warning", "problem"]
+    subject: str
+    text: str
+
+
+def examine(options: ServerOptions) -> Iterator[Finding]:
+    """Each finding as soon as it is known."""
+    yield _finding("platform", _platform)
+    yield _finding("python", _python)
+    yield _finding("triton", _triton)
+    yield _finding("packages", _packages)
+    yield _finding("weights", lambda: _weights(options))
+    yield _device(options)
+    layout = plan(cores(), options.instances, options.threads)
+    yield Finding(
+        "ok", "cores", f"{cores()}: {layout.instances} pictures at once, {layout.threads} threads per network"
+    )
+    yield _finding("cache", lambda: _cache(options))
+    yield _shm(layout.instances + len(NETWORKS))
+
+
+def _finding(subject: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding("ok", subject, look())
+    except RuntimeProblem as problem:
+        return Finding("problem", subject, str(problem))
+
+
+def _platform() -> str:
+    check_platform()
+    return f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}"
+
+
+def _python() -> str:
+    check_python()
+    return f"{platform.python_version()}, shared library in {check_libpython()}"
+
+
+def _triton() -> str:
+    return f"2.51.0 of nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}, in {find_triton().server}"
+
+
+def _packages() -> str:
+    check_numpy()
+    return ", ".join(f"{name} {_version(name)}" for name in ("numpy", "onnxruntime", "opencv-python-headless"))
+
+
+def _version(name: str) -> str:
+    for each in (name, f"{name}-gpu"):
+        try:
+            return importlib.metadata.version(each)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise RuntimeProblem(f"{name} is not installed; run: make serve, or pip install '.[serve]'")
+
+
+def _weights(options: ServerOptions) -> str:
+    networks = load_networks(options.weights_dir)
+    sizes = ", ".join(f"{name} {network.path.stat().st_size / MIB:.1f} MiB" for name, network in networks.items())
+    return f"{sizes}; checksums hold"
+
+
+def _device(options: ServerOptions) -> Finding:
+    try:
+        model = load_networks(options.weights_dir)["yolov8_seg"].path
+        device = choose_device(options.device, model)
+    except RuntimeProblem as problem:
+        return Finding("problem", "device", str(problem))
+    if device.warning is not None:
+        return Finding("warning", "device", device.warning)
+    return Finding("ok", "device", device.name)
+
+
+def _cache(options: ServerOptions) -> str:
+    folder = options.cache_dir or default_cache_dir(CHECKOUT)
+    check_cache_dir(folder)
+    return f"{folder}, {shutil.disk_usage(folder).free // MIB} MiB free"
+
+
+def _shm(processes: int) -> Finding:
+    shortage = shm_shortage(processes)
+    if shortage is not None:
+        return Finding("warning", "shared memory", shortage)
+    return Finding("ok", "shared memory", f"{shutil.disk_usage(SHM).free // MIB} MiB free")

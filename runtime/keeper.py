@@ -1,0 +1,139 @@
+"""Keeps one tritonserver: starts it, and ends all of it when it dies, when it is told to, or when its owner is gone.
+
+A process of its own between the supervisor and Triton, so that nothing is left behind whatever happens to either:
+even when the supervisor is killed with SIGKILL, this process sees its standard input close, ends Triton and its model
+processes, and removes their shared memory. Run as `python -I -S keeper.py SPEC` with SPEC in JSON:
+
+    command     what to start
+    owner       process id of the supervisor
+    grace_s     seconds between asking Triton to end and killing it
+    shm_prefix  how the names of its shared memory regions in /dev/shm begin
+
+It writes Triton's process id and a newline to standard output once it is started, and ends with Triton's own exit
+status, or 128 + the signal that killed it. The first SIGTERM asks Triton to end, the second kills it.
+
+Only the standard library, and little of it: this process lives as long as the server does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(spec: dict[str, object]) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Model processes whose parent dies become children of this process, which can then wait for their end.
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    asked: list[int] = []
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: asked.append(number))
+
+    command = [str(part) for part in spec["command"]]  # type: ignore[attr-defined]
+    child = _start(libc, command)
+    os.write(1, f"{child}\n".encode())
+    owner, grace_s = int(str(spec["owner"])), float(str(spec["grace_s"]))
+    kill_at: float | None = None
+    watched = [0, wake_read]
+    status: int | None = None
+    while status is None:
+        ready, _, _ = select.select(watched, [], [], 0.5)
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+        if 0 in ready and not os.read(0, 4096):
+            watched.remove(0)
+            asked.append(signal.SIGTERM)
+        if os.getppid() != owner and not asked:
+            asked.append(signal.SIGTERM)
+        if asked and kill_at is None:
+            kill_at = time.monotonic() + grace_s
+            os.kill(child, signal.SIGTERM)
+        if len(asked) > 1 or (kill_at is not None and time.monotonic() > kill_at):
+            os.kill(child, signal.SIGKILL)
+        status = _reap(child)
+    _end_session()
+    for region in Path("/dev/shm").glob(f"{spec['shm_prefix']}*"):  # noqa: S108 - POSIX shared memory lies there
+        region.unlink(missing_ok=True)
+    return status
+
+
+def _start(libc: ctypes.CDLL, command: list[str]) -> int:
+    owner = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != owner:
+            os._exit(1)
+        signal.set_wakeup_fd(-1)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)
+        os.execv(command[0], command)  # noqa: S606 - a fixed program, no shell wanted
+    except OSError as error:
+        os.write(2, f"error: cannot start {command[0]}: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _reap(child: int) -> int | None:
+    """Collect whatever has ended. The exit status of `child` once it is among them."""
+    found = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            found = code if code >= 0 else 128 - code
+
+
+def _end_session() -> None:
+    """Kill what is left of this process's session, and wait until it is gone."""
+    me, session = os.getpid(), os.getsid(0)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        left = [pid for pid in _session_members(session) if pid != me]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _reap(0)
+        if not left:
+            return
+        time.sleep(0.01)
+
+
+def _session_members(session: int) -> list[int]:
+    """Ids of the session's processes, those that ended but are not collected yet left out."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                # pid (name) state ppid pgrp session …; the name may hold spaces and brackets.
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                members.append(int(entry.name))
+    return members
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

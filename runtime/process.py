@@ -1,0 +1,269 @@
+"""One life of the bundled tritonserver: its command line, its environment, its processes and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.checks import MIB, TritonFiles
+from runtime.runs import Run
+
+KEEPER = Path(__file__).resolve().parent / "keeper.py"
+CLIENT = Path(__file__).resolve().parents[1] / "client"
+STUB_NAME = "triton_python_backend_stub"
+
+EXIT_TIMEOUT_S = 30
+"""How long requests under way may take to end when the server is asked to stop; a picture may take as long."""
+KILL_MARGIN_S = 5
+"""How much longer than that Triton may take before it is killed."""
+DRAINED_MARGIN_S = 0.3
+"""Between the end of the last request inside Triton and the end of its process: its answer is written meanwhile."""
+
+SHM_START_BYTES = 16 * MIB
+SHM_GROWTH_BYTES = 16 * MIB
+"""Shared memory per model process at first, and in steps. Room for a batch of pictures without growing (1 MiB is
+Triton's own default, which would grow step by step under the first requests)."""
+
+CLOSED_APIS = "model-repository,shared-memory,logging,trace"
+"""What no caller of this server needs and a stranger could abuse: closed by a key that nobody is told."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server listens."""
+
+    host: str
+    http: int
+    grpc: int
+    metrics: int
+
+    @property
+    def reachable(self) -> str:
+        """A host by which this machine reaches the server."""
+        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A model process: its id, when it was started (clock ticks since boot), and its model."""
+
+    pid: int
+    start_ticks: int
+    model: str
+
+
+class TritonProcess:
+    """A tritonserver and its keeper, from start to end."""
+
+    def __init__(
+        self,
+        files: TritonFiles,
+        run: Run,
+        addresses: Addresses,
+        *,
+        verbose: int = 0,
+        exit_timeout_s: int = EXIT_TIMEOUT_S,
+    ) -> None:
+        command = _command(files, run, addresses, verbose, exit_timeout_s)
+        spec = {
+            "command": command,
+            "owner": os.getpid(),
+            "grace_s": exit_timeout_s + KILL_MARGIN_S,
+            "shm_prefix": run.shm_prefix,
+        }
+        self._log = run.log
+        self._local = addresses.host in ("127.0.0.1", "::1", "localhost")
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(KEEPER), json.dumps(spec)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(files),
+                # Ctrl-C in a terminal goes to the whole group: the supervisor alone is to hear it.
+                start_new_session=True,
+                pass_fds=(run.lock,),
+            )
+        assert self._keeper.stdout is not None
+        self.pid = int(self._keeper.stdout.readline() or 0)
+
+    def exit_status(self) -> int | None:
+        """Triton's exit status, 128 + the signal that killed it, or None while it runs."""
+        return self._keeper.poll()
+
+    def stop(self, *, force: bool = False) -> int:
+        """Ask Triton to end, wait until nothing of it is left, and return its exit status.
+
+        Args:
+            force: kill it instead, giving up what is under way.
+        """
+        self._signal()
+        if force:
+            self._signal()
+        elif self._local:
+            self._wait_drained()
+            self._signal()
+        status = self._keeper.wait()
+        for stream in (self._keeper.stdin, self._keeper.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        return status
+
+    def _wait_drained(self) -> None:
+        """Wait until Triton has answered what was under way.
+
+        All it would do after that is to unload its models one by one, which takes a second each and changes nothing.
+        A caller on this machine has its answer by then; one far away may still be reading, so there Triton ends in
+        its own time.
+        """
+        while self._keeper.poll() is None:
+            if _DRAINED in self.log_text():
+                time.sleep(DRAINED_MARGIN_S)
+                return
+            time.sleep(0.02)
+
+    def hurry(self) -> None:
+        """Make a `stop` that is under way in another thread a forced one."""
+        self._signal()
+
+    def _signal(self) -> None:
+        if self._keeper.poll() is None:
+            self._keeper.send_signal(signal.SIGTERM)
+            # Two signals of a kind that arrive at once are one; apart they are two.
+            time.sleep(0.02)
+
+    def stubs(self) -> list[Stub]:
+        """The model processes there are now."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                fields = _stat(int(entry.name))
+                if fields is not None and fields.parent == self.pid and fields.state != "Z":
+                    with contextlib.suppress(OSError):
+                        words = (entry / "cmdline").read_bytes().split(b"\0")
+                        if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
+                            found.append(Stub(int(entry.name), fields.start_ticks, _model_of(os.fsdecode(words[1]))))
+        return found
+
+    def log_text(self) -> str:
+        """What this life has written to the log so far."""
+        try:
+            with self._log.open("rb") as log:
+                log.seek(self._log_start)
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def last_complaint(self) -> str:
+        """The line of the log that most likely says why Triton ended, "" where there is none."""
+        return last_complaint(self.log_text())
+
+
+def is_gone(stub: Stub) -> bool:
+    """Whether a model process has ended (its id may have gone to another process since)."""
+    fields = _stat(stub.pid)
+    return fields is None or fields.state in "ZX" or fields.start_ticks != stub.start_ticks
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    parent: int
+    start_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return _Stat(fields[0], int(fields[1]), int(fields[19]))
+
+
+def _model_of(model_py: str) -> str:
+    """The model's name from the path of its model.py: …/<name>/<version>/model.py."""
+    parts = Path(model_py).parts
+    return parts[-3] if len(parts) >= 3 else "a model"
+
+
+# "failed to load 'x' version 1: Internal: …" is the reason; lines after it only repeat that something failed.
+_COMPLAINTS = (
+    re.compile(r"^E\d{4} .*?\] \"?(failed to load .*?)\"?$", re.MULTILINE),
+    re.compile(r"^error: (.*)$", re.MULTILINE),
+    re.compile(r"^E\d{4} .*?\] \"?(.*?)\"?$", re.MULTILINE),
+    re.compile(r"^.*?(error while loading shared libraries: .*)$", re.MULTILINE),
+)
+# Triton's words when no request is under way any more and it begins to unload.
+_DRAINED = "All models are stopped, unloading models"
+
+# Printed by every start on a machine without a GPU, and no reason for anything.
+_HARMLESS = ("CudaDriverHelper has not been initialized",)
+
+
+def last_complaint(log: str) -> str:
+    """The line of a Triton log that most likely says why it ended, "" where there is none."""
+    for pattern in _COMPLAINTS:
+        found = [text for text in pattern.findall(log) if not any(word in text for word in _HARMLESS)]
+        if found:
+            return str(found[-1]).strip()
+    lines = [line for line in log.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
+def _command(files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int) -> list[str]:
+    key = f"cutaway-closed={secrets.token_hex(16)}"
+    return [
+        str(files.server),
+        f"--model-repository={run.repository}",
+        f"--backend-directory={run.backends}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        f"--exit-timeout-secs={exit_timeout_s}",
+        f"--http-address={addresses.host}",
+        f"--http-port={addresses.http}",
+        f"--grpc-address={addresses.host}",
+        f"--grpc-port={addresses.grpc}",
+        f"--metrics-address={addresses.host}",
+        f"--metrics-port={addresses.metrics}",
+        f"--http-restricted-api={CLOSED_APIS}:{key}",
+        f"--grpc-restricted-protocol={CLOSED_APIS}:{key}",
+        f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}",
+        f"--backend-config=python,shm-default-byte-size={SHM_START_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+        "--backend-config=python,stub-timeout-seconds=120",
+        f"--log-verbose={verbose}",
+    ]
+
+
+def _environment(files: TritonFiles) -> dict[str, str]:
+    """This process's environment, with what the bundled programs need to find."""
+    environment = dict(os.environ)
+    # The backend's stub embeds the Python that PATH finds first: this one, with its packages.
+    _prepend(environment, "PATH", Path(sys.executable).parent)
+    _prepend(environment, "LD_LIBRARY_PATH", files.libraries, files.libpython)
+    _prepend(environment, "PYTHONPATH", CLIENT)
+    environment.pop("PYTHONHOME", None)
+    environment["PYTHONUNBUFFERED"] = "1"
+    # numpy's own thread pools would only stand in the networks' way.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # glibc keeps a heap per thread, and each keeps the largest picture it saw; two are enough.
+    environment.setdefault("MALLOC_ARENA_MAX", "2")
+    return environment
+
+
+def _prepend(environment: dict[str, str], name: str, *folders: Path) -> None:
+    there = [part for part in environment.get(name, "").split(os.pathsep) if part]
+    environment[name] = os.pathsep.join([*map(str, folders), *there])

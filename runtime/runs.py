@@ -1,0 +1,126 @@
+"""One server's own folder and shared memory, so that servers side by side never touch what is another's.
+
+<cache>/servers/<name>/lock         held as long as anything of the server lives
+                      /repository   what Triton loads
+                      /backends     the Python backend, linked
+                      /server.log   what Triton and the models say; the last few are kept
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.checks import SHM, TritonFiles, check_cache_dir, unwritable
+
+LOGS_KEPT = 5
+
+
+@dataclass
+class Run:
+    """The folder of one server.
+
+    Attributes:
+        folder: its folder.
+        lock: an open file descriptor; the folder is in use while anybody holds it.
+    """
+
+    folder: Path
+    lock: int
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "repository"
+
+    @property
+    def backends(self) -> Path:
+        return self.folder / "backends"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    @property
+    def shm_prefix(self) -> str:
+        """How the names of this server's regions in /dev/shm begin."""
+        return _shm_prefix(self.folder)
+
+    def link_backend(self, files: TritonFiles) -> None:
+        """Lay out the Python backend as Triton wants it: the stub of this Python beside the backend's library."""
+        python = self.backends / "python"
+        try:
+            python.mkdir(parents=True)
+            for part in files.python_backend.iterdir():
+                if part.is_file() and part.name != files.stub.name:
+                    (python / part.name).symlink_to(part.resolve())
+            (python / files.stub.name).symlink_to(files.stub.resolve())
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
+
+    def close(self) -> None:
+        """Remove all but the log, and whatever is left in shared memory."""
+        _clear(self.folder)
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+
+def open_run(cache_dir: Path) -> Run:
+    """A new folder below the cache folder; what ended servers left behind is removed first.
+
+    Raises:
+        RuntimeProblem: when the cache folder cannot be written or its disk is full.
+    """
+    check_cache_dir(cache_dir)
+    servers = cache_dir / "servers"
+    try:
+        servers.mkdir(parents=True, exist_ok=True)
+        _sweep(servers)
+        folder = servers / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+        folder.mkdir()
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise unwritable(cache_dir, error) from None
+    return Run(folder, lock)
+
+
+def _sweep(servers: Path) -> None:
+    """Clear the folders that nobody holds any more, and keep the last few logs."""
+    ended = []
+    for folder in sorted(servers.iterdir()):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder / "lock", os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _clear(folder)
+                ended.append(folder)
+            finally:
+                os.close(lock)
+    for folder in ended[:-LOGS_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    for part in ("repository", "backends"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    for region in SHM.glob(f"{_shm_prefix(folder)}*"):
+        region.unlink(missing_ok=True)
+
+
+def _shm_prefix(folder: Path) -> str:
+    return f"cutaway-{folder.name}-"
+
+
+def default_cache_dir(checkout: Path) -> Path:
+    """`.cache/runtime` in the checkout, or the user's cache folder where the checkout cannot be written."""
+    if os.access(checkout, os.W_OK):
+        return checkout / ".cache" / "runtime"
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "cutaway"

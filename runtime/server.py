@@ -1,0 +1,360 @@
+"""One supervised Triton: composed, started, proven with a small picture, watched, restarted, and ended without a trace.
+
+with Server(ServerOptions(profile="nano")) as server:
+    client = cutaway.Client(server.grpc_url)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_port, free_ports, shm_shortage
+from runtime.compose import CHECKOUT, SOURCE, Composed, compose
+from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, plan
+from runtime.health import CANARY_INTERVAL_S, Probe, Verdict, Watch
+from runtime.process import Addresses, TritonProcess, is_gone
+from runtime.runs import Run, default_cache_dir, open_run
+from runtime.weights import load_networks
+
+LOOK_INTERVAL_S = 0.25
+"""How often the processes are looked at: a dead one is noticed within this time."""
+START_POLL_S = 0.05
+START_NEWS_S = 10.0
+"""How often a slow start says that it goes on."""
+FIRST_PICTURE_TIMEOUT_S = 120.0
+MAX_RESTARTS = 5
+RESTART_WINDOW_S = 600.0
+"""More than `MAX_RESTARTS` restarts within this time mean that restarting does not help."""
+BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0)
+"""Waits before the first, second, … restart within the window."""
+PORT_TRIES = 5
+
+WEIGHTS_VARIABLE = "CUTAWAY_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is to be.
+
+    Attributes:
+        profile: the model pair; its weights lie in `export/weights/<profile>` unless `weights` says otherwise.
+        weights: a folder with `yolov8_seg.onnx`, `birefnet_trt.onnx` and SHA256SUMS; where None, the environment
+            variable CUTAWAY_WEIGHTS, then the profile's folder.
+        address: what to listen on; other machines reach it at 0.0.0.0 only.
+        http_port, grpc_port, metrics_port: 0 takes any free one.
+        instances: pictures served at once; as many as fit the cores where None.
+        threads: threads of one network's run; all cores where None.
+        queue_size: pictures that may wait; as `model_repository/` says where None.
+        device: "auto" takes CUDA where it works, "cuda" insists on it.
+        cache_dir: where repositories and logs are written; `.cache/runtime` of the checkout where None.
+        verbose: Triton's own log level, 0 to 4.
+        start_timeout_s: how long loading may take.
+        canary_interval_s: how often an idle server is sent a small picture.
+        source: the repository to serve.
+    """
+
+    profile: str = "nano"
+    weights: Path | None = None
+    address: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    instances: int | None = None
+    threads: int | None = None
+    queue_size: int | None = None
+    device: DeviceChoice = "auto"
+    cache_dir: Path | None = None
+    verbose: int = 0
+    start_timeout_s: float = 300.0
+    canary_interval_s: float = CANARY_INTERVAL_S
+    source: Path = SOURCE
+
+    @property
+    def weights_dir(self) -> Path:
+        """The folder of the networks' files."""
+        if self.weights is not None:
+            return self.weights
+        named = os.environ.get(WEIGHTS_VARIABLE)
+        return Path(named) if named else CHECKOUT / "export" / "weights" / self.profile
+
+
+class _Stopped(Exception):
+    """The start was given up because somebody asked for the end."""
+
+
+class Server:
+    """A running server; use as a context manager, or `start` and `stop` it.
+
+    Args:
+        options: what it is to be.
+        say: takes each line for the user; silent where None.
+
+    Attributes:
+        restarts: how often it was restarted.
+        failure: why it was given up, None while it was not.
+    """
+
+    def __init__(self, options: ServerOptions | None = None, say: Callable[[str], None] | None = None) -> None:
+        self.options = options or ServerOptions()
+        self.restarts = 0
+        self.failure: RuntimeProblem | None = None
+        self._say = say or _silent
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._run: Run | None = None
+        self._process: TritonProcess | None = None
+        self._watcher: threading.Thread | None = None
+        self._files: TritonFiles | None = None
+        self._addresses = Addresses(self.options.address, 0, 0, 0)
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.http_address}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://{self.grpc_address}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self._addresses.reachable}:{self._addresses.metrics}/metrics"
+
+    @property
+    def http_address(self) -> str:
+        """host:port, as tritonclient wants it."""
+        return f"{self._addresses.reachable}:{self._addresses.http}"
+
+    @property
+    def grpc_address(self) -> str:
+        """host:port, as tritonclient wants it."""
+        return f"{self._addresses.reachable}:{self._addresses.grpc}"
+
+    @property
+    def log(self) -> Path:
+        """The file that Triton and the models write to. It is kept when the server has ended."""
+        assert self._run is not None, "the server was not started"
+        return self._run.log
+
+    @property
+    def process(self) -> TritonProcess:
+        """The Triton that runs at this moment."""
+        assert self._process is not None, "the server was not started"
+        return self._process
+
+    @property
+    def probe(self) -> Probe:
+        """Asks this server about itself."""
+        return Probe(self._addresses.reachable, self._addresses.http)
+
+    def start(self) -> None:
+        """Start, and return when a small picture has gone through `ensemble_pipeline`.
+
+        Raises:
+            RuntimeProblem: with one line that says what stands in the way.
+        """
+        begun = time.monotonic()
+        options = self.options
+        self._files = check_machine()
+        self._addresses = self._choose_addresses()
+        networks = load_networks(options.weights_dir)
+        device = choose_device(options.device, networks["yolov8_seg"].path)
+        layout = plan(cores(), options.instances, options.threads)
+        self._run = open_run(options.cache_dir or default_cache_dir(CHECKOUT))
+        try:
+            self._run.link_backend(self._files)
+            composed = compose(
+                self._run.repository,
+                profile=options.profile,
+                networks=networks,
+                device=device,
+                plan=layout,
+                queue_size=options.queue_size,
+                source=options.source,
+            )
+            self._introduce(composed, device, layout)
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+        self._say(
+            f"ready in {time.monotonic() - begun:.1f} s: {self.http_url} and {self.grpc_url}, "
+            f"metrics {self.metrics_url}"
+        )
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._watcher.start()
+
+    def request_stop(self) -> None:
+        """Ask for the end, from a signal handler say; `wait` then returns. Asked twice, nothing is waited for."""
+        if self._stopping.is_set() and self._process is not None:
+            self._process.hurry()
+        self._stopping.set()
+
+    def wait(self) -> None:
+        """Wait until the end is asked for, or restarting was given up (`failure` says why)."""
+        while not (self._stopping.wait(0.2) or self._ended.is_set()):
+            pass
+
+    def stop(self) -> None:
+        """End everything: requests under way are finished, then no process and no shared memory is left."""
+        self._stopping.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+        if self._process is not None:
+            self._process.stop()
+        if self._run is not None:
+            self._run.close()
+
+    def _choose_addresses(self) -> Addresses:
+        options = self.options
+        wanted = (
+            (options.http_port, "HTTP", "--http-port"),
+            (options.grpc_port, "gRPC", "--grpc-port"),
+            (options.metrics_port, "metrics", "--metrics-port"),
+        )
+        for port, use, option in wanted:
+            if port:
+                check_port(options.address, port, use, option)
+        free = iter(free_ports(options.address, 3))
+        return Addresses(options.address, *(port or next(free) for port, _, _ in wanted))
+
+    def _introduce(self, composed: Composed, device: Device, layout: Plan) -> None:
+        where = device.name if device.kind == "cuda" else f"CPU, {layout.threads} threads per network"
+        self._say(
+            f"starting Triton with profile {self.options.profile} on {where}; "
+            f"{layout.instances} pictures at once; log in {_short(self.log)}"
+        )
+        for warning in (device.warning, shm_shortage(composed.processes)):
+            if warning is not None:
+                self._say(f"warning: {warning}")
+
+    def _launch(self) -> None:
+        """Start Triton and wait for its first picture."""
+        assert self._files is not None and self._run is not None
+        for _ in range(PORT_TRIES):
+            self._process = TritonProcess(self._files, self._run, self._addresses, verbose=self.options.verbose)
+            try:
+                self._wait_ready(self._process)
+            except RuntimeProblem as problem:
+                self._process.stop(force=True)
+                # Between choosing a free port and using it somebody else may take it.
+                if "already in use" in str(problem) and 0 in (self.options.http_port, self.options.grpc_port):
+                    self._addresses = self._choose_addresses()
+                    continue
+                raise
+            return
+        raise RuntimeProblem("no free ports could be kept; name some: --http-port, --grpc-port, --metrics-port")
+
+    def _wait_ready(self, process: TritonProcess) -> None:
+        begun = time.monotonic()
+        news_at = begun + START_NEWS_S
+        probe = self.probe
+        while not probe.ready():
+            now = time.monotonic()
+            if self._stopping.is_set():
+                raise _Stopped
+            if process.exit_status() is not None:
+                raise RuntimeProblem(self._death_at_start(process))
+            if now - begun > self.options.start_timeout_s:
+                raise RuntimeProblem(
+                    f"Triton did not load the models within {self.options.start_timeout_s:g} s; see {_short(self.log)}"
+                )
+            if now > news_at:
+                self._say(f"still loading the models ({now - begun:.0f} s)")
+                news_at = now + START_NEWS_S
+            self._stopping.wait(START_POLL_S)
+        answer = probe.canary(FIRST_PICTURE_TIMEOUT_S)
+        if answer.verdict not in (Verdict.WELL, Verdict.BUSY):
+            raise RuntimeProblem(f"the first picture failed: {answer.message}; see {_short(self.log)}")
+
+    def _death_at_start(self, process: TritonProcess) -> str:
+        status = process.exit_status()
+        said = process.last_complaint()
+        return f"Triton ended while starting (status {status}): {said or 'it said nothing'}; see {_short(self.log)}"
+
+    def _watch(self) -> None:
+        restarted_at: list[float] = []
+        try:
+            reason = self._wait_for_death()
+            while reason is not None:
+                now = time.monotonic()
+                restarted_at = [at for at in restarted_at if now - at < RESTART_WINDOW_S]
+                if len(restarted_at) >= MAX_RESTARTS:
+                    self.failure = RuntimeProblem(
+                        f"{reason}; given up after {MAX_RESTARTS} restarts within {RESTART_WINDOW_S / 60:.0f} minutes; "
+                        f"see {_short(self.log)}"
+                    )
+                    return
+                wait_s = BACKOFF_S[min(len(restarted_at), len(BACKOFF_S) - 1)]
+                restarted_at.append(now)
+                reason = self._restart(reason, wait_s, len(restarted_at)) or self._wait_for_death()
+        except _Stopped:
+            pass
+        except Exception as error:  # a supervisor that ended without a word would leave a server unwatched
+            self.failure = RuntimeProblem(f"the supervision failed: {error!r}; see {_short(self.log)}")
+        finally:
+            self._ended.set()
+
+    def _restart(self, reason: str, wait_s: float, attempt: int) -> str | None:
+        """Why the restart failed, or None where the server is ready again."""
+        later = f" in {wait_s:g} s" if wait_s else ""
+        self._say(f"{reason}; restarting the server{later} ({attempt} of {MAX_RESTARTS})")
+        begun = time.monotonic()
+        # What is under way is lost with the dead process or will be sent again; a quick return helps callers more.
+        self.process.stop(force=True)
+        if self._stopping.wait(wait_s):
+            raise _Stopped
+        try:
+            self._launch()
+        except RuntimeProblem as problem:
+            return f"the restart failed: {problem}"
+        self.restarts += 1
+        self._say(f"ready again after {time.monotonic() - begun:.1f} s")
+        return None
+
+    def _wait_for_death(self) -> str | None:
+        """Why the running Triton is no longer of use, or None when the end was asked for."""
+        process = self.process
+        stubs = process.stubs()
+        watch = Watch(self.probe, interval_s=self.options.canary_interval_s)
+        try:
+            while not self._stopping.wait(LOOK_INTERVAL_S):
+                status = process.exit_status()
+                if status is not None:
+                    return f"Triton ended by itself (status {status}: {process.last_complaint() or 'it said nothing'})"
+                for stub in stubs:
+                    if is_gone(stub):
+                        return f"the process of {stub.model} ({stub.pid}) is gone"
+                complaint = watch.look()
+                if complaint is not None:
+                    return f"the server is no longer of use ({complaint})"
+            return None
+        finally:
+            watch.close()
+
+
+def _silent(_line: str) -> None:
+    """Says nothing."""
+
+
+def _short(path: Path) -> str:
+    """The path as seen from the working directory where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

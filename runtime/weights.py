@@ -1,0 +1,77 @@
+"""The networks' files of a profile: found, held against their checksums, and their inputs and outputs read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.checks import RuntimeProblem
+from runtime.onnx_file import Signature, read_signature
+
+CHECKSUMS = "SHA256SUMS"
+NETWORKS = ("yolov8_seg", "birefnet_trt")
+"""The models that are networks; a profile's folder holds one `<name>.onnx` for each."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One checked ONNX file."""
+
+    name: str
+    path: Path
+    sha256: str
+    signature: Signature
+
+
+def load_networks(folder: Path) -> dict[str, Network]:
+    """The checked networks of a folder by model name.
+
+    Raises:
+        RuntimeProblem: when a file is missing, differs from its checksum or is not an ONNX model.
+    """
+    for name in NETWORKS:
+        if not (folder / f"{name}.onnx").is_file():
+            raise RuntimeProblem(
+                f"the weight file {folder / f'{name}.onnx'} is missing; restore it (git checkout), "
+                "or name the folder that has it: --weights DIR"
+            )
+    expected = read_checksums(folder)
+    return {name: _network(folder, name, expected) for name in NETWORKS}
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Checksums by file name, from the folder's SHA256SUMS as `sha256sum` writes it."""
+    try:
+        text = (folder / CHECKSUMS).read_text()
+    except OSError as error:
+        raise RuntimeProblem(
+            f"the checksums {folder / CHECKSUMS} cannot be read ({error.strerror}); restore the file, or where the "
+            f"weights are your own: cd {folder} && sha256sum *.onnx > {CHECKSUMS}"
+        ) from None
+    rows = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+    return {row[1].lstrip("*").strip(): row[0].lower() for row in rows if len(row) == 2}
+
+
+def _network(folder: Path, name: str, expected: dict[str, str]) -> Network:
+    path = folder / f"{name}.onnx"
+    if path.name not in expected:
+        raise RuntimeProblem(f"{folder / CHECKSUMS} has no line for {path.name}; restore both from the repository")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+            found = digest.hexdigest()
+    except OSError as error:
+        raise RuntimeProblem(f"the weight file {path} cannot be read: {error.strerror or error}") from None
+    if found != expected[path.name]:
+        raise RuntimeProblem(
+            f"the weight file {path} is damaged or another one: its SHA-256 is {found[:12]}…, "
+            f"{CHECKSUMS} says {expected[path.name][:12]}…; restore it (git checkout)"
+        )
+    try:
+        signature = read_signature(path)
+    except ValueError as error:
+        raise RuntimeProblem(f"the weight file {path} cannot be used: {error}") from None
+    return Network(name, path.resolve(), found, signature)

@@ -50,6 +50,9 @@ class _StandIn:
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
         pass
 
+    def __call__(self, *_arguments: Any, **_options: Any) -> "_StandIn":
+        return _StandIn()
+
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.__dict__.update(state)

@@ -130,7 +130,7 @@ def train(options: argparse.Namespace) -> NanoMatte:
         average.state = checkpoint["average"]
         first, earlier = checkpoint["step"], checkpoint["figures"]
         print(f"going on at step {first}")
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    shown = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     figures = Figures("export.nano.train_matte", shown, earlier)
 
     averaged = copy.deepcopy(model)

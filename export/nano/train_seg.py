@@ -227,7 +227,7 @@ def train(options: argparse.Namespace) -> YoloV8:
         optimizer.load_state_dict(checkpoint["optimizer"])
         average.state = checkpoint["average"]
         first, earlier = checkpoint["step"], checkpoint["figures"]
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    shown = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     figures = Figures("export.nano.train_seg", shown, earlier)
     losses: list[float] = []
     for step in tqdm(range(first, options.steps), unit="step", mininterval=2.0):

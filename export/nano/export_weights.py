@@ -1,0 +1,125 @@
+"""Write the bundled `nano` files from finished (or stopped) trainings.
+
+    python -m export.nano.export_weights --run runs/nano --out export/weights/nano --size 512
+
+Writes both ONNX files, `SHA256SUMS`, and `training/` with the record of each training and the figures of the
+exported networks. Both files are run in ONNX Runtime and compared with PyTorch.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+
+from export.nano.evaluate import held_out_figures
+from export.nano.pictures import load_bank
+from export.nano.training import load_checkpoint
+from export.networks.nano import NanoMatte
+from export.networks.yolov8 import YoloV8
+from export.onnx_export import DETECTOR_SIDE_PX, Difference, example_pictures, export_detector, export_nano_matte
+from export.weights_io import YOLOV8N_SHA256, load_ultralytics, sha256_of
+
+#: Largest difference from PyTorch that is still rounding: grey levels, pixels, probabilities, …
+TOLERANCES = {"alphas": 1.0, "boxes": 0.05, "scores": 1e-4, "classes": 0.0, "coefficients": 1e-2, "prototypes": 1e-3}
+TIMED_RUNS = 20
+SERVING_THREADS = 2
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Export the trained nano networks.")
+    parser.add_argument("--run", type=Path, required=True, help="folder with matte.pt and seg.pt")
+    parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
+    parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
+    parser.add_argument("--out", type=Path, default=Path("export/weights/nano"))
+    parser.add_argument("--size", type=int, default=512, help="side of the matting network's input, px")
+    parser.add_argument("--compare-sizes", type=int, nargs="*", default=[384, 448, 512], help="held-out figures for")
+    return parser.parse_args(arguments)
+
+
+def load_matte(run: Path) -> tuple[NanoMatte, dict[str, Any]]:
+    """The averaged matting network of a run and the record of its training."""
+    checkpoint = load_checkpoint(run / "matte.pt")
+    if checkpoint is None:
+        raise FileNotFoundError(run / "matte.pt")
+    model = NanoMatte()
+    model.load_state_dict(checkpoint["average"])
+    return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
+
+
+def load_seg(run: Path, weights: Path) -> tuple[YoloV8, dict[str, Any]]:
+    """The detector with the averaged mask branches of a run and the record of their training."""
+    checkpoint = load_checkpoint(run / "seg.pt")
+    if checkpoint is None:
+        raise FileNotFoundError(run / "seg.pt")
+    model = YoloV8("n")
+    model.load_state_dict(load_ultralytics(weights, YOLOV8N_SHA256), strict=False)
+    torch.nn.ModuleList([model.head.cv4, model.head.proto]).load_state_dict(checkpoint["average"])
+    return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
+
+
+def median_ms(path: Path, side_px: int, batch: int) -> float:
+    """Median time of one run in ONNX Runtime on two threads, milliseconds."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = SERVING_THREADS
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    pictures = example_pictures(batch, side_px)
+    times_ms = []
+    for _ in range(TIMED_RUNS):
+        start = time.perf_counter()
+        session.run(None, {"images": pictures})
+        times_ms.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times_ms)
+
+
+def report(differences: list[Difference]) -> bool:
+    """Print how far each output is from PyTorch's; whether all are rounding."""
+    good = True
+    for each in differences:
+        fine = each.largest <= TOLERANCES[each.output]
+        good &= fine
+        verdict = "" if fine else "  TOO LARGE"
+        print(f"  {each.output:12} batch {each.batch}: largest {each.largest:.2g}, mean {each.mean:.2g}{verdict}")
+    return good
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export both networks; exit status 1 where a file differs from PyTorch by more than rounding."""
+    options = parse_options(arguments)
+    torch.set_num_threads(SERVING_THREADS)
+    matte, matte_record = load_matte(options.run)
+    seg, seg_record = load_seg(options.run, options.weights)
+    bank = load_bank(options.data)
+    sizes = {str(side): held_out_figures(copy.deepcopy(matte), bank, side) for side in options.compare_sizes}
+    for side, figures in sizes.items():
+        print(side, {name: round(value, 4) for name, value in figures.items()})
+    matte_path, seg_path = options.out / "birefnet_trt.onnx", options.out / "yolov8_seg.onnx"
+    good = report(export_nano_matte(matte, options.size, matte_path))
+    good &= report(export_detector(seg, seg_path))
+    times = {
+        f"{path.stem}_b{batch}_ms": round(median_ms(path, side, batch), 1)
+        for path, side in ((matte_path, options.size), (seg_path, DETECTOR_SIDE_PX))
+        for batch in (1, 4)
+    }
+    print(times)
+    sums = [f"{sha256_of(path)}  {path.name}" for path in (matte_path, seg_path)]
+    (options.out / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    records = options.out / "training"
+    records.mkdir(exist_ok=True)
+    matte_record["final_held_out_by_size"] = sizes
+    for name, record in (("matte", matte_record), ("seg", seg_record)):
+        kept = {key: value for key, value in record["options"].items() if key not in ("data", "weights", "out")}
+        record = {**record, "options": kept}
+        (records / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -227,11 +227,13 @@ def from_dict(form: dict[str, Any], *, request_id: str = "") -> CutawayError:
     cls = ERRORS_BY_CODE.get(str(form.get("code")), InferenceError)
     details = form.get("details")
     retry_after = form.get("retry_after")
+    if not isinstance(retry_after, (int, float)) or not 0 <= retry_after < 1e9:  # NaN is refused too
+        retry_after = None
     user_action = form.get("user_action")
     return cls(
         str(form.get("message", "")),
         details=details if isinstance(details, dict) else None,
-        retry_after=float(retry_after) if isinstance(retry_after, (int, float)) else None,
+        retry_after=None if retry_after is None else float(retry_after),
         user_action=user_action if isinstance(user_action, str) else None,
         request_id=request_id,
     )
@@ -247,7 +249,7 @@ def from_json(text: str, *, request_id: str = "") -> CutawayError | None:
         return None
     try:
         form, _ = json.JSONDecoder().raw_decode(text[start:])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(form, dict) or "code" not in form or "message" not in form:
         return None

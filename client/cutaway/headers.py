@@ -137,7 +137,7 @@ def check_picture(
         )
     _check_declared(name, media_type, limits)
     header, complete = _PARSERS[name](data)
-    _check_dimensions(header, limits)
+    check_dimensions(header, limits)
     ratio_allowed = limits.max_decompression_ratio if max_decompression_ratio is None else max_decompression_ratio
     _check_ratio(header, len(data), ratio_allowed)
     if not complete:
@@ -173,12 +173,16 @@ def _check_declared(name: str, media_type: str | None, limits: InputLimits) -> N
     )
 
 
-def _check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
+def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
+    """Hold a size against the limits: too many pixels first, since within the sides they cannot be too many.
+
+    Raises:
+        CorruptImage, TooManyPixels, ResolutionTooLarge, ResolutionTooSmall
+    """
     width, height = header.width_px, header.height_px
     size = {"width_px": width, "height_px": height}
     if width < 1 or height < 1:
         raise CorruptImage(f"The header says {width}×{height} pixels.")
-    # Pixels first: within the sides the pixels cannot be too many, so the other order would never tell.
     if header.pixels > limits.max_pixels:
         raise TooManyPixels(
             f"{width}×{height} are {header.pixels:,} pixels; at most {limits.max_pixels:,} are allowed.",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypedDict
 
 from cutaway.errors import InvalidOption
 from cutaway.limits import OPTIONS, Option
@@ -49,6 +49,25 @@ class CutOptions:
     max_people: int
 
 
+class OptionKeywords(TypedDict, total=False):
+    """The options as keyword arguments of the SDK; what is left out or None keeps the server's default.
+
+    Meanings, defaults and bounds are those of :data:`cutaway.limits.OPTIONS` (``cutaway cut --help`` prints them).
+    Lengths are in pixels of the upright picture.
+    """
+
+    subject: Literal["people", "each", "all"] | None
+    select: Sequence[int] | None
+    boxes: Sequence[Sequence[float]] | None
+    min_confidence: float | None
+    padding_px: int | None
+    feather_px: int | None
+    background: str | None
+    decontaminate: bool | None
+    output: Literal["png", "webp", "mask"] | None
+    max_people: int | None
+
+
 def parse_options(given: Mapping[str, Any]) -> CutOptions:
     """Check option values and fill in the defaults.
 
@@ -67,7 +86,7 @@ def parse_options(given: Mapping[str, Any]) -> CutOptions:
                 details={"name": name, "value": _printable(given[name]), "allowed": ", ".join(OPTIONS)},
             )
     values = {
-        name: _parse(option, given[name] if given.get(name) is not None else option.default)
+        name: _parse(option, _plain(given[name]) if given.get(name) is not None else option.default)
         for name, option in OPTIONS.items()
     }
     options = CutOptions(**values)
@@ -86,7 +105,8 @@ def to_parameters(given: Mapping[str, Any]) -> dict[str, str | int | bool]:
     Only what is given is sent, so that the server's defaults hold. Options that are None are left out.
     """
     parameters: dict[str, str | int | bool] = {}
-    for name, value in given.items():
+    for name, given_value in given.items():
+        value = _plain(given_value)
         if value is None:
             continue
         if isinstance(value, (bool, int, str)):
@@ -94,7 +114,7 @@ def to_parameters(given: Mapping[str, Any]) -> dict[str, str | int | bool]:
         elif isinstance(value, float):
             parameters[name] = repr(value)
         else:
-            parameters[name] = json.dumps(_plain(value))
+            parameters[name] = json.dumps(value)
     return parameters
 
 
@@ -161,7 +181,6 @@ def _parse_list(option: Option, value: Any) -> list[Any]:
             items = json.loads(value)
         except (ValueError, RecursionError):
             _refuse(option, value)
-    items = _plain(items)
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_LIST_LENGTH:
         _refuse(option, value)
     return items
@@ -188,7 +207,7 @@ def _parse_boxes(option: Option, value: Any, items: list[Any]) -> tuple[tuple[fl
 
 
 def _plain(value: Any) -> Any:
-    """Tuples and arrays as plain lists, so that numpy boxes and ids are welcome without importing numpy here."""
+    """Tuples and arrays as lists, numpy's numbers as Python's: numpy values are welcome, numpy is not imported."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):

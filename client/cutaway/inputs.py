@@ -1,0 +1,230 @@
+"""What callers hand over → an encoded file that may be sent.
+
+Checks go in layers: the declared type (a path's extension, or ``media_type``), the magic bytes and the header's
+limits (:mod:`cutaway.headers`, microseconds), and on request a full decode. The full decode is off by default: it
+costs as much as the server's own, which happens anyway and answers with the same typed error.
+"""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+from cutaway.errors import CorruptImage, FileTooLarge, ImageBomb, InvalidFormat
+from cutaway.headers import PictureHeader, check_dimensions, check_picture
+from cutaway.limits import INPUT_LIMITS, MIB, InputLimits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+ImageInput: TypeAlias = Union[
+    "str", "os.PathLike[str]", bytes, bytearray, memoryview, "Image.Image", "NDArray[np.uint8]"
+]
+"""A path, an encoded file's bytes, a PIL image, or an array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
+
+BMP_UP_TO_BYTES = 4 * MIB
+"""A BMP costs 1 ms where lossless compression costs 50 ms per megapixel; above this size its length weighs more."""
+
+LOSSY_QUALITY = 95
+
+_EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
+
+
+class LossyEncodingWarning(UserWarning):
+    """A PIL image or array was too large to be sent losslessly and went as a high-quality JPEG or WebP."""
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """An encoded file that passed the checks, and what its header says."""
+
+    data: bytes
+    header: PictureHeader
+
+
+def encode(
+    image: ImageInput,
+    *,
+    media_type: str | None = None,
+    limits: InputLimits = INPUT_LIMITS,
+    verify: bool = False,
+) -> EncodedPicture:
+    """Read or encode a picture and check it.
+
+    Args:
+        image: what to send, see :data:`ImageInput`. Text is a path. Pixels of PIL images and arrays go as they are:
+            an EXIF orientation of the PIL image is not applied, so boxes and cut-outs match ``image.size``.
+        media_type: what bytes are declared to be; a path declares its type by its extension.
+        limits: the bounds.
+        verify: decode the picture wholly before sending it, to find damage here rather than at the server.
+
+    Raises:
+        OSError: the path cannot be read.
+        TypeError: not one of the kinds of input.
+        InputError: see :func:`cutaway.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype.
+
+    Warns:
+        LossyEncodingWarning: see there.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        data = _read(path, limits.max_file_bytes)
+        media_type = media_type or declared_type(path)
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        data = bytes(image)
+    elif hasattr(image, "__array_interface__") and not hasattr(image, "getbands"):
+        return _check_own(_encode_pil(_from_array(image), limits), limits)
+    elif hasattr(image, "getbands"):
+        return _check_own(_encode_pil(image, limits), limits)
+    else:
+        raise TypeError(f"a picture is a path, bytes, a PIL image or a numpy array, not {type(image).__name__}")
+    header = check_picture(data, media_type, limits=limits)
+    if verify:
+        _decode_fully(data, header)
+    return EncodedPicture(data, header)
+
+
+def declared_type(path: Path) -> str | None:
+    """The media type that a path's extension declares, or None where it declares no picture."""
+    extension = path.suffix.lower()
+    guessed = _EXTENSIONS.get(extension) or mimetypes.guess_type(f"x{extension}")[0]
+    return guessed if guessed and guessed.startswith("image/") else None
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            size = max(os.fstat(file.fileno()).st_size, len(data))
+            raise FileTooLarge(
+                f"{path.name} has {size:,} bytes; at most {max_bytes:,} are allowed.",
+                details={"size_bytes": size, "max_bytes": max_bytes},
+            )
+    return data
+
+
+def _decode_fully(data: bytes, header: PictureHeader) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
+            image.load()
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+        raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
+
+
+def _from_array(array: Any) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.asarray(array)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        shape = "×".join(map(str, pixels.shape))
+        received = f"a {shape} array of {pixels.dtype}"
+        raise InvalidFormat(
+            f"An array has to be height×width×3 (RGB) or ×4 (RGBA) of uint8; this is {received}.",
+            details={"supported": ["HWC uint8 RGB", "HWC uint8 RGBA"], "received": received},
+            user_action="Convert it first: values from 0 to 255 as uint8, channels last, colours in the order RGB.",
+        )
+    height, width = pixels.shape[:2]
+    if height == 0 or width == 0:
+        raise CorruptImage(f"The array is {width}×{height} pixels.")
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _check_own(data: bytes, limits: InputLimits) -> EncodedPicture:
+    return EncodedPicture(data, check_picture(data, limits=limits))
+
+
+def _encode_pil(image: Any, limits: InputLimits) -> bytes:
+    """A losslessly encoded file, unless only a lossy one stays under the limit of bytes."""
+    check_dimensions(PictureHeader("png", *image.size), limits)
+    plain = _plain_mode(image)
+    profile = plain.info.get("icc_profile")
+    width, height = plain.size
+    if plain.mode in ("L", "RGB") and not profile and width * height * len(plain.mode) <= BMP_UP_TO_BYTES:
+        return _save(plain, "BMP")
+    if plain.mode == "I;16":
+        data = _save(plain, "PNG", compress_level=1, icc_profile=profile)
+    else:
+        # Faster and smaller than PNG at any level, but it folds flat pictures so far that they count as bombs.
+        data = _save(plain, "WEBP", lossless=True, quality=0, method=0, exact=True, icc_profile=profile)
+        try:
+            check_picture(data, limits=limits)
+        except ImageBomb:
+            data = _save(plain, "PNG", compress_level=1, icc_profile=profile)
+        except FileTooLarge:
+            pass
+    if len(data) <= limits.max_file_bytes:
+        return data
+    return _save_lossy(plain, len(data), profile)
+
+
+def _plain_mode(image: Any) -> Any:
+    """RGB, RGBA, L or I;16: what the encoders used here keep."""
+    mode = image.mode
+    if mode in ("RGB", "RGBA") and "transparency" not in image.info:
+        return image
+    if mode in ("L", "1") and "transparency" not in image.info:
+        return image.convert("L")
+    if mode in ("I;16", "I;16B", "I;16L"):
+        return image.convert("I;16") if mode != "I;16" else image
+    if mode in ("LA", "PA", "RGBa", "La", "RGBA") or "transparency" in image.info:
+        return image.convert("RGBA")
+    if mode not in ("P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"):
+        raise InvalidFormat(
+            f"A PIL image of mode {mode!r} is not taken.",
+            details={"supported": ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"], "received": mode},
+            user_action="Convert it first, for example with image.convert('RGB').",
+        )
+    return _to_rgb(image)
+
+
+def _to_rgb(image: Any) -> Any:
+    """RGB through the image's own profile where it has one that works: it describes the mode that is left."""
+    profile = image.info.get("icc_profile")
+    if image.mode == "CMYK" and profile:
+        from PIL import ImageCms
+
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            converted = None
+        if converted is not None:
+            converted.info.pop("icc_profile", None)
+            return converted
+    converted = image.convert("RGB")
+    if image.mode != "P":
+        converted.info.pop("icc_profile", None)
+    return converted
+
+
+def _save_lossy(image: Any, lossless_bytes: int, profile: Any) -> bytes:
+    if image.mode == "RGBA":
+        name, data = "WebP", _save(image, "WEBP", quality=LOSSY_QUALITY, method=0, icc_profile=profile)
+    else:
+        plain = image.point(lambda value: value / 256).convert("L") if image.mode == "I;16" else image
+        name, data = "JPEG", _save(plain, "JPEG", quality=LOSSY_QUALITY, subsampling=0, icc_profile=profile)
+    warnings.warn(
+        f"losslessly the picture would have {lossless_bytes:,} bytes, which is over the limit: it is sent as "
+        f"{name} of quality {LOSSY_QUALITY} ({len(data):,} bytes)",
+        LossyEncodingWarning,
+        stacklevel=2,
+    )
+    return data
+
+
+def _save(image: Any, pil_format: str, **parameters: Any) -> bytes:
+    buffer = io.BytesIO()
+    if pil_format != "BMP":
+        parameters["exif"] = b""  # pixels go as they are, so no orientation may go with them
+    image.save(buffer, pil_format, **parameters)
+    return buffer.getvalue()

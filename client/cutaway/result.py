@@ -1,0 +1,216 @@
+"""What comes back: cut-outs, boxes, scores and the report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutaway.headers import picture_format
+from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
+from cutaway.wire import Tensor, malformed
+
+if TYPE_CHECKING:
+    import os
+
+    from PIL import Image
+
+DETECTION_OUTPUTS = ("boxes", "scores", "report")
+CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """One cut-out. Boxes and frames are in pixels of the upright picture.
+
+    Attributes:
+        id: the person's number, 0 for the largest; of several people together, the first one's.
+        box: x1, y1, x2, y2 of what was detected.
+        score: the detector's confidence, 0 to 1.
+        frame: x1, y1, x2, y2 of the rectangle that this cut-out covers: paste it at the first two to put it back.
+        image: the encoded file.
+        format: "png" or "webp".
+    """
+
+    id: int
+    box: Box
+    score: float
+    frame: Frame
+    image: bytes
+    format: Literal["png", "webp"]
+
+    def pil(self) -> Image.Image:
+        """The cut-out as a PIL image: RGBA, RGB on an opaque background, L for a mask.
+
+        Raises:
+            InferenceError: the server sent a picture that cannot be decoded.
+        """
+        from PIL import Image
+
+        try:
+            image = Image.open(io.BytesIO(self.image), formats=["PNG", "WEBP"])
+            image.load()
+        except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+            raise malformed("a cut-out cannot be decoded") from error
+        return image
+
+    def numpy(self) -> NDArray[np.uint8]:
+        """The cut-out as an array: HWC uint8 [0, 255], RGBA or RGB; HW for a mask."""
+        return np.array(self.pil(), dtype=np.uint8)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+        """Write the encoded file as it is.
+
+        Raises:
+            ValueError: the name's extension says another format.
+            FileExistsError: the file is there and `overwrite` is False.
+        """
+        path = Path(path)
+        if path.suffix.lower() != f".{self.format}":
+            raise ValueError(
+                f"the cut-out is a {self.format.upper()}: name it {path.stem}.{self.format}, not {path.name}"
+            )
+        with path.open("wb" if overwrite else "xb") as file:
+            file.write(self.image)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        if self.format == "png":
+            return self.image
+        buffer = io.BytesIO()
+        self.pil().save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """Who is where.
+
+    Attributes:
+        boxes: (N, 4) float32, x1, y1, x2, y2 in pixels of the upright picture, largest person first.
+        scores: (N,) float32, the detector's confidence, 0 to 1.
+        report: everything else the server tells.
+        provider: who served it: "triton".
+        request_id: the id under which the server logged the request.
+        elapsed_ms: milliseconds from the call to the answer, as the caller saw them.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    report: Report
+    provider: str
+    request_id: str
+    elapsed_ms: float
+
+    @property
+    def timings_ms(self) -> Mapping[str, float]:
+        """The server's milliseconds per stage."""
+        return self.report.timings_ms
+
+    @property
+    def warnings(self) -> tuple[Notice, ...]:
+        return self.report.warnings
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, eq=False)
+class CutResult(Detection):
+    """The cut-outs of one picture; boxes and scores are the detected people's, see :class:`Detection`.
+
+    Attributes:
+        cutouts: one with everybody for subject "people" and "all", one per person for "each".
+    """
+
+    cutouts: tuple[Cutout, ...]
+
+    @property
+    def images(self) -> list[bytes]:
+        """The encoded files of the cut-outs."""
+        return [cutout.image for cutout in self.cutouts]
+
+    def __len__(self) -> int:
+        return len(self.cutouts)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> list[Path]:
+        """Write the cut-outs.
+
+        Args:
+            path: a file ("cutout.png"; several become "cutout-0.png", "cutout-1.png", …, numbered by id) or a
+                folder, which is made if it is not there ("cutouts/cutout.png" or "cutouts/cutout-0.png", …).
+            overwrite: whether files that are there may be replaced.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: the file's extension says another format than the cut-outs have.
+            FileExistsError: a file is there and `overwrite` is False.
+        """
+        path = Path(path)
+        if path.is_dir() or not path.suffix:
+            path.mkdir(parents=True, exist_ok=True)
+            path /= f"cutout.{self.cutouts[0].format}"
+        if len(self.cutouts) == 1:
+            return [self.cutouts[0].save(path, overwrite=overwrite)]
+        return [
+            cutout.save(path.with_name(f"{path.stem}-{cutout.id}{path.suffix}"), overwrite=overwrite)
+            for cutout in self.cutouts
+        ]
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the first cut-out."""
+        return self.cutouts[0]._repr_png_() if self.cutouts else None
+
+
+def read_detection(outputs: Mapping[str, Tensor], *, provider: str, request_id: str, elapsed_ms: float) -> Detection:
+    """Build a detection from a server's outputs.
+
+    Raises:
+        InferenceError: outputs are missing or contradict one another.
+    """
+    boxes, scores, report = _detected(outputs)
+    return Detection(boxes, scores, report, provider, request_id, elapsed_ms)
+
+
+def read_cut(outputs: Mapping[str, Tensor], *, provider: str, request_id: str, elapsed_ms: float) -> CutResult:
+    """Build a result from a server's outputs.
+
+    Raises:
+        InferenceError: outputs are missing or contradict one another.
+    """
+    boxes, scores, report = _detected(outputs)
+    images = outputs.get("images")
+    if not isinstance(images, list):
+        raise malformed("it holds no cut-outs")
+    if not images or len(images) != len(report.cutouts):
+        raise malformed(f"it holds {len(images)} cut-outs and its report tells of {len(report.cutouts)}")
+    cutouts = tuple(_cutout(entry, image) for entry, image in zip(report.cutouts, images, strict=True))
+    return CutResult(boxes, scores, report, provider, request_id, elapsed_ms, cutouts)
+
+
+def _detected(outputs: Mapping[str, Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32], Report]:
+    boxes, scores, report = (outputs.get(name) for name in DETECTION_OUTPUTS)
+    if not isinstance(report, list) or len(report) != 1:
+        raise malformed("it holds no report")
+    if not isinstance(boxes, np.ndarray) or not isinstance(scores, np.ndarray):
+        raise malformed("it holds no boxes or scores")
+    if scores.ndim != 1 or boxes.shape != (len(scores), 4):
+        raise malformed("its boxes and scores do not fit together")
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise malformed("its boxes or scores are not finite")
+    return boxes, scores, parse_report(report[0])
+
+
+def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:
+    found = picture_format(image)
+    if found not in ("png", "webp"):
+        raise malformed("a cut-out is neither PNG nor WebP")
+    return Cutout(entry.id, entry.box, entry.score, entry.frame, image, "png" if found == "png" else "webp")

@@ -1,0 +1,109 @@
+"""What a way to a server has to do, and which way an address asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from cutaway.wire import Tensor
+
+DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """One call of a model that takes one encoded picture.
+
+    Attributes:
+        model: the model's name.
+        image: the encoded picture.
+        outputs: names of the outputs wanted; the server computes no others.
+        parameters: KServe request parameters.
+        request_id: sent along and written into the server's log.
+        timeout_s: seconds until the call is given up, everything included.
+    """
+
+    model: str
+    image: bytes
+    outputs: tuple[str, ...]
+    parameters: Mapping[str, str | int | bool] = field(default_factory=dict)
+    request_id: str = ""
+    timeout_s: float = 30.0
+
+
+class Transport(Protocol):
+    """A way to one server; safe to share between threads.
+
+    Every method raises only :class:`cutaway.errors.CutawayError`, within its seconds.
+    """
+
+    def infer(self, request: InferRequest) -> dict[str, Tensor]:
+        """The outputs by name; names that were not asked for may be among them, asked ones may be missing."""
+        ...
+
+    def server_ready(self, timeout_s: float) -> bool: ...
+
+    def model_ready(self, model: str, timeout_s: float) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Address:
+    """A server's address, taken apart.
+
+    Attributes:
+        scheme: "grpc", "grpcs", "http" or "https".
+        host: name or IP address; IPv6 in brackets.
+        port: 1 to 65535.
+        path: what precedes ``/v2`` behind a proxy, without a slash at its end; "" for gRPC.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}{self.path}"
+
+
+def parse_address(url: str) -> Address:
+    """Read ``grpc://host:8001``, ``grpcs://host``, ``http://host:8000`` or ``https://host/path``.
+
+    Raises:
+        ValueError: anything else; credentials in the address too, since addresses end up in logs.
+    """
+    hint = "write grpc://host:8001 or http://host:8000 (grpcs:// and https:// for TLS)"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no address: {error}; {hint}") from None
+    if "@" in parts.netloc:
+        raise ValueError(f"an address holds no user or password; {hint}")
+    if parts.scheme not in DEFAULT_PORTS or not host:
+        raise ValueError(f"{url!r} is no address of a server; {hint}")
+    if parts.query or parts.fragment or (parts.scheme.startswith("grpc") and parts.path.strip("/")):
+        raise ValueError(f"{url!r} says more than an address; {hint}")
+    if ":" in host:
+        host = f"[{host}]"
+    return Address(
+        parts.scheme,
+        host,
+        DEFAULT_PORTS[parts.scheme] if port is None else port,
+        parts.path.rstrip("/"),
+    )
+
+
+def open_transport(address: Address) -> Transport:
+    """The transport for an address; connects when first used."""
+    if address.scheme.startswith("grpc"):
+        from cutaway.transport_grpc import GrpcTransport
+
+        return GrpcTransport(address)
+    from cutaway.transport_http import HttpTransport
+
+    return HttpTransport(address)

@@ -1,0 +1,150 @@
+"""Reading what a server sends: KServe-v2 tensors, and failures as typed errors. Shared by all transports.
+
+Nothing here trusts a length, a shape or a form that came over the network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from typing import TypeAlias, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutaway import errors
+from cutaway.errors import (
+    CutawayError,
+    FileTooLarge,
+    InferenceError,
+    Overloaded,
+    ProcessingTimeout,
+    RateLimitExceeded,
+    RequestCancelled,
+    ServerUnavailable,
+)
+
+Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]"]
+"""A BYTES tensor as a list, an FP32 tensor as an array of its shape."""
+
+MAX_ANSWER_BYTES = 2**31 - 1
+"""What gRPC can carry in one message; HTTP answers are held to the same."""
+
+MAX_MESSAGE_CHARS = 500
+"""So much of a server's own words goes into an error."""
+
+STATUS_OF_HTTP = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    413: "PAYLOAD_TOO_LARGE",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+"""Triton's and common proxies' HTTP statuses by the gRPC status that means the same."""
+
+_FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
+_NO_MODEL = ("unknown model", "not found", "is not ready", "no available versions")
+
+
+def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
+    """One output tensor from its raw little-endian bytes.
+
+    Raises:
+        InferenceError: datatype, shape and bytes do not fit together.
+    """
+    if any(not isinstance(side, int) or isinstance(side, bool) or side < 0 for side in shape):
+        raise malformed(f"output {name!r} has an impossible shape")
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _strings(name, raw, count)
+    if datatype == "FP32":
+        if len(raw) != 4 * count:
+            raise malformed(f"output {name!r} has {len(raw)} bytes for {count} numbers")
+        return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
+    raise malformed(f"output {name!r} is of the unexpected type {datatype[:20]!r}")
+
+
+def _strings(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
+    view = memoryview(raw)
+    strings: list[bytes] = []
+    position = 0
+    while position < len(view):
+        if position + 4 > len(view):
+            raise malformed(f"output {name!r} ends inside a length")
+        (length,) = struct.unpack_from("<I", view, position)
+        position += 4
+        if length > len(view) - position:
+            raise malformed(f"output {name!r} ends inside an element")
+        strings.append(bytes(view[position : position + length]))
+        position += length
+    if len(strings) != count:
+        raise malformed(f"output {name!r} has {len(strings)} elements instead of {count}")
+    return strings
+
+
+def malformed(what: str) -> InferenceError:
+    """The error for an answer that no Cutaway server gives."""
+    return InferenceError(f"The server's answer is malformed: {what}.")
+
+
+def error_of(
+    status: str, message: str, *, address: str, elapsed_s: float, retry_after_s: float | None = None
+) -> CutawayError:
+    """The typed error for a failed call.
+
+    Args:
+        status: a gRPC status by name; HTTP statuses come through :data:`STATUS_OF_HTTP`.
+        message: the server's or the network library's words; Cutaway's own failures are a JSON form inside it.
+        address: where the request went, for messages.
+        elapsed_s: seconds since the call began.
+        retry_after_s: what a proxy's Retry-After header said.
+    """
+    typed = errors.from_json(message)
+    if typed is not None:
+        return typed
+    said = " ".join(message.split())[:MAX_MESSAGE_CHARS].rstrip(".")
+    lower = said.lower()
+    if status == "DEADLINE_EXCEEDED":
+        return timed_out(address, elapsed_s)
+    if status == "CANCELLED":
+        return RequestCancelled("The request was cancelled.")
+    if any(words in lower for words in _FULL_QUEUE):
+        return Overloaded("The server's queue is full.", retry_after=retry_after_s)
+    if status == "PAYLOAD_TOO_LARGE":
+        return FileTooLarge(f"{address} takes no file this large.")
+    if status == "RESOURCE_EXHAUSTED" and "larger than max" not in lower:
+        return RateLimitExceeded(f"{address} limits the rate: {said}.", retry_after=retry_after_s)
+    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return ServerUnavailable(f"{address} refuses access: {said}.", user_action="Check the credentials.")
+    if status == "UNAVAILABLE":
+        return ServerUnavailable(f"{address} is not available: {said}.", retry_after=retry_after_s)
+    if status in ("NOT_FOUND", "UNIMPLEMENTED") or any(words in lower for words in _NO_MODEL):
+        return ServerUnavailable(f"{address} serves no such model: {said}.")
+    return InferenceError(f"The server failed: {said or status}.")
+
+
+def timed_out(address: str, elapsed_s: float) -> ProcessingTimeout:
+    """The error for a deadline of the caller that passed; `elapsed_s` in seconds."""
+    return ProcessingTimeout(
+        f"{address} did not answer within {elapsed_s:.1f} s.", details={"elapsed_seconds": round(elapsed_s, 3)}
+    )
+
+
+def http_message(body: bytes) -> str:
+    """The words of a failed HTTP answer: Triton's ``{"error": …}``, or the start of whatever else came."""
+    try:
+        form = json.loads(body)
+    except (ValueError, RecursionError):
+        return body[: 4 * MAX_MESSAGE_CHARS].decode("utf-8", errors="replace")
+    said = form.get("error") if isinstance(form, dict) else None
+    return said if isinstance(said, str) else body[: 4 * MAX_MESSAGE_CHARS].decode("utf-8", errors="replace")

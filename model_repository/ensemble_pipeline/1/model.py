@@ -1,0 +1,197 @@
+"""Triton's side of ``ensemble_pipeline``: requests and tensors in, `pipeline.run` in between, responses out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from cutaway.errors import (
+    CutawayError,
+    GpuMemoryExhausted,
+    InferenceError,
+    InputError,
+    InvalidFormat,
+    Overloaded,
+    ProcessingTimeout,
+    RequestCancelled,
+    ServerUnavailable,
+)
+from cutaway.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
+from cutaway.options import parse_options
+from numpy.typing import NDArray
+from pipeline.run import Answer, Models, run
+
+DETECTOR = "yolov8_seg"
+DETECTOR_OUTPUTS = ("boxes", "scores", "classes", "coefficients", "prototypes")
+MATTER = "birefnet_trt"
+OPENCV_THREADS = 2
+RATIO_VARIABLE = "CUTAWAY_MAX_DECOMPRESSION_RATIO"
+
+
+class TritonPythonModel:
+    """One instance: a process that serves one picture at a time."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        cv2.setNumThreads(min(OPENCV_THREADS, os.cpu_count() or 1))
+        parameters = {
+            name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
+        }
+        self.matte_side_px = int(parameters["matte_side_px"])
+        self.device = parameters["device"]
+        versions = Path(args["model_repository"]).parent
+        self.description = {
+            "profile": parameters["profile"],
+            "detector": {"name": DETECTOR, "version": _version(versions / DETECTOR)},
+            "matte": {"name": MATTER, "version": _version(versions / MATTER), "side_px": self.matte_side_px},
+        }
+        ratio = os.environ.get(RATIO_VARIABLE)
+        self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        """A response in any case: whatever happens to one request stays with it."""
+        try:
+            return self._respond(request)
+        except CutawayError as error:
+            return _error(error)
+        except MemoryError:
+            return _error(InferenceError("The picture needs more memory than there is."))
+        except Exception:
+            pb_utils.Logger.log_error(_with_traceback(f"request {request.request_id()!r} failed"))
+            return _error(InferenceError("The pipeline failed."))
+
+    def _respond(self, request: Any) -> Any:
+        options = parse_options(json.loads(request.parameters() or "{}"))
+        wanted = set(request.requested_output_names())
+        answer = run(
+            _file(request),
+            options,
+            Models(
+                lambda images: _detect(request, images),
+                lambda images: _matte(request, images),
+                self.matte_side_px,
+                self.description,
+                self.device,
+            ),
+            wants_images="images" in wanted,
+            max_decompression_ratio=self.max_decompression_ratio,
+            proceed=_patience(request),
+        )
+        return pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
+
+
+def _file(request: Any) -> bytes:
+    elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+    if elements.size != 1 or not isinstance(elements[0], bytes):
+        raise InvalidFormat(
+            f"One encoded file is expected, {elements.size} came.",
+            details={"supported": list(INPUT_LIMITS.formats), "received": f"{elements.size} elements"},
+        )
+    return bytes(elements[0])
+
+
+def _tensors(answer: Answer) -> list[Any]:
+    # Objects and not np.bytes_, which would drop zero bytes at a file's end.
+    return [
+        pb_utils.Tensor("images", np.array([*answer.images, None], np.object_)[:-1]),
+        pb_utils.Tensor("boxes", answer.boxes),
+        pb_utils.Tensor("scores", answer.scores),
+        pb_utils.Tensor("report", np.array([json.dumps(answer.report, ensure_ascii=False).encode()], np.object_)),
+    ]
+
+
+def _patience(request: Any) -> Callable[[], None]:
+    """A check that gives the picture up once it takes too long or its caller has gone."""
+    started = time.monotonic()
+
+    def proceed() -> None:
+        if request.is_cancelled():
+            raise RequestCancelled("The caller gave the request up.")
+        elapsed = time.monotonic() - started
+        if elapsed > PROCESSING_TIMEOUT_S:
+            raise ProcessingTimeout(
+                f"The picture took more than {PROCESSING_TIMEOUT_S:g} s.",
+                details={"elapsed_seconds": round(elapsed, 1)},
+            )
+
+    return proceed
+
+
+# ---------------------------------------------------------------------------------------------- the models behind
+
+
+def _detect(request: Any, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    return _call(request, DETECTOR, images, DETECTOR_OUTPUTS)
+
+
+def _matte(request: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return _call(request, MATTER, images, ("alphas",))["alphas"]
+
+
+def _call(request: Any, model: str, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Run a model on a batch within this server."""
+    inner = pb_utils.InferenceRequest(
+        model_name=model,
+        requested_output_names=list(outputs),
+        inputs=[pb_utils.Tensor("images", images)],
+        request_id=request.request_id(),
+        trace=request.trace(),
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+    )
+    response = inner.exec()
+    if response.has_error():
+        raise _failure_of(model, response.error())
+    return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs}
+
+
+def _failure_of(model: str, error: Any) -> CutawayError:
+    message = error.message()
+    pb_utils.Logger.log_error(f"{model} failed: {message}")
+    lowered = message.lower()
+    if "out of memory" in lowered or "failed to allocate memory" in lowered:
+        return GpuMemoryExhausted("The GPU has no memory left for this picture.")
+    if "maximum queue size" in lowered:
+        return Overloaded("A model's queue is full.")
+    if error.code() in (pb_utils.TritonError.UNAVAILABLE, pb_utils.TritonError.NOT_FOUND):
+        return ServerUnavailable("A model is not ready.")
+    return InferenceError("A model failed.")
+
+
+def _version(folder: Path) -> str:
+    """The version that Triton serves by default: the highest one. "" where the folder cannot be read."""
+    try:
+        versions = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and int(entry.name)]
+    except OSError:
+        return ""
+    return str(max(versions, default=""))
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+def _error(error: CutawayError) -> Any:
+    codes = pb_utils.TritonError
+    if isinstance(error, InputError):
+        code = codes.INVALID_ARG
+    elif isinstance(error, RequestCancelled):
+        code = codes.CANCELLED
+    elif isinstance(error, ServerUnavailable):
+        code = codes.UNAVAILABLE
+    else:
+        code = codes.INTERNAL
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_json(), code))
+
+
+def _with_traceback(message: str) -> str:
+    import traceback
+
+    return f"{message}\n{traceback.format_exc()}"

@@ -1,0 +1,8 @@
+"""The pipeline behind ``ensemble_pipeline``: one module per stage, none of which knows Triton.
+
+    decode → letterbox → detect → masks → people → crop → matte → refine → foreground → composite → encode → report
+
+:mod:`pipeline.run` is the flow; it takes the two models as callables. :mod:`pipeline.tuning` holds every constant
+that was chosen by measuring. Pictures are HWC uint8 RGB, alphas HW uint8 (0 background … 255 person), boxes
+``x1, y1, x2, y2`` in pixels of the upright picture, with the picture's corner (not a pixel's centre) as origin.
+"""

@@ -1,0 +1,115 @@
+"""A cut-out before its background, in straight alpha."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import Rect
+
+_STRIP_PIXELS = 1 << 20
+_BLUR_DETAIL_PX = 4
+"""A blur is computed on a copy in which its standard deviation is still about this many pixels."""
+
+
+def on_nothing(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> NDArray[np.uint8]:
+    """A transparent cut-out.
+
+    Args:
+        colours: (h, w, 3) uint8 of the region.
+        alpha: (h, w) uint8 of the region.
+        region: what they cover; the rest of the frame is empty.
+        frame: what the cut-out covers.
+
+    Returns:
+        (frame.height, frame.width, 4) uint8 RGBA.
+    """
+    cutout = np.empty((frame.height, frame.width, 4), np.uint8)
+    view = region.within(frame)
+    part = view.seen_from(region).slices
+    if view != frame:
+        # A corner of the region lies outside the soft edge as a rule, where the colours are flat already.
+        cutout[:] = (*colours[0, 0], 0)
+    inner = cutout[view.seen_from(frame).slices]
+    cv2.mixChannels([colours[part], alpha[part]], [inner], [0, 0, 1, 1, 2, 2, 3, 3])
+    return cutout
+
+
+def spread(alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> NDArray[np.uint8]:
+    """A region's alpha in a frame, (frame.height, frame.width) uint8; 0 where the region does not reach."""
+    if region == frame:
+        return alpha
+    result = np.zeros((frame.height, frame.width), np.uint8)
+    view = region.within(frame)
+    if not view.empty:
+        result[view.seen_from(frame).slices] = alpha[view.seen_from(region).slices]
+    return result
+
+
+def on_background(
+    colours: NDArray[np.uint8],
+    alpha: NDArray[np.uint8],
+    region: Rect,
+    frame: Rect,
+    background: NDArray[np.uint8],
+) -> NDArray[np.uint8]:
+    """Put a cut-out before an opaque background (frame.height, frame.width, 3) uint8, which is painted over."""
+    view = region.within(frame)
+    part = view.seen_from(region).slices
+    colours, alpha = colours[part], np.ascontiguousarray(alpha[part])
+    target = background[view.seen_from(frame).slices]
+    rows, columns = np.nonzero((alpha > 0) & (alpha < 255))
+    weight = alpha[rows, columns].astype(np.float32)[:, None] / 255
+    mixed = colours[rows, columns] * weight + target[rows, columns] * (1 - weight)
+    np.copyto(target, colours, where=(alpha == 255)[..., None])
+    target[rows, columns] = np.rint(mixed).astype(np.uint8)
+    return background
+
+
+def solid(colour_rgb: tuple[int, int, int], frame: Rect) -> NDArray[np.uint8]:
+    background = np.empty((frame.height, frame.width, 3), np.uint8)
+    background[:] = colour_rgb
+    return background
+
+
+def blurred(
+    rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], region: Rect, frame: Rect, blur_px: int
+) -> NDArray[np.uint8]:
+    """What stands behind the cut-out, blurred, without the cut-out's colours glowing into it.
+
+    Args:
+        rgb: (H, W, 3) uint8, the whole picture.
+        alpha: (h, w) uint8 of the region: what to leave out.
+        region: what `alpha` covers.
+        frame: the part of the picture that is wanted.
+        blur_px: the Gaussian's standard deviation (as CSS's blur), pixels.
+
+    Returns:
+        (frame.height, frame.width, 3) uint8.
+    """
+    factor = max(1, blur_px // _BLUR_DETAIL_PX)
+    margin = -(-3 * blur_px // factor) * factor
+    result = np.empty((frame.height, frame.width, 3), np.uint8)
+    rows = max(64, _STRIP_PIXELS // frame.width)
+    whole_picture = Rect(0, 0, rgb.shape[1], rgb.shape[0])
+    for top in range(frame.y1, frame.y2, rows):
+        strip = Rect(frame.x1, top, frame.x2, min(top + rows, frame.y2))
+        around = strip.grown(margin).within(whole_picture)
+        behind = _behind(rgb[around.slices], spread(alpha, region, around), blur_px, factor)
+        result[strip.seen_from(frame).slices] = behind[strip.seen_from(around).slices]
+    return result
+
+
+def _behind(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], blur_px: int, factor: int) -> NDArray[np.uint8]:
+    height, width = alpha.shape
+    small_wh = max(1, -(-width // factor)), max(1, -(-height // factor))
+    seen = 1 - cv2.resize(alpha, small_wh, interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / 255
+    # Behind somebody who fills everything there is nothing to see; the little weight keeps that defined.
+    seen = np.maximum(seen, 1e-4)
+    colours = cv2.resize(rgb, small_wh, interpolation=cv2.INTER_AREA) * seen
+    deviation = blur_px / factor
+    total = cv2.GaussianBlur(colours, (0, 0), deviation, borderType=cv2.BORDER_REPLICATE)
+    weight = cv2.GaussianBlur(seen, (0, 0), deviation, borderType=cv2.BORDER_REPLICATE)
+    mean = np.clip(np.rint(total / weight[..., None]), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.resize(mean, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

@@ -1,0 +1,18 @@
+"""What the matting network gets to see of a person."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.geometry import Box, Rect
+from pipeline.tuning import CROP_CONTEXT, CROP_MIN_ASPECT, WHOLE_PICTURE_SHARE
+
+
+def crop_rect(box: Box, frame: Rect) -> Rect:
+    """A person's box with context, within the picture; the whole picture where the person fills it."""
+    x1, y1, x2, y2 = box
+    width, height = (x2 - x1) * (1 + 2 * CROP_CONTEXT), (y2 - y1) * (1 + 2 * CROP_CONTEXT)
+    width, height = max(width, height * CROP_MIN_ASPECT), max(height, width * CROP_MIN_ASPECT)
+    left, top = (x1 + x2 - width) / 2, (y1 + y2 - height) / 2
+    rect = Rect(math.floor(left), math.floor(top), math.ceil(left + width), math.ceil(top + height)).within(frame)
+    return frame if rect.area >= WHOLE_PICTURE_SHARE * frame.area else rect

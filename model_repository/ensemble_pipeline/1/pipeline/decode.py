@@ -1,0 +1,213 @@
+"""An encoded file → an upright 8-bit sRGB picture.
+
+Pillow decodes everything: unlike OpenCV it raises on a truncated JPEG, keeps quiet on stderr, and reports the colour
+profile. Reading its pixels in strips makes it as fast as OpenCV and bounds the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from cutaway.errors import CorruptImage
+from cutaway.headers import PictureHeader, check_picture
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from pipeline.geometry import Rect, whole
+from pipeline.notices import Notice
+from pipeline.tuning import BEHIND_TRANSPARENCY
+
+ORIENTATION_TAG = 0x0112
+STRIP_BYTES = 512 * 1024
+"""Pixels are copied out of Pillow in strips of this size: they stay in the cache, and no second whole picture is
+held."""
+
+_PILLOW_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, upright.
+
+    Attributes:
+        rgb: (H, W, 3) uint8 sRGB; transparent input stands on neutral grey.
+        alpha: (H, W) uint8, the input's own transparency, or None where it has none.
+        own_rgb: (H, W, 3) uint8, the colours as stored, before anything stood behind them; only with `alpha`.
+        format: "jpeg", "png", "webp" or "bmp".
+        orientation: the EXIF orientation, 1 to 8, that was applied; 1 where there was none.
+        notices: what the caller should know.
+    """
+
+    rgb: NDArray[np.uint8]
+    alpha: NDArray[np.uint8] | None
+    own_rgb: NDArray[np.uint8] | None
+    format: str
+    orientation: int
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return int(self.rgb.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.rgb.shape[0])
+
+    @property
+    def frame(self) -> Rect:
+        return whole(self.width, self.height)
+
+
+def decode(data: bytes, media_type: str | None = None, max_decompression_ratio: float | None = None) -> Picture:
+    """Check, decode and put upright.
+
+    Raises:
+        InputError: one of its subclasses, by the header's checks; CorruptImage where the pixels cannot be read.
+    """
+    header = check_picture(data, media_type, max_decompression_ratio=max_decompression_ratio)
+    try:
+        return _decode(data, header)
+    except (CorruptImage, MemoryError):
+        raise
+    except Exception as error:
+        # Pillow's plugins raise whatever a damaged file drives them to, from OSError to struct.error; warnings of
+        # a decompression bomb are turned away by the header check before.
+        raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
+
+
+def _decode(data: bytes, header: PictureHeader) -> Picture:
+    notices: list[Notice] = []
+    with Image.open(io.BytesIO(data), formats=[_PILLOW_FORMATS[header.format]]) as image:
+        if image.size != (header.width_px, header.height_px):
+            raise CorruptImage("The file's headers disagree about its size.")
+        if header.format in ("png", "webp") and getattr(image, "n_frames", 1) > 1:
+            notices.append(Notice("FIRST_FRAME_ONLY", "The picture is animated; its first frame was used."))
+        image.load()
+        profile = image.info.get("icc_profile")
+        orientation = _orientation(image)
+        plain, alpha = _to_8_bit(image)
+        if profile:
+            try:
+                plain = _to_srgb(plain, bytes(profile))
+            except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+                notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is damaged and was ignored."))
+        if plain.mode != "RGB":
+            plain = plain.convert("RGB")
+        rgb = upright(_pixels(plain), orientation)
+    if alpha is not None:
+        alpha = upright(alpha, orientation)
+        if int(alpha.min()) == 255:
+            alpha = None
+    own_rgb = None
+    if alpha is not None:
+        own_rgb, rgb = rgb, _stand_on_grey(rgb, alpha)
+    return Picture(rgb, alpha, own_rgb, header.format, orientation, tuple(notices))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block says nothing, and is no reason to refuse the picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(array: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Apply an EXIF orientation (1 to 8) to an HW or HWC array; the result is contiguous."""
+    # Mirrored, turned by 180°, mirrored upside down; then those on the main and the other diagonal.
+    steps: dict[int, tuple[Callable[..., Any], ...]] = {
+        2: (lambda a: cv2.flip(a, 1),),
+        3: (lambda a: cv2.rotate(a, cv2.ROTATE_180),),
+        4: (lambda a: cv2.flip(a, 0),),
+        5: (cv2.transpose,),
+        6: (lambda a: cv2.rotate(a, cv2.ROTATE_90_CLOCKWISE),),
+        7: (cv2.transpose, lambda a: cv2.rotate(a, cv2.ROTATE_180)),
+        8: (lambda a: cv2.rotate(a, cv2.ROTATE_90_COUNTERCLOCKWISE),),
+    }
+    for step in steps.get(orientation, ()):
+        array = step(array)
+    return array
+
+
+def _to_8_bit(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """Pixels in a mode that a colour profile applies to (RGB, L or CMYK), and the alpha apart."""
+    mode = image.mode
+    if mode in ("RGB", "L", "CMYK") and "transparency" not in image.info:
+        return image, None
+    if mode in ("I;16", "I;16L", "I;16B", "I"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)), None
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return rgba.convert("RGB"), np.asarray(rgba.getchannel("A"))
+    return image.convert("L" if mode == "1" else "RGB"), None
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of an RGB image."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP_BYTES // (3 * width))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    transform = _transform_to_srgb(hashlib.sha256(profile).digest(), _Profile(profile), image.mode)
+    if transform is None:
+        return image
+    return ImageCms.applyTransform(image, transform) or image
+
+
+class _Profile:
+    """A profile's bytes that do not take part in cache keys: its hash already does."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Profile)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=16)
+def _transform_to_srgb(_digest: bytes, profile: _Profile, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform of a profile, or None where it changes no colour by more than 2 of 255 (sRGB by any name)."""
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile.data)),
+        ImageCms.createProfile("sRGB"),
+        mode,
+        "RGB",
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if mode == "RGB":
+        levels = np.linspace(0, 255, 9).astype(np.uint8)
+        colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+        changed = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform), np.int16)
+        if int(np.abs(changed - colours).max()) <= 2:
+            return None
+    return transform
+
+
+def _stand_on_grey(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Put transparent input in front of neutral grey, in strips: the models and people's eyes need some ground."""
+    result = np.empty_like(rgb)
+    rows = max(1, STRIP_BYTES // (3 * rgb.shape[1]))
+    for top in range(0, rgb.shape[0], rows):
+        part = slice(top, top + rows)
+        opacity = alpha[part, :, None].astype(np.uint16)
+        mixed = rgb[part] * opacity + (255 - opacity) * np.uint16(BEHIND_TRANSPARENCY) + 127
+        result[part] = mixed // 255
+    return result

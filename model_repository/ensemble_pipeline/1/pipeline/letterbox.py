@@ -1,0 +1,57 @@
+"""A picture of any size → the detector's square, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from cutaway.limits import DETECTOR_SIDE_PX
+from numpy.typing import NDArray
+
+GREY = 114
+"""Ultralytics' padding colour: the detector was trained with it."""
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How a picture lies in the square: ``square = picture · scale + (left, top)``."""
+
+    scale: float
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def to_picture(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) float32 in pixels of the square → in pixels of the picture, clipped to it."""
+        offset = np.array([self.left, self.top, self.left, self.top], np.float32)
+        limit = np.array([self.width, self.height, self.width, self.height], np.float32)
+        return np.clip((boxes - offset) / np.float32(self.scale), 0, limit).astype(np.float32)
+
+
+def place(width: int, height: int, side: int = DETECTOR_SIDE_PX) -> Letterbox:
+    """Where Ultralytics' LetterBox puts a picture of this size: scaled to fit, centred, rounded as there."""
+    scale = min(side / height, side / width)
+    inner_width, inner_height = _inner_size(width, height, scale)
+    left = round((side - inner_width) / 2 - 0.1)
+    top = round((side - inner_height) / 2 - 0.1)
+    return Letterbox(scale, left, top, width, height)
+
+
+def letterbox(rgb: NDArray[np.uint8], side: int = DETECTOR_SIDE_PX) -> tuple[NDArray[np.uint8], Letterbox]:
+    """(H, W, 3) uint8 RGB → (side, side, 3) uint8 RGB and its placement."""
+    height, width = rgb.shape[:2]
+    placement = place(width, height, side)
+    inner_width, inner_height = _inner_size(width, height, placement.scale)
+    square = np.full((side, side, 3), GREY, np.uint8)
+    inner = square[placement.top : placement.top + inner_height, placement.left : placement.left + inner_width]
+    if (inner_width, inner_height) == (width, height):
+        inner[:] = rgb
+    else:
+        inner[:] = cv2.resize(rgb, (inner_width, inner_height), interpolation=cv2.INTER_LINEAR)
+    return square, placement
+
+
+def _inner_size(width: int, height: int, scale: float) -> tuple[int, int]:
+    return max(1, round(width * scale)), max(1, round(height * scale))

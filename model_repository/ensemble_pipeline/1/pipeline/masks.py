@@ -1,0 +1,80 @@
+"""Instance masks from coefficients and prototypes, computed where they are needed and as large as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from cutaway.limits import DETECTOR_SIDE_PX
+from numpy.typing import NDArray
+
+from pipeline.detect import Detections
+from pipeline.geometry import Rect
+
+OUTSIDE = -20.0
+"""Logit outside a person's box: surely not this person."""
+
+
+def mask_logits(
+    detections: Detections, indices: Sequence[int], rect: Rect, size_wh: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Mask logits of some people within a rectangle: above 0 is the person.
+
+    Each mask is upsampled first and cropped to its detection box then; the other way round smears the box's edges.
+
+    Args:
+        detections: where coefficients and prototypes are.
+        indices: which detections, N of them.
+        rect: rectangle of the upright picture; may leave it.
+        size_wh: columns and rows of the result, which the rectangle is scaled to.
+
+    Returns:
+        (N, rows, columns) float32; `OUTSIDE` beyond a person's box.
+    """
+    columns, rows = size_wh
+    prototypes = detections.prototypes
+    channels, proto_rows, proto_columns = prototypes.shape
+    picked = detections.coefficients[list(indices)]
+    small = (picked @ prototypes.reshape(channels, -1)).reshape(-1, proto_rows, proto_columns)
+    step_x, step_y = rect.width / columns, rect.height / rows
+    to_prototypes = _grid_to_prototypes(detections, rect, step_x, step_y, proto_columns / DETECTOR_SIDE_PX)
+    logits = np.full((len(indices), rows, columns), OUTSIDE, np.float32)
+    for row, index in enumerate(indices):
+        x1, y1, x2, y2 = detections.boxes[index]
+        # Grid cells whose centres lie in the box.
+        left, right = _cells(x1 - rect.x1, x2 - rect.x1, step_x, columns)
+        top, bottom = _cells(y1 - rect.y1, y2 - rect.y1, step_y, rows)
+        if left >= right or top >= bottom:
+            continue
+        shifted = to_prototypes.copy()
+        shifted[:, 2] += to_prototypes[:, :2] @ (left, top)
+        logits[row, top:bottom, left:right] = cv2.warpAffine(
+            small[row],
+            shifted,
+            (right - left, bottom - top),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+    return logits
+
+
+def _grid_to_prototypes(
+    detections: Detections, rect: Rect, step_x: float, step_y: float, proto_scale: float
+) -> NDArray[np.float64]:
+    """(2, 3) affine map from grid indices to prototype indices, centre to centre."""
+    placement = detections.placement
+    scale = placement.scale * proto_scale
+    return np.array(
+        [
+            [step_x * scale, 0, (rect.x1 + step_x / 2) * scale + placement.left * proto_scale - 0.5],
+            [0, step_y * scale, (rect.y1 + step_y / 2) * scale + placement.top * proto_scale - 0.5],
+        ]
+    )
+
+
+def _cells(start: float, end: float, step: float, count: int) -> tuple[int, int]:
+    """First and one-past-last cell whose centre lies in start … end."""
+    first = int(np.ceil(start / step - 0.5))
+    last = int(np.ceil(end / step - 0.5))
+    return max(0, first), min(count, last)

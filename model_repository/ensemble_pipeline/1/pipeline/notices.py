@@ -1,0 +1,20 @@
+"""Warnings that travel inside a successful answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cutaway.limits import Tier
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One warning: a stable code, one sentence, and figures that belong to it (JSON values only)."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"code": self.code, "message": self.message, "tier": int(Tier.MEDIUM), "details": self.details}

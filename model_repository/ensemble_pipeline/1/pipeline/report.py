@@ -1,0 +1,119 @@
+"""The report of an answer: what was done, to what, by what, and how long it took.
+
+    {"picture": {"width_px", "height_px", "format", "orientation"},
+     "people":  [{"id", "box", "confidence"}, …],
+     "cutouts": [{"id", "people", "box", "confidence", "frame", "size", "media_type", "bytes"}, …],
+     "models":  {"profile", "detector": {"name", "version"}, "matte": {"name", "version", "side_px"}},
+     "device":  "cpu",
+     "milliseconds": {"decode", "detect", "matte", "refine", "encode", "total"},
+     "warnings": [{"code", "message", "tier": 3, "details"}, …]}
+
+`people` are those that were chosen, in the order of the ``boxes`` and ``scores`` of the answer; a cut-out names the
+ids of those in it. With subject 'all' there are none, and the cut-out's box is the whole picture. `frame` is the
+rectangle of the upright picture, in whole pixels, that a cut-out covers. Its `confidence` is that of the least
+certain person in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.decode import Picture
+from pipeline.geometry import Box, Rect
+from pipeline.notices import Notice
+from pipeline.people import Person
+
+STAGES = ("decode", "detect", "matte", "refine", "encode")
+
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "mask": "image/png"}
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the time that each stage took."""
+
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - begun
+
+    def milliseconds(self) -> dict[str, float]:
+        total = time.perf_counter() - self.started
+        return {name: round(taken * 1000, 2) for name, taken in (self.seconds | {"total": total}).items()}
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """One finished picture of the answer.
+
+    Attributes:
+        id: its place among the answer's images, or the person's id with subject 'each'.
+        people: ids of those in it.
+        box: the detection box, of all people together.
+        confidence: 0 to 1.
+        frame: the rectangle of the upright picture that it covers.
+        data: the encoded file.
+    """
+
+    id: int
+    people: tuple[int, ...]
+    box: Box
+    confidence: float
+    frame: Rect
+    data: bytes
+
+
+def build(
+    picture: Picture,
+    people: Sequence[Person],
+    cutouts: Sequence[Cutout],
+    output: str,
+    models: dict[str, Any],
+    device: str,
+    milliseconds: dict[str, float],
+    notices: Sequence[Notice],
+) -> dict[str, Any]:
+    """The report as JSON values."""
+    return {
+        "picture": {
+            "width_px": picture.width,
+            "height_px": picture.height,
+            "format": picture.format,
+            "orientation": picture.orientation,
+        },
+        "people": [
+            {"id": person.id, "box": _rounded(person.box), "confidence": round(person.confidence, 4)}
+            for person in people
+        ],
+        "cutouts": [
+            {
+                "id": cutout.id,
+                "people": list(cutout.people),
+                "box": _rounded(cutout.box),
+                "confidence": round(cutout.confidence, 4),
+                "frame": cutout.frame.as_list(),
+                "size": [cutout.frame.width, cutout.frame.height],
+                "media_type": MEDIA_TYPES[output],
+                "bytes": len(cutout.data),
+            }
+            for cutout in cutouts
+        ],
+        "models": models,
+        "device": device,
+        "milliseconds": milliseconds,
+        "warnings": [notice.to_dict() for notice in notices],
+    }
+
+
+def _rounded(box: Box) -> list[float]:
+    return [round(value, 2) for value in box]

@@ -1,0 +1,193 @@
+"""One picture's way through the pipeline, with the two models as callables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from cutaway.options import CutOptions
+from numpy.typing import NDArray
+
+from pipeline import composite, report
+from pipeline.crop import crop_rect
+from pipeline.decode import Picture, decode
+from pipeline.detect import Detections, read_detections
+from pipeline.encode import encode
+from pipeline.foreground import clean_colours
+from pipeline.layers import Layer, people_layer, whole_picture
+from pipeline.letterbox import letterbox
+from pipeline.matte import Matter, matte_crops
+from pipeline.notices import Notice
+from pipeline.people import Person, choose, from_boxes, nobody, rank
+
+Detector = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
+"""(N, 640, 640, 3) uint8 RGB, letterboxed → the outputs of ``yolov8_seg`` by name, each with N in front."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two networks, and what the report says about them.
+
+    Attributes:
+        detector: finds people.
+        matter: mattes crops.
+        matte_side_px: S, the side of the matting network's square input.
+        description: profile, names and versions, for the report.
+        device: what they run on, for the report.
+    """
+
+    detector: Detector
+    matter: Matter
+    matte_side_px: int
+    description: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        images: encoded cut-outs; none where the caller did not ask for them.
+        boxes: (N, 4) float32, the chosen people in pixels of the upright picture; the whole frame for 'all'.
+        scores: (N,) float32.
+        report: JSON values, see `pipeline.report`.
+    """
+
+    images: list[bytes]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    report: dict[str, Any]
+
+
+def run(
+    data: bytes,
+    options: CutOptions,
+    models: Models,
+    *,
+    wants_images: bool = True,
+    max_decompression_ratio: float | None = None,
+    proceed: Callable[[], None] = lambda: None,
+) -> Answer:
+    """Cut a picture out.
+
+    Args:
+        data: the encoded file.
+        options: checked options.
+        models: the two networks.
+        wants_images: without it nothing is matted, and finding nobody is an answer and no error.
+        max_decompression_ratio: takes the place of the table's limit.
+        proceed: called between stages; raises to give the picture up.
+
+    Raises:
+        InputError: the picture or the options are at fault.
+    """
+    watch = report.Stopwatch()
+    with watch.stage("decode"):
+        picture = decode(data, max_decompression_ratio=max_decompression_ratio)
+    notices = list(picture.notices)
+    proceed()
+
+    everybody: list[Person] = []
+    people: list[Person] = []
+    detections: Detections | None = None
+    if options.subject != "all":
+        with watch.stage("detect"):
+            detections = _detect(picture, models.detector, options.min_confidence)
+            if options.boxes is None:
+                everybody = rank(detections)
+            else:
+                everybody = from_boxes(options.boxes, detections, picture.frame)
+            if wants_images and not everybody:
+                raise nobody(options)
+            people, about_people = choose(everybody, options)
+            notices += about_people
+        proceed()
+
+    cutouts: list[report.Cutout] = []
+    if wants_images:
+        rects = {person.id: crop_rect(person.box, picture.frame) for person in people}
+        with watch.stage("matte"):
+            wanted = list(rects.values()) if detections else [picture.frame]
+            mattes = matte_crops(picture.rgb, wanted, models.matter, models.matte_side_px)
+        proceed()
+        for group in _groups(options.subject, people):
+            with watch.stage("refine"):
+                if detections is None:
+                    layer = whole_picture(mattes[picture.frame], picture.frame, options.feather_px)
+                else:
+                    padding_px = options.padding_px if options.subject == "each" else None
+                    layer = people_layer(
+                        group, everybody, mattes, rects, detections, picture.frame, options.feather_px, padding_px
+                    )
+                pixels = _render(picture, layer, options)
+            with watch.stage("encode"):
+                encoded = encode(pixels, options.output)
+            cutout = report.Cutout(
+                group[0].id if options.subject == "each" else 0,
+                tuple(person.id for person in group),
+                layer.box,
+                min((person.confidence for person in group), default=1.0),
+                layer.frame,
+                encoded,
+            )
+            cutouts.append(cutout)
+            if not layer.alpha.any():
+                notices.append(Notice("EMPTY_CUTOUT", "Nothing was found to cut out.", {"id": cutout.id}))
+            proceed()
+
+    if detections is None:
+        boxes, scores = [tuple(map(float, picture.frame.as_list()))], [1.0]
+    else:
+        boxes, scores = [person.box for person in people], [person.confidence for person in people]
+    return Answer(
+        [cutout.data for cutout in cutouts],
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        report.build(
+            picture,
+            people,
+            cutouts,
+            options.output,
+            models.description,
+            models.device,
+            watch.milliseconds(),
+            notices,
+        ),
+    )
+
+
+def _detect(picture: Picture, detector: Detector, min_confidence: float) -> Detections:
+    square, placement = letterbox(picture.rgb)
+    raw = detector(square[None])
+    return read_detections({name: values[0] for name, values in raw.items()}, placement, min_confidence)
+
+
+def _groups(subject: str, people: list[Person]) -> list[list[Person]]:
+    """Who goes into each cut-out; nobody in particular for subject 'all'."""
+    return [[person] for person in people] if subject == "each" else [people]
+
+
+def _render(picture: Picture, layer: Layer, options: CutOptions) -> NDArray[np.uint8]:
+    """The cut-out's pixels: (h, w) for a mask, (h, w, 3) before a background, (h, w, 4) transparent; all uint8."""
+    region, frame, alpha = layer.region, layer.frame, layer.alpha
+    if picture.alpha is not None:
+        # The smaller one of both: what was transparent stays so, and cutting a cut-out again changes nothing.
+        alpha = np.minimum(alpha, picture.alpha[region.slices])
+    if options.output == "mask":
+        return composite.spread(alpha, region, frame)
+    colours = clean_colours(picture.rgb[region.slices], alpha, options.decontaminate)
+    if picture.own_rgb is not None and picture.alpha is not None:
+        # Where the input was transparent already, it says itself what its own colour is.
+        known = (picture.alpha[region.slices] < 255) & (alpha > 0)
+        np.copyto(colours, picture.own_rgb[region.slices], where=known[..., None])
+    background = options.background
+    if background.transparent:
+        return composite.on_nothing(colours, alpha, region, frame)
+    if background.colour_rgb is not None:
+        behind = composite.solid(background.colour_rgb, frame)
+    else:
+        behind = composite.blurred(picture.rgb, alpha, region, frame, background.blur_px or 0)
+    return composite.on_background(colours, alpha, region, frame, behind)

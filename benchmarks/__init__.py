@@ -1,0 +1,1 @@
+"""Figures: `quality` (masks against ground truth) and `pipeline` (milliseconds per stage)."""

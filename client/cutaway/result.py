@@ -29,15 +29,17 @@ class Cutout:
     """One cut-out. Boxes and frames are in pixels of the upright picture.
 
     Attributes:
-        id: the person's number, 0 for the largest; of several people together, the first one's.
-        box: x1, y1, x2, y2 of what was detected.
-        score: the detector's confidence, 0 to 1.
+        id: the person's id for subject "each" (0 is the largest), else 0.
+        people: ids of the people in it; none for subject "all".
+        box: x1, y1, x2, y2 around all that was detected in it.
+        score: the confidence of the least certain person in it, 0 to 1.
         frame: x1, y1, x2, y2 of the rectangle that this cut-out covers: paste it at the first two to put it back.
         image: the encoded file.
         format: "png" or "webp".
     """
 
     id: int
+    people: tuple[int, ...]
     box: Box
     score: float
     frame: Frame
@@ -213,4 +215,14 @@ def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:
     found = picture_format(image)
     if found not in ("png", "webp"):
         raise malformed("a cut-out is neither PNG nor WebP")
-    return Cutout(entry.id, entry.box, entry.score, entry.frame, image, "png" if found == "png" else "webp")
+    if entry.file_bytes != len(image):
+        raise malformed("a cut-out has another length than its report says")
+    return Cutout(
+        entry.id,
+        entry.people,
+        entry.box,
+        entry.score,
+        entry.frame,
+        image,
+        "png" if found == "png" else "webp",
+    )

@@ -1,0 +1,217 @@
+"""Sending one request of :mod:`.steps` with httpx, inside its deadline; failures come out as Cutaway's errors.
+
+Redirects are not followed here and bodies are read as they come, up to the request's limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httpcore
+import httpx
+
+from cutaway.deadline import DeadlineTransport, deadline
+from cutaway.providers.errors import InvalidAnswer, ProviderUnavailable
+from cutaway.providers.guard import GuardedAsyncTransport, GuardedTransport
+from cutaway.providers.steps import Request, Response, Steps, T, run, run_async
+
+logger = logging.getLogger("cutaway.providers")
+
+_TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException, asyncio.TimeoutError)
+_UNSENT = (httpx.ConnectError, httpcore.ConnectError, httpx.UnsupportedProtocol, httpcore.UnsupportedProtocol)
+_BROKEN = (
+    httpx.TransportError,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    httpcore.ProxyError,
+)
+
+BASE_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "cutaway"}
+"""Answers are pictures, which compression does not shrink, and a compressed body has no bounded size."""
+
+
+class Exchange:
+    """Runs a provider's steps, synchronously or with asyncio; safe to share between threads and after a fork.
+
+    Args:
+        provider: its name, for messages.
+        own: scheme, host and port that may be reached whatever their address is.
+        transport, async_transport: httpx transports to use instead of the guarded ones, for a proxy or a test. Then
+            names are resolved by them, and only addresses that are written as numbers are checked.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        own: tuple[str, str, int],
+        *,
+        transport: httpx.BaseTransport | None = None,
+        async_transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._provider = provider
+        self._own = own
+        self._transport = transport
+        self._async_transport = async_transport
+        self._lock = threading.Lock()
+        self._made: tuple[int, httpx.BaseTransport] | None = None
+        self._tls: ssl.SSLContext | None = None
+
+    def run(self, steps: Steps[T]) -> T:
+        client = httpx.Client(transport=self._transport or self._guarded(), trust_env=False)
+        # The client is not closed: its transport is shared with other calls.
+        return run(steps, lambda request: self._send(client, request))
+
+    async def run_async(self, steps: Steps[T]) -> T:
+        if self._async_transport is not None:
+            client = httpx.AsyncClient(transport=self._async_transport, trust_env=False)
+            return await run_async(steps, lambda request: self._send_async(client, request), asyncio.sleep)
+        # Connections belong to the event loop that made them, so they live as long as the call.
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        inner = httpx.AsyncHTTPTransport(verify=self._tls)
+        async with httpx.AsyncClient(
+            transport=GuardedAsyncTransport(inner, self._own, self._provider), trust_env=False
+        ) as client:
+            return await run_async(steps, lambda request: self._send_async(client, request), asyncio.sleep)
+
+    def close(self) -> None:
+        """Close idle connections. The next call opens new ones."""
+        with self._lock:
+            made, self._made = self._made, None
+        if made is not None and made[0] == os.getpid():
+            made[1].close()
+
+    def _guarded(self) -> httpx.BaseTransport:
+        with self._lock:
+            if self._made is None or self._made[0] != os.getpid():
+                inner = DeadlineTransport(idle_s=5.0)
+                self._made = os.getpid(), GuardedTransport(inner, self._own, self._provider)
+                weakref.finalize(self, inner.close)
+            return self._made[1]
+
+    # ------------------------------------------------------------------------------------------ one request
+
+    def _send(self, client: httpx.Client, request: Request) -> Response:
+        started = time.monotonic()
+        try:
+            request.deadline.check(self._provider)
+            left_s = request.deadline.left_s
+            with (
+                deadline(left_s),
+                client.stream(
+                    request.method,
+                    request.url,
+                    headers={**BASE_HEADERS, **request.headers},
+                    content=request.body or None,
+                    timeout=left_s,
+                    follow_redirects=False,
+                ) as answer,
+            ):
+                body = _Body(request, answer, self._provider)
+                for chunk in answer.iter_raw():
+                    request.deadline.check(self._provider)
+                    if body.add(chunk):
+                        break
+                response = body.response()
+        except BaseException as error:
+            failure = self._failure(request, error, started)
+            if failure is error:
+                raise
+            raise failure from error
+        self._log(request, str(response.status), started)
+        return response
+
+    async def _send_async(self, client: httpx.AsyncClient, request: Request) -> Response:
+        started = time.monotonic()
+        try:
+            request.deadline.check(self._provider)
+            response = await asyncio.wait_for(self._receive_async(client, request), request.deadline.left_s)
+        except BaseException as error:
+            failure = self._failure(request, error, started)
+            if failure is error:
+                raise
+            raise failure from error
+        self._log(request, str(response.status), started)
+        return response
+
+    async def _receive_async(self, client: httpx.AsyncClient, request: Request) -> Response:
+        async with client.stream(
+            request.method,
+            request.url,
+            headers={**BASE_HEADERS, **request.headers},
+            content=request.body or None,
+            timeout=request.deadline.left_s,
+            follow_redirects=False,
+        ) as answer:
+            body = _Body(request, answer, self._provider)
+            async for chunk in answer.aiter_raw():
+                if body.add(chunk):
+                    break
+            return body.response()
+
+    def _failure(self, request: Request, error: BaseException, started: float) -> BaseException:
+        """The error to raise; what is no failure of the exchange (Ctrl-C, a cancelled task) passes as it is."""
+        failure: BaseException = error
+        if isinstance(error, _TIMEOUTS):
+            failure = request.deadline.exceeded(self._provider)
+        elif isinstance(error, _UNSENT):
+            failure = self._unavailable("cannot be reached", unsent=True)
+        elif isinstance(error, _BROKEN):
+            failure = self._unavailable("broke the connection off", unsent=False)
+        elif isinstance(error, httpx.InvalidURL):
+            failure = InvalidAnswer(
+                f"{self._provider} points to an impossible address.", details={"provider": self._provider}
+            )
+        self._log(request, getattr(failure, "code", type(failure).__name__), started)
+        return failure
+
+    def _unavailable(self, what: str, *, unsent: bool) -> ProviderUnavailable:
+        return ProviderUnavailable(
+            f"{self._provider} {what}.", details={"provider": self._provider, "status": None, "unsent": unsent}
+        )
+
+    def _log(self, request: Request, outcome: str, started: float) -> None:
+        parts = urlsplit(request.url)  # a query may hold a signature, so it is left out
+        elapsed_ms = (time.monotonic() - started) * 1000
+        logger.debug(
+            "%s %s://%s%s: %s, %.0f ms", request.method, parts.scheme, parts.netloc, parts.path, outcome, elapsed_ms
+        )
+
+
+class _Body:
+    """An answer's body as far as it came."""
+
+    def __init__(self, request: Request, answer: httpx.Response, provider: str) -> None:
+        self._answer = answer
+        self._max_bytes = request.max_bytes
+        self._until: Callable[[bytes], bool] | None = request.until
+        self._provider = provider
+        self._data = bytearray()
+        length = answer.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._max_bytes:
+            raise self._refusal(f"{int(length[:20]):,} bytes, at most {self._max_bytes:,} are taken")
+        if answer.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+            raise self._refusal("a compressed body, which was not asked for")
+
+    def add(self, chunk: bytes) -> bool:
+        """Take a chunk; True where nothing more is wanted."""
+        self._data += chunk
+        if len(self._data) > self._max_bytes:
+            raise self._refusal(f"more than {self._max_bytes:,} bytes")
+        return self._until is not None and self._until(bytes(self._data))
+
+    def response(self) -> Response:
+        headers = {name.lower(): value for name, value in self._answer.headers.items()}
+        return Response(self._answer.status_code, headers, bytes(self._data))
+
+    def _refusal(self, what: str) -> InvalidAnswer:
+        return InvalidAnswer(f"{self._provider} answered with {what}.", details={"provider": self._provider})

@@ -1,0 +1,128 @@
+"""Providers describe what to send and what an answer means; two short drivers do the sending.
+
+A provider's work is a generator that yields :class:`Request` and :class:`Pause` and gets a :class:`Response` (or an
+exception) back. So every rule about retries, polling and giving up is written once, and runs the same under
+:func:`run` and :func:`run_async`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+from cutaway import limits
+from cutaway.resilience import Deadline
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request.
+
+    Attributes:
+        method: "GET" or "POST".
+        url: absolute; may be to the provider's own address or to a public https one, see :mod:`.guard`.
+        deadline: everything about it ends then, the answer's last byte included.
+        headers: sent as they are; not part of the representation, since they hold the token.
+        body: sent as it is.
+        max_bytes: the answer is cut off and refused beyond this.
+        until: called with what came so far; True ends an answer that its server keeps open.
+    """
+
+    method: str
+    url: str
+    deadline: Deadline
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+    max_bytes: int = limits.HOSTED_MAX_ANSWER_BYTES
+    until: Callable[[bytes], bool] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Response:
+    """What came back.
+
+    Attributes:
+        status: the HTTP status.
+        headers: names in lower case.
+        body: all of it.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters, in lower case; "" where there is none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def json(self) -> Any:
+        """The body as JSON, or None where it is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+
+Step: TypeAlias = Request | Pause
+Steps: TypeAlias = Generator[Step, Any, T]
+
+
+def run(steps: Steps[T], exchange: Callable[[Request], Response], pause: Callable[[float], None] = time.sleep) -> T:
+    """Drive the steps to their result.
+
+    Whatever goes wrong, a KeyboardInterrupt included, is raised inside the steps, which may then send a last request
+    (to cancel what they began) before they let it out.
+    """
+    answer: Response | None = None
+    failure: BaseException | None = None
+    while True:
+        try:
+            step = steps.send(answer) if failure is None else steps.throw(failure)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        answer, failure = None, None
+        try:
+            if isinstance(step, Pause):
+                pause(step.seconds)
+            else:
+                answer = exchange(step)
+        except BaseException as error:
+            failure = error
+
+
+async def run_async(
+    steps: Steps[T],
+    exchange: Callable[[Request], Awaitable[Response]],
+    pause: Callable[[float], Awaitable[None]],
+) -> T:
+    """The same as :func:`run` for coroutines; a cancelled task is such a failure too."""
+    answer: Response | None = None
+    failure: BaseException | None = None
+    while True:
+        try:
+            step = steps.send(answer) if failure is None else steps.throw(failure)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        answer, failure = None, None
+        try:
+            if isinstance(step, Pause):
+                await pause(step.seconds)
+            else:
+                answer = await exchange(step)
+        except BaseException as error:
+            failure = error

@@ -1,0 +1,243 @@
+"""Deadlines, retries and the retry budget: how long to keep trying, and what is worth another try.
+
+The numbers stand in :mod:`cutaway.limits`, each with its reason. The rule itself is the one that well-run API clients
+share: repeat only what can help (unavailable, overloaded, 408, 409, 429, 5xx), wait longer each time, obey the
+server's ``Retry-After`` up to a cap, and never multiply the load on a service that is down.
+
+Tenacity was tried for this. It sleeps and calls by itself, once for synchronous and once for asynchronous code, knows
+no budget and no clock but its own; what was left for it to do is the dozen lines of :meth:`Retries.delay_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+from cutaway import limits
+from cutaway.errors import CutawayError, ProcessingTimeout
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+
+class Deadline:
+    """A moment after which a call is given up, everything included.
+
+    >>> overall = Deadline(30.0)
+    >>> tier = overall.capped(10.0)      # ends with whichever is first
+    """
+
+    __slots__ = ("_clock", "_ends_at", "budget_s")
+
+    def __init__(self, seconds: float, *, clock: Clock = time.monotonic) -> None:
+        """Start now.
+
+        Args:
+            seconds: how long from now; 0 or less is over already.
+            clock: seconds that only grow.
+        """
+        if not seconds < float("inf"):
+            raise ValueError(f"a deadline needs a finite number of seconds, not {seconds!r}")
+        self.budget_s = max(0.0, float(seconds))
+        self._clock = clock
+        self._ends_at = clock() + self.budget_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self._ends_at - self._clock())
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it was set."""
+        return self.budget_s - (self._ends_at - self._clock())
+
+    @property
+    def over(self) -> bool:
+        return self.left_s <= 0.0
+
+    def capped(self, seconds: float) -> Deadline:
+        """A deadline from now that ends with this one or after so many seconds, whichever is first."""
+        return Deadline(min(seconds, self.left_s), clock=self._clock)
+
+    def check(self, what: str, *, need_s: float = 0.0) -> None:
+        """Go on only where more than `need_s` seconds are left.
+
+        Raises:
+            ProcessingTimeout: they are not; `what` did not answer in time.
+        """
+        if self.left_s <= need_s:
+            raise self.exceeded(what)
+
+    def exceeded(self, what: str) -> ProcessingTimeout:
+        """The error for `what` ("Replicate") not having answered in time."""
+        return ProcessingTimeout(
+            f"{what} did not answer within {self.budget_s:.1f} s.",
+            details={"elapsed_seconds": round(self.elapsed_s, 3)},
+        )
+
+    def __repr__(self) -> str:
+        return f"Deadline({self.left_s:.3f} s left of {self.budget_s:.3f})"
+
+
+class RetryBudget:
+    """Tokens that retries cost and successes bring back; safe to share between threads.
+
+    While everything fails nothing comes back, so n calls send at most n + `tokens` requests: 1.2 times as many from
+    the 25th call on. While most succeed, one call in ten may be repeated for ever.
+    """
+
+    def __init__(
+        self,
+        tokens: float = limits.RETRY_BUDGET_TOKENS,
+        per_success: float = limits.RETRY_BUDGET_PER_SUCCESS,
+    ) -> None:
+        self._most = tokens
+        self._tokens = tokens
+        self._per_success = per_success
+        self._lock = threading.Lock()
+
+    @property
+    def tokens(self) -> float:
+        return self._tokens
+
+    def take(self) -> bool:
+        """Pay for one retry; False where there is nothing left to pay with."""
+        with self._lock:
+            # Tenths add up to a little less than one.
+            if self._tokens < 1.0 - 1e-9:
+                return False
+            self._tokens = max(0.0, self._tokens - 1.0)
+            return True
+
+    def succeeded(self) -> None:
+        """A call succeeded."""
+        with self._lock:
+            self._tokens = min(self._most, self._tokens + self._per_success)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and after which waits; the defaults and their reasons stand in :mod:`cutaway.limits`.
+
+    >>> RetryPolicy(retries=0)                       # never repeat
+    >>> RetryPolicy(first_delay_s=0.1, max_delay_s=1)
+    """
+
+    retries: int = limits.RETRIES
+    first_delay_s: float = limits.RETRY_FIRST_DELAY_S
+    max_delay_s: float = limits.RETRY_MAX_DELAY_S
+    jitter: float = limits.RETRY_JITTER
+    retry_after_max_s: float = limits.RETRY_AFTER_MAX_S
+
+    def delay_s(self, attempt: int, retry_after_s: float | None, draw: Callable[[], float]) -> float | None:
+        """Seconds to wait after the failed attempt number `attempt` (0 is the first), or None to stop trying.
+
+        Args:
+            retry_after_s: what the server asked for, if anything; it is obeyed as it is, without jitter.
+            draw: a random number in [0, 1).
+        """
+        if attempt >= self.retries:
+            return None
+        if retry_after_s is not None:
+            return retry_after_s if retry_after_s <= self.retry_after_max_s else None
+        # The power is bounded, because 2.0**1024 is an error and not merely large.
+        wait = min(self.max_delay_s, self.first_delay_s * 2.0 ** min(attempt, 30))
+        return float(wait * (1.0 - self.jitter * draw()))
+
+
+@dataclass
+class Retries:
+    """One call's retries: the policy, the budget it shares with other calls, and its own deadline and count."""
+
+    deadline: Deadline
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    draw: Callable[[], float] = random.random
+    attempt: int = 0
+
+    def delay_s(self, error: CutawayError) -> float | None:
+        """Seconds to wait before the next attempt, or None where the error is to be raised.
+
+        None when the same request cannot succeed later, the attempts or the budget are used up, the server asks for
+        more patience than the cap, or the wait would outlast the deadline.
+        """
+        if not error.retry:
+            return None
+        wait = self.policy.delay_s(self.attempt, asked_to_wait_s(error), self.draw)
+        if wait is None or wait >= self.deadline.left_s or not self.budget.take():
+            return None
+        self.attempt += 1
+        return wait
+
+
+def asked_to_wait_s(error: CutawayError) -> float | None:
+    """What the server itself asked for: the table's suggestion for the code is advice to people, not a request."""
+    said = error.details.get("retry_after_seconds")
+    if not isinstance(said, (int, float)) and error.retry_after != limits.ERROR_CODES[error.code].retry_after_s:
+        said = error.retry_after
+    return float(said) if isinstance(said, (int, float)) else None
+
+
+def retry(call: Callable[[], T], retries: Retries, *, sleep: Callable[[float], None] = time.sleep) -> T:
+    """Call until it succeeds or another attempt is not worth it.
+
+    Raises:
+        CutawayError: the last attempt's.
+    """
+    while True:
+        try:
+            result = call()
+        except CutawayError as error:
+            wait = retries.delay_s(error)
+            if wait is None:
+                raise
+            sleep(wait)
+        else:
+            retries.budget.succeeded()
+            return result
+
+
+async def retry_async(
+    call: Callable[[], Awaitable[T]],
+    retries: Retries,
+    *,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> T:
+    """The same as :func:`retry`, for a coroutine function."""
+    while True:
+        try:
+            result = await call()
+        except CutawayError as error:
+            wait = retries.delay_s(error)
+            if wait is None:
+                raise
+            await sleep(wait)
+        else:
+            retries.budget.succeeded()
+            return result
+
+
+def parse_retry_after(value: str | None, *, now: Callable[[], datetime] | None = None) -> float | None:
+    """Seconds of a ``Retry-After`` header, whole or decimal or an HTTP date; None for anything else."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(value)
+        except (TypeError, ValueError):
+            return None
+        if at.tzinfo is None:
+            at = at.replace(tzinfo=timezone.utc)
+        seconds = (at - (now() if now else datetime.now(timezone.utc))).total_seconds()
+        return max(0.0, seconds)
+    return seconds if 0 <= seconds < float("inf") else None

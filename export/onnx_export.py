@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.networks.nano import DeformableBranch, NanoMatte
+from export.networks.nano import DecoderStage, DeformableBranch, NanoMatte
 from export.networks.yolov8 import YoloV8
 
 OPSET = 18
@@ -82,6 +82,21 @@ def fold_deformable_norms(model: nn.Module) -> None:
             bias = conv.bias.detach() if conv.bias is not None else torch.zeros_like(scale)
             conv.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias.detach())
             branch.bn = nn.Identity()
+
+
+def fold_patches(model: nn.Module) -> None:
+    """Make one strided convolution of the cutting into patches and the 1x1 convolution that follows, in place.
+
+    The same sums in another order; as a transpose, the cutting alone takes a fifth of the network's time.
+    """
+    for stage in model.modules():
+        if isinstance(stage, DecoderStage) and isinstance(stage.unshuffle, nn.PixelUnshuffle):
+            side_px = stage.unshuffle.downscale_factor
+            narrow = stage.patches[0][0]
+            strided = nn.Conv2d(3, narrow.out_channels, side_px, stride=side_px, bias=False)
+            strided.weight.data.copy_(narrow.weight.detach().reshape(strided.weight.shape))
+            stage.patches[0][0] = strided
+            stage.unshuffle = nn.Identity()
 
 
 def export_graph(graph: nn.Module, side_px: int, outputs: tuple[str, ...], path: Path) -> None:
@@ -176,6 +191,7 @@ def _clearly_placed(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
 def export_nano_matte(model: NanoMatte, side_px: int, path: Path) -> list[Difference]:
     """Write the matting network as `birefnet_trt` of the profile `nano` and compare it with PyTorch."""
     fold_deformable_norms(model)
+    fold_patches(model)
     graph = MatteGraph(model).eval()
     export_graph(graph, side_px, MATTE_OUTPUTS, path)
     return compare(graph, path, side_px, MATTE_OUTPUTS)

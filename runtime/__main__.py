@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from runtime.server import Server, ServerOptions
+    from runtime.server import Server, ServerOptions, StartGivenUp
 
     server = Server(
         ServerOptions(
@@ -156,6 +156,8 @@ def _serve(options: argparse.Namespace) -> int:
         server.wait()
         if asked:
             _say("stopping: pictures under way are finished (once more to stop at once)")
+    except StartGivenUp:
+        pass
     finally:
         server.stop()
     if server.failure is not None:

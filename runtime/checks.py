@@ -105,9 +105,9 @@ def check_libpython(
         if (folder / name).is_file():
             return folder
     raise RuntimeProblem(
-        f"this Python comes without its shared library ({name} is in none of "
-        f"{', '.join(dict.fromkeys(map(str, folders)))}); on Debian or Ubuntu: apt install libpython{major}.{minor}, "
-        f"with pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install {major}.{minor}"
+        f"this Python comes without its shared library {name}, which Triton needs; on Debian or Ubuntu: "
+        f"apt install libpython{major}.{minor}, with pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install "
+        f"{major}.{minor}"
     )
 
 

@@ -97,24 +97,25 @@ def compose(
             (target / folder.name / "1").mkdir(parents=True)
             if folder.name in networks:
                 _network_model(config, networks[folder.name], side, device, plan)
-                shutil.copy(ONNX_MODEL, target / folder.name / "1" / "model.py")
+                shutil.copyfile(ONNX_MODEL, target / folder.name / "1" / "model.py")
                 (target / folder.name / "1" / "model.onnx").symlink_to(networks[folder.name].path)
             else:
                 _pipeline_model(config, profile, networks, side, device, plan, queue_size)
-                shutil.copytree(
-                    folder / "1",
-                    target / folder.name / "1",
-                    dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("__pycache__", ".*"),
-                )
+                _copy_python(folder / "1", target / folder.name / "1")
             processes += sum(group.count for group in config.instance_group)
             text = text_format.MessageToString(config)
             (target / folder.name / "config.pbtxt").write_text(text)
     except OSError as error:
         raise unwritable(target, error) from None
-    except shutil.Error as error:
-        raise RuntimeProblem(f"cannot copy the models to {target}: {error}") from None
     return Composed(target, side, processes)
+
+
+def _copy_python(source: Path, target: Path) -> None:
+    """Copy the Python files of a model's version, as they are now: editing them does not reach a running server."""
+    for path in sorted(source.rglob("*.py")):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _network_model(config: Any, network: Network, side: int, device: Device, plan: Plan) -> None:

@@ -18,7 +18,7 @@ from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_por
 from runtime.compose import CHECKOUT, SOURCE, Composed, compose
 from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, plan
 from runtime.health import CANARY_INTERVAL_S, Probe, Verdict, Watch
-from runtime.process import Addresses, TritonProcess, is_gone
+from runtime.process import Addresses, Stub, TritonProcess, is_gone
 from runtime.runs import Run, default_cache_dir, open_run
 from runtime.weights import load_networks
 
@@ -84,7 +84,7 @@ class ServerOptions:
         return Path(named) if named else CHECKOUT / "export" / "weights" / self.profile
 
 
-class _Stopped(Exception):
+class StartGivenUp(Exception):
     """The start was given up because somebody asked for the end."""
 
 
@@ -111,6 +111,8 @@ class Server:
         self._process: TritonProcess | None = None
         self._watcher: threading.Thread | None = None
         self._files: TritonFiles | None = None
+        self._stubs: list[Stub] = []
+        self._processes = 0
         self._addresses = Addresses(self.options.address, 0, 0, 0)
 
     def __enter__(self) -> Server:
@@ -166,6 +168,7 @@ class Server:
 
         Raises:
             RuntimeProblem: with one line that says what stands in the way.
+            StartGivenUp: when the end was asked for meanwhile.
         """
         begun = time.monotonic()
         options = self.options
@@ -186,6 +189,7 @@ class Server:
                 queue_size=options.queue_size,
                 source=options.source,
             )
+            self._processes = composed.processes
             self._introduce(composed, device, layout)
             self._launch()
         except BaseException:
@@ -267,7 +271,7 @@ class Server:
         while not probe.ready():
             now = time.monotonic()
             if self._stopping.is_set():
-                raise _Stopped
+                raise StartGivenUp
             if process.exit_status() is not None:
                 raise RuntimeProblem(self._death_at_start(process))
             if now - begun > self.options.start_timeout_s:
@@ -278,6 +282,9 @@ class Server:
                 self._say(f"still loading the models ({now - begun:.0f} s)")
                 news_at = now + START_NEWS_S
             self._stopping.wait(START_POLL_S)
+        self._stubs = process.stubs()
+        if len(self._stubs) < self._processes:
+            raise RuntimeProblem(f"a model's process ended while starting; see {_short(self.log)}")
         answer = probe.canary(FIRST_PICTURE_TIMEOUT_S)
         if answer.verdict not in (Verdict.WELL, Verdict.BUSY):
             raise RuntimeProblem(f"the first picture failed: {answer.message}; see {_short(self.log)}")
@@ -303,7 +310,7 @@ class Server:
                 wait_s = BACKOFF_S[min(len(restarted_at), len(BACKOFF_S) - 1)]
                 restarted_at.append(now)
                 reason = self._restart(reason, wait_s, len(restarted_at)) or self._wait_for_death()
-        except _Stopped:
+        except StartGivenUp:
             pass
         except Exception as error:  # a supervisor that ended without a word would leave a server unwatched
             self.failure = RuntimeProblem(f"the supervision failed: {error!r}; see {_short(self.log)}")
@@ -318,7 +325,7 @@ class Server:
         # What is under way is lost with the dead process or will be sent again; a quick return helps callers more.
         self.process.stop(force=True)
         if self._stopping.wait(wait_s):
-            raise _Stopped
+            raise StartGivenUp
         try:
             self._launch()
         except RuntimeProblem as problem:
@@ -330,14 +337,13 @@ class Server:
     def _wait_for_death(self) -> str | None:
         """Why the running Triton is no longer of use, or None when the end was asked for."""
         process = self.process
-        stubs = process.stubs()
         watch = Watch(self.probe, interval_s=self.options.canary_interval_s)
         try:
             while not self._stopping.wait(LOOK_INTERVAL_S):
                 status = process.exit_status()
                 if status is not None:
                     return f"Triton ended by itself (status {status}: {process.last_complaint() or 'it said nothing'})"
-                for stub in stubs:
+                for stub in self._stubs:
                     if is_gone(stub):
                         return f"the process of {stub.model} ({stub.pid}) is gone"
                 complaint = watch.look()

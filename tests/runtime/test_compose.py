@@ -1,0 +1,158 @@
+"""What is served here keeps the contract of `model_repository/`: names, inputs, outputs, batching and queues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cutaway.limits import (
+    DETECTOR_CANDIDATES,
+    DETECTOR_SIDE_PX,
+    MODEL_MAX_BATCH,
+    PROCESSING_TIMEOUT_S,
+)
+
+from runtime.checks import RuntimeProblem
+from runtime.compose import SOURCE, Composed, compose, contract, read_config
+from runtime.devices import Device, Plan
+from runtime.onnx_file import Signature, TensorInfo
+from runtime.server import ServerOptions
+from runtime.weights import Network, load_networks
+
+MODELS = sorted(path.parent.name for path in SOURCE.glob("*/config.pbtxt"))
+CPU = Device("cpu", "cpu")
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Network]:
+    return load_networks(ServerOptions().weights_dir)
+
+
+@pytest.fixture(scope="module")
+def composed(networks: dict[str, Network], tmp_path_factory: pytest.TempPathFactory) -> Composed:
+    target = tmp_path_factory.mktemp("composed") / "repository"
+    return compose(target, profile="nano", networks=networks, device=CPU, plan=Plan(instances=3, threads=2))
+
+
+def resized(found: dict[str, Any], side: int) -> dict[str, Any]:
+    """A contract with the released variants' matte side of 1024 replaced."""
+    changed = dict(found)
+    for kind in ("inputs", "outputs"):
+        changed[kind] = {
+            name: (dtype, tuple(side if size == 1024 else size for size in dims))
+            for name, (dtype, dims) in found[kind].items()
+        }
+    return changed
+
+
+def test_same_models(composed: Composed) -> None:
+    assert sorted(path.name for path in composed.folder.iterdir()) == MODELS
+    assert MODELS == ["birefnet_trt", "ensemble_pipeline", "yolov8_seg"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_same_contract(composed: Composed, model: str) -> None:
+    source, here = read_config(SOURCE / model), read_config(composed.folder / model)
+    expected = contract(source)
+    if model == "birefnet_trt":
+        expected = resized(expected, composed.matte_side_px)
+    assert contract(here) == expected
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_else_differs(composed: Composed, model: str) -> None:
+    """Clear what may differ from both configurations; what is left is the same, field for field."""
+    source, here = read_config(SOURCE / model), read_config(composed.folder / model)
+    for config in (source, here):
+        for name in ("platform", "backend", "instance_group", "model_warmup", "parameters", "input", "output"):
+            config.ClearField(name)
+        config.dynamic_batching.max_queue_delay_microseconds = 0
+    assert here == source
+
+
+@pytest.mark.parametrize("model", ["birefnet_trt", "yolov8_seg"])
+def test_source_is_what_a_gpu_triton_loads(model: str) -> None:
+    config = read_config(SOURCE / model)
+    assert config.platform == "tensorrt_plan"
+    assert config.HasField("dynamic_batching")
+    assert not config.dynamic_batching.preferred_batch_size
+    assert {warmup.batch_size for warmup in config.model_warmup} == {1, MODEL_MAX_BATCH}
+
+
+def test_source_keeps_to_the_table_of_limits() -> None:
+    detector = contract(read_config(SOURCE / "yolov8_seg"))
+    assert detector["max_batch_size"] == MODEL_MAX_BATCH
+    assert detector["inputs"] == {"images": ("UINT8", (DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, 3))}
+    assert detector["outputs"]["boxes"] == ("FP32", (DETECTOR_CANDIDATES, 4))
+    policy = read_config(SOURCE / "ensemble_pipeline").dynamic_batching.default_queue_policy
+    assert policy.max_queue_size > 0
+    assert policy.default_timeout_microseconds == PROCESSING_TIMEOUT_S * 1e6
+    assert policy.allow_timeout_override
+
+
+def test_pipeline_takes_one_picture_and_has_one_input() -> None:
+    """One input of one element: what lets `curl --data-binary` send a picture as it is."""
+    assert contract(read_config(SOURCE / "ensemble_pipeline")) == {
+        "name": "ensemble_pipeline",
+        "max_batch_size": 0,
+        "inputs": {"image": ("STRING", (1,))},
+        "outputs": {
+            "images": ("STRING", (-1,)),
+            "boxes": ("FP32", (-1, 4)),
+            "scores": ("FP32", (-1,)),
+            "report": ("STRING", (1,)),
+        },
+    }
+
+
+def test_pipeline_parameters(composed: Composed, networks: dict[str, Network]) -> None:
+    config = read_config(composed.folder / "ensemble_pipeline")
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    assert parameters["profile"] == "nano"
+    assert parameters["device"] == "cpu"
+    assert parameters["matte_side_px"] == str(composed.matte_side_px)
+    assert parameters["birefnet_trt_sha256"] == networks["birefnet_trt"].sha256
+    assert config.instance_group[0].count == 3
+    assert composed.processes == 5
+
+
+def test_files(composed: Composed, networks: dict[str, Network]) -> None:
+    for name, network in networks.items():
+        assert (composed.folder / name / "1" / "model.onnx").resolve() == network.path
+        assert (composed.folder / name / "1" / "model.py").is_file()
+    copied = composed.folder / "ensemble_pipeline" / "1"
+    source = SOURCE / "ensemble_pipeline" / "1"
+    names = {str(path.relative_to(source)) for path in source.rglob("*.py")}
+    assert {str(path.relative_to(copied)) for path in copied.rglob("*") if path.is_file()} >= names
+
+
+def test_queue_size_can_be_set(networks: dict[str, Network], tmp_path: Path) -> None:
+    plan = Plan(instances=1, threads=1)
+    composed = compose(tmp_path / "r", profile="nano", networks=networks, device=CPU, plan=plan, queue_size=2)
+    policy = read_config(composed.folder / "ensemble_pipeline").dynamic_batching.default_queue_policy
+    assert policy.max_queue_size == 2
+
+
+def test_cuda_is_passed_on(networks: dict[str, Network], tmp_path: Path) -> None:
+    device = Device("cuda", "cuda (NVIDIA H200)")
+    plan = Plan(instances=1, threads=1)
+    composed = compose(tmp_path / "r", profile="nano", networks=networks, device=device, plan=plan)
+    assert read_config(composed.folder / "birefnet_trt").parameters["device"].string_value == "cuda"
+    assert read_config(composed.folder / "birefnet_trt").dynamic_batching.max_queue_delay_microseconds > 0
+    assert read_config(composed.folder / "ensemble_pipeline").parameters["device"].string_value == device.name
+
+
+def test_network_that_does_not_fit(networks: dict[str, Network], tmp_path: Path) -> None:
+    detector = networks["yolov8_seg"]
+    outputs = dict(detector.signature.outputs) | {"scores": TensorInfo("FP16", (-1, 300))}
+    wrong = Network(detector.name, detector.path, detector.sha256, Signature(detector.signature.inputs, outputs))
+    with pytest.raises(RuntimeProblem) as problem:
+        compose(
+            tmp_path / "r",
+            profile="nano",
+            networks={**networks, "yolov8_seg": wrong},
+            device=CPU,
+            plan=Plan(instances=1, threads=1),
+        )
+    assert "output scores must be FP32 [batch, 300], and is FP16 [batch, 300]" in str(problem.value)

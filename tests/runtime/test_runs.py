@@ -1,0 +1,83 @@
+"""Each server has a folder and shared memory of its own: dead servers' are cleared, living ones' are not touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.checks import SHM
+from runtime.runs import LOGS_KEPT, Run, default_cache_dir, open_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = open_run(tmp_path)
+    yield run
+    run.close()
+
+
+def leave_traces(run: Run) -> Path:
+    """A repository, a log and shared memory, as a running server has them."""
+    (run.repository / "model").mkdir(parents=True)
+    run.log.write_text("said\n")
+    region = SHM / f"{run.shm_prefix}region"
+    region.touch()
+    return region
+
+
+def test_closing_keeps_the_log_only(run: Run) -> None:
+    region = leave_traces(run)
+    run.close()
+    assert sorted(path.name for path in run.folder.iterdir()) == ["lock", "server.log"]
+    assert not region.exists()
+
+
+def test_traces_of_a_dead_server_are_cleared(tmp_path: Path, run: Run) -> None:
+    region = leave_traces(run)
+    os.close(run.lock)  # as the system does it when a process is killed
+    run.lock = -1
+    other = open_run(tmp_path)
+    assert not region.exists()
+    assert not run.repository.exists()
+    other.close()
+
+
+def test_traces_of_a_living_server_stay(tmp_path: Path, run: Run) -> None:
+    region = leave_traces(run)
+    other = open_run(tmp_path)
+    other.close()
+    assert region.exists()
+    assert run.repository.exists()
+
+
+def test_shared_memory_of_others_stays(run: Run) -> None:
+    foreign = SHM / f"cutaway-test-{os.getpid()}"
+    foreign.touch()
+    try:
+        run.close()
+        assert foreign.exists()
+    finally:
+        foreign.unlink()
+
+
+def test_the_last_logs_are_kept(tmp_path: Path) -> None:
+    folders = []
+    for _ in range(LOGS_KEPT + 3):
+        run = open_run(tmp_path)
+        run.log.write_text("said\n")
+        run.close()
+        folders.append(run.folder)
+    assert sum(folder.exists() for folder in folders) == LOGS_KEPT + 1
+    assert folders[-1].exists()
+
+
+def test_cache_folder_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_cache_dir(tmp_path) == tmp_path / ".cache" / "runtime"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir(tmp_path) == tmp_path / "xdg" / "cutaway"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache_dir(tmp_path) == Path.home() / ".cache" / "cutaway"

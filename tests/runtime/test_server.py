@@ -1,0 +1,221 @@
+"""A server is ready when a picture went through, comes back when a process of it dies, and ends without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cutaway
+import pytest
+
+from runtime import server as server_module
+from runtime.checks import RuntimeProblem
+from runtime.process import is_gone
+from runtime.server import Server, ServerOptions
+from tests.runtime.leftovers import assert_nothing_left, processes_of, wait_for
+
+pytestmark = pytest.mark.triton
+
+SILENT = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([], pb_utils.TritonError("out of order")) for _ in requests]
+"""
+
+DEAD = """
+class TritonPythonModel:
+    def initialize(self, args):
+        raise RuntimeError("the lens is missing")
+
+    def execute(self, requests):
+        return []
+"""
+
+SLOW = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(1.0)
+        text = np.array([b"{}"], np.object_)
+        tensors = [
+            pb_utils.Tensor("images", text),
+            pb_utils.Tensor("boxes", np.zeros((0, 4), np.float32)),
+            pb_utils.Tensor("scores", np.zeros(0, np.float32)),
+            pb_utils.Tensor("report", text),
+        ]
+        return [pb_utils.InferenceResponse(tensors) for _ in requests]
+"""
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    """What the server says."""
+    return []
+
+
+@pytest.fixture
+def running(tmp_path: Path, lines: list[str]) -> Iterator[Server]:
+    """A server to be harmed."""
+    with Server(ServerOptions(cache_dir=tmp_path / "cache", instances=1), say=lines.append) as server:
+        yield server
+    assert_nothing_left(tmp_path / "cache")
+
+
+def cut(server: Server, picture: Path) -> cutaway.CutResult:
+    with cutaway.Client(server.grpc_url) as client:
+        return client.cut(picture)
+
+
+def test_not_ready_while_the_pipeline_fails(tmp_path: Path, broken_repository: Callable[[str], Path]) -> None:
+    """Triton's own readiness is fine with this repository; only a picture tells."""
+    options = ServerOptions(cache_dir=tmp_path / "cache", source=broken_repository(SILENT))
+    with pytest.raises(RuntimeProblem) as problem:
+        Server(options).start()
+    assert "the first picture failed: out of order; see " in str(problem.value)
+    assert_nothing_left(tmp_path / "cache")
+
+
+def test_not_ready_before_both_canaries_are_answered(tmp_path: Path, broken_repository: Callable[[str], Path]) -> None:
+    """The stand-in takes a second per picture, and one goes through detection and one through matting."""
+    options = ServerOptions(cache_dir=tmp_path / "cache", source=broken_repository(SLOW))
+    server = Server(options)
+    ready_at = []
+    probe_ready = server_module.Probe.ready
+
+    def noted(probe: server_module.Probe) -> bool:
+        ready = probe_ready(probe)
+        if ready:
+            ready_at.append(time.monotonic())
+        return ready
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_module.Probe, "ready", noted)
+        with server:
+            assert time.monotonic() - ready_at[0] >= 2.0
+
+
+def test_model_that_cannot_start(tmp_path: Path, broken_repository: Callable[[str], Path]) -> None:
+    options = ServerOptions(cache_dir=tmp_path / "cache", source=broken_repository(DEAD))
+    with pytest.raises(RuntimeProblem) as problem:
+        Server(options).start()
+    text = str(problem.value)
+    assert "Triton ended while starting" in text
+    assert "the lens is missing" in text
+    assert "\n" not in text
+    assert_nothing_left(tmp_path / "cache")
+
+
+def test_killed_model_processes_come_back(running: Server, lines: list[str], samples: list[Path]) -> None:
+    """Each of the three in turn: noticed within a second, told, restarted, and a good answer after."""
+    for number, model in enumerate(("yolov8_seg", "birefnet_trt", "ensemble_pipeline"), start=1):
+        victim = next(stub for stub in running.process.stubs() if stub.model == model)
+        os.kill(victim.pid, signal.SIGKILL)
+        assert wait_for(lambda: any("is gone" in line for line in lines), 1.0), lines
+        assert wait_for(lambda: running.restarts == number, 30), lines  # noqa: B023
+        assert is_gone(victim)
+        assert f"the process of {model} ({victim.pid}) is gone; restarting the server" in " ".join(lines)
+        assert "ready again after" in lines[-1]
+        lines.clear()
+        assert len(cut(running, samples[0]).cutouts) == 1
+    assert {stub.model for stub in running.process.stubs()} == {"yolov8_seg", "birefnet_trt", "ensemble_pipeline"}
+
+
+@pytest.mark.parametrize("victim", ["tritonserver", "keeper"])
+def test_killed_triton_comes_back(running: Server, lines: list[str], samples: list[Path], victim: str) -> None:
+    pid = running.process.pid if victim == "tritonserver" else running.process._keeper.pid
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: running.restarts == 1, 30), lines
+    assert any("Triton ended by itself (status" in line for line in lines)
+    assert len(cut(running, samples[0]).cutouts) == 1
+
+
+def test_restarting_is_given_up(running: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_RESTARTS", 1)
+    os.kill(running.process.pid, signal.SIGKILL)
+    assert wait_for(lambda: running.restarts == 1, 30)
+    os.kill(running.process.pid, signal.SIGKILL)
+    running.wait()
+    assert "given up after 1 restarts within 10 minutes" in str(running.failure)
+
+
+def test_overload_is_refused_and_is_not_death(tmp_path: Path, samples: list[Path]) -> None:
+    """A queue of two, ten callers: some are refused at once with OVERLOADED, the others served, nothing restarted."""
+    options = ServerOptions(cache_dir=tmp_path / "cache", instances=1, queue_size=2, canary_interval_s=0.3)
+    with Server(options) as server, cutaway.Client(server.grpc_url) as client:
+
+        def one(_: int) -> str:
+            try:
+                client.cut(samples[0])
+            except cutaway.Overloaded:
+                return "refused"
+            return "served"
+
+        with ThreadPoolExecutor(10) as pool:
+            outcomes = list(pool.map(one, range(20)))
+        assert set(outcomes) == {"refused", "served"}
+        assert server.restarts == 0
+
+
+def test_waiting_request_is_given_up_after_its_own_timeout(tmp_path: Path, samples: list[Path]) -> None:
+    """The queue's default timeout makes Triton heed the caller's shorter one."""
+    import numpy as np
+    import tritonclient.http
+    from tritonclient.utils import InferenceServerException
+
+    data = np.array([samples[0].read_bytes()], np.object_)
+
+    def infer(timeout_us: int | None) -> str:
+        with tritonclient.http.InferenceServerClient(server.http_address) as client:
+            image = tritonclient.http.InferInput("image", [1], "BYTES")
+            image.set_data_from_numpy(data)
+            try:
+                client.infer("ensemble_pipeline", [image], timeout=timeout_us)
+            except InferenceServerException as error:
+                return str(error.message())
+            return "served"
+
+    with Server(ServerOptions(cache_dir=tmp_path / "cache", instances=1)) as server, ThreadPoolExecutor(3) as pool:
+        first = [pool.submit(infer, None) for _ in range(2)]
+        time.sleep(0.05)
+        assert "Request timeout expired" in infer(10_000)
+        assert [future.result() for future in first] == ["served", "served"]
+
+
+def test_two_servers_side_by_side(tmp_path: Path, samples: list[Path]) -> None:
+    """Different options, one cache folder: both serve, and the end of one does not touch the other."""
+    options = [ServerOptions(cache_dir=tmp_path / "cache", instances=count, threads=1) for count in (1, 2)]
+    with Server(options[0]) as one:
+        with Server(options[1]) as other:
+            assert len({one.http_url, one.grpc_url, other.http_url, other.grpc_url}) == 4
+            assert len(one.process.stubs()) == 3
+            assert len(other.process.stubs()) == 4
+            assert cut(one, samples[0]).images == cut(other, samples[0]).images
+        assert len(cut(one, samples[0]).cutouts) == 1
+        assert one.restarts == 0
+        assert processes_of(tmp_path / "cache")
+    assert_nothing_left(tmp_path / "cache")
+
+
+def test_dangerous_apis_are_closed(running: Server) -> None:
+    """Nobody registers shared memory, unloads models or turns the log up from outside."""
+    import tritonclient.http
+    from tritonclient.utils import InferenceServerException
+
+    with tritonclient.http.InferenceServerClient(running.http_address) as client:
+        assert client.is_model_ready("ensemble_pipeline")
+        for call in (
+            lambda: client.register_system_shared_memory("mine", "/mine", 64),
+            lambda: client.unload_model("birefnet_trt"),
+            lambda: client.update_log_settings({"log_verbose_level": 4}),
+        ):
+            with pytest.raises(InferenceServerException, match="403"):
+                call()

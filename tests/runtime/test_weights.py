@@ -1,0 +1,79 @@
+"""A missing, damaged or wrong weight file is told in one line before anything is started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runtime.checks import RuntimeProblem
+from runtime.server import WEIGHTS_VARIABLE, ServerOptions
+from runtime.weights import NETWORKS, load_networks
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A copy of the bundled weights, to be damaged."""
+    return Path(shutil.copytree(ServerOptions().weights_dir, tmp_path / "weights"))
+
+
+def test_bundled_weights_hold(weights: Path) -> None:
+    networks = load_networks(weights)
+    assert set(networks) == set(NETWORKS)
+    assert all(len(network.sha256) == 64 for network in networks.values())
+
+
+def problem_of(folder: Path) -> str:
+    with pytest.raises(RuntimeProblem) as problem:
+        load_networks(folder)
+    assert "\n" not in str(problem.value)
+    return str(problem.value)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_missing_file(weights: Path, name: str) -> None:
+    (weights / f"{name}.onnx").unlink()
+    text = problem_of(weights)
+    assert f"{name}.onnx is missing" in text
+    assert "--weights DIR" in text
+
+
+def test_damaged_file(weights: Path) -> None:
+    path = weights / "birefnet_trt.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "birefnet_trt.onnx is damaged or another one: its SHA-256 is" in problem_of(weights)
+
+
+def test_truncated_file(weights: Path) -> None:
+    path = weights / "yolov8_seg.onnx"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "yolov8_seg.onnx is damaged" in problem_of(weights)
+
+
+def test_missing_checksums(weights: Path) -> None:
+    (weights / "SHA256SUMS").unlink()
+    assert "sha256sum *.onnx > SHA256SUMS" in problem_of(weights)
+
+
+def test_checksums_without_a_line_for_the_file(weights: Path) -> None:
+    sums = weights / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if "yolov8_seg" not in line))
+    assert "has no line for yolov8_seg.onnx" in problem_of(weights)
+
+
+def test_checksums_of_binary_mode_are_read(weights: Path) -> None:
+    sums = weights / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace("  ", " *"))
+    load_networks(weights)
+
+
+def test_where_weights_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The option goes before the environment variable, and that before the profile's folder."""
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    assert ServerOptions(profile="lite").weights_dir.parts[-3:] == ("export", "weights", "lite")
+    monkeypatch.setenv(WEIGHTS_VARIABLE, "elsewhere")
+    assert ServerOptions().weights_dir == Path("elsewhere")
+    assert ServerOptions(weights=tmp_path).weights_dir == tmp_path

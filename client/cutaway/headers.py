@@ -63,6 +63,7 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 _BMP_CORE_HEADER = 12
@@ -275,7 +276,7 @@ def _parse_png(data: bytes) -> tuple[PictureHeader, bool]:
         raise CorruptImage("The PNG's header fails its checksum.")
     if bits not in _PNG_BIT_DEPTHS.get(colour, ()):
         raise CorruptImage("The PNG's header contradicts itself.")
-    return PictureHeader("png", width, height, bits), data.find(b"IEND", 33) >= 0
+    return PictureHeader("png", width, height, bits), data.find(_PNG_END, 33) >= 0
 
 
 def _parse_webp(data: bytes) -> tuple[PictureHeader, bool]:

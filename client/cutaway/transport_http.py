@@ -46,7 +46,8 @@ class HttpTransport:
         self._client = httpx.Client(
             transport=DeadlineTransport(),
             base_url=f"{address.scheme}://{address.host}:{address.port}",
-            headers={"User-Agent": f"cutaway/{__version__}"},
+            # Triton would otherwise compress PNGs once more, for ten times the milliseconds and no bytes less.
+            headers={"User-Agent": f"cutaway/{__version__}", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(None),  # the deadline bounds every wait
         )
 

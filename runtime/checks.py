@@ -18,6 +18,9 @@ from pathlib import Path
 
 MIB = 1024 * 1024
 
+TRITON_VERSION = "2.51.0"
+"""What nvidia-pytriton 0.7.0 bundles (release 24.10)."""
+
 SHM = Path("/dev/shm")  # noqa: S108 - POSIX shared memory lies there
 
 PYTHON_MINIMUM = (3, 10)

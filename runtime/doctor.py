@@ -12,6 +12,7 @@ from typing import Literal
 from runtime.checks import (
     MIB,
     SHM,
+    TRITON_VERSION,
     RuntimeProblem,
     check_cache_dir,
     check_libpython,
@@ -71,7 +72,7 @@ def _python() -> str:
 
 
 def _triton() -> str:
-    return f"2.51.0 of nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}, in {find_triton().server}"
+    return f"{TRITON_VERSION} of nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}, in {find_triton().server}"
 
 
 def _packages() -> str:

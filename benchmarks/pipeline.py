@@ -1,0 +1,311 @@
+"""Milliseconds per stage, and the pipeline against its models' own ONNX Runtime time (`make bench-pipeline`).
+
+In every round each picture goes through both networks alone, in this process, in the very batches that the pipeline
+uses for it, and through the pipeline of a real server over gRPC; which of the two comes first alternates. So both see
+the same pictures on the same machine in the same minute, whatever else it does. Medians and spread are reported, with
+the machine, the date and the versions, in bench-output/pipeline.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cutaway
+import numpy as np
+import onnxruntime as ort
+from PIL import Image, ImageOps
+
+from runtime.checks import TRITON_VERSION, RuntimeProblem
+from runtime.demo import SAMPLES, find_pictures
+from runtime.devices import cores
+from runtime.health import statistics as model_statistics
+from runtime.server import Server, ServerOptions
+
+DETECTOR, MATTER = "yolov8_seg", "birefnet_trt"
+PIXELS = 1_000_000
+JPEG_QUALITY = 90
+WARM_UP_ROUNDS = 3
+PAUSE_S = 0.03
+"""Between two measurements: threads of the one before have gone to sleep by then."""
+TARGET_RATIO = 1.25
+TARGET_MS = 250.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One megapixel as JPEG, and the batches in which its parts go through the networks."""
+
+    name: str
+    data: bytes
+    width_px: int
+    height_px: int
+    people: int
+    batches: dict[str, int]
+
+
+@dataclass
+class Times:
+    """Milliseconds of one picture, one entry per round."""
+
+    models: dict[str, list[float]] = field(default_factory=lambda: {DETECTOR: [], MATTER: []})
+    stages: dict[str, list[float]] = field(default_factory=dict)
+    pipeline: list[float] = field(default_factory=list)
+
+    @property
+    def models_together(self) -> list[float]:
+        """Both networks, round by round."""
+        return [sum(times) for times in zip(*self.models.values(), strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """The pipeline's median against the median of its networks together."""
+        return statistics.median(self.pipeline) / statistics.median(self.models_together)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        report = measure(
+            ServerOptions(
+                profile=options.profile,
+                weights=options.weights,
+                instances=options.instances,
+                threads=options.threads,
+                device="cpu",
+                # The server's own small pictures would come in between.
+                canary_interval_s=3600.0,
+            ),
+            find_pictures(options.pictures or [SAMPLES]),
+            rounds=options.rounds,
+            threads=options.threads,
+            say=lambda line: print(f"bench: {line}", flush=True),
+        )
+    except RuntimeProblem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "pipeline.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = markdown(report)
+    (options.output / "pipeline.md").write_text(text)
+    print(text)
+    return 0
+
+
+def measure(
+    options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """All figures, as JSON values."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high")
+    networks = {name: _session(options.weights_dir / f"{name}.onnx", threads) for name in (DETECTOR, MATTER)}
+    with Server(options, say=say) as server, cutaway.Client(server.grpc_url) as client:
+        pictures = [_prepare(path, client, server) for path in paths]
+        times = {picture.name: Times() for picture in pictures}
+        say(f"{rounds} rounds of {len(pictures)} pictures")
+        for number in range(-WARM_UP_ROUNDS, rounds):
+            for picture in pictures:
+                _round(picture, networks, client, times[picture.name] if number >= 0 else Times(), number % 2 == 0)
+    return _report(options, pictures, times, rounds, threads, load)
+
+
+def _session(path: Path, threads: int) -> ort.InferenceSession:
+    """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+
+
+def _prepare(path: Path, client: cutaway.Client, server: Server) -> Picture:
+    """Scale a picture to one megapixel, and see in which batches the pipeline sends it through the networks."""
+    with Image.open(path) as file:
+        upright = ImageOps.exif_transpose(file).convert("RGB")
+    scale = (PIXELS / (upright.width * upright.height)) ** 0.5
+    width, height = round(upright.width * scale), round(upright.height * scale)
+    buffer = io.BytesIO()
+    upright.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    counts = {name: _inferences(server, name) for name in (DETECTOR, MATTER)}
+    people = len(client.cut(buffer.getvalue()).report.people)
+    batches = {name: _inferences(server, name) - before for name, before in counts.items()}
+    return Picture(path.name, buffer.getvalue(), width, height, people, batches)
+
+
+def _inferences(server: Server, model: str) -> int:
+    return int(model_statistics(server.probe, model)["inference_count"])
+
+
+def _round(
+    picture: Picture,
+    networks: dict[str, ort.InferenceSession],
+    client: cutaway.Client,
+    times: Times,
+    models_first: bool,
+) -> None:
+    steps: list[Callable[[], None]] = [
+        lambda: _run_models(picture, networks, times),
+        lambda: _run_pipeline(picture, client, times),
+    ]
+    if not models_first:
+        steps.reverse()
+    for step in steps:
+        step()
+        time.sleep(PAUSE_S)
+
+
+def _run_models(picture: Picture, networks: dict[str, ort.InferenceSession], times: Times) -> None:
+    for name, session in networks.items():
+        side = session.get_inputs()[0].shape[1]
+        batch = np.full((picture.batches[name], side, side, 3), 114, np.uint8)
+        begun = time.perf_counter()
+        session.run(None, {"images": batch})
+        times.models[name].append((time.perf_counter() - begun) * 1000)
+        time.sleep(PAUSE_S)
+
+
+def _run_pipeline(picture: Picture, client: cutaway.Client, times: Times) -> None:
+    begun = time.perf_counter()
+    result = client.cut(picture.data)
+    times.pipeline.append((time.perf_counter() - begun) * 1000)
+    for stage, ms in result.timings_ms.items():
+        times.stages.setdefault(stage, []).append(ms)
+
+
+def _report(
+    options: ServerOptions,
+    pictures: Sequence[Picture],
+    times: dict[str, Times],
+    rounds: int,
+    threads: int,
+    load: float,
+) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": cores(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "system": platform.platform(),
+            "load_before": round(load, 2),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "triton": TRITON_VERSION,
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")
+            },
+        },
+        "profile": options.profile,
+        "rounds": rounds,
+        "threads": threads,
+        "targets": {"ratio": TARGET_RATIO, "one_person_ms": TARGET_MS},
+        "pictures": [
+            {key: value for key, value in asdict(picture).items() if key != "data"}
+            | {"jpeg_bytes": len(picture.data), "ratio": times[picture.name].ratio}
+            | {
+                "ms": {
+                    "models": times[picture.name].models,
+                    "stages": times[picture.name].stages,
+                    "pipeline": times[picture.name].pipeline,
+                }
+            }
+            for picture in pictures
+        ],
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page: a verdict, the medians, the machine."""
+    machine, versions = report["machine"], report["versions"]
+    lines = [
+        f"# Pipeline against its models, {report['date'][:10]}",
+        "",
+        f"Profile {report['profile']}, {report['rounds']} rounds, {report['threads']} threads per network, on "
+        f"{machine['cpu']} ({machine['cores']} cores, {machine['memory_gib']} GiB; load before the run "
+        f"{machine['load_before']}). " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        "",
+        "Milliseconds: median (10th to 90th percentile). *Models* is the sum of both networks' own ONNX Runtime time "
+        "in the same rounds, *pipeline* the round trip over gRPC as the caller sees it.",
+        "",
+    ]
+    stages = list(report["pictures"][0]["ms"]["stages"])
+    head = ["picture", "people", DETECTOR, MATTER, "models", "pipeline", "ratio", *stages]
+    lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for picture in report["pictures"]:
+        ms = picture["ms"]
+        together = [sum(each) for each in zip(*ms["models"].values(), strict=True)]
+        cells = [
+            f"{picture['name']}, {picture['width_px']} × {picture['height_px']}",
+            str(picture["people"]),
+            *(f"{_spread(ms['models'][name])} ×{picture['batches'][name]}" for name in (DETECTOR, MATTER)),
+            _spread(together),
+            _spread(ms["pipeline"]),
+            f"**{picture['ratio']:.2f}**",
+            *(f"{statistics.median(ms['stages'][stage]):.1f}" for stage in stages),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_verdicts(report), ""]
+    return "\n".join(lines)
+
+
+def _verdicts(report: dict[str, Any]) -> list[str]:
+    targets = report["targets"]
+    worst = max(picture["ratio"] for picture in report["pictures"])
+    verdicts = [
+        f"- Pipeline against models: {worst:.2f} at worst; at most {targets['ratio']} is wanted: "
+        f"{'met' if worst <= targets['ratio'] else 'missed'}."
+    ]
+    alone = [statistics.median(each["ms"]["pipeline"]) for each in report["pictures"] if each["people"] == 1]
+    if alone:
+        verdicts.append(
+            f"- One person, one megapixel, JPEG: {max(alone):.0f} ms at worst; at most {targets['one_person_ms']:.0f} "
+            f"on two cores is wanted: {'met' if max(alone) <= targets['one_person_ms'] else 'missed'}."
+        )
+    return verdicts
+
+
+def _spread(values: Sequence[float]) -> str:
+    low, high = np.percentile(values, [10, 90])
+    return f"{statistics.median(values):.0f} ({low:.0f}–{high:.0f})"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("pictures", nargs="*", type=Path, help="pictures or folders (default: samples/)")
+    parser.add_argument("--profile", default="nano", help="the model pair (default: nano)")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="as of python -m runtime serve")
+    parser.add_argument("--rounds", type=int, default=30, help="measurements per picture (default: 30)")
+    parser.add_argument(
+        "--threads", type=int, default=min(cores(), 16), help="threads of one network's run, in both (default: cores)"
+    )
+    parser.add_argument("--instances", type=int, help="pipelines of the server (default: by cores)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

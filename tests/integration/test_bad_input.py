@@ -28,10 +28,10 @@ MIB = 1024 * 1024
 CASES = hostile.cases()
 REFUSED_CASES = [case for case in CASES if case.code and case.code != hostile.NOBODY]
 
-PEAK_GROWTH_BYTES = 96 * MIB
+PEAK_GROWTH_BYTES = 64 * MIB
 """Refused files, each of up to 10 MiB: a few copies of the file, never the picture that a header promises."""
 
-GROWTH_BYTES = 768 * MIB
+GROWTH_BYTES = 256 * MIB
 """All files: what a process keeps after the largest picture allowed (33 megapixels, 100 MB of pixels) went through."""
 
 

@@ -1,0 +1,79 @@
+"""The public names are pinned, each loads, and the shared modules stay free of network clients and of Pillow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cutaway
+import pytest
+import tomllib
+from cutaway import errors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PUBLIC = {
+    "Client",
+    "CorruptImage",
+    "CutResult",
+    "CutawayError",
+    "Cutout",
+    "Detection",
+    "FileTooLarge",
+    "GpuMemoryExhausted",
+    "Health",
+    "ImageBomb",
+    "InferenceError",
+    "InputError",
+    "InputLimits",
+    "InvalidFormat",
+    "InvalidOption",
+    "LossyEncodingWarning",
+    "NoPersonDetected",
+    "Notice",
+    "Overloaded",
+    "ProcessingTimeout",
+    "RateLimitExceeded",
+    "Report",
+    "RequestCancelled",
+    "ResolutionTooLarge",
+    "ResolutionTooSmall",
+    "ServerUnavailable",
+    "ServiceError",
+    "Tier",
+    "TooManyPixels",
+    "__version__",
+}
+
+
+def test_names_are_pinned() -> None:
+    assert set(cutaway.__all__) == PUBLIC
+    assert dir(cutaway) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_every_name_loads(name: str) -> None:
+    assert getattr(cutaway, name).__doc__
+
+
+def test_every_error_is_public() -> None:
+    assert {cls.__name__ for cls in errors.ERRORS_BY_CODE.values()} <= PUBLIC
+
+
+def test_other_names_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
+        cutaway.Clinet  # noqa: B018
+
+
+def test_version_is_the_distributions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cutaway.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("module", ["limits", "errors", "options", "headers", "magic"])
+def test_shared_modules_pull_nothing_in(module: str) -> None:
+    """The pipeline inside Triton imports these; a network client there would cost memory in every process."""
+    code = f"import sys, cutaway.{module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"tritonclient", "grpc", "httpx", "PIL", "numpy", "tqdm"} & set(loaded) == set()

@@ -80,7 +80,7 @@ def encode(
     elif isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)
     elif hasattr(image, "__array_interface__") and not hasattr(image, "getbands"):
-        return _check_own(_encode_pil(_from_array(image), limits), limits)
+        return _check_own(_encode_pil(_from_array(image, limits), limits), limits)
     elif hasattr(image, "getbands"):
         return _check_own(_encode_pil(image, limits), limits)
     else:
@@ -120,7 +120,7 @@ def _decode_fully(data: bytes, header: PictureHeader) -> None:
         raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
 
 
-def _from_array(array: Any) -> Image.Image:
+def _from_array(array: Any, limits: InputLimits) -> Image.Image:
     import numpy as np
     from PIL import Image
 
@@ -134,8 +134,7 @@ def _from_array(array: Any) -> Image.Image:
             user_action="Convert it first: values from 0 to 255 as uint8, channels last, colours in the order RGB.",
         )
     height, width = pixels.shape[:2]
-    if height == 0 or width == 0:
-        raise CorruptImage(f"The array is {width}×{height} pixels.")
+    check_dimensions(PictureHeader("png", width, height), limits)  # before the copy
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

@@ -14,16 +14,17 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cutaway import limits
 from cutaway.errors import CutawayError, ProcessingTimeout
 
 T = TypeVar("T")
+Y = TypeVar("Y")
 Clock = Callable[[], float]
 
 
@@ -186,23 +187,53 @@ def asked_to_wait_s(error: CutawayError) -> float | None:
     return float(said) if isinstance(said, (int, float)) else None
 
 
+def drive(work: Generator[Y, Any, T], perform: Callable[[Y], Any]) -> T:
+    """Run a generator that yields what is to be done and is sent what came of it, to its result.
+
+    Whatever goes wrong, a KeyboardInterrupt included, is raised inside the generator, which may yield once more (to
+    undo what it began) before it lets it out. So a rule is written once, as a generator, and runs under threads and,
+    with :func:`drive_async`, under asyncio.
+    """
+    outcome: Any = None
+    failure: BaseException | None = None
+    while True:
+        try:
+            step = work.send(outcome) if failure is None else work.throw(failure)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        outcome, failure = None, None
+        try:
+            outcome = perform(step)
+        except BaseException as error:
+            failure = error
+
+
+async def drive_async(work: Generator[Y, Any, T], perform: Callable[[Y], Awaitable[Any]]) -> T:
+    """The same as :func:`drive` where performing a step is awaited; a cancelled task is such a failure too."""
+    outcome: Any = None
+    failure: BaseException | None = None
+    while True:
+        try:
+            step = work.send(outcome) if failure is None else work.throw(failure)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        outcome, failure = None, None
+        try:
+            outcome = await perform(step)
+        except BaseException as error:
+            failure = error
+
+
 def retry(call: Callable[[], T], retries: Retries, *, sleep: Callable[[float], None] = time.sleep) -> T:
     """Call until it succeeds or another attempt is not worth it.
 
     Raises:
         CutawayError: the last attempt's.
     """
-    while True:
-        try:
-            result = call()
-        except CutawayError as error:
-            wait = retries.delay_s(error)
-            if wait is None:
-                raise
-            sleep(wait)
-        else:
-            retries.budget.succeeded()
-            return result
+    result: T = drive(_retrying(retries), lambda wait: call() if wait is None else sleep(wait))
+    return result
 
 
 async def retry_async(
@@ -212,14 +243,20 @@ async def retry_async(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
     """The same as :func:`retry`, for a coroutine function."""
+    result: T = await drive_async(_retrying(retries), lambda wait: call() if wait is None else sleep(wait))
+    return result
+
+
+def _retrying(retries: Retries) -> Generator[float | None, Any, Any]:
+    """Yields None for a call and seconds for a wait."""
     while True:
         try:
-            result = await call()
+            result = yield None
         except CutawayError as error:
             wait = retries.delay_s(error)
             if wait is None:
                 raise
-            await sleep(wait)
+            yield wait
         else:
             retries.budget.succeeded()
             return result

@@ -14,6 +14,8 @@ there was one; no message, representation or detail holds a token.
 
 from __future__ import annotations
 
+from typing import Any
+
 from cutaway.errors import InferenceError, InvalidOption, ServerUnavailable
 
 
@@ -35,6 +37,11 @@ class ProviderRefused(ProviderUnavailable):
 
 class InvalidAnswer(InferenceError):
     """Of the wrong type, too large, damaged, or of another size than the picture. Details: provider."""
+
+    def __init__(self, message: str, **more: Any) -> None:
+        if more.get("user_action") is None:
+            more["user_action"] = "Check the provider's model and settings, or ask another one."
+        super().__init__(message, **more)
 
     @property
     def retry(self) -> bool:

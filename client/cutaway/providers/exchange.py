@@ -21,7 +21,8 @@ import httpx
 from cutaway.deadline import DeadlineTransport, deadline
 from cutaway.providers.errors import InvalidAnswer, ProviderUnavailable
 from cutaway.providers.guard import GuardedAsyncTransport, GuardedTransport
-from cutaway.providers.steps import Request, Response, Steps, T, run, run_async
+from cutaway.providers.steps import Pause, Request, Response, Step, Steps, T
+from cutaway.resilience import drive, drive_async
 
 logger = logging.getLogger("cutaway.providers")
 
@@ -68,12 +69,12 @@ class Exchange:
     def run(self, steps: Steps[T]) -> T:
         client = httpx.Client(transport=self._transport or self._guarded(), trust_env=False)
         # The client is not closed: its transport is shared with other calls.
-        return run(steps, lambda request: self._send(client, request))
+        return drive(steps, lambda step: self._perform(client, step))
 
     async def run_async(self, steps: Steps[T]) -> T:
         if self._async_transport is not None:
             client = httpx.AsyncClient(transport=self._async_transport, trust_env=False)
-            return await run_async(steps, lambda request: self._send_async(client, request), asyncio.sleep)
+            return await drive_async(steps, lambda step: self._perform_async(client, step))
         # Connections belong to the event loop that made them, so they live as long as the call.
         if self._tls is None:
             self._tls = ssl.create_default_context()
@@ -81,7 +82,7 @@ class Exchange:
         async with httpx.AsyncClient(
             transport=GuardedAsyncTransport(inner, self._own, self._provider), trust_env=False
         ) as client:
-            return await run_async(steps, lambda request: self._send_async(client, request), asyncio.sleep)
+            return await drive_async(steps, lambda step: self._perform_async(client, step))
 
     def close(self) -> None:
         """Close idle connections. The next call opens new ones."""
@@ -100,6 +101,18 @@ class Exchange:
 
     # ------------------------------------------------------------------------------------------ one request
 
+    def _perform(self, client: httpx.Client, step: Step) -> Response | None:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        return self._send(client, step)
+
+    async def _perform_async(self, client: httpx.AsyncClient, step: Step) -> Response | None:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        return await self._send_async(client, step)
+
     def _send(self, client: httpx.Client, request: Request) -> Response:
         started = time.monotonic()
         try:
@@ -117,7 +130,7 @@ class Exchange:
                 ) as answer,
             ):
                 body = _Body(request, answer, self._provider)
-                for chunk in answer.iter_raw():
+                for chunk in answer.iter_bytes():
                     request.deadline.check(self._provider)
                     if body.add(chunk):
                         break
@@ -153,7 +166,7 @@ class Exchange:
             follow_redirects=False,
         ) as answer:
             body = _Body(request, answer, self._provider)
-            async for chunk in answer.aiter_raw():
+            async for chunk in answer.aiter_bytes():
                 if body.add(chunk):
                     break
             return body.response()

@@ -1,15 +1,14 @@
-"""Providers describe what to send and what an answer means; two short drivers do the sending.
+"""What a provider's work consists of: requests and pauses.
 
 A provider's work is a generator that yields :class:`Request` and :class:`Pause` and gets a :class:`Response` (or an
-exception) back. So every rule about retries, polling and giving up is written once, and runs the same under
-:func:`run` and :func:`run_async`.
+exception) back; :mod:`.exchange` performs the steps. So every rule about retries, polling and giving up is written
+once, and holds for threads and for asyncio.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -78,51 +77,3 @@ class Response:
 
 Step: TypeAlias = Request | Pause
 Steps: TypeAlias = Generator[Step, Any, T]
-
-
-def run(steps: Steps[T], exchange: Callable[[Request], Response], pause: Callable[[float], None] = time.sleep) -> T:
-    """Drive the steps to their result.
-
-    Whatever goes wrong, a KeyboardInterrupt included, is raised inside the steps, which may then send a last request
-    (to cancel what they began) before they let it out.
-    """
-    answer: Response | None = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            step = steps.send(answer) if failure is None else steps.throw(failure)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        answer, failure = None, None
-        try:
-            if isinstance(step, Pause):
-                pause(step.seconds)
-            else:
-                answer = exchange(step)
-        except BaseException as error:
-            failure = error
-
-
-async def run_async(
-    steps: Steps[T],
-    exchange: Callable[[Request], Awaitable[Response]],
-    pause: Callable[[float], Awaitable[None]],
-) -> T:
-    """The same as :func:`run` for coroutines; a cancelled task is such a failure too."""
-    answer: Response | None = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            step = steps.send(answer) if failure is None else steps.throw(failure)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        answer, failure = None, None
-        try:
-            if isinstance(step, Pause):
-                await pause(step.seconds)
-            else:
-                answer = await exchange(step)
-        except BaseException as error:
-            failure = error

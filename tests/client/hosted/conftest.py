@@ -1,0 +1,54 @@
+"""Peers that are closed after each test, and an environment without tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from cutaway.providers import Provider
+from cutaway.resilience import Deadline
+
+from tests.client.hosted.peers import SIZE_WH, Peer, Received, Reply, picture
+
+
+@pytest.fixture(autouse=True)
+def _no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HUGGINGFACE_TOKEN", "HF_TOKEN", "REPLICATE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[Received], Reply]], Peer]]:
+    """Start a peer for a script; a script with a `base` learns its own address."""
+    with ExitStack() as stack:
+
+        def start(script: Callable[[Received], Reply]) -> Peer:
+            peer = stack.enter_context(Peer(script))
+            if hasattr(script, "base"):
+                script.base = peer.base_url
+            return peer
+
+        yield start
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def matte(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Ask a provider for a matte, once through each driver: what holds for one has to hold for the other."""
+
+    def ask(provider: Provider, deadline_s: float = 10.0, data: bytes | None = None) -> Any:
+        data = picture(size_wh=SIZE_WH) if data is None else data
+        if request.param == "threads":
+            try:
+                return provider.matte(data, "image/png", Deadline(deadline_s))
+            finally:
+                provider.close()
+        return asyncio.run(_ask(provider, data, deadline_s))
+
+    return ask
+
+
+async def _ask(provider: Provider, data: bytes, deadline_s: float) -> Any:
+    return await provider.matte_async(data, "image/png", Deadline(deadline_s))

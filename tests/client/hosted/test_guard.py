@@ -1,0 +1,317 @@
+"""Where connections may go, where the token may go, and that it shows itself nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from cutaway.errors import CutawayError, InvalidOption
+from cutaway.fallback import Fallback
+from cutaway.options import parse_options
+from cutaway.providers import HuggingFace, InvalidAnswer, ProviderRefused, ProviderUnavailable, Replicate, Space
+from cutaway.providers.guard import GuardedAsyncTransport, GuardedTransport, check_target, is_public
+from cutaway.resilience import Deadline, RetryPolicy
+
+from tests.client.hosted.peers import (
+    TOKEN,
+    HubScript,
+    Peer,
+    Received,
+    ReplicateScript,
+    Reply,
+    SpaceScript,
+    as_json,
+    picture,
+)
+
+OWN = ("https", "api.example.com", 443)
+
+PRIVATE = [
+    "127.0.0.1",
+    "10.0.0.1",
+    "172.16.3.4",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "224.0.0.1",
+    "255.255.255.255",
+    "192.0.2.1",
+    "198.18.0.1",
+    "240.0.0.1",
+    "::1",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "2001:db8::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "2002:7f00:1::",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+]
+PUBLIC = ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+)
+def test_addresses_that_are_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://replicate.delivery/out.png",
+        "https://127.0.0.1/out.png",
+        "https://[::1]/out.png",
+        "https://169.254.169.254/latest/meta-data",
+        "https://user:password@example.com/out.png",
+        "https://user@example.com/out.png",
+        "http://api.example.com/out.png",
+        "https://api.example.com:8443@10.0.0.1/",
+        "file:///etc/passwd",
+        "ftp://example.com/out.png",
+        "data:text/plain,hi",
+        "//example.com/out.png",
+        "out.png",
+        "https://",
+        "https://example.com:99999/",
+        "https://[/",
+    ],
+)
+def test_targets_that_are_refused(url: str) -> None:
+    with pytest.raises(InvalidAnswer):
+        check_target(url, OWN, "replicate")
+
+
+@pytest.mark.parametrize("url", ["https://replicate.delivery/x/out.png?sig=1", "https://API.example.com:443/v1/x"])
+def test_targets_that_are_followed(url: str) -> None:
+    check_target(url, OWN, "replicate")
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "replicate.com",
+        "ftp://replicate.com",
+        "https://",
+        "https://user:secret@replicate.com",
+        "https://replicate.com?token=secret",
+        "https://replicate.com/#secret",
+        "https://[replicate.com",
+    ],
+)
+def test_base_urls_that_are_refused(base_url: str) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        Replicate(base_url=base_url)
+    assert "secret" not in str(caught.value) + repr(caught.value.details)
+
+
+@pytest.mark.parametrize("where", ["http://127.0.0.1:{other}/out.png", "https://localhost:{other}/out.png"])
+def test_an_output_in_the_caller_s_network_is_not_fetched(
+    where: str, serve: Callable[..., Peer], matte: Callable[..., Any]
+) -> None:
+    """The second name resolves to loopback only when connecting: that is looked at as well."""
+    inside = serve(HubScript())
+    peer = serve(ReplicateScript(states=["succeeded"], output=where.format(other=inside.port)))
+    with pytest.raises(InvalidAnswer, match=r"not public|not a plain https"):
+        matte(Replicate(base_url=peer.base_url))
+    assert inside.received == []
+
+
+@pytest.mark.parametrize("where", ["http://127.0.0.1:{other}/", "https://localhost:{other}/", "//127.0.0.1:{other}/"])
+def test_redirects_into_the_caller_s_network_are_not_followed(
+    where: str, serve: Callable[..., Peer], matte: Callable[..., Any]
+) -> None:
+    inside = serve(HubScript())
+    away = Reply(302, headers={"Location": where.format(other=inside.port)})
+    peer = serve(SpaceScript(file=away))
+    with pytest.raises(InvalidAnswer):
+        matte(Space(base_url=peer.base_url))
+    assert inside.received == []
+
+
+def test_redirects_within_the_provider_are_followed_three_times(
+    serve: Callable[..., Peer], matte: Callable[..., Any]
+) -> None:
+    peer = serve(ReplicateScript(states=["succeeded"], file=Reply(302, headers={"Location": "/files/again.png"})))
+    with pytest.raises(InvalidAnswer, match="more redirects"):
+        matte(Replicate(base_url=peer.base_url))
+    assert peer.paths[1:] == ["GET /files/out.png"] + ["GET /files/again.png"] * 3
+
+
+class Recorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Keeps what would be connected to."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if len(self.requests) == 1:
+            raise httpx.ConnectError("the first address is down")
+        return httpx.Response(200)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio"])
+def test_the_connection_goes_to_the_checked_address(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is resolved once; its addresses are tried in turn; TLS and the Host header keep the name."""
+    looked_up: list[str] = []
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        looked_up.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("1.0.0.1", "1.1.1.1")]
+
+    monkeypatch.setattr("cutaway.providers.guard.socket.getaddrinfo", resolve)
+    recorder = Recorder()
+    if driver == "threads":
+        with httpx.Client(transport=GuardedTransport(recorder, OWN, "x")) as client:
+            client.get("https://files.example.net/out.png")
+    else:
+
+        async def main() -> None:
+            async with httpx.AsyncClient(transport=GuardedAsyncTransport(recorder, OWN, "x")) as client:
+                await client.get("https://files.example.net/out.png")
+
+        asyncio.run(main())
+    assert looked_up == ["files.example.net"]
+    assert [request.url.host for request in recorder.requests] == ["1.0.0.1", "1.1.1.1"]
+    assert {request.headers["host"] for request in recorder.requests} == {"files.example.net"}
+    assert {request.extensions["sni_hostname"] for request in recorder.requests} == {"files.example.net"}
+
+
+def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [(0, 0, 0, "", ("1.1.1.1", 443)), (0, 0, 0, "", ("10.0.0.1", 443))]
+    monkeypatch.setattr("cutaway.providers.guard.socket.getaddrinfo", lambda *_, **__: answers)
+    recorder = Recorder()
+    with (
+        httpx.Client(transport=GuardedTransport(recorder, OWN, "x")) as client,
+        pytest.raises(InvalidAnswer, match="not public"),
+    ):
+        client.get("https://files.example.net/out.png")
+    assert recorder.requests == []
+
+
+# --------------------------------------------------------------------------------------------------- the token
+
+
+def test_the_token_goes_to_the_provider_and_nowhere_else() -> None:
+    """A file elsewhere is fetched without it, also after a redirect from the provider's own address."""
+    seen: list[tuple[str, bool]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, "authorization" in request.headers))
+        if request.method == "POST":
+            form = {"id": "p1", "status": "succeeded", "output": "https://api.example.com/v1/files/f1"}
+            return httpx.Response(201, json=form)
+        if request.url.host == "api.example.com":
+            return httpx.Response(302, headers={"Location": "https://files.example.net/out.png"})
+        return httpx.Response(200, headers={"Content-Type": "image/png"}, content=picture())
+
+    provider = Replicate(base_url="https://api.example.com", token=TOKEN, transport=httpx.MockTransport(answer))
+    with pytest.raises(InvalidAnswer, match="neither a mask nor a cut-out"):
+        provider.matte(picture(), "image/png", Deadline(5))
+    assert seen == [("api.example.com", True), ("api.example.com", True), ("files.example.net", False)]
+
+
+def shown(error: BaseException) -> str:
+    """All that an error and what caused it say."""
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        parts += [str(cause), repr(cause), repr(getattr(cause, "details", "")), repr(vars(cause))]
+        cause = cause.__cause__ or cause.__context__
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 429, 500])
+@pytest.mark.parametrize("which", ["huggingface", "replicate", "space"])
+def test_the_token_is_never_shown(
+    which: str,
+    status: int,
+    serve: Callable[..., Peer],
+    matte: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not even where a provider echoes it."""
+
+    def echo(received: Received) -> Reply:
+        return as_json({"error": f"header was {received.headers.get('authorization')}", "detail": TOKEN}, status)
+
+    caplog.set_level(logging.DEBUG)
+    peer = serve(echo)
+    no_retry = RetryPolicy(retries=0)
+    provider: Any = {
+        "huggingface": lambda: HuggingFace(
+            base_url=peer.base_url, token=TOKEN, accept_noncommercial=True, retry=no_retry
+        ),
+        "replicate": lambda: Replicate(base_url=peer.base_url, token=TOKEN, retry=no_retry),
+        "space": lambda: Space(base_url=peer.base_url, token=TOKEN, retry=no_retry),
+    }[which]()
+    with pytest.raises(CutawayError) as caught:
+        matte(provider, 5.0)
+    assert TOKEN in peer.received[0].headers["authorization"]
+    assert TOKEN not in shown(caught.value)
+    assert TOKEN not in repr(provider)
+    assert TOKEN not in repr(provider._token) + str(provider._token)
+    assert TOKEN not in caplog.text
+    assert "POST http://127.0.0.1" in caplog.text
+
+
+def test_a_provider_with_a_token_is_not_pickled() -> None:
+    with pytest.raises(TypeError):
+        pickle.dumps(Replicate(token=TOKEN))
+
+
+def test_a_missing_token_is_named(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:
+    peer = serve(ReplicateScript(create=as_json({"detail": "Unauthenticated"}, 401)))
+    with pytest.raises(ProviderRefused) as caught:
+        matte(Replicate(base_url=peer.base_url))
+    assert "REPLICATE_API_TOKEN" in caught.value.user_action
+    assert not caught.value.retry
+
+
+def test_errors_of_providers_cross_processes() -> None:
+    error = ProviderUnavailable("no", details={"provider": "space"}, retry_after=3.0)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.details, again.retry_after) == (type(error), error.details, 3.0)
+
+
+def test_a_place_and_a_time_do_not_leave(serve: Callable[..., Peer]) -> None:
+    """What is sent is the picture: upright, and without its metadata."""
+    import io
+
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture(size_wh=(96, 160))))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "A camera at home"
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif, comment=b"at home")
+    peer = serve(HubScript())
+    fallback = Fallback([HuggingFace(base_url=peer.base_url, accept_noncommercial=True)])
+    fallback.infer(buffer.getvalue(), options=parse_options({"subject": "all"}), deadline=Deadline(5))
+    fallback.close()
+    (received,) = peer.received
+    assert b"home" not in received.body
+    assert Image.open(io.BytesIO(received.body)).size == (160, 96)

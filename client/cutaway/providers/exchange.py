@@ -78,10 +78,13 @@ class Exchange:
         # Connections belong to the event loop that made them, so they live as long as the call.
         if self._tls is None:
             self._tls = ssl.create_default_context()
-        inner = httpx.AsyncHTTPTransport(verify=self._tls)
-        async with httpx.AsyncClient(
-            transport=GuardedAsyncTransport(inner, self._own, self._provider), trust_env=False
-        ) as client:
+        guarded = GuardedAsyncTransport(
+            httpx.AsyncHTTPTransport(verify=self._tls),
+            httpx.AsyncHTTPTransport(verify=self._tls, limits=httpx.Limits(max_keepalive_connections=0)),
+            self._own,
+            self._provider,
+        )
+        async with httpx.AsyncClient(transport=guarded, trust_env=False) as client:
             return await drive_async(steps, lambda step: self._perform_async(client, step))
 
     def close(self) -> None:
@@ -94,9 +97,10 @@ class Exchange:
     def _guarded(self) -> httpx.BaseTransport:
         with self._lock:
             if self._made is None or self._made[0] != os.getpid():
-                inner = DeadlineTransport(idle_s=5.0)
-                self._made = os.getpid(), GuardedTransport(inner, self._own, self._provider)
-                weakref.finalize(self, inner.close)
+                inner, elsewhere = DeadlineTransport(idle_s=5.0), DeadlineTransport(max_idle=0)
+                guarded = GuardedTransport(inner, elsewhere, self._own, self._provider)
+                self._made = os.getpid(), guarded
+                weakref.finalize(self, guarded.close)
             return self._made[1]
 
     # ------------------------------------------------------------------------------------------ one request

@@ -108,10 +108,13 @@ class _Guard:
         self._own = own
         self._provider = provider
 
+    def is_own(self, request: httpx.Request) -> bool:
+        return origin_of(str(request.url)) == self._own
+
     def pinned(self, request: httpx.Request, addresses: Sequence[str]) -> list[httpx.Request]:
         url = request.url
         check_target(str(url), self._own, self._provider)
-        if origin_of(str(url)) != self._own and not all(is_public(address) for address in addresses):
+        if not self.is_own(request) and not all(is_public(address) for address in addresses):
             raise _refused(self._provider, "a name that leads to an address that is not public")
         extensions = dict(request.extensions)
         if url.scheme == "https" and not _is_address(url.host):
@@ -129,45 +132,65 @@ class _Guard:
 
 
 class GuardedTransport(httpx.BaseTransport):
-    """Connects only to what :mod:`.guard` allows; everything else is the inner transport's."""
+    """Connects only to what :mod:`.guard` allows; everything else is the inner transports'.
 
-    def __init__(self, inner: httpx.BaseTransport, own: tuple[str, str, int], provider: str) -> None:
+    Args:
+        inner: for the provider's own address.
+        elsewhere: for all others, and without idle connections: requests go to bare addresses, and of two names at
+            one address (a content network has many) neither may use a connection whose certificate is the other's.
+    """
+
+    def __init__(
+        self, inner: httpx.BaseTransport, elsewhere: httpx.BaseTransport, own: tuple[str, str, int], provider: str
+    ) -> None:
         self._inner = inner
+        self._elsewhere = elsewhere
         self._guard = _Guard(own, provider)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {}).get("connect")
         failure: Exception = httpx.ConnectError("the name has no address")
+        transport = self._inner if self._guard.is_own(request) else self._elsewhere
         for pinned in self._guard.pinned(request, _resolve(request.url, timeout)):
             try:
-                return self._inner.handle_request(pinned)
+                return transport.handle_request(pinned)
             except (httpx.ConnectError, httpcore.ConnectError) as error:
                 failure = error
         raise failure
 
     def close(self) -> None:
         self._inner.close()
+        self._elsewhere.close()
 
 
 class GuardedAsyncTransport(httpx.AsyncBaseTransport):
     """The same as :class:`GuardedTransport` for asyncio."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, own: tuple[str, str, int], provider: str) -> None:
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        elsewhere: httpx.AsyncBaseTransport,
+        own: tuple[str, str, int],
+        provider: str,
+    ) -> None:
         self._inner = inner
+        self._elsewhere = elsewhere
         self._guard = _Guard(own, provider)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         addresses = await _resolve_async(request.url)
+        transport = self._inner if self._guard.is_own(request) else self._elsewhere
         failure: Exception = httpx.ConnectError("the name has no address")
         for pinned in self._guard.pinned(request, addresses):
             try:
-                return await self._inner.handle_async_request(pinned)
+                return await transport.handle_async_request(pinned)
             except httpx.ConnectError as error:
                 failure = error
         raise failure
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+        await self._elsewhere.aclose()
 
 
 def _is_address(host: str) -> bool:

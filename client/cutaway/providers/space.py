@@ -31,7 +31,8 @@ MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8
 class Space(Provider):
     """Mattes (and upscaling, where you name a function for it) by a Gradio app on a Hugging Face Space.
 
-    - *Token*: none needed; ``HUGGINGFACE_TOKEN`` or ``HF_TOKEN`` is sent where it is set, for private Spaces.
+    - *Token*: none. For a private Space of your own pass `token`; the environment's is not taken, since a Space's
+      code is somebody else's and would see it.
     - *Cost*: none for public Spaces, which come without any promise: they sleep, queue and change without notice.
     - *Licence*: the app's and its model's own, see the Space's page. Pass a :class:`Model` for `model` to record it.
 
@@ -43,7 +44,6 @@ class Space(Provider):
     name: ClassVar[str] = "space"
     tier: ClassVar[int] = 4
     cost: ClassVar[str] = "none, and no promise"
-    token_variables: ClassVar[tuple[str, ...]] = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Space(Provider):
             model: what the app runs and under which licence.
             api_prefix: "" for Gradio 4.
             base_url: the app's address; by default the Space's own.
-            token: takes the place of the environment's.
+            token: for a private Space; whoever runs the Space can read it.
             timeout_s: seconds for one call; 60 by default.
             accept_noncommercial: you may use weights that are not for commercial use.
             retry: how often failed requests are repeated.

@@ -182,17 +182,18 @@ def test_the_connection_goes_to_the_checked_address(driver: str, monkeypatch: py
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("1.0.0.1", "1.1.1.1")]
 
     monkeypatch.setattr("cutaway.providers.guard.socket.getaddrinfo", resolve)
-    recorder = Recorder()
+    recorder, own = Recorder(), Recorder()
     if driver == "threads":
-        with httpx.Client(transport=GuardedTransport(recorder, OWN, "x")) as client:
+        with httpx.Client(transport=GuardedTransport(own, recorder, OWN, "x")) as client:
             client.get("https://files.example.net/out.png")
     else:
 
         async def main() -> None:
-            async with httpx.AsyncClient(transport=GuardedAsyncTransport(recorder, OWN, "x")) as client:
+            async with httpx.AsyncClient(transport=GuardedAsyncTransport(own, recorder, OWN, "x")) as client:
                 await client.get("https://files.example.net/out.png")
 
         asyncio.run(main())
+    assert own.requests == [], "the provider's own connections are not used for another name at the same address"
     assert looked_up == ["files.example.net"]
     assert [request.url.host for request in recorder.requests] == ["1.0.0.1", "1.1.1.1"]
     assert {request.headers["host"] for request in recorder.requests} == {"files.example.net"}
@@ -204,7 +205,7 @@ def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch: pyte
     monkeypatch.setattr("cutaway.providers.guard.socket.getaddrinfo", lambda *_, **__: answers)
     recorder = Recorder()
     with (
-        httpx.Client(transport=GuardedTransport(recorder, OWN, "x")) as client,
+        httpx.Client(transport=GuardedTransport(recorder, recorder, OWN, "x")) as client,
         pytest.raises(InvalidAnswer, match="not public"),
     ):
         client.get("https://files.example.net/out.png")
@@ -280,6 +281,18 @@ def test_the_token_is_never_shown(
 def test_a_provider_with_a_token_is_not_pickled() -> None:
     with pytest.raises(TypeError):
         pickle.dumps(Replicate(token=TOKEN))
+
+
+def test_a_space_does_not_get_the_environment_s_token(
+    serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code is somebody else's."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    peer = serve(SpaceScript())
+    provider = Space(base_url=peer.base_url)
+    provider.matte(picture(), "image/png", Deadline(5))
+    provider.close()
+    assert not any("authorization" in received.headers for received in peer.received)
 
 
 def test_a_missing_token_is_named(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:

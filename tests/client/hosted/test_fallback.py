@@ -1,0 +1,536 @@
+"""The chain: who serves, what is told about those before, and that neither time nor requests run away."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from cutaway.chain import Attempt, run_chain, run_chain_async
+from cutaway.errors import (
+    CorruptImage,
+    CutawayError,
+    InferenceError,
+    InputError,
+    InvalidOption,
+    NoPersonDetected,
+    Overloaded,
+    ProcessingTimeout,
+    RequestCancelled,
+    ResolutionTooLarge,
+    ServerUnavailable,
+)
+from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Served
+from cutaway.options import parse_options
+from cutaway.providers import HuggingFace, Provider, Replicate, Space
+from cutaway.resilience import Deadline, RetryPolicy
+from cutaway.result import read_cut
+from PIL import Image
+
+from tests.client.hosted.peers import (
+    SIZE_WH,
+    HubScript,
+    Peer,
+    ReplicateScript,
+    Reply,
+    SpaceScript,
+    Stopwatch,
+    as_json,
+    cutout,
+    mask,
+    picture,
+    png,
+)
+
+QUICK = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
+DOWN = ServerUnavailable("Nothing answers at triton:8001.")
+
+
+def hub(peer: Peer, **more: Any) -> HuggingFace:
+    return HuggingFace(base_url=peer.base_url, accept_noncommercial=True, retry=QUICK, **more)
+
+
+class Server:
+    """Stands in for the own server: raises or answers, and keeps what it was asked and how long it might take."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.turns: list[float] = []
+
+    def __call__(self, turn: Deadline) -> Any:
+        self.turns.append(turn.left_s)
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    async def asynchronously(self, turn: Deadline) -> Any:
+        return self(turn)
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def infer(request: pytest.FixtureRequest) -> Callable[..., Served[Any]]:
+    """Fallback.infer and Fallback.infer_async: what holds for one has to hold for the other."""
+
+    def run(
+        fallback: Fallback,
+        *,
+        primary: Server | None = None,
+        detect: Server | None = None,
+        deadline_s: float = 10.0,
+        data: bytes | None = None,
+        **options: Any,
+    ) -> Served[Any]:
+        data = picture() if data is None else data
+        parsed = parse_options(options)
+        try:
+            if request.param == "threads":
+                return fallback.infer(
+                    data, options=parsed, deadline=Deadline(deadline_s), primary=primary, detect=detect
+                )
+
+            async def main() -> Served[Any]:
+                return await fallback.infer_async(
+                    data,
+                    options=parsed,
+                    deadline=Deadline(deadline_s),
+                    primary=primary and primary.asynchronously,
+                    detect=detect and detect.asynchronously,
+                )
+
+            return asyncio.run(main())
+        finally:
+            fallback.close()
+
+    return run
+
+
+def detected(*boxes: tuple[float, float, float, float]) -> Mapping[str, Any]:
+    people = [{"id": number, "box": list(box), "confidence": 0.9} for number, box in enumerate(boxes)]
+    return {
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+        "scores": np.full(len(boxes), 0.9, np.float32),
+        "report": [json.dumps({"people": people}).encode()],
+    }
+
+
+# --------------------------------------------------------------------------------------------------- who serves
+
+
+def test_the_own_server_serves_and_nobody_else_is_asked(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    peer = serve(HubScript())
+    answer = {"images": [b"x"], "report": [b"{}"]}
+    served = infer(Fallback([hub(peer)]), primary=Server(answer))
+    assert (served.value, served.provider, served.tier, served.tried) == (answer, "triton", 1, ())
+    assert peer.received == []
+
+
+def test_the_first_that_can_serves_and_says_why_the_others_did_not(
+    serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    first = serve(HubScript(as_json({"error": "Invalid credentials"}, 401)))
+    second = serve(ReplicateScript(states=["failed"], error="CUDA error"))
+    third = serve(SpaceScript())
+    providers = [hub(first), Replicate(base_url=second.base_url), Space(base_url=third.base_url)]
+    served = infer(Fallback(providers), primary=Server(DOWN), subject="all")
+    assert (served.provider, served.tier) == ("space", 4)
+    told = [(entry.provider, entry.tier, entry.code) for entry in served.tried]
+    assert told == [
+        ("triton", 1, "UNAVAILABLE"),
+        ("huggingface", 2, "UNAVAILABLE"),
+        ("replicate", 3, "INFERENCE_ERROR"),
+    ]
+    assert served.tried[0].message == DOWN.message
+    assert "401" in served.tried[1].message
+    assert "CUDA error" in served.tried[2].message
+    report = json.loads(served.value["report"][0])
+    assert report["fallback"]["provider"] == "space"
+    assert [entry["provider"] for entry in report["fallback"]["tried"]] == ["triton", "huggingface", "replicate"]
+    assert set(report["fallback"]["tried"][0]) == {"provider", "tier", "code", "message", "elapsed_ms"}
+
+
+@pytest.mark.parametrize("error", [InferenceError("x"), Overloaded("x"), ProcessingTimeout("x")])
+def test_the_server_s_own_failures_fall_through(
+    error: CutawayError, serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    assert infer(Fallback([hub(serve(HubScript()))]), primary=Server(error)).provider == "huggingface"
+
+
+@pytest.mark.parametrize(
+    "error", [CorruptImage("x"), NoPersonDetected("x"), RequestCancelled("x"), ZeroDivisionError()]
+)
+def test_what_is_no_fault_of_the_server_does_not(
+    error: Exception, serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    peer = serve(HubScript())
+    with pytest.raises(type(error)):
+        infer(Fallback([hub(peer)]), primary=Server(error))
+    assert peer.received == []
+
+
+@pytest.mark.parametrize("status", [413, 415])
+def test_a_bad_picture_at_a_provider_ends_the_chain(
+    status: int, serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    first, second = serve(HubScript(Reply(status))), serve(SpaceScript())
+    with pytest.raises(InputError) as caught:
+        infer(Fallback([hub(first), Space(base_url=second.base_url)]), primary=Server(DOWN))
+    assert second.received == []
+    assert [entry["provider"] for entry in caught.value.details["tried"]] == ["triton"]
+
+
+def test_a_damaged_picture_costs_nothing(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    peer = serve(HubScript())
+    with pytest.raises(CorruptImage):
+        infer(Fallback([hub(peer)]), data=picture()[:-40] + b"IEND" + bytes(36))
+    assert peer.received == []
+
+
+def test_nobody_serves(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    busy = as_json({}, 503, headers={"Retry-After": "300"})
+    peers = [serve(HubScript(busy)), serve(SpaceScript(upload=Reply(404)))]
+    fallback = Fallback([hub(peers[0]), Space(base_url=peers[1].base_url)])
+    with pytest.raises(NobodyServed) as caught:
+        infer(fallback, primary=Server(DOWN))
+    assert [entry["code"] for entry in caught.value.details["tried"]] == ["UNAVAILABLE", "OVERLOADED", "UNAVAILABLE"]
+    assert isinstance(caught.value, ConnectionError)
+    assert [len(peer.received) for peer in peers] == [1, 1]
+
+
+def test_the_only_tier_s_own_error_comes_out(infer: Callable[..., Any]) -> None:
+    with pytest.raises(ServerUnavailable) as caught:
+        infer(Fallback([]), primary=Server(ServerUnavailable("down")))
+    assert caught.value.message == "down"
+    assert len(caught.value.details["tried"]) == 1
+
+
+def test_without_any_tier_nobody_serves(infer: Callable[..., Any]) -> None:
+    with pytest.raises(NobodyServed, match="there is none"):
+        infer(Fallback([]))
+
+
+# ------------------------------------------------------------------------------------------------- time and number
+
+
+def test_the_whole_chain_ends_with_the_deadline(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """Every tier hangs; each later one still gets its share of the time."""
+    peers = [
+        serve(HubScript(Reply(hang="before"))),
+        serve(ReplicateScript(states=["starting"])),
+        serve(SpaceScript(upload=Reply(drip="head"))),
+    ]
+    providers: list[Provider] = [
+        hub(peers[0]),
+        Replicate(base_url=peers[1].base_url),
+        Space(base_url=peers[2].base_url),
+    ]
+    fallback = Fallback(providers)
+    deadline_s = 2.0
+    watch = Stopwatch()
+    with pytest.raises(ProcessingTimeout) as caught:
+        infer(fallback, deadline_s=deadline_s)
+    assert watch.s <= deadline_s * 1.1
+    assert all(peer.received for peer in peers)
+    assert len(caught.value.details["tried"]) == 3
+
+
+def test_shares_of_the_time() -> None:
+    """A tier may take its own timeout, or half of what is left where later ones would go short."""
+    turns: list[float] = []
+
+    class Clock:
+        now = 0.0
+
+        def __call__(self) -> float:
+            return self.now
+
+    clock = Clock()
+
+    def fail(turn: Deadline) -> None:
+        turns.append(turn.left_s)
+        clock.now += turn.left_s
+        raise ServerUnavailable("x")
+
+    attempts = [Attempt("a", 1, 30, fail), Attempt("b", 2, 10, fail), Attempt("c", 3, 30, fail)]
+    with pytest.raises(NobodyServed):
+        run_chain(attempts, Deadline(200, clock=clock))
+    assert turns == [30, 10, 30]
+    turns.clear()
+    with pytest.raises(ProcessingTimeout):
+        run_chain(attempts, Deadline(20, clock=clock))
+    assert turns == [10, 5, 5]
+
+
+def test_no_time_left_is_told(infer: Callable[..., Any], serve: Callable[..., Peer]) -> None:
+    peer = serve(HubScript())
+    with pytest.raises(ProcessingTimeout) as caught:
+        infer(Fallback([hub(peer)]), primary=Server(DOWN), deadline_s=0.0)
+    assert [entry["message"] for entry in caught.value.details["tried"]] == ["No time was left to ask."] * 2
+    assert peer.received == []
+
+
+def test_requests_in_an_outage_are_bounded(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """Thirty calls while everything is down: the breaker and the budget keep the providers quiet."""
+    peer = serve(HubScript(Reply(500)))
+    fallback = Fallback([hub(peer)])
+    for _ in range(30):
+        with pytest.raises(ServerUnavailable):
+            infer(fallback, primary=Server(DOWN))
+    assert len(peer.received) <= 5 + 5
+
+
+def test_a_resting_provider_is_passed_over_and_tried_again_later(
+    serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    now = 0.0
+    peer = serve(HubScript(Reply(404), Reply(404), png(mask())))
+    fallback = Fallback([hub(peer)], fail_max=2, reset_s=60, clock=lambda: now)
+    for _ in range(3):
+        with pytest.raises(NobodyServed) as caught:
+            infer(fallback, primary=Server(DOWN))
+    assert "rests for 60 s more" in caught.value.details["tried"][1]["message"]
+    assert len(peer.received) == 2
+    now = 61.0
+    assert infer(fallback, primary=Server(DOWN)).provider == "huggingface"
+    assert fallback.breakers[0].state == "closed"
+
+
+def test_a_bad_picture_does_not_rest_a_provider(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    fallback = Fallback([hub(serve(HubScript(Reply(415))))], fail_max=1)
+    for _ in range(3):
+        with pytest.raises(InputError):
+            infer(fallback)
+    assert fallback.breakers[0].state == "closed"
+
+
+def test_a_cancelled_call_says_nothing_about_a_provider(serve: Callable[..., Peer]) -> None:
+    peer = serve(HubScript(Reply(hang="before")))
+    fallback = Fallback([hub(peer)], fail_max=1)
+
+    async def main() -> None:
+        task = asyncio.create_task(fallback.infer_async(picture(), options=parse_options({}), deadline=Deadline(20)))
+        while not peer.received:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert fallback.breakers[0].state == "closed"
+    assert fallback.breakers[0].permit() is not None
+
+
+def test_experience_steers_and_the_own_server_stays_first(
+    serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    bad, good = serve(HubScript(Reply(404))), serve(SpaceScript())
+    providers: list[Provider] = [hub(bad), Space(base_url=good.base_url)]
+    fallback, composed = Fallback(providers, fail_max=100), Fallback(providers, fail_max=100, steer=False)
+    for _ in range(5):
+        for chain in (fallback, composed):
+            assert infer(chain, primary=Server(DOWN)).provider == "space"
+    assert [provider.name for provider in fallback.order] == ["space", "huggingface"]
+    assert [provider.name for provider in composed.order] == ["huggingface", "space"]
+    served = infer(fallback, primary=Server(DOWN))
+    assert [entry.provider for entry in served.tried] == ["triton"]
+
+
+def test_chains_of_callables() -> None:
+    """The chain alone, without providers, as a client with several endpoints uses it."""
+
+    async def main() -> Served[Any]:
+        async def down(_: Deadline) -> None:
+            raise DOWN
+
+        async def up(_: Deadline) -> str:
+            return "yes"
+
+        return await run_chain_async([Attempt("a", 1, 5, down), Attempt("b", 1, 5, up)], Deadline(5))
+
+    served = asyncio.run(main())
+    assert (served.value, served.provider, [entry.provider for entry in served.tried]) == ("yes", "b", ["a"])
+
+
+# ----------------------------------------------------------------------------------------------- hosted answers
+
+
+def cut(infer: Callable[..., Any], serve: Callable[..., Peer], **more: Any) -> Any:
+    served = infer(Fallback([hub(serve(HubScript(png(mask()))))]), **more)
+    return read_cut(served.value, provider=served.provider, request_id="r", elapsed_ms=1.0)
+
+
+@pytest.mark.parametrize("subject", ["all", "people"])
+def test_a_hosted_answer_is_one_like_the_server_s(
+    subject: str, serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    result = cut(infer, serve, subject=subject)
+    (only,) = result.cutouts
+    assert only.frame == (0, 0, *SIZE_WH)
+    assert result.boxes.tolist() == [[0, 0, *SIZE_WH]]
+    pixels = only.numpy()
+    assert pixels.shape == (SIZE_WH[1], SIZE_WH[0], 4)
+    assert np.array_equal(pixels[..., 3], np.asarray(mask()))
+    assert tuple(pixels[SIZE_WH[1] // 2, SIZE_WH[0] // 2, :3]) == (200, 90, 40)
+    codes = [notice.code for notice in result.warnings]
+    assert codes == ["HOSTED_MODEL"] + (["PEOPLE_NOT_CHECKED"] if subject == "people" else [])
+    assert result.report.device == "huggingface"
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ({"output": "mask"}, "L"),
+        ({"output": "webp"}, "RGBA"),
+        ({"background": "#00FF00"}, "RGB"),
+        ({"background": "blur:8"}, "RGB"),
+        ({"decontaminate": False, "feather_px": 4}, "RGBA"),
+    ],
+)
+def test_outputs(options: dict[str, Any], mode: str, serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    (only,) = cut(infer, serve, subject="all", **options).cutouts
+    image = only.pil()
+    assert (image.mode, image.size) == (mode, SIZE_WH)
+    if options.get("background") == "#00FF00":
+        assert image.getpixel((2, 2)) == (0, 255, 0)
+        assert image.getpixel((SIZE_WH[0] // 2, SIZE_WH[1] // 2)) == (200, 90, 40)
+    if options.get("feather_px"):
+        assert 20 < image.getchannel("A").getpixel((SIZE_WH[0] // 4, SIZE_WH[1] // 2)) < 235
+
+
+def test_soft_edges_have_the_foreground_s_own_colour(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """A red disc on blue with a soft edge: its half-transparent pixels are red and not purple."""
+    y, x = np.mgrid[:200, :200]
+    alpha = np.clip((60 - np.hypot(x - 100, y - 100)) / 12 + 0.5, 0, 1)[..., None]
+    mixed = alpha * (220, 30, 20) + (1 - alpha) * (20, 40, 230)
+    soft = Image.fromarray((alpha[..., 0] * 255).astype(np.uint8))
+    buffer = io.BytesIO()
+    Image.fromarray(mixed.astype(np.uint8)).save(buffer, "PNG")
+    errors = {}
+    for clean in (True, False):
+        served = infer(
+            Fallback([hub(serve(HubScript(png(soft))))]), data=buffer.getvalue(), subject="all", decontaminate=clean
+        )
+        pixels = np.asarray(Image.open(io.BytesIO(served.value["images"][0])))
+        edge = (pixels[..., 3] > 60) & (pixels[..., 3] < 200)
+        errors[clean] = float(np.abs(pixels[edge][:, :3].astype(int) - (220, 30, 20)).mean())
+    assert errors[True] < 12
+    assert errors[False] > 60
+
+
+def test_each_is_cropped_from_the_server_s_detection(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """The matte failed at the server and its detector still answers; it is asked once, not once per tier."""
+    failing, good = serve(SpaceScript(upload=Reply(404))), serve(HubScript(png(mask())))
+    detect = Server(detected((40, 24, 80, 72), (80, 24, 120, 72)))
+    served = infer(
+        Fallback([Space(base_url=failing.base_url), hub(good)]),
+        primary=Server(InferenceError("the matte failed")),
+        detect=detect,
+        subject="each",
+        padding_px=10,
+    )
+    result = read_cut(served.value, provider=served.provider, request_id="", elapsed_ms=0.0)
+    assert [cutout.frame for cutout in result.cutouts] == [(30, 14, 90, 82), (70, 14, 130, 82)]
+    assert [cutout.id for cutout in result.cutouts] == [0, 1]
+    assert [cutout.pil().size for cutout in result.cutouts] == [(60, 68), (60, 68)]
+    assert result.scores.tolist() == pytest.approx([0.9, 0.9])
+    assert len(detect.turns) == 1
+    assert detect.turns[0] <= 10 / 3
+    assert result.cutouts[0].numpy()[34, 40, 3] == 255
+
+
+def test_each_without_detection_is_refused_and_nothing_is_paid(
+    serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    peer = serve(HubScript())
+    for options in ({"subject": "each"}, {"subject": "people", "select": [1]}):
+        for detect in (None, Server(DOWN)):
+            with pytest.raises(NeedsDetection) as caught:
+                infer(Fallback([hub(peer)], fail_max=1), primary=Server(DOWN), detect=detect, **options)
+            assert [entry["provider"] for entry in caught.value.details["tried"]] == ["triton"]
+    assert peer.received == []
+
+
+def test_each_with_given_boxes_needs_no_detection(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    result = cut(infer, serve, subject="each", boxes=[[50, 30, 60, 40], [30, 20, 130, 76]], padding_px=0)
+    assert [cutout.frame for cutout in result.cutouts] == [(30, 20, 130, 76), (50, 30, 60, 40)]
+    assert "PEOPLE_NOT_SEPARATED" in [notice.code for notice in result.warnings]
+
+
+def test_nobody_in_the_picture_ends_the_chain(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    peer = serve(HubScript())
+    with pytest.raises(NoPersonDetected):
+        infer(Fallback([hub(peer)]), primary=Server(DOWN), detect=Server(detected()), subject="each")
+    assert peer.received == []
+
+
+def test_only_the_chosen_people_are_kept(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """What stands out elsewhere in the picture is not theirs."""
+    result = cut(infer, serve, subject="people", boxes=[[40, 24, 60, 72]])
+    alpha = result.cutouts[0].numpy()[..., 3]
+    assert alpha[48, 50] == 255
+    assert alpha[48, 100] == 0
+
+
+def test_an_upright_picture_is_sent_and_cut(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    image = Image.open(io.BytesIO(picture())).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    peer = serve(HubScript(png(mask())))
+    served = infer(Fallback([hub(peer)]), data=buffer.getvalue(), subject="all")
+    assert Image.open(io.BytesIO(peer.received[0].body)).size == SIZE_WH
+    report = json.loads(served.value["report"][0])
+    assert report["picture"] == {"width_px": 160, "height_px": 96, "format": "png", "orientation": 6}
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16", "1"])
+def test_every_kind_of_picture_can_be_sent(mode: str, serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    image = cutout() if mode in ("RGBA", "LA") else Image.open(io.BytesIO(picture()))
+    buffer = io.BytesIO()
+    if mode == "I;16":
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(buffer, "PNG")
+    else:
+        image.convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    peer = serve(HubScript(png(Image.new("L", SIZE_WH, 255))))
+    served = infer(Fallback([hub(peer)]), data=buffer.getvalue(), subject="all", output="mask")
+    alpha = np.asarray(Image.open(io.BytesIO(served.value["images"][0])))
+    assert alpha.max() == 255
+    assert (alpha.min() == 0) == (mode in ("RGBA", "LA")), "what was transparent stays so"
+
+
+# --------------------------------------------------------------------------------------------------- upscaling
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio"])
+def test_upscale_goes_through_the_tiers_that_can(driver: str, serve: Callable[..., Peer]) -> None:
+    larger = png(Image.new("RGB", (SIZE_WH[0] * 2, SIZE_WH[1] * 2)))
+    down, mattes_only = serve(HubScript(Reply(404))), serve(SpaceScript())
+    good = serve(ReplicateScript(states=["succeeded"], file=larger))
+    fallback = Fallback([Space(base_url=mattes_only.base_url), hub(down), Replicate(base_url=good.base_url)])
+    if driver == "threads":
+        served = fallback.upscale(picture(), scale=2, deadline=Deadline(10))
+    else:
+
+        async def main() -> Served[Any]:
+            return await fallback.upscale_async(picture(), scale=2, deadline=Deadline(10))
+
+        served = asyncio.run(main())
+    fallback.close()
+    assert served.provider == "replicate"
+    assert served.value.width_px == SIZE_WH[0] * 2
+    assert (served.tried[0].provider, served.tried[0].message) == ("space", "It does not upscale by 2.")
+    assert mattes_only.received == []
+
+
+def test_upscale_refuses_before_anything_is_sent(serve: Callable[..., Peer]) -> None:
+    peer = serve(HubScript())
+    fallback = Fallback([hub(peer)])
+    with pytest.raises(InvalidOption, match="allowed is 2, 4"):
+        fallback.upscale(picture(), scale=8, deadline=Deadline(5))
+    with pytest.raises(ResolutionTooLarge):
+        fallback.upscale(picture(size_wh=(2561, 100)), scale=2, deadline=Deadline(5))
+    assert peer.received == []

@@ -19,9 +19,9 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     # Connections of its own, so that clients of one process share no state.
     ("grpc.use_local_subchannel_pool", 1),
-    # After a failed connection gRPC would refuse calls for up to two minutes, although the server is long back.
+    # After failed connections gRPC would refuse calls for up to two minutes, although the server is long back. The
+    # option grpc.min_reconnect_backoff_ms stays alone: it also bounds how long connecting may take.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 

@@ -1,0 +1,180 @@
+"""Peers on loopback that misbehave in one way each, for tests of the transports."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+Handler = Callable[[socket.socket, threading.Event], None]
+"""Serves one connection; the event says that the test is over."""
+
+
+@contextmanager
+def tcp_peer(handler: Handler) -> Iterator[int]:
+    """A port on which every connection is given to the handler."""
+    over = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.05)
+    threads: list[threading.Thread] = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            handler(connection, over)
+
+    def accept() -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                connection, _ = listener.accept()
+                connection.settimeout(5)
+                threads.append(threading.Thread(target=serve, args=(connection,)))
+                threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        over.set()
+        accepting.join()
+        for thread in threads:
+            thread.join()
+        listener.close()
+
+
+def dead_port() -> int:
+    """A port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def silent(connection: socket.socket, over: threading.Event) -> None:
+    """Takes the connection and never says anything, nor reads."""
+    over.wait(10)
+
+
+def closing(connection: socket.socket, over: threading.Event) -> None:
+    """Hangs up at once."""
+
+
+def resetting(connection: socket.socket, over: threading.Event) -> None:
+    """Takes some of the request and breaks the connection off."""
+    connection.recv(100)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def babbling(connection: socket.socket, over: threading.Event) -> None:
+    """Speaks another protocol."""
+    connection.sendall(b"220 mail.example ESMTP ready\r\n" * 20)
+    connection.recv(100)
+
+
+def dripping(before: bytes) -> Handler:
+    """Sends some bytes, and then one every 50 ms for ever."""
+
+    def handler(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(before)
+        while not over.wait(0.05):
+            connection.sendall(b"x")
+
+    return handler
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """An HTTP request with its body."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        received = connection.recv(65536)
+        if not received:
+            return data
+        data += received
+    head, _, body = data.partition(b"\r\n\r\n")
+    (length,) = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")] or [
+        0
+    ]
+    while len(body) < int(length):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+def http_answer(status: int = 200, body: bytes = b"", length: int | None = None, **headers: Any) -> Handler:
+    """Gives every request this answer; `length` is what the answer claims to have."""
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body) if length is None else length}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+
+    def handler(connection: socket.socket, over: threading.Event) -> None:
+        while read_request(connection):
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+            if length is not None:
+                return
+
+    return handler
+
+
+def kserve_answer(outputs: list[dict[str, Any]], raw: bytes) -> Handler:
+    head = json.dumps({"model_name": "ensemble_pipeline", "outputs": outputs}).encode()
+    return http_answer(200, head + raw, Inference_Header_Content_Length=len(head))
+
+
+def output(name: str, datatype: str, shape: list[int], size: Any) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+
+
+class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(self, answer: Callable[[Any, grpc.ServicerContext], Any]) -> None:
+        self._answer = answer
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return self._answer(request, context)
+
+
+@contextmanager
+def grpc_peer(answer: Callable[[Any, grpc.ServicerContext], Any], port: int = 0) -> Iterator[int]:
+    """A gRPC server whose ModelInfer is the function; on any free port where `port` is 0."""
+    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    server = grpc.server(ThreadPoolExecutor(2), options=unlimited)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(answer), server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(0).wait()
+
+
+def grpc_failure(status: str, message: str) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(grpc.StatusCode[status], message)
+
+    return answer
+
+
+def grpc_answer(*outputs: tuple[str, str, list[int], bytes]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        response = service_pb2.ModelInferResponse(id=request.id)
+        for name, datatype, shape, raw in outputs:
+            response.outputs.add(name=name, datatype=datatype, shape=shape)
+            response.raw_output_contents.append(raw)
+        return response
+
+    return answer
+
+
+def seconds_of(call: Callable[[], Any]) -> tuple[float, Exception | None]:
+    """How long a call took, and what it raised."""
+    started = time.monotonic()
+    try:
+        call()
+    except Exception as error:
+        return time.monotonic() - started, error
+    return time.monotonic() - started, None

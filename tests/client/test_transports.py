@@ -1,0 +1,321 @@
+"""Whatever stands at the other end, a call ends within its deadline with the right typed error, or with the outputs."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+from cutaway import errors
+from cutaway.errors import (
+    CutawayError,
+    FileTooLarge,
+    InferenceError,
+    InvalidOption,
+    Overloaded,
+    ProcessingTimeout,
+    RateLimitExceeded,
+    RequestCancelled,
+    ServerUnavailable,
+)
+from cutaway.transport import Address, InferRequest, open_transport, parse_address
+
+from tests.client import peers
+
+REPORT = struct.pack("<I", 2) + b"{}"
+TIMEOUT_S = 0.5
+SLACK_S = 0.5
+"""For a busy machine; a call that ignores its deadline takes ten times as long."""
+
+
+def infer(url: str, *, image: bytes = b"picture", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    with closing(open_transport(parse_address(url))) as transport:
+        return transport.infer(
+            InferRequest("ensemble_pipeline", image, ("report",), {"subject": "all"}, "id", timeout_s)
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("grpc://host", Address("grpc", "host", 8001)),
+        ("grpc://host:1", Address("grpc", "host", 1)),
+        ("grpcs://host", Address("grpcs", "host", 443)),
+        ("http://127.0.0.1/", Address("http", "127.0.0.1", 8000)),
+        ("https://host/triton/", Address("https", "host", 443, "/triton")),
+        ("HTTP://Host:9", Address("http", "host", 9)),
+        ("grpc://[::1]:8001", Address("grpc", "[::1]", 8001)),
+    ],
+)
+def test_addresses(url: str, address: Address) -> None:
+    assert parse_address(url) == address
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8001",
+        "localhost",
+        "ftp://host",
+        "grpc://",
+        "grpc://host:x",
+        "grpc://host:99999",
+        "grpc://host/path",
+        "http://host?x=1",
+        "http://[::1",
+    ],
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(ValueError, match="grpc://host:8001"):
+        parse_address(url)
+
+
+def test_secrets_stay_out_of_addresses() -> None:
+    with pytest.raises(ValueError, match="no user or password") as refusal:
+        parse_address("http://user:hunter2@host")
+    assert "hunter2" not in str(refusal.value)
+
+
+# --------------------------------------------------------------------------------------------- broken connections
+
+BROKEN = {
+    "silent": (peers.silent, ProcessingTimeout),
+    "closing": (peers.closing, ServerUnavailable),
+    "resetting": (peers.resetting, ServerUnavailable),
+    "babbling": (peers.babbling, ServerUnavailable),
+}
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_dead_port(scheme: str) -> None:
+    took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{peers.dead_port()}", timeout_s=10))
+    assert type(error) is ServerUnavailable
+    assert isinstance(error, ConnectionError)
+    assert error.retry
+    assert took < 2
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_peers(scheme: str, kind: str) -> None:
+    handler, expected = BROKEN[kind]
+    with peers.tcp_peer(handler) as port:
+        took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}"))
+    assert type(error) is expected, error
+    assert took < TIMEOUT_S + SLACK_S
+    if isinstance(error, ProcessingTimeout):
+        assert isinstance(error, TimeoutError)
+        assert error.details["elapsed_seconds"] == pytest.approx(took, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"],
+    ids=["status", "headers", "body"],
+)
+def test_a_dripping_server_does_not_hold_the_caller(before: bytes) -> None:
+    with peers.tcp_peer(peers.dripping(before)) as port:
+        took, error = peers.seconds_of(lambda: infer(f"http://127.0.0.1:{port}"))
+    assert type(error) is ProcessingTimeout, error
+    assert TIMEOUT_S * 0.9 < took < TIMEOUT_S + SLACK_S
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_that_does_not_read_does_not_hold_the_caller(scheme: str) -> None:
+    with peers.tcp_peer(peers.silent) as port:
+        took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}", image=bytes(50_000_000)))
+    assert type(error) is ProcessingTimeout, error
+    assert took < TIMEOUT_S + 2 * SLACK_S
+
+
+def test_body_cut_off() -> None:
+    with peers.tcp_peer(peers.http_answer(200, b"{", length=1000)) as port, pytest.raises(ServerUnavailable):
+        infer(f"http://127.0.0.1:{port}")
+
+
+def test_a_server_that_comes_back_is_found() -> None:
+    """By the same transport, and within seconds: gRPC itself would wait for up to two minutes."""
+    port = peers.dead_port()
+    with closing(open_transport(parse_address(f"grpc://127.0.0.1:{port}"))) as transport:
+        request = InferRequest("m", b"x", ("report",), timeout_s=5)
+        for _ in range(20):
+            with pytest.raises(ServerUnavailable):
+                transport.infer(request)
+            time.sleep(0.05)
+        with peers.grpc_peer(peers.grpc_answer(("report", "BYTES", [1], REPORT)), port):
+            ends_at = time.monotonic() + 10
+            while True:
+                try:
+                    assert transport.infer(request) == {"report": [b"{}"]}
+                    break
+                except ServerUnavailable:
+                    assert time.monotonic() < ends_at
+                    time.sleep(0.05)
+
+
+# --------------------------------------------------------------------------------------------- failed HTTP answers
+
+FORM = errors.InvalidOption("Option 'x' cannot be 1.", details={"name": "x"}).to_json()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected", "words"),
+    [
+        (400, {"error": FORM}, InvalidOption, "cannot be 1"),
+        (400, {"error": "Request for unknown model: 'm' is not found"}, ServerUnavailable, "no such model"),
+        (400, {"error": "unexpected shape"}, InferenceError, "unexpected shape"),
+        (401, "", ServerUnavailable, "refuses access"),
+        (403, "go away", ServerUnavailable, "refuses access"),
+        (404, "<html>Not Found</html>", ServerUnavailable, "no such model"),
+        (408, "", ProcessingTimeout, "did not answer within"),
+        (413, "<html>too large</html>", FileTooLarge, "takes no file this large"),
+        (429, "slow down", RateLimitExceeded, "limits the rate"),
+        (500, {"error": "stub died"}, InferenceError, "stub died"),
+        (500, b"\xff\xfe garbage", InferenceError, "garbage"),
+        (500, {"error": 7}, InferenceError, "server failed"),
+        (502, "", ServerUnavailable, "not available"),
+        (503, {"error": "Exceeds maximum queue size"}, Overloaded, "queue is full"),
+        (503, {"error": "[request id: 7] Request timeout expired"}, Overloaded, "queue is full"),
+        (504, "", ProcessingTimeout, "did not answer"),
+        (302, "", ServerUnavailable, "HTTP 302"),
+        (418, "", ServerUnavailable, "HTTP 418"),
+        (599, "", InferenceError, "HTTP 599"),
+    ],
+)
+def test_http_failures(status: int, body: Any, expected: type[CutawayError], words: str) -> None:
+    sent = json.dumps(body).encode() if isinstance(body, dict) else body if isinstance(body, bytes) else body.encode()
+    with peers.tcp_peer(peers.http_answer(status, sent)) as port, pytest.raises(CutawayError) as failure:
+        infer(f"http://127.0.0.1:{port}")
+    assert type(failure.value) is expected
+    assert words in failure.value.message
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("soon", 60.0), ("99999999", 60.0), ("-1", 60.0)])
+def test_retry_after_is_heeded_where_it_is_a_number(header: str, seconds: float) -> None:
+    with peers.tcp_peer(peers.http_answer(429, Retry_After=header)) as port, pytest.raises(RateLimitExceeded) as limit:
+        infer(f"http://127.0.0.1:{port}")
+    assert limit.value.retry_after == seconds
+
+
+def test_a_failure_without_end_is_cut_short() -> None:
+    with peers.tcp_peer(peers.http_answer(500, b"a" * 10_000_000)) as port, pytest.raises(InferenceError) as failure:
+        infer(f"http://127.0.0.1:{port}", timeout_s=10)
+    assert len(failure.value.message) < 1000
+
+
+# -------------------------------------------------------------------------------------------- ill-formed answers
+
+ILL_FORMED = {
+    "beyond_end": ([peers.output("report", "BYTES", [1], 99)], REPORT),
+    "no_size": ([{"name": "report", "datatype": "BYTES", "shape": [1], "data": ["x"]}], b""),
+    "negative_size": ([peers.output("report", "BYTES", [1], -1)], REPORT),
+    "size_is_text": ([peers.output("report", "BYTES", [1], "6")], REPORT),
+    "element_beyond_end": ([peers.output("report", "BYTES", [1], 6)], struct.pack("<I", 2**31) + b"{}"),
+    "other_count": ([peers.output("report", "BYTES", [3], 6)], REPORT),
+    "negative_shape": ([peers.output("report", "BYTES", [-1], 6)], REPORT),
+    "shape_is_text": ([peers.output("report", "BYTES", ["1"], 6)], REPORT),
+    "huge_shape": ([peers.output("scores", "FP32", [2**40, 2**40], 6)], REPORT),
+    "other_type": ([peers.output("report", "FP64", [1], 6)], REPORT),
+    "odd_numbers": ([peers.output("scores", "FP32", [1], 6)], REPORT),
+    "no_name": ([{"datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}], REPORT),
+    "output_is_text": (["report"], REPORT),
+}
+
+
+@pytest.mark.parametrize("kind", ILL_FORMED)
+def test_ill_formed_tensors(kind: str) -> None:
+    outputs, raw = ILL_FORMED[kind]
+    with peers.tcp_peer(peers.kserve_answer(outputs, raw)) as port, pytest.raises(InferenceError, match="malformed"):
+        infer(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>hello</html>", b"[]", b'{"outputs": 3}', b"\xff", b"[" * 100_000])
+def test_answers_of_other_servers(body: bytes) -> None:
+    with (
+        peers.tcp_peer(peers.http_answer(200, body)) as port,
+        pytest.raises(ServerUnavailable, match="not as a Triton"),
+    ):
+        infer(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("length", ["-1", "9999", "x", "٣"])
+def test_impossible_lengths_of_the_header(length: str) -> None:
+    handler = peers.http_answer(200, b"{}", Inference_Header_Content_Length=length)
+    with peers.tcp_peer(handler) as port, pytest.raises((InferenceError, ServerUnavailable)):
+        infer(f"http://127.0.0.1:{port}")
+
+
+# ------------------------------------------------------------------------------------------------------------ gRPC
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "expected"),
+    [
+        ("INVALID_ARGUMENT", FORM, InvalidOption),
+        ("INVALID_ARGUMENT", "unexpected shape", InferenceError),
+        ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded),
+        ("UNAVAILABLE", "Request for unknown model: 'm' is not found", ServerUnavailable),
+        ("NOT_FOUND", "", ServerUnavailable),
+        ("UNIMPLEMENTED", "", ServerUnavailable),
+        ("UNAUTHENTICATED", "no token", ServerUnavailable),
+        ("DEADLINE_EXCEEDED", "", ProcessingTimeout),
+        ("CANCELLED", "", RequestCancelled),
+        ("RESOURCE_EXHAUSTED", "too many requests", RateLimitExceeded),
+        ("RESOURCE_EXHAUSTED", "Received message larger than max", InferenceError),
+        ("INTERNAL", "stub died", InferenceError),
+        ("UNKNOWN", "", InferenceError),
+    ],
+)
+def test_grpc_failures(status: str, message: str, expected: type[CutawayError]) -> None:
+    with (
+        peers.grpc_peer(peers.grpc_failure(status, message)) as port,
+        pytest.raises(CutawayError) as failure,
+    ):
+        infer(f"grpc://127.0.0.1:{port}", timeout_s=5)
+    assert type(failure.value) is expected
+
+
+def test_grpc_carries_more_than_four_megabytes() -> None:
+    """grpcio's own limit, which comes back whenever a channel is given options of one's own."""
+    image = bytes(20_000_000)
+    raw = struct.pack("<I", len(image)) + image
+    with peers.grpc_peer(peers.grpc_answer(("images", "BYTES", [1], raw))) as port:
+        assert infer(f"grpc://127.0.0.1:{port}", image=image, timeout_s=10) == {"images": [image]}
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [("report", "BYTES", [2], REPORT)],
+        [("report", "BYTES", [1], REPORT[:-1])],
+        [("scores", "FP32", [2], bytes(4))],
+        [("scores", "INT8", [4], bytes(4))],
+        [("scores", "FP32", [-1], bytes(4))],
+    ],
+)
+def test_grpc_ill_formed_tensors(outputs: list[Any]) -> None:
+    with (
+        peers.grpc_peer(peers.grpc_answer(*outputs)) as port,
+        pytest.raises(InferenceError, match="malformed"),
+    ):
+        infer(f"grpc://127.0.0.1:{port}", timeout_s=5)
+
+
+def test_zeros_at_the_end_of_an_element_stay() -> None:
+    raw = struct.pack("<I", 3) + b"a\0\0"
+    with peers.grpc_peer(peers.grpc_answer(("report", "BYTES", [1], raw))) as port:
+        assert infer(f"grpc://127.0.0.1:{port}", timeout_s=5) == {"report": [b"a\0\0"]}
+    outputs = [peers.output("report", "BYTES", [1], 7), peers.output("scores", "FP32", [0], 0)]
+    with peers.tcp_peer(peers.kserve_answer(outputs, raw)) as port:
+        answer = infer(f"http://127.0.0.1:{port}")
+    assert answer["report"] == [b"a\0\0"]
+    np.testing.assert_array_equal(answer["scores"], np.zeros(0, np.float32))

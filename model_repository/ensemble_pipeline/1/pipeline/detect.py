@@ -21,15 +21,13 @@ class Detections:
     Attributes:
         boxes: (N, 4) float32, pixels of the upright picture, clipped to it.
         scores: (N,) float32, 0 to 1.
-        coefficients: (N, 32) float32, of the instance masks.
-        prototypes: (32, 160, 160) float32, of the letterboxed picture at a quarter of its size.
+        masks: (N, 160, 160) float32, logits of the instance masks over the whole letterbox, not cropped to the boxes.
         placement: how the picture lies in the letterbox.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
-    coefficients: NDArray[np.float32]
-    prototypes: NDArray[np.float32]
+    masks: NDArray[np.float32]
     placement: Letterbox
 
 
@@ -53,7 +51,9 @@ def read_detections(raw: Mapping[str, NDArray[Any]], placement: Letterbox, min_c
     # Clipping can leave nothing of a box that lies in the grey margin.
     seen = (in_picture[:, 2] - in_picture[:, 0] >= 1) & (in_picture[:, 3] - in_picture[:, 1] >= 1)
     kept = kept[seen]
-    return Detections(in_picture[seen], scores[kept], raw["coefficients"][kept], raw["prototypes"], placement)
+    prototypes = raw["prototypes"]
+    masks = raw["coefficients"][kept] @ prototypes.reshape(len(prototypes), -1)
+    return Detections(in_picture[seen], scores[kept], masks.reshape(-1, *prototypes.shape[1:]), placement)
 
 
 def non_maximum_suppression(

@@ -1,10 +1,10 @@
 """The foreground's own colour at soft edges.
 
 A pixel at a soft edge shows ``alpha·F + (1 − alpha)·B``. Putting its colour on another background carries B along: a
-halo. Here F is estimated by blur fusion (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021): F and B
-are first guessed from the colours around, weighted by alpha and 1 − alpha, then corrected so that both together give
-the pixel again. The guess is smooth and made on a small copy; the correction is made at full resolution, for soft
-pixels alone. Tests hold it against pymatting's multi-level method.
+halo. So F and B are guessed from the sure foreground and background around, nearest first, by filling in along an
+image pyramid ("pull-push"); the guess is corrected by the least change that makes both together give the pixel. The
+guess is smooth and made on a small copy, twice; the last correction is made at full resolution. Where the truth is
+known this comes as near to it as pymatting's multi-level estimate, in a fraction of the time (docs/quality.md).
 
 Colours under full transparency are chosen as well. Near the edge they go on as the foreground does, so that scaling
 the cut-out mixes no foreign colour in; further away they are one flat colour, the edge's mean, which costs nothing to
@@ -17,13 +17,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tuning import COLOUR_GRID_PX, COLOUR_REACHES, RIM_PX
+from pipeline.grid import Grid
+from pipeline.tuning import (
+    COLOUR_GRID_PX,
+    COLOUR_SMOOTH_POWER,
+    COLOUR_SMOOTH_WEIGHT,
+    COLOUR_SURE_POWER,
+    COLOUR_SURE_WEIGHT,
+    RIM_PX,
+)
 
-_COLUMNS = 1024
-_EPSILON = 1e-3
+_LEVELS = np.arange(256, dtype=np.float32) / 255
+_GAIN = _LEVELS / (_LEVELS**2 + (1 - _LEVELS) ** 2)
+"""How much of what is unexplained at a pixel goes to its foreground, by alpha; the least change of F and B."""
+_TINY = np.float32(1e-6)
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 
 
-def clean_colours(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], decontaminate: bool) -> NDArray[np.uint8]:
+def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Bytes:
     """Colours of a cut-out, for straight (not premultiplied) alpha.
 
     Args:
@@ -35,77 +48,120 @@ def clean_colours(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], decontaminat
         (H, W, 3) uint8: the picture where alpha is 255, the estimate at soft edges and a little beyond, a flat colour
         further out.
     """
-    opaque = alpha == 255
-    near = cv2.dilate((alpha > 0).view(np.uint8), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8))
-    soft = np.flatnonzero(near > opaque)
+    height, width = alpha.shape
+    grid = Grid(height, width, -(-max(height, width) // COLOUR_GRID_PX))
+    small_alpha = grid.shrink(alpha)
+    foreground, background = _guess(grid.shrink(rgb).astype(np.float32), small_alpha)
+    flat = np.tile(_edge_colour(foreground, small_alpha), (width, 1))
+    foregrounds = grid.padded(_to_uint8(foreground))
+    backgrounds = grid.padded(_to_uint8(background))
+    near = cv2.dilate(_mask(alpha > 0), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8))
     colours = np.empty_like(rgb)
-    if not decontaminate:
-        colours[:] = _mean(rgb.reshape(-1, 3)[soft])
-        cv2.copyTo(rgb, near, colours)
-        return colours
-    estimate = _estimate(rgb, alpha, soft)
-    colours[:] = _mean(estimate)
-    cv2.copyTo(rgb, opaque.view(np.uint8), colours)
-    colours.reshape(-1, 3)[soft] = estimate
+    for strip in grid.strips():
+        seen, opacity, part = np.ascontiguousarray(rgb[strip]), alpha[strip], colours[strip]
+        part[:] = flat
+        if not near[strip].any():
+            continue
+        if not decontaminate:
+            cv2.copyTo(seen, near[strip], part)
+            continue
+        opaque = _mask(opacity == 255)
+        cv2.copyTo(seen, opaque, part)
+        soft = np.flatnonzero(near[strip] > opaque)
+        own = _own_colour(
+            _take(seen, soft),
+            np.ascontiguousarray(opacity).take(soft)[:, None],
+            _take(grid.enlarge(foregrounds, strip), soft),
+            _take(grid.enlarge(backgrounds, strip), soft),
+        )
+        _as_pixels(part).put(soft, _as_pixels(own))
     return colours
 
 
-def _estimate(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], at: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """Foreground colours (N, 3) uint8 of the pixels with flat indices `at` (N,)."""
-    if at.size == 0:
-        return np.empty((0, 3), np.uint8)
-    height, width = alpha.shape
-    scale = min(1.0, COLOUR_GRID_PX / max(height, width))
-    size_wh = max(1, round(width * scale)), max(1, round(height * scale))
-    foreground, background = _smooth_layers(
-        cv2.resize(rgb, size_wh, interpolation=cv2.INTER_AREA).astype(np.float32),
-        cv2.resize(alpha, size_wh, interpolation=cv2.INTER_AREA).astype(np.float32) / 255,
+def _own_colour(seen: Bytes, opacity: Bytes, foreground: Bytes, background: Bytes) -> Bytes:
+    """The guess of the foreground, corrected by what it and the background leave unexplained; all (N, 1, 3) uint8."""
+    if not opacity.size:
+        return foreground
+    share = np.asarray(cv2.LUT(opacity, _LEVELS), np.float32)
+    explained = cv2.blendLinear(foreground, background, share, 1 - share)
+    missing = cv2.subtract(seen, explained, dtype=cv2.CV_16S)
+    gain = cv2.LUT(opacity, _GAIN)
+    correction = cv2.multiply(missing, cv2.merge((gain, gain, gain)), dtype=cv2.CV_16S)
+    return np.asarray(cv2.add(foreground, correction, dtype=cv2.CV_8U), np.uint8)
+
+
+def _take(image: Bytes, at: NDArray[np.intp]) -> Bytes:
+    """The pixels (N, 1, 3) with flat indices (N,) of an image (h, w, 3)."""
+    return _as_pixels(np.ascontiguousarray(image)).take(at).view(np.uint8).reshape(-1, 1, 3)
+
+
+def _as_pixels(image: Bytes) -> NDArray[np.void]:
+    """A contiguous (…, 3) uint8 as a flat array with one item a pixel: numpy moves those faster than rows of three."""
+    return image.reshape(-1, 3).view("V3").reshape(-1)
+
+
+def _guess(rgb: Floats, alpha: Bytes) -> tuple[Floats, Floats]:
+    """Smooth foreground and background, (h, w, 3) float32 in 0 … 255, of a small copy and its alpha (h, w) uint8."""
+    rest = np.bitwise_not(alpha)
+    foreground = _fill(rgb, _power(alpha, COLOUR_SURE_POWER), COLOUR_SURE_WEIGHT)
+    background = _fill(rgb, _power(rest, COLOUR_SURE_POWER), COLOUR_SURE_WEIGHT)
+    share, other = _LEVELS[alpha], _LEVELS[rest]
+    missing = rgb - cv2.blendLinear(foreground, background, share, other)
+    foreground = foreground + missing * _three(_GAIN[alpha])
+    background = background + missing * _three(_GAIN[rest])
+    return (
+        _fill(np.clip(foreground, 0, 255), _power(alpha, COLOUR_SMOOTH_POWER), COLOUR_SMOOTH_WEIGHT),
+        _fill(np.clip(background, 0, 255), _power(rest, COLOUR_SMOOTH_POWER), COLOUR_SMOOTH_WEIGHT),
     )
-    rows, columns = np.divmod(at, width)
-    map_x = (columns.astype(np.float32) + 0.5) * (size_wh[0] / width) - 0.5
-    map_y = (rows.astype(np.float32) + 0.5) * (size_wh[1] / height) - 0.5
-    f = _sample(foreground, map_x, map_y)
-    b = _sample(background, map_x, map_y)
-    a = (alpha.reshape(-1)[at].astype(np.float32) / 255)[:, None]
-    f += a * (rgb.reshape(-1, 3)[at] - a * f - (1 - a) * b)
-    return np.clip(np.rint(f), 0, 255).astype(np.uint8)
 
 
-def _smooth_layers(
-    rgb: NDArray[np.float32], alpha: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Smooth guesses of foreground and background, (h, w, 3) float32 each: first from far, then from near."""
-    foreground = background = rgb
-    opacity, rest = alpha[..., None], 1 - alpha[..., None]
-    for reach in COLOUR_REACHES:
-        window = (2 * reach + 1, 2 * reach + 1)
-        seen_foreground = _mean_weighted(foreground, opacity, window)
-        seen_background = _mean_weighted(background, rest, window)
-        background = seen_background
-        foreground = seen_foreground + opacity * (rgb - opacity * seen_foreground - rest * seen_background)
-        np.clip(foreground, 0, 255, out=foreground)
-    return foreground, background
+def _fill(colours: Floats, weight: Floats, enough: float) -> Floats:
+    """Carry colours on from where their weight is to where it is not, from the nearest scale that has some.
+
+    Args:
+        colours: (h, w, 3) float32.
+        weight: (h, w) float32, 0 to 1.
+        enough: weight from which a cell takes nothing from further away.
+
+    Returns:
+        (h, w, 3) float32.
+    """
+    levels = [(colours * _three(weight), weight)]
+    while max(levels[-1][1].shape) > 1:
+        rows, columns = levels[-1][1].shape
+        half_wh = (columns + 1) // 2, (rows + 1) // 2
+        total, known = (cv2.resize(image, half_wh, interpolation=cv2.INTER_AREA) for image in levels[-1])
+        levels.append((np.asarray(total, np.float32), np.asarray(known, np.float32)))
+    total, known = levels.pop()
+    filled = total / (known[..., None] + _TINY)
+    for total, known in reversed(levels):
+        further = cv2.resize(filled, known.shape[::-1])
+        own = np.minimum(known / np.float32(enough), 1)
+        filled = total * _three(own / (known + _TINY)) + further * _three(1 - own)
+    return np.asarray(filled, np.float32)
 
 
-def _mean_weighted(
-    colours: NDArray[np.float32], weight: NDArray[np.float32], window: tuple[int, int]
-) -> NDArray[np.float32]:
-    # The small constant lets windows without any weight fall back to the plain mean.
-    weight = weight + np.float32(_EPSILON)
-    total = cv2.blur(colours * weight, window, borderType=cv2.BORDER_REPLICATE)
-    return total / cv2.blur(weight, window, borderType=cv2.BORDER_REPLICATE)[..., None]
+def _three(weight: Floats) -> Floats:
+    """(h, w) → (h, w, 3): faster than letting numpy repeat a last axis of three."""
+    return np.asarray(cv2.merge((weight, weight, weight)), np.float32)
 
 
-def _sample(image: NDArray[np.float32], map_x: NDArray[np.float32], map_y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bilinear values (N, 3) of an image at N points; in rows of points, since OpenCV limits their length."""
-    count = map_x.size
-    rows = -(-count // _COLUMNS)
-    grid_x, grid_y = np.zeros((rows, _COLUMNS), np.float32), np.zeros((rows, _COLUMNS), np.float32)
-    grid_x.reshape(-1)[:count] = map_x
-    grid_y.reshape(-1)[:count] = map_y
-    values = cv2.remap(image, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(values, np.float32).reshape(-1, 3)[:count]
+def _power(alpha: Bytes, exponent: int) -> Floats:
+    return np.asarray(cv2.LUT(alpha, _LEVELS**exponent), np.float32)
 
 
-def _mean(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.rint(colours.mean(axis=0)).astype(np.uint8) if len(colours) else np.zeros(3, np.uint8)
+def _edge_colour(foreground: Floats, alpha: Bytes) -> Bytes:
+    """(3,) uint8: the mean of the foreground along soft edges, or of all of it where it has none."""
+    weight = _LEVELS[alpha] * (1 - _LEVELS[alpha])
+    if not weight.any():
+        weight = _LEVELS[alpha] + _TINY
+    return _to_uint8(np.tensordot(weight / weight.sum(), foreground, 2))
+
+
+def _to_uint8(values: Floats) -> Bytes:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _mask(condition: NDArray[np.bool_]) -> Bytes:
+    """A condition as OpenCV takes masks, without a copy."""
+    return condition.view(np.uint8)

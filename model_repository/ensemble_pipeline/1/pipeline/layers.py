@@ -31,13 +31,14 @@ class Layer:
     frame: Rect
 
 
-def whole_picture(matte: NDArray[np.uint8], frame: Rect, feather_px: int) -> Layer:
-    """Whatever the matte of the whole picture shows; `matte` is (S, S) uint8."""
-    alpha = feather(put_back(matte, None, frame), feather_px)
+def whole_picture(rgb: NDArray[np.uint8], matte: NDArray[np.uint8], frame: Rect, feather_px: int) -> Layer:
+    """Whatever the matte of the whole picture shows: (H, W, 3) uint8 and (S, S) uint8."""
+    alpha = feather(put_back(matte, None, rgb), feather_px)
     return Layer((float(frame.x1), float(frame.y1), float(frame.x2), float(frame.y2)), frame, alpha, frame)
 
 
 def people_layer(
+    rgb: NDArray[np.uint8],
     people: Sequence[Person],
     everybody: Sequence[Person],
     mattes: Mapping[Rect, NDArray[np.uint8]],
@@ -50,6 +51,7 @@ def people_layer(
     """Some people in one alpha, everybody else kept out.
 
     Args:
+        rgb: (H, W, 3) uint8, the picture.
         people: who, at least one.
         everybody: all people of the picture.
         mattes: (S, S) uint8 alphas by crop.
@@ -71,7 +73,7 @@ def people_layer(
     alpha = np.zeros((region.height, region.width), np.uint8)
     for person in people:
         rect = rects[person.id]
-        own = put_back(mattes[rect], gate(person, others, detections, rect), rect)
+        own = put_back(mattes[rect], gate(person, others, detections, rect), rgb[rect.slices])
         part = alpha[rect.seen_from(region).slices]
         np.maximum(part, own, out=part)
     cropped = frame if padding_px is None else enclosing(box).grown(padding_px).within(frame)

@@ -1,4 +1,4 @@
-"""Instance masks from coefficients and prototypes, computed where they are needed and as large as needed."""
+"""Instance masks where they are needed, and as large as needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mask_logits(
     Each mask is upsampled first and cropped to its detection box then; the other way round smears the box's edges.
 
     Args:
-        detections: where coefficients and prototypes are.
+        detections: where the masks are.
         indices: which detections, N of them.
         rect: rectangle of the upright picture; may leave it.
         size_wh: columns and rows of the result, which the rectangle is scaled to.
@@ -33,12 +33,8 @@ def mask_logits(
         (N, rows, columns) float32; `OUTSIDE` beyond a person's box.
     """
     columns, rows = size_wh
-    prototypes = detections.prototypes
-    channels, proto_rows, proto_columns = prototypes.shape
-    picked = detections.coefficients[list(indices)]
-    small = (picked @ prototypes.reshape(channels, -1)).reshape(-1, proto_rows, proto_columns)
     step_x, step_y = rect.width / columns, rect.height / rows
-    to_prototypes = _grid_to_prototypes(detections, rect, step_x, step_y, proto_columns / DETECTOR_SIDE_PX)
+    to_prototypes = _grid_to_prototypes(detections, rect, step_x, step_y, detections.masks.shape[2] / DETECTOR_SIDE_PX)
     logits = np.full((len(indices), rows, columns), OUTSIDE, np.float32)
     for row, index in enumerate(indices):
         x1, y1, x2, y2 = detections.boxes[index]
@@ -50,7 +46,7 @@ def mask_logits(
         shifted = to_prototypes.copy()
         shifted[:, 2] += to_prototypes[:, :2] @ (left, top)
         logits[row, top:bottom, left:right] = cv2.warpAffine(
-            small[row],
+            detections.masks[index],
             shifted,
             (right - left, bottom - top),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,

@@ -41,7 +41,11 @@ def matte_crops(
 
 
 def _resize(crop: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    # Averaging areas keeps thin things when much is scaled down; otherwise it is no better and slower.
-    much = min(crop.shape[:2]) > 2 * side
-    small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if much else cv2.INTER_LINEAR)
-    return np.asarray(small, np.uint8)
+    """Stretch to a square: means of whole pixels first where much is scaled down, so that thin things stay."""
+    height, width = crop.shape[:2]
+    step_y, step_x = max(1, height // side), max(1, width // side)
+    if step_x > 1 or step_y > 1:
+        rows, columns = height // step_y, width // step_x
+        whole_cells = crop[: rows * step_y, : columns * step_x]
+        crop = np.asarray(cv2.resize(whole_cells, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)

@@ -10,16 +10,38 @@ from numpy.typing import NDArray
 
 from pipeline.detect import Detections
 from pipeline.geometry import Box, Rect
+from pipeline.grid import Grid
 from pipeline.masks import mask_logits
 from pipeline.people import Person
-from pipeline.tuning import GATE_FADE, GATE_GRID_PX, GATE_REACH, NEIGHBOUR_SHARPNESS
+from pipeline.tuning import (
+    ALONE_FADE,
+    ALONE_REACH,
+    ALPHA_CEILING,
+    ALPHA_FLOOR,
+    CROWD_FADE,
+    CROWD_REACH,
+    GATE_GRID_PX,
+    GUIDE_EPSILON,
+    GUIDE_FROM_SCALE,
+    GUIDE_RADIUS_PX,
+    GUIDE_UP_TO_SIDE_PX,
+    NEIGHBOUR_MARGIN,
+    NEIGHBOUR_STEEPNESS,
+)
+
+_STRETCH = np.clip(np.rint((np.arange(256) - ALPHA_FLOOR) * 255 / (ALPHA_CEILING - ALPHA_FLOOR)), 0, 255).astype(
+    np.uint8
+)
+
+_IS_SOFT = ((_STRETCH > 0) & (_STRETCH < 255)).astype(np.uint8)
 
 
 def gate(person: Person, others: Sequence[Person], detections: Detections, rect: Rect) -> NDArray[np.float32]:
-    """How much of what the matte holds in a rectangle is this person's.
+    """How much of what the matte shows in a rectangle is this person's.
 
-    Near the person's instance mask everything is (hair and hands reach past the mask); far from it nothing, and
-    nothing where somebody else's mask is stronger. A person without an instance mask owns all that is in the box.
+    Near the person's instance mask everything is, since hair, hands and bags reach past the mask; far from it nothing
+    is, and nothing where somebody else's mask is clearly stronger. A person without an instance mask owns what is in
+    and near the box.
 
     Args:
         person: whose alpha it is.
@@ -28,41 +50,49 @@ def gate(person: Person, others: Sequence[Person], detections: Detections, rect:
         rect: the crop.
 
     Returns:
-        (rows, columns) float32, 0 to 1, a coarse grid over the rectangle.
+        (rows, columns) float32, 0 to 1: a coarse grid over the rectangle.
     """
     scale = min(1.0, GATE_GRID_PX / max(rect.width, rect.height))
     size_wh = max(1, round(rect.width * scale)), max(1, round(rect.height * scale))
-    indices = [other.detection for other in others if other.detection is not None and _meets(other.box, rect)]
+    rivals = [other.detection for other in others if other.detection is not None and _meets(other.box, rect)]
     own = person.detection
-    logits = mask_logits(detections, [*indices, *([] if own is None else [own])], rect, size_wh)
-    inside = (logits[-1] > 0).astype(np.uint8) if own is not None else _inside(person.box, rect, size_wh)
-    box_px = np.sqrt((person.box[2] - person.box[0]) * (person.box[3] - person.box[1])) * scale
-    share = _near(inside, GATE_REACH * float(box_px), GATE_FADE * float(box_px))
-    if indices:
-        theirs = logits[: len(indices)].max(axis=0)
-        mine = logits[-1] if own is not None else np.zeros_like(theirs)
-        margin = np.where(theirs > 0, mine - theirs, np.float32(50))
-        share *= 1 / (1 + np.exp(np.clip(-NEIGHBOUR_SHARPNESS * margin, -50, 50)))
+    if own is None:
+        mine = np.zeros(size_wh[::-1], np.float32)
+        inside = _inside(person.box, rect, size_wh)
+    else:
+        mine = mask_logits(detections, [own], rect, size_wh)[0]
+        inside = (mine > 0).astype(np.uint8)
+    unit = scale * float(np.sqrt((person.box[2] - person.box[0]) * (person.box[3] - person.box[1])))
+    reach, fade = (CROWD_REACH, CROWD_FADE) if rivals else (ALONE_REACH, ALONE_FADE)
+    share = _near(inside, reach * unit, fade * unit)
+    if rivals:
+        theirs = mask_logits(detections, rivals, rect, size_wh).max(axis=0)
+        lead = NEIGHBOUR_STEEPNESS * (theirs - mine - NEIGHBOUR_MARGIN)
+        share[theirs > 0] /= 1 + np.exp(np.clip(lead[theirs > 0], -50, 50))
     return share
 
 
-def put_back(matte: NDArray[np.uint8], share: NDArray[np.float32] | None, rect: Rect) -> NDArray[np.uint8]:
+def put_back(matte: NDArray[np.uint8], share: NDArray[np.float32] | None, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A crop's alpha at full resolution.
 
     Args:
-        matte: (S, S) uint8.
+        matte: (S, S) uint8, the crop's matte.
         share: (rows, columns) float32, the gate, or None to keep everything.
-        rect: the crop.
+        crop: (h, w, 3) uint8 RGB, what was matted.
 
     Returns:
-        (rect.height, rect.width) uint8.
+        (h, w) uint8.
     """
+    height, width = crop.shape[:2]
     if share is not None:
         fine = cv2.resize(share, matte.shape[::-1], interpolation=cv2.INTER_LINEAR)
         matte = np.asarray(cv2.multiply(matte, fine, dtype=cv2.CV_8U), np.uint8)
-    shrinks = rect.width < matte.shape[1] and rect.height < matte.shape[0]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(matte, (rect.width, rect.height), interpolation=interpolation), np.uint8)
+    scale = max(height, width) / matte.shape[0]
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    alpha = np.asarray(cv2.resize(matte, (width, height), interpolation=interpolation), np.uint8)
+    if scale >= GUIDE_FROM_SCALE or matte.shape[0] <= GUIDE_UP_TO_SIDE_PX:
+        _follow_edges(alpha, crop, matte.shape[0])
+    return np.asarray(cv2.LUT(alpha, _STRETCH), np.uint8)
 
 
 def feather(alpha: NDArray[np.uint8], feather_px: int) -> NDArray[np.uint8]:
@@ -78,12 +108,43 @@ def feather_reach_px(feather_px: int) -> int:
     return -(-3 * feather_px // 2)
 
 
+def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_px: int) -> None:
+    """Let the soft pixels of an enlarged alpha (h, w) uint8 follow the edges of its crop (h, w, 3) uint8, in place.
+
+    A fast guided filter (He and Sun, 2015): around each cell of about a matte's pixel, alpha is taken to be a linear
+    function of brightness; the function is enlarged instead of the alpha.
+    """
+    height, width = alpha.shape
+    grid = Grid(height, width, max(1, round(max(height, width) / matte_side_px)))
+    reach = 2 * grid.factor + 1
+    soft = cv2.dilate(cv2.LUT(alpha, _IS_SOFT), np.ones((reach, reach), np.uint8))
+    guide = cv2.cvtColor(grid.shrink(crop), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    target = grid.shrink(alpha).astype(np.float32)
+    mean_guide, mean_target = _around(guide), _around(target)
+    slope = (_around(guide * target) - mean_guide * mean_target) / (
+        _around(guide * guide) - mean_guide * mean_guide + np.float32(GUIDE_EPSILON)
+    )
+    slopes = grid.padded(_around(slope))
+    offsets = grid.padded(_around(mean_target - slope * mean_guide))
+    for strip in grid.strips():
+        if soft[strip].any():
+            brightness = cv2.cvtColor(crop[strip], cv2.COLOR_RGB2GRAY)
+            line = cv2.multiply(grid.enlarge(slopes, strip), brightness, dtype=cv2.CV_32F)
+            line = cv2.add(line, grid.enlarge(offsets, strip), dtype=cv2.CV_8U)
+            cv2.copyTo(line, soft[strip], alpha[strip])
+
+
+def _around(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    window = (2 * GUIDE_RADIUS_PX + 1, 2 * GUIDE_RADIUS_PX + 1)
+    return np.asarray(cv2.blur(values, window, borderType=cv2.BORDER_REFLECT), np.float32)
+
+
 def _near(inside: NDArray[np.uint8], reach: float, fade: float) -> NDArray[np.float32]:
     """1 up to `reach` grid cells from the mask, falling to 0 over `fade` more; 0 everywhere without a mask."""
     if not inside.any():
         return np.zeros(inside.shape, np.float32)
-    distance = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 3)
-    return np.clip((reach + fade - distance) / max(fade, 1e-3), 0, 1).astype(np.float32)
+    distance = np.asarray(cv2.distanceTransform(1 - inside, cv2.DIST_L2, 3), np.float32)
+    return np.clip((reach + fade - distance) / max(fade, 1e-3), 0, 1)
 
 
 def _inside(box: Box, rect: Rect, size_wh: tuple[int, int]) -> NDArray[np.uint8]:

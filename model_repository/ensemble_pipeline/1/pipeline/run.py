@@ -116,11 +116,19 @@ def run(
         for group in _groups(options.subject, people):
             with watch.stage("refine"):
                 if detections is None:
-                    layer = whole_picture(mattes[picture.frame], picture.frame, options.feather_px)
+                    layer = whole_picture(picture.rgb, mattes[picture.frame], picture.frame, options.feather_px)
                 else:
                     padding_px = options.padding_px if options.subject == "each" else None
                     layer = people_layer(
-                        group, everybody, mattes, rects, detections, picture.frame, options.feather_px, padding_px
+                        picture.rgb,
+                        group,
+                        everybody,
+                        mattes,
+                        rects,
+                        detections,
+                        picture.frame,
+                        options.feather_px,
+                        padding_px,
                     )
                 pixels = _render(picture, layer, options)
             with watch.stage("encode"):

@@ -26,26 +26,50 @@ WHOLE_PICTURE_SHARE = 0.5
 GATE_GRID_PX = 192
 """Longer side of the grid on which gates are computed; instance masks hold no more detail than this."""
 
-GATE_REACH = 0.05
-"""A person's alpha is kept whole up to this distance from the instance mask, as a part of √(box area)…"""
+ALONE_REACH, ALONE_FADE = 0.05, 0.2
+"""Where nobody else is near, alpha is kept whole up to the first distance from the instance mask and fades out over the
+second, both as parts of √(box area). Bags are part of a person and of no mask, so this is generous."""
 
-GATE_FADE = 0.05
-"""…and fades to nothing over this further distance."""
+CROWD_REACH, CROWD_FADE = 0.03, 0.05
+"""The same where somebody else, who is to be kept out, is in the crop."""
 
-NEIGHBOUR_SHARPNESS = 4.0
-"""Steepness of the border between people who touch, per unit of mask logit."""
+NEIGHBOUR_MARGIN = 2.5
+"""Somebody else's mask takes a pixel once its logit leads by this much. Masks of people who overlap are unsure of each
+other, and the matte of the crop knows better who is in front."""
 
-COLOUR_GRID_PX = 384
-"""Longer side of the small copy on which foreground and background colours are guessed."""
+NEIGHBOUR_STEEPNESS = 2.0
+"""Steepness of that border per unit of logit."""
 
-COLOUR_REACHES = (30, 3)
-"""Radii, in pixels of that copy, of the guess from far and the guess from near."""
+GUIDE_UP_TO_SIDE_PX = 640
+"""A matte of at most this side is drawn to the picture's edges by a guided filter in any case: union IoU of held-out
+pictures .959 → .963, of composed scenes .942 → .945."""
 
-RIM_PX = 3
-"""The foreground's colour goes on this far under full transparency: as far as bicubic scaling looks."""
+GUIDE_FROM_SCALE = 1.2
+"""A larger one is where it is enlarged by this factor or more; otherwise its edges are its own."""
+
+GUIDE_RADIUS_PX = 4
+"""The filter's radius, in pixels of the matte."""
+
+GUIDE_EPSILON = 65.0
+"""Its regularization: variance of brightness (0 … 255) below which it averages."""
 
 ALPHA_FLOOR, ALPHA_CEILING = 6, 249
 """Alphas (0–255) up to the one are none and from the other are whole: a network says 252 and means 255."""
+
+COLOUR_GRID_PX = 256
+"""Longer side, at most, of the small copy on which foreground and background colours are guessed."""
+
+COLOUR_SURE_POWER = 32
+"""The first guess weighs pixels by alpha to this power: only what is nearly opaque (or nearly empty) is a model."""
+
+COLOUR_SURE_WEIGHT = 0.1
+"""A cell needs this mean weight to be its own model; one with less takes from further away in proportion."""
+
+COLOUR_SMOOTH_POWER, COLOUR_SMOOTH_WEIGHT = 2, 0.5
+"""The same for the second guess, which smooths the first one after its correction."""
+
+RIM_PX = 3
+"""The foreground's colour goes on this far under full transparency: as far as bicubic scaling looks."""
 
 WEBP_QUALITY = 90
 WEBP_METHOD = 2

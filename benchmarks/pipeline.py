@@ -33,6 +33,7 @@ from runtime.demo import SAMPLES, find_pictures
 from runtime.devices import cores
 from runtime.health import statistics as model_statistics
 from runtime.server import Server, ServerOptions
+from runtime.weights import load_networks
 
 DETECTOR, MATTER = "yolov8_seg", "birefnet_trt"
 PIXELS = 1_000_000
@@ -111,7 +112,8 @@ def measure(
     load = os.getloadavg()[0]
     if load > 0.5:
         say(f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high")
-    networks = {name: _session(options.weights_dir / f"{name}.onnx", threads) for name in (DETECTOR, MATTER)}
+    checked = load_networks(options.weights_dir)
+    networks = {name: _session(checked[name].path, threads) for name in (DETECTOR, MATTER)}
     with Server(options, say=say) as server, cutaway.Client(server.grpc_url) as client:
         pictures = [_prepare(path, client, server) for path in paths]
         times = {picture.name: Times() for picture in pictures}

@@ -9,22 +9,41 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from runtime.checks import RuntimeProblem
+from runtime.checks import RuntimeProblem, check_platform, check_python
 
 PROG = "python -m runtime"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 well, 1 a problem (one line on stderr says which), 2 a wrong command line, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
     try:
+        options = _parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
     except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
+        return _fail(problem)
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _fail(problem: RuntimeProblem) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return 1
+
+
+def _missing(error: ModuleNotFoundError) -> RuntimeProblem:
+    """What to say when a package is not there: most often the command runs outside its environment."""
+    try:
+        check_platform()
+        check_python()
+    except RuntimeProblem as problem:
+        return problem
+    return RuntimeProblem(
+        f"the Python package {error.name} is not installed for {sys.executable}; run: make serve, which makes .venv, "
+        "or pip install '.[serve]'"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

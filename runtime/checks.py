@@ -159,10 +159,20 @@ def find_triton(root: Path | None = None, libpython: Path | None = None) -> Trit
     return files
 
 
+def resolve(address: str) -> str:
+    """The IPv4 address to listen on for an address or a name of this machine; Triton takes no names."""
+    try:
+        found = socket.getaddrinfo(address, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:
+        raise RuntimeProblem(
+            f"{address} is no IPv4 address or name of this machine; use 127.0.0.1, or 0.0.0.0 for other machines"
+        ) from None
+    return str(found[0][4][0])
+
+
 def check_port(address: str, port: int, use: str, option: str) -> None:
     """Nothing listens at `port` of `address` yet. `use` and `option` are named in the problem's line."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
@@ -183,8 +193,7 @@ def check_port(address: str, port: int, use: str, option: str) -> None:
 
 def free_ports(address: str, count: int) -> list[int]:
     """`count` different ports that nothing listens on at this moment."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sockets = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
     try:
         for each in sockets:
             try:

@@ -2,7 +2,7 @@
 
 Names, inputs, outputs, batching and queues are kept. What differs: the platform (the Python backend with
 `onnx_model/model.py` in place of a TensorRT plan), the instance groups, the matte's side (the ONNX file says it), the
-warm-up (one picture instead of a full batch), the pipeline's parameters, and the files.
+warm-up (one picture; each size of a batch on a GPU), the pipeline's parameters, and the files.
 """
 
 from __future__ import annotations
@@ -132,12 +132,14 @@ def _network_model(config: Any, network: Network, side: int, device: Device, pla
     if device.kind == "cpu":
         config.dynamic_batching.max_queue_delay_microseconds = CPU_QUEUE_DELAY_US
     del config.model_warmup[:]
-    warmup = config.model_warmup.add(name="one", batch_size=1)
-    for tensor in config.input:
-        value = warmup.inputs[tensor.name]
-        value.data_type = tensor.data_type
-        value.dims[:] = tensor.dims
-        value.zero_data = True
+    # CUDA prepares its kernels for each size of a batch when it first comes; on a CPU one is like another.
+    for size in range(1, config.max_batch_size + 1) if device.kind == "cuda" else (1,):
+        warmup = config.model_warmup.add(name=f"batch of {size}", batch_size=size)
+        for tensor in config.input:
+            value = warmup.inputs[tensor.name]
+            value.data_type = tensor.data_type
+            value.dims[:] = tensor.dims
+            value.zero_data = True
     _set(config, device=device.kind, threads=str(plan.threads))
 
 

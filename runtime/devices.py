@@ -127,6 +127,7 @@ _PROBE = """
 import sys, onnxruntime
 if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
     sys.exit("this onnxruntime is built without CUDA; run: pip install onnxruntime-gpu")
+onnxruntime.preload_dlls()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CUDAExecutionProvider"])

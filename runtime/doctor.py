@@ -72,7 +72,8 @@ def _python() -> str:
 
 
 def _triton() -> str:
-    return f"{TRITON_VERSION} of nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}, in {find_triton().server}"
+    wheel = importlib.metadata.version("nvidia-pytriton")
+    return f"{TRITON_VERSION} of nvidia-pytriton {wheel}, in {find_triton().server}"
 
 
 def _packages() -> str:

@@ -81,7 +81,7 @@ class Probe:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self._address = host.strip("[]"), port
+        self._address = host, port
         self._picture = canary_picture()
 
     def ready(self) -> bool:

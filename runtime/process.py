@@ -28,10 +28,10 @@ KILL_MARGIN_S = 5
 DRAINED_MARGIN_S = 0.3
 """Between the end of the last request inside Triton and the end of its process: its answer is written meanwhile."""
 
-SHM_START_BYTES = 16 * MIB
-SHM_GROWTH_BYTES = 16 * MIB
-"""Shared memory per model process at first, and in steps. Room for a batch of pictures without growing (1 MiB is
-Triton's own default, which would grow step by step under the first requests)."""
+SHM_START_BYTES = 4 * MIB
+SHM_GROWTH_BYTES = 4 * MIB
+"""Shared memory per model process at first, and in steps. Triton's own 1 MiB would grow at once; much more would not
+fit into the 64 MiB of a container's /dev/shm when there are many processes."""
 
 CLOSED_APIS = "model-repository,shared-memory,logging,trace"
 """What no caller of this server needs and a stranger could abuse: closed by a key that nobody is told."""
@@ -49,7 +49,7 @@ class Addresses:
     @property
     def reachable(self) -> str:
         """A host by which this machine reaches the server."""
-        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TritonProcess:
             "shm_prefix": run.shm_prefix,
         }
         self._log = run.log
-        self._local = addresses.host in ("127.0.0.1", "::1", "localhost")
+        self._local = addresses.host.startswith("127.")
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._keeper = subprocess.Popen(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_port, free_ports, shm_shortage
+from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_port, free_ports, resolve, shm_shortage
 from runtime.compose import CHECKOUT, SOURCE, Composed, compose
 from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, plan
 from runtime.health import CANARY_INTERVAL_S, Probe, Verdict, Watch
@@ -46,7 +46,7 @@ class ServerOptions:
         profile: the model pair; its weights lie in `export/weights/<profile>` unless `weights` says otherwise.
         weights: a folder with `yolov8_seg.onnx`, `birefnet_trt.onnx` and SHA256SUMS; where None, the environment
             variable CUTAWAY_WEIGHTS, then the profile's folder.
-        address: what to listen on; other machines reach it at 0.0.0.0 only.
+        address: the IPv4 address or name to listen on; "0.0.0.0" lets other machines reach it.
         http_port, grpc_port, metrics_port: 0 takes any free one.
         instances: pictures served at once; as many as fit the cores where None.
         threads: threads of one network's run; all cores where None.
@@ -195,10 +195,7 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        self._say(
-            f"ready in {time.monotonic() - begun:.1f} s: {self.http_url} and {self.grpc_url}, "
-            f"metrics {self.metrics_url}"
-        )
+        self._say(f"ready in {time.monotonic() - begun:.1f} s: {self._where}")
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self._watcher.start()
 
@@ -224,6 +221,10 @@ class Server:
         if self._run is not None:
             self._run.close()
 
+    @property
+    def _where(self) -> str:
+        return f"{self.http_url} and {self.grpc_url}, metrics {self.metrics_url}"
+
     def _choose_addresses(self) -> Addresses:
         options = self.options
         wanted = (
@@ -231,11 +232,12 @@ class Server:
             (options.grpc_port, "gRPC", "--grpc-port"),
             (options.metrics_port, "metrics", "--metrics-port"),
         )
+        host = resolve(options.address)
         for port, use, option in wanted:
             if port:
-                check_port(options.address, port, use, option)
-        free = iter(free_ports(options.address, 3))
-        return Addresses(options.address, *(port or next(free) for port, _, _ in wanted))
+                check_port(host, port, use, option)
+        free = iter(free_ports(host, len(wanted)))
+        return Addresses(host, *(port or next(free) for port, _, _ in wanted))
 
     def _introduce(self, composed: Composed, device: Device, layout: Plan) -> None:
         where = device.name if device.kind == "cuda" else f"CPU, {layout.threads} threads per network"
@@ -321,7 +323,7 @@ class Server:
         """Why the restart failed, or None where the server is ready again."""
         later = f" in {wait_s:g} s" if wait_s else ""
         self._say(f"{reason}; restarting the server{later} ({attempt} of {MAX_RESTARTS})")
-        begun = time.monotonic()
+        begun, before = time.monotonic(), self._where
         # What is under way is lost with the dead process or will be sent again; a quick return helps callers more.
         self.process.stop(force=True)
         if self._stopping.wait(wait_s):
@@ -331,7 +333,8 @@ class Server:
         except RuntimeProblem as problem:
             return f"the restart failed: {problem}"
         self.restarts += 1
-        self._say(f"ready again after {time.monotonic() - begun:.1f} s")
+        moved = f": {self._where}" if self._where != before else ""
+        self._say(f"ready again after {time.monotonic() - begun:.1f} s{moved}")
         return None
 
     def _wait_for_death(self) -> str | None:

@@ -99,8 +99,14 @@ def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     if device != "cuda":
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    # The batch varies from 1 to 8: a search for the fastest convolution at each size would cost seconds.
-    cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})
+    # CUDA and cuDNN may have come as Python packages, where the system's loader does not look.
+    ort.preload_dlls()
+    # The batch varies from 1 to 8: a search for the fastest convolution at each size would cost seconds, and memory
+    # that doubles when it grows would soon hold what no batch needs.
+    cuda = (
+        "CUDAExecutionProvider",
+        {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+    )
     session = ort.InferenceSession(path, options, providers=[cuda, "CPUExecutionProvider"])
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise RuntimeError(f"{path.name} was to run with CUDA, and ONNX Runtime came up without it")

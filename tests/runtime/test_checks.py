@@ -117,6 +117,18 @@ def test_address_of_another_machine() -> None:
     assert "cannot listen on 192.0.2.1" in one_line(problem)
 
 
+def test_names_become_addresses() -> None:
+    assert checks.resolve("localhost") == "127.0.0.1"
+    assert checks.resolve("0.0.0.0") == "0.0.0.0"
+
+
+@pytest.mark.parametrize("address", ["::1", "nowhere.invalid", "999.1.1.1"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(RuntimeProblem) as problem:
+        checks.resolve(address)
+    assert f"{address} is no IPv4 address" in one_line(problem)
+
+
 def test_free_ports_are_different() -> None:
     ports = checks.free_ports("127.0.0.1", 20)
     assert len(set(ports)) == 20

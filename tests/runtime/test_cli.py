@@ -144,6 +144,18 @@ def test_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
+def test_outside_its_environment() -> None:
+    """`-S` hides the installed packages, as another Python would."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "runtime", "serve"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=without("PYTHONPATH"),
+    )
+    assert "the Python package cutaway is not installed for" in problem_of(done)
+
+
 def test_compose_into_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     assert "is not an empty folder" in problem_of(run("compose", str(tmp_path)))

@@ -138,8 +138,10 @@ def test_cuda_is_passed_on(networks: dict[str, Network], tmp_path: Path) -> None
     device = Device("cuda", "cuda (NVIDIA H200)")
     plan = Plan(instances=1, threads=1)
     composed = compose(tmp_path / "r", profile="nano", networks=networks, device=device, plan=plan)
-    assert read_config(composed.folder / "birefnet_trt").parameters["device"].string_value == "cuda"
-    assert read_config(composed.folder / "birefnet_trt").dynamic_batching.max_queue_delay_microseconds > 0
+    matting = read_config(composed.folder / "birefnet_trt")
+    assert matting.parameters["device"].string_value == "cuda"
+    assert matting.dynamic_batching.max_queue_delay_microseconds > 0
+    assert [warmup.batch_size for warmup in matting.model_warmup] == list(range(1, MODEL_MAX_BATCH + 1))
     assert read_config(composed.folder / "ensemble_pipeline").parameters["device"].string_value == device.name
 
 

@@ -1,0 +1,37 @@
+"""`make bench-pipeline` measures what it says: batches as the pipeline uses them, and every stage in every round."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import pipeline
+
+
+@pytest.mark.triton
+def test_report(tmp_path: Path, samples: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.main([str(samples[0]), "--rounds=2", "-o", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "pipeline.json").read_text())
+    (picture,) = report["pictures"]
+    assert picture["name"] == samples[0].name
+    assert picture["people"] == 1
+    assert picture["batches"] == {"yolov8_seg": 1, "birefnet_trt": 1}
+    assert abs(picture["width_px"] * picture["height_px"] - 1_000_000) < 2000
+    stages = picture["ms"]["stages"]
+    assert {"decode", "detect", "matte", "refine", "encode", "total"} <= set(stages)
+    for times in (picture["ms"]["pipeline"], *stages.values(), *picture["ms"]["models"].values()):
+        assert len(times) == 2
+    assert picture["ratio"] > 0.5
+    assert {"cpu", "cores", "load_before"} <= set(report["machine"])
+    assert {"triton", "onnxruntime", "numpy", "python"} <= set(report["versions"])
+    page = (tmp_path / "pipeline.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "- Pipeline against models: " in page
+    assert "- One person, one megapixel, JPEG: " in page
+
+
+def test_problem_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.main(["--weights", str(tmp_path), "-o", str(tmp_path)]) == 1
+    assert "yolov8_seg.onnx is missing" in capsys.readouterr().err

@@ -36,6 +36,9 @@ _BROKEN = (
     httpcore.ProxyError,
 )
 
+IDLE_S = 5.0
+"""A connection that waits longer may have been closed by the other side, and what costs money is not sent twice."""
+
 BASE_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "cutaway"}
 """Answers are pictures, which compression does not shrink, and a compressed body has no bounded size."""
 
@@ -76,11 +79,12 @@ class Exchange:
             client = httpx.AsyncClient(transport=self._async_transport, trust_env=False)
             return await drive_async(steps, lambda step: self._perform_async(client, step))
         # Connections belong to the event loop that made them, so they live as long as the call.
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
         guarded = GuardedAsyncTransport(
-            httpx.AsyncHTTPTransport(verify=self._tls),
-            httpx.AsyncHTTPTransport(verify=self._tls, limits=httpx.Limits(max_keepalive_connections=0)),
+            # Without TLS there is nothing to verify, and reading the authorities takes its time.
+            httpx.AsyncHTTPTransport(verify=self._own[0] == "https" and self._authorities()),
+            lambda: httpx.AsyncHTTPTransport(
+                verify=self._authorities(), limits=httpx.Limits(max_keepalive_connections=0)
+            ),
             self._own,
             self._provider,
         )
@@ -97,11 +101,21 @@ class Exchange:
     def _guarded(self) -> httpx.BaseTransport:
         with self._lock:
             if self._made is None or self._made[0] != os.getpid():
-                inner, elsewhere = DeadlineTransport(idle_s=5.0), DeadlineTransport(max_idle=0)
-                guarded = GuardedTransport(inner, elsewhere, self._own, self._provider)
+                guarded = GuardedTransport(
+                    DeadlineTransport(idle_s=IDLE_S),
+                    lambda: DeadlineTransport(max_idle=0),
+                    self._own,
+                    self._provider,
+                )
                 self._made = os.getpid(), guarded
                 weakref.finalize(self, guarded.close)
             return self._made[1]
+
+    def _authorities(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._tls is None:
+                self._tls = ssl.create_default_context()
+            return self._tls
 
     # ------------------------------------------------------------------------------------------ one request
 

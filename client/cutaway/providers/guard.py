@@ -136,21 +136,28 @@ class GuardedTransport(httpx.BaseTransport):
 
     Args:
         inner: for the provider's own address.
-        elsewhere: for all others, and without idle connections: requests go to bare addresses, and of two names at
-            one address (a content network has many) neither may use a connection whose certificate is the other's.
+        elsewhere: makes the one for all others when it is needed. It keeps no idle connections: requests go to bare
+            addresses, and of two names at one address (a content network has many) neither may use a connection
+            whose certificate is the other's.
     """
 
     def __init__(
-        self, inner: httpx.BaseTransport, elsewhere: httpx.BaseTransport, own: tuple[str, str, int], provider: str
+        self,
+        inner: httpx.BaseTransport,
+        elsewhere: Callable[[], httpx.BaseTransport],
+        own: tuple[str, str, int],
+        provider: str,
     ) -> None:
         self._inner = inner
         self._elsewhere = elsewhere
+        self._made: httpx.BaseTransport | None = None
+        self._lock = threading.Lock()
         self._guard = _Guard(own, provider)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {}).get("connect")
         failure: Exception = httpx.ConnectError("the name has no address")
-        transport = self._inner if self._guard.is_own(request) else self._elsewhere
+        transport = self._inner if self._guard.is_own(request) else self._other()
         for pinned in self._guard.pinned(request, _resolve(request.url, timeout)):
             try:
                 return transport.handle_request(pinned)
@@ -160,7 +167,14 @@ class GuardedTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         self._inner.close()
-        self._elsewhere.close()
+        if self._made is not None:
+            self._made.close()
+
+    def _other(self) -> httpx.BaseTransport:
+        with self._lock:
+            if self._made is None:
+                self._made = self._elsewhere()
+            return self._made
 
 
 class GuardedAsyncTransport(httpx.AsyncBaseTransport):
@@ -169,17 +183,18 @@ class GuardedAsyncTransport(httpx.AsyncBaseTransport):
     def __init__(
         self,
         inner: httpx.AsyncBaseTransport,
-        elsewhere: httpx.AsyncBaseTransport,
+        elsewhere: Callable[[], httpx.AsyncBaseTransport],
         own: tuple[str, str, int],
         provider: str,
     ) -> None:
         self._inner = inner
         self._elsewhere = elsewhere
+        self._made: httpx.AsyncBaseTransport | None = None
         self._guard = _Guard(own, provider)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         addresses = await _resolve_async(request.url)
-        transport = self._inner if self._guard.is_own(request) else self._elsewhere
+        transport = self._inner if self._guard.is_own(request) else self._other()
         failure: Exception = httpx.ConnectError("the name has no address")
         for pinned in self._guard.pinned(request, addresses):
             try:
@@ -190,7 +205,13 @@ class GuardedAsyncTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
-        await self._elsewhere.aclose()
+        if self._made is not None:
+            await self._made.aclose()
+
+    def _other(self) -> httpx.AsyncBaseTransport:
+        if self._made is None:
+            self._made = self._elsewhere()
+        return self._made
 
 
 def _is_address(host: str) -> bool:

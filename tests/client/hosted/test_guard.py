@@ -184,12 +184,12 @@ def test_the_connection_goes_to_the_checked_address(driver: str, monkeypatch: py
     monkeypatch.setattr("cutaway.providers.guard.socket.getaddrinfo", resolve)
     recorder, own = Recorder(), Recorder()
     if driver == "threads":
-        with httpx.Client(transport=GuardedTransport(own, recorder, OWN, "x")) as client:
+        with httpx.Client(transport=GuardedTransport(own, lambda: recorder, OWN, "x")) as client:
             client.get("https://files.example.net/out.png")
     else:
 
         async def main() -> None:
-            async with httpx.AsyncClient(transport=GuardedAsyncTransport(own, recorder, OWN, "x")) as client:
+            async with httpx.AsyncClient(transport=GuardedAsyncTransport(own, lambda: recorder, OWN, "x")) as client:
                 await client.get("https://files.example.net/out.png")
 
         asyncio.run(main())
@@ -205,7 +205,7 @@ def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch: pyte
     monkeypatch.setattr("cutaway.providers.guard.socket.getaddrinfo", lambda *_, **__: answers)
     recorder = Recorder()
     with (
-        httpx.Client(transport=GuardedTransport(recorder, recorder, OWN, "x")) as client,
+        httpx.Client(transport=GuardedTransport(recorder, lambda: recorder, OWN, "x")) as client,
         pytest.raises(InvalidAnswer, match="not public"),
     ):
         client.get("https://files.example.net/out.png")

@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run_cut(given: argparse.Namespace, client: Client, parser: argparse.ArgumentParser) -> int:
     options = _options(given, tuple(OPTIONS), parser)
     try:
-        jobs = plan(find_pictures(given.images), given.output_dir)
+        jobs = plan(find_pictures(given.images, given.output_dir), given.output_dir)
     except OSError as error:
         parser.error(str(error))
     writer = Writer(

@@ -30,8 +30,12 @@ class Job:
         return self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
 
 
-def find_pictures(names: Iterable[str]) -> list[tuple[Path, Path]]:
+def find_pictures(names: Iterable[str], output_folder: Path | None = None) -> list[tuple[Path, Path]]:
     """The pictures that files, patterns and folders (with all below them) name, each once.
+
+    Args:
+        names: what the caller typed.
+        output_folder: left out where it lies below a named folder: it holds the cut-outs of earlier runs.
 
     Returns:
         Pairs of the picture and its path relative to what named it, which its cut-out keeps below the output folder.
@@ -43,7 +47,11 @@ def find_pictures(names: Iterable[str]) -> list[tuple[Path, Path]]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            pictures = [(inner, inner.relative_to(path)) for inner in sorted(path.rglob("*")) if _is_picture(inner)]
+            pictures = [
+                (inner, inner.relative_to(path))
+                for inner in sorted(path.rglob("*"))
+                if _is_picture(inner) and not _is_below(inner, output_folder, path)
+            ]
         elif path.exists():
             pictures = [(path, Path(path.name))]
         else:
@@ -119,6 +127,13 @@ class Writer:
             return False
         resolved = target.resolve()
         return not self._force or resolved in self._sources or str(resolved).casefold() in self._written
+
+
+def _is_below(picture: Path, output_folder: Path | None, named: Path) -> bool:
+    if output_folder is None or output_folder.resolve() == named.resolve():
+        return False
+    output = output_folder.resolve()
+    return output.is_relative_to(named.resolve()) and picture.resolve().is_relative_to(output)
 
 
 def _is_picture(path: Path) -> bool:

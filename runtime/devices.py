@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ MAX_INSTANCES = 8
 MAX_THREADS = 16
 """Networks of this size stop gaining from more threads; they wait for one another instead."""
 PROBE_TIMEOUT_S = 120
+INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]' 'numpy<2'"
+"""What brings ONNX Runtime with CUDA, its libraries included, into the environment."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,13 @@ def _gpu_name() -> str | None:
 _PROBE = """
 import sys, onnxruntime
 if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-    sys.exit("this onnxruntime is built without CUDA; run: pip install onnxruntime-gpu")
+    sys.exit("this onnxruntime is built without CUDA")
 onnxruntime.preload_dlls()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CUDAExecutionProvider"])
 if session.get_providers()[0] != "CUDAExecutionProvider":
-    sys.exit("ONNX Runtime's CUDA provider did not start; are CUDA and cuDNN of the version it wants installed?")
+    sys.exit("ONNX Runtime's CUDA provider did not start")
 """
 
 
@@ -149,4 +152,8 @@ def _cuda_failure(gpu: str | None, model: Path) -> str | None:
     if probe.returncode == 0:
         return None
     lines = probe.stderr.strip().splitlines()
-    return lines[-1] if lines else f"a first session ended with status {probe.returncode}"
+    reason = lines[-1] if lines else f"a first session ended with status {probe.returncode}"
+    missing = re.search(r"with error: (.+)", probe.stderr)
+    if missing:
+        reason += f" ({missing[1].strip()})"
+    return f"{reason}; run: {INSTALL_CUDA}"

@@ -78,7 +78,8 @@ def test_gpu_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     probe(monkeypatch, "import sys; sys.exit('cuDNN is missing')")
     device = choose_device("auto", MODEL)
     assert device.kind == "cpu"
-    assert device.warning == "there is a GPU (NVIDIA H200), but the networks run on the CPU: cuDNN is missing"
+    assert device.warning is not None
+    assert device.warning.startswith("there is a GPU (NVIDIA H200), but the networks run on the CPU: cuDNN is missing;")
     with pytest.raises(RuntimeProblem, match="cuDNN is missing"):
         choose_device("cuda", MODEL)
 
@@ -92,7 +93,20 @@ def test_onnxruntime_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(devices, "_gpu_name", lambda: "NVIDIA H200")
     warning = choose_device("auto", MODEL).warning
     assert warning is not None
-    assert "pip install onnxruntime-gpu" in warning
+    assert "built without CUDA; run: pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu" in warning
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ONNX Runtime's own log has it, on standard error."""
+    code = """
+import sys
+print("Failed to load library x.so with error: libcublasLt.so.13: cannot open shared object file", file=sys.stderr)
+sys.exit("ONNX Runtime's CUDA provider did not start")
+"""
+    probe(monkeypatch, code)
+    warning = str(choose_device("auto", MODEL).warning)
+    assert "did not start (libcublasLt.so.13: cannot open shared object file); run: " in warning
+    assert "\n" not in warning
 
 
 def test_probe_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -45,13 +46,15 @@ DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = build_parser()
-    given = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows another one
+            stream.reconfigure(errors="replace")
+    given = build_parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings(), _client(given, parser) as client:
+        with warnings.catch_warnings(), _client(given) as client:
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
-            code: int = given.run(given, client, parser)
+            code: int = given.run(given, client)
             return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -87,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     cut.add_argument("--quiet", action="store_true", help="say nothing but what failed")
     _add_server(cut)
     _add_options(cut, tuple(OPTIONS))
-    cut.set_defaults(run=run_cut)
+    cut.set_defaults(run=run_cut, parser=cut)
 
     about = "List the people in a picture without cutting them out."
     detect = commands.add_parser("detect", help=about, description=about, epilog=EPILOG, formatter_class=formatter)
@@ -95,25 +98,25 @@ def build_parser() -> argparse.ArgumentParser:
     detect.add_argument("--json", action="store_true", help="print the server's whole report as JSON")
     _add_server(detect)
     _add_options(detect, DETECT_OPTIONS)
-    detect.set_defaults(run=run_detect)
+    detect.set_defaults(run=run_detect, parser=detect)
 
     about = "Send a small picture through the server's pipeline."
     health = commands.add_parser("health", help=about, description=about, epilog=EPILOG, formatter_class=formatter)
     health.add_argument("--json", action="store_true", help="print JSON")
     _add_server(health)
-    health.set_defaults(run=run_health)
+    health.set_defaults(run=run_health, parser=health)
     return parser
 
 
 # -------------------------------------------------------------------------------------------------- commands
 
 
-def run_cut(given: argparse.Namespace, client: Client, parser: argparse.ArgumentParser) -> int:
-    options = _options(given, tuple(OPTIONS), parser)
+def run_cut(given: argparse.Namespace, client: Client) -> int:
+    options = _options(given, tuple(OPTIONS))
     try:
         jobs = plan(find_pictures(given.images, given.output_dir), given.output_dir)
     except OSError as error:
-        parser.error(str(error))
+        _refuse(given, str(error))
     writer = Writer(
         jobs,
         force=given.force,
@@ -157,8 +160,8 @@ def _cut_one(client: Client, job: Job, writer: Writer, options: dict[str, Any]) 
     return [f"{job.source} → {where} ({people}{result.elapsed_ms:.0f} ms)", *_warning_lines(result.warnings)]
 
 
-def run_detect(given: argparse.Namespace, client: Client, parser: argparse.ArgumentParser) -> int:
-    options = _options(given, DETECT_OPTIONS, parser)
+def run_detect(given: argparse.Namespace, client: Client) -> int:
+    options = _options(given, DETECT_OPTIONS)
     try:
         found = client.detect(given.image, **options)
     except (CutawayError, OSError) as error:
@@ -179,7 +182,7 @@ def run_detect(given: argparse.Namespace, client: Client, parser: argparse.Argum
     return OK
 
 
-def run_health(given: argparse.Namespace, client: Client, _parser: argparse.ArgumentParser) -> int:
+def run_health(given: argparse.Namespace, client: Client) -> int:
     health = client.health()
     error = health.error
     if given.json:
@@ -254,7 +257,7 @@ def _allowed(option: Option) -> str:
     return "; ".join(parts)
 
 
-def _options(given: argparse.Namespace, names: tuple[str, ...], parser: argparse.ArgumentParser) -> dict[str, Any]:
+def _options(given: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     options = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     # Lists come as JSON or, which is easier to type, with commas.
     for name, opened, closed in (("select", "[", "]"), ("boxes", "[[", "]]")):
@@ -264,11 +267,11 @@ def _options(given: argparse.Namespace, names: tuple[str, ...], parser: argparse
     try:
         parse_options(options)
     except InvalidOption as error:
-        parser.error(error.message)
+        _refuse(given, error.message)
     return options
 
 
-def _client(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Client:
+def _client(given: argparse.Namespace) -> Client:
     ratio = os.environ.get(RATIO_VARIABLE)
     try:
         return Client(
@@ -277,7 +280,13 @@ def _client(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Clien
             max_decompression_ratio=float(ratio) if ratio else None,
         )
     except ValueError as error:
-        parser.error(str(error))
+        _refuse(given, str(error))
+
+
+def _refuse(given: argparse.Namespace, message: str) -> NoReturn:
+    """End with the subcommand's usage line."""
+    parser: argparse.ArgumentParser = given.parser
+    parser.error(message)
 
 
 # ------------------------------------------------------------------------------------------------- talking

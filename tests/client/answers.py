@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,22 @@ def outputs(report: Any = REPORT, images: Any = (PNG, PNG), count: int = 2) -> d
         "scores": np.full(count, 0.5, np.float32),
         "report": [json.dumps(report).encode()],
     }
+
+
+def wire_outputs(report: Any = REPORT, images: Any = (PNG, PNG)) -> tuple[list[dict[str, Any]], bytes]:
+    """The same answer as HTTP carries it: descriptions of the outputs, and their bytes."""
+    parts = {
+        "images": ("BYTES", [len(images)], b"".join(_element(image) for image in images)),
+        "boxes": ("FP32", [2, 4], np.ones((2, 4), "<f4").tobytes()),
+        "scores": ("FP32", [2], np.full(2, 0.5, "<f4").tobytes()),
+        "report": ("BYTES", [1], _element(json.dumps(report).encode())),
+    }
+    described = [
+        {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
+        for name, (datatype, shape, raw) in parts.items()
+    ]
+    return described, b"".join(raw for _, _, raw in parts.values())
+
+
+def _element(data: bytes) -> bytes:
+    return struct.pack("<I", len(data)) + data

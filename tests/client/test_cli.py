@@ -1,0 +1,346 @@
+"""The command: its options are the table's, its words are readable, and its exit code and summary tell what failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cutaway import NoPersonDetected, __version__, cli
+from cutaway.limits import OPTIONS
+from PIL import Image
+
+from tests.client import peers
+from tests.client.answers import PNG, REPORT, wire_outputs
+from tests.integration import picture_files as make
+
+ONE = {**REPORT, "people": REPORT["people"][:1], "cutouts": REPORT["cutouts"][:1], "warnings": []}
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (cli.URL_VARIABLE, cli.RATIO_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("a.jpg", "b.jpg", "in/a.jpg"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(make.jpeg())
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A peer that gives every picture one cut-out of the same person."""
+    described, raw = wire_outputs(ONE, [PNG])
+    described[1]["shape"], described[2]["shape"] = [1, 4], [1]
+    boxes, scores = described[1]["parameters"], described[2]["parameters"]
+    start = described[0]["parameters"]["binary_data_size"]
+    raw = raw[: start + 16] + raw[start + 32 : start + 36] + raw[start + 40 :]
+    boxes["binary_data_size"], scores["binary_data_size"] = 16, 4
+    with peers.tcp_peer(peers.kserve_answer(described, raw)) as port:
+        monkeypatch.setenv(cli.URL_VARIABLE, f"http://127.0.0.1:{port}")
+        yield
+
+
+def run(*arguments: str) -> int:
+    """The command's exit code, whether it returns it or leaves early."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cut", "--help") == cli.OK
+    words = " ".join(capsys.readouterr().out.split())
+    option = OPTIONS[name]
+    assert f"--{name.replace('_', '-')}" in words
+    assert option.help in words
+    if option.kind not in ("bool", "choice"):
+        assert option.allowed in words
+    if option.default is not None and not isinstance(option.default, bool):
+        assert f"default: {option.default}" in words
+
+
+@pytest.mark.parametrize("command", ["cut", "detect", "health"])
+def test_exit_codes_are_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == cli.OK
+    shown = capsys.readouterr().out
+    for code in (cli.OK, cli.FAILED, cli.USAGE, cli.UNAVAILABLE, cli.INTERRUPTED):
+        assert re.search(rf"^  {code} ", shown, re.MULTILINE)
+    assert cli.URL_VARIABLE in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == cli.OK
+    assert capsys.readouterr().out == f"cutaway {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["paint"], "invalid choice"),
+        (["cut"], "IMAGE"),
+        (["cut", "none.jpg"], "there is no picture 'none.jpg'"),
+        (["cut", "a.jpg", "--feather-px", "51"], "allowed is 0 to 50"),
+        (["cut", "a.jpg", "--padding-px", "many"], "allowed is 0 to 500"),
+        (["cut", "a.jpg", "--subject", "cats"], "invalid choice: 'cats'"),
+        (["cut", "a.jpg", "--background", "green"], "#RRGGBB"),
+        (["cut", "a.jpg", "--select", "first"], "a list of ids"),
+        (["cut", "a.jpg", "--subject", "all", "--select", "0"], "use one of them"),
+        (["cut", "a.jpg", "--url", "localhost"], "grpc://host:8001"),
+        (["cut", "a.jpg", "--timeout-s", "0"], "above 0"),
+        (["detect", "a.jpg", "--boxes", "1,2,3"], "boxes"),
+        (["detect", "a.jpg", "--output", "png"], "unrecognized arguments"),
+    ],
+)
+def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == cli.USAGE
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.err.startswith("usage: cutaway")
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        (["--select", "0,2"], {"select": "[0,2]"}),
+        (["--select", "[1]"], {"select": "[1]"}),
+        (["--boxes", "1,2,3,4;5,6,7.5,8"], {"boxes": "[[1,2,3,4],[5,6,7.5,8]]"}),
+        (["--no-decontaminate", "--feather-px", "3"], {"decontaminate": False, "feather_px": "3"}),
+        ([], {}),
+    ],
+)
+def test_what_is_typed_is_what_is_sent(typed: list[str], sent: dict[str, Any]) -> None:
+    given = cli.build_parser().parse_args(["cut", "a.jpg", *typed])
+    assert cli._options(given, tuple(OPTIONS)) == sent
+
+
+# -------------------------------------------------------------------------------------------------------------- cut
+
+
+def test_cuts(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cut", "a.jpg", "in", "b.jpg", "-o", "out") == cli.OK
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "a_2.png", "b.png"]
+    assert Path("out/a.png").read_bytes() == PNG
+    shown = capsys.readouterr()
+    assert [line.partition(" (")[0] for line in shown.out.splitlines()] == [
+        "a.jpg → out/a.png",
+        "in/a.jpg → out/a_2.png",
+        "b.jpg → out/b.png",
+    ]
+    assert re.search(r"\(1 person, \d+ ms\)", shown.out)
+    assert shown.err.strip() == "3 of 3 done"
+
+
+def test_cuts_into_cutouts_without_being_told(answering: None) -> None:
+    assert run("cut", "a.jpg", "--subject", "each") == cli.OK
+    assert Path("cutouts/a-0.png").exists()
+
+
+def test_quiet_says_nothing(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cut", "a.jpg", "--quiet") == cli.OK
+    assert capsys.readouterr() == ("", "")
+
+
+def test_keeps_what_is_there(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/a.png").write_bytes(b"mine")
+    assert run("cut", "a.jpg", "b.jpg", "-o", "out") == cli.FAILED
+    assert Path("out/a.png").read_bytes() == b"mine"
+    assert Path("out/b.png").exists()
+    shown = capsys.readouterr()
+    assert "a.jpg: out/a.png is there already; --force replaces" in shown.err
+    assert "1 of 2 done, 1 failed" in shown.err
+    assert run("cut", "a.jpg", "-o", "out", "--force") == cli.OK
+    assert Path("out/a.png").read_bytes() == PNG
+
+
+def test_one_failure_does_not_end_the_rest(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.png").write_bytes(b"%PDF-1.7")
+    assert run("cut", "bad.png", "a.jpg", "--quiet") == cli.FAILED
+    shown = capsys.readouterr()
+    assert "bad.png: INVALID_FORMAT: This is a PDF" in shown.err
+    assert "Send a JPEG, PNG, WebP or BMP file" in shown.err, "it says what to do"
+    assert "1 of 2 done, 1 failed" in shown.err
+    assert Path("cutouts/a.png").exists()
+
+
+def test_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with peers.tcp_peer(peers.kserve_answer(*wire_outputs())) as port:
+        assert run("cut", "a.jpg", "--subject", "each", "--url", f"http://127.0.0.1:{port}") == cli.OK
+    shown = capsys.readouterr().out
+    assert "cutouts/a-0.png, cutouts/a-2.png (2 people" in shown
+    assert "warning: Unsure. (LOW_CONFIDENCE)" in shown
+
+
+def test_a_server_that_is_gone_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cut", "a.jpg", "b.jpg", "--url", f"grpc://127.0.0.1:{peers.dead_port()}") == cli.UNAVAILABLE
+    shown = capsys.readouterr()
+    assert "a.jpg: UNAVAILABLE:" in shown.err
+    assert "0 of 2 done, 1 failed, 1 not tried" in shown.err
+    assert not Path("cutouts").exists()
+
+
+def test_a_refusal_of_the_server_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    form = NoPersonDetected("Nobody was found in the picture.").to_json()
+    with peers.tcp_peer(peers.http_answer(400, json.dumps({"error": form}).encode())) as port:
+        assert run("cut", "a.jpg", "--url", f"http://127.0.0.1:{port}") == cli.FAILED
+    assert "a.jpg: NO_PERSON_DETECTED: Nobody was found in the picture. Use a picture" in capsys.readouterr().err
+
+
+def test_servers_and_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    form = NoPersonDetected("\x1b]0;owned\x07 \x1b[2Jnobody").to_json()
+    Path("\x1b[31mred.jpg").write_bytes(make.jpeg())
+    with peers.tcp_peer(peers.http_answer(400, json.dumps({"error": form}).encode())) as port:
+        assert run("cut", "\x1b[31mred.jpg", "--url", f"http://127.0.0.1:{port}") == cli.FAILED
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "\x07" not in shown.err
+
+
+def test_an_unreadable_place_is_one_line(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("in the way")
+    assert run("cut", "a.jpg", "-o", "file/out") == cli.FAILED
+    assert re.search(r"^a\.jpg: Not a directory: ", capsys.readouterr().err, re.MULTILINE)
+
+
+# ------------------------------------------------------------------------------------------------- detect and health
+
+
+def test_detect_prints_a_table(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("detect", "a.jpg") == cli.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a.jpg: 100×80, 1 person"
+    assert lines[1].split() == ["id", "score", "x1", "y1", "x2", "y2"]
+    assert lines[2].split() == ["0", "0.900", "1.5", "2.0", "90.0", "70.0"]
+
+
+def test_detect_prints_json(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("detect", "a.jpg", "--json") == cli.OK
+    form = json.loads(capsys.readouterr().out)
+    assert form.pop("request_id")
+    assert form == ONE
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("none.jpg", cli.FAILED), ("bad.png", cli.FAILED), ("a.jpg", cli.UNAVAILABLE)]
+)
+def test_detect_fails(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.png").write_bytes(b"no")
+    assert run("detect", name, "--url", f"http://127.0.0.1:{peers.dead_port()}") == code
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"{name}: ")
+    assert shown.out == ""
+
+
+def test_health_of_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{peers.dead_port()}"
+    assert run("health", "--url", url) == cli.UNAVAILABLE
+    shown = capsys.readouterr()
+    assert f"{url} is not ready" in shown.out
+    assert "UNAVAILABLE" in shown.err
+    assert run("health", "--url", url, "--json") == cli.UNAVAILABLE
+    form = json.loads(capsys.readouterr().out)
+    assert form["ok"] is False
+    assert form["error"]["code"] == "UNAVAILABLE"
+
+
+# -------------------------------------------------------------------------------------------- as a process, for real
+
+
+def command(
+    *arguments: str, url: str = "grpc://127.0.0.1:1", encoding: str = "utf-8"
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cutaway.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, cli.URL_VARIABLE: url, "PYTHONIOENCODING": encoding},
+    )
+
+
+def test_no_traceback_whatever_is_missing() -> None:
+    for arguments in (["cut", "a.jpg"], ["detect", "none"], ["health"], ["cut", "none"]):
+        ended = command(*arguments)
+        assert ended.returncode in (cli.FAILED, cli.USAGE, cli.UNAVAILABLE)
+        assert "Traceback" not in ended.stderr
+        assert ended.stderr
+
+
+def test_an_ended_reader_is_no_failure_to_tell() -> None:
+    shell = f"{sys.executable} -m cutaway.cli --help | head -1"
+    ended = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in ended.stderr
+    assert "BrokenPipe" not in ended.stderr
+
+
+def test_a_terminal_without_arrows(answering: None) -> None:
+    ended = command("cut", "a.jpg", url=os.environ[cli.URL_VARIABLE], encoding="ascii")
+    assert ended.returncode == cli.OK, ended.stderr
+    assert ended.stdout.startswith("a.jpg ? cutouts/a.png")
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_interrupted(scheme: str) -> None:
+    arrived = threading.Event()
+
+    def waiting(connection: socket.socket, over: threading.Event) -> None:
+        arrived.set()
+        over.wait(30)
+
+    with peers.tcp_peer(waiting) as port:
+        arguments = [sys.executable, "-m", "cutaway.cli", "cut", "a.jpg", "--url", f"{scheme}://127.0.0.1:{port}"]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert arrived.wait(30)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == cli.INTERRUPTED
+    assert said.strip().endswith("interrupted")
+    assert "Traceback" not in said
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_the_whole_way(server: Any, samples: list[Path], scheme: str) -> None:
+    url = server.grpc_url if scheme == "grpc" else server.http_url
+    folder = str(samples[0].parent)
+    cut = command("cut", folder, "-o", "out", "--background", "#00FF00", url=url)
+    assert cut.returncode == cli.OK, cut.stderr
+    assert sorted(path.stem for path in Path("out").iterdir()) == [sample.stem for sample in samples]
+    for sample in samples:
+        with Image.open(sample) as picture, Image.open(Path("out", f"{sample.stem}.png")) as result:
+            assert result.size == picture.size
+    assert command("cut", folder, "-o", "out", url=url).returncode == cli.FAILED
+    assert command("cut", folder, "-o", "out", "--force", "--subject", "each", url=url).returncode == cli.OK
+    detect = command("detect", str(samples[0]), "--json", url=url)
+    assert json.loads(detect.stdout)["people"][0]["confidence"] > 0.5
+    health = command("health", url=url)
+    assert health.returncode == cli.OK, health.stderr
+    assert "came back in" in health.stdout
+
+
+@pytest.mark.triton
+def test_options_reach_the_server(server: Any, samples: list[Path]) -> None:
+    options = ["--boxes", "20,20,300,400;100,50,500,590", "--subject", "each", "--output", "mask"]
+    cut = command("cut", str(samples[0]), *options, url=server.http_url)
+    assert cut.returncode == cli.OK, cut.stderr
+    masks = sorted(Path("cutouts").iterdir())
+    assert [mask.name for mask in masks] == [f"{samples[0].stem}-0.png", f"{samples[0].stem}-1.png"]
+    with Image.open(masks[0]) as mask:
+        assert mask.mode == "L"

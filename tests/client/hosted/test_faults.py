@@ -6,7 +6,10 @@ only one, Replicate's creation (which costs money, so it is not repeated blindly
 
 from __future__ import annotations
 
+import asyncio
+import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -29,7 +32,7 @@ from cutaway.providers import (
     Replicate,
     Space,
 )
-from cutaway.resilience import RetryPolicy
+from cutaway.resilience import Deadline, RetryPolicy
 
 from tests.client.hosted.peers import (
     TOKEN,
@@ -42,6 +45,7 @@ from tests.client.hosted.peers import (
     as_json,
     cutout,
     encoded,
+    picture,
     text,
 )
 
@@ -122,15 +126,15 @@ def test_fault(row: str, which: int, serve: Callable[..., Peer], matte: Callable
 
 
 # What never ends: (the provider's set-up, requests).
-ENDLESS: dict[str, tuple[int, Any, int]] = {
+ENDLESS: dict[str, tuple[int, Any, int | None]] = {
     "hub hangs": (0, Reply(hang="before"), 1),
     "hub hangs mid-body": (0, Reply(body=b"x" * 1000, headers={"Content-Type": "image/png"}, hang="body"), 1),
     "hub drips its head": (0, Reply(drip="head"), 1),
     "hub drips its body": (0, Reply(body=b"x" * 1000, headers={"Content-Type": "image/png"}, drip="body"), 1),
-    "hub asks for patience again and again": (0, Reply(503, headers={"Retry-After": "0.4"}), 3),
+    "hub asks for patience again and again": (0, Reply(503, headers={"Retry-After": "0.3"}), 3),
     "replicate hangs at the creation": (1, ReplicateScript(create=Reply(hang="before")), 1),
     "replicate hangs at a poll": (1, ReplicateScript(states=["starting"], poll=Reply(hang="before")), 3),
-    "replicate never starts": (1, ReplicateScript(states=["starting"]), 3),
+    "replicate never starts": (1, ReplicateScript(states=["starting"]), None),
     "replicate's file drips": (1, ReplicateScript(states=["succeeded"], file=Reply(drip="head")), 2),
     "space hangs at the upload": (2, SpaceScript(upload=Reply(hang="before")), 1),
     "space's events never come": (2, SpaceScript(stream=Reply(hang="before")), 3),
@@ -148,32 +152,65 @@ ENDLESS: dict[str, tuple[int, Any, int]] = {
 }
 
 
-@pytest.mark.parametrize("row", ENDLESS)
-def test_what_never_ends_ends_with_the_deadline(
-    row: str, serve: Callable[..., Peer], matte: Callable[..., Any]
-) -> None:
-    which, script, requests = ENDLESS[row]
-    peer = serve(HubScript(script) if which == 0 else _copy(script))
-    provider: Provider
-    if which == 0:
-        provider = HuggingFace(base_url=peer.base_url, accept_noncommercial=True)
+DEADLINE_S = 1.5
+
+
+def endless(serve: Callable[..., Peer]) -> dict[str, tuple[Peer, Provider]]:
+    """Every row's server and the provider that asks it."""
+    made: dict[str, tuple[Peer, Provider]] = {}
+    for row, (which, fault, _) in ENDLESS.items():
+        peer = serve(HubScript(fault) if which == 0 else copy.deepcopy(fault))
+        if which == 0:
+            made[row] = peer, HuggingFace(base_url=peer.base_url, accept_noncommercial=True)
+        else:
+            made[row] = peer, Replicate(base_url=peer.base_url) if which == 1 else Space(base_url=peer.base_url)
+    return made
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio"])
+def test_what_never_ends_ends_with_the_deadline(driver: str, serve: Callable[..., Peer]) -> None:
+    """All rows wait side by side; each is measured by itself."""
+    made = endless(serve)
+    took: dict[str, float] = {}
+    errors: dict[str, Exception] = {}
+    data = picture()
+
+    def in_thread(row: str) -> None:
+        watch = Stopwatch()
+        try:
+            made[row][1].matte(data, "image/png", Deadline(DEADLINE_S))
+        except CutawayError as error:
+            errors[row] = error
+        took[row] = watch.s
+
+    async def in_task(row: str) -> None:
+        watch = Stopwatch()
+        try:
+            await made[row][1].matte_async(data, "image/png", Deadline(DEADLINE_S))
+        except CutawayError as error:
+            errors[row] = error
+        took[row] = watch.s
+
+    async def main() -> None:
+        await asyncio.gather(*map(in_task, made))
+
+    if driver == "threads":
+        with ThreadPoolExecutor(len(made)) as pool:
+            list(pool.map(in_thread, made))
+        for _, provider in made.values():
+            provider.close()
     else:
-        provider = Replicate(base_url=peer.base_url) if which == 1 else Space(base_url=peer.base_url)
-    deadline_s = 0.9
-    watch = Stopwatch()
-    with pytest.raises((ProcessingTimeout, Overloaded)):
-        matte(provider, deadline_s)
-    assert watch.s <= deadline_s * 1.1
-    assert len(peer.received) == requests
-    if row in ("replicate hangs at a poll", "replicate never starts"):
-        assert peer.paths[-1] == "POST /v1/predictions/p1/cancel"
+        asyncio.run(main())
 
-
-def _copy(script: Any) -> Any:
-    """Scripts use themselves up, and each row runs twice."""
-    import copy
-
-    return copy.deepcopy(script)
+    assert {row: type(errors[row]).__name__ for row in ENDLESS} == {
+        row: "Overloaded" if "patience" in row else "ProcessingTimeout" for row in ENDLESS
+    }
+    assert {row: s for row, s in took.items() if s > DEADLINE_S * 1.1} == {}
+    counted = {row: requests for row, (*_, requests) in ENDLESS.items() if requests is not None}
+    assert {row: len(made[row][0].received) for row in counted} == counted
+    assert 3 <= len(made["replicate never starts"][0].received) <= 4, "polls come at growing intervals"
+    for row in ("replicate hangs at a poll", "replicate never starts"):
+        assert made[row][0].paths[-1] == "POST /v1/predictions/p1/cancel"
 
 
 def test_chunks_without_end_are_cut_off(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:

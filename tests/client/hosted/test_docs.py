@@ -1,0 +1,44 @@
+"""docs/hosted-fallback.md: its Python runs, and its numbers are those of the table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cutaway import limits
+from cutaway.providers import HuggingFace, Provider, Replicate, Space
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "hosted-fallback.md").read_text()
+
+
+def test_its_python_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "hosted-fallback.md", "exec"), names)
+    assert callable(names["cut"])
+
+
+def test_its_table_of_tiers() -> None:
+    providers: tuple[type[Provider], ...] = (HuggingFace, Replicate, Space)
+    for number, name in enumerate(limits.TIER_TIMEOUTS_S, start=1):
+        assert re.search(rf"^\| {number} \|.*\| {limits.TIER_TIMEOUTS_S[name]:.0f} s \|", PAGE, re.MULTILINE)
+    for provider in providers:
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| {provider.tier} | `{provider.__name__}`"))
+        assert provider.cost in row
+        assert all(f"`{variable}`" in row for variable in provider.token_variables)
+
+
+def test_its_numbers() -> None:
+    assert (limits.RETRIES, limits.RETRY_JITTER) == (2, 0.25)
+    for words in (
+        f"wait {limits.RETRY_FIRST_DELAY_S:g} s, doubling up to {limits.RETRY_MAX_DELAY_S:g} s",
+        f"waited for up to {limits.RETRY_AFTER_MAX_S:g} s",
+        f"a budget of {limits.RETRY_BUDGET_TOKENS:g}, and a success brings back a tenth",
+        f"{limits.COLD_START_TRIES} tries at most",
+        f"rests a provider for {limits.BREAKER_RESET_S:g} s after {limits.BREAKER_FAIL_MAX} failures in a row",
+        "at most 1440p by 2 or 4",
+    ):
+        assert words in " ".join(PAGE.split()), words
+    assert limits.RETRY_BUDGET_PER_SUCCESS == 0.1

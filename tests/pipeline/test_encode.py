@@ -1,0 +1,49 @@
+"""The PNG writer against Pillow's reader, at every kind of size."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from pipeline.encode import encode, png, webp
+
+SIZES = [(1, 1), (1, 7), (7, 1), (3, 5), (64, 64), (333, 257), (1000, 1301)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_round_trip(size: tuple[int, int], mode: str) -> None:
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, *channels), np.uint8)
+    image = Image.open(io.BytesIO(png(pixels)))
+    assert image.mode == mode
+    image.verify()  # checksums
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
+
+
+def test_a_view_is_written_as_it_looks() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 4), np.uint8)[::-1, 3:31]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
+
+
+def test_a_smooth_picture_gets_smaller() -> None:
+    ramp = np.add.outer(np.arange(300), np.arange(400)).astype(np.uint8)
+    assert len(png(np.dstack([ramp] * 3))) < ramp.size // 4
+
+
+def test_webp_keeps_alpha_exactly() -> None:
+    rng = np.random.default_rng(2)
+    pixels = rng.integers(0, 256, (90, 70, 4), np.uint8)
+    image = Image.open(io.BytesIO(webp(pixels)))
+    assert image.mode == "RGBA"
+    assert np.array_equal(np.asarray(image)[..., 3], pixels[..., 3])
+
+
+def test_outputs_by_name() -> None:
+    alpha = np.zeros((70, 70), np.uint8)
+    rgba = np.zeros((70, 70, 4), np.uint8)
+    assert Image.open(io.BytesIO(encode(alpha, "mask"))).mode == "L"
+    assert Image.open(io.BytesIO(encode(rgba, "png"))).format == "PNG"
+    assert Image.open(io.BytesIO(encode(rgba, "webp"))).format == "WEBP"

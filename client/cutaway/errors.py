@@ -128,7 +128,7 @@ class ResolutionTooSmall(InputError):
 
 
 class ImageBomb(InputError):
-    """Details: file_bytes, decompressed_bytes, ratio, max_ratio."""
+    """Details: file_bytes, decompressed_bytes, ratio, and max_ratio, or scans and max_scans of a JPEG."""
 
     code = "IMAGE_BOMB"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cutaway.errors import (
     CorruptImage,
@@ -27,9 +27,6 @@ from cutaway.magic import looks_like
 
 MAX_JPEG_SEGMENTS = 10_000
 """More segments than this are an attack: a 10 MB file of full segments has 160."""
-
-MAX_JPEG_SCANS = 100
-"""Each scan of a progressive JPEG passes over all pixels; encoders write about ten, 100 kB can hold thousands."""
 
 _MEDIA_TYPE_ALIASES = {
     "image/jpg": "jpeg",
@@ -82,12 +79,14 @@ class PictureHeader:
         width_px: width as stored, before any EXIF rotation.
         height_px: height as stored, before any EXIF rotation.
         bits_per_sample: 1 to 16; 8 where the format has nothing else.
+        scans: how often a JPEG's decoder passes over the pixels; 1 for everything else.
     """
 
     format: str
     width_px: int
     height_px: int
     bits_per_sample: int = 8
+    scans: int = 1
 
     @property
     def media_type(self) -> str:
@@ -141,6 +140,11 @@ def check_picture(
     check_dimensions(header, limits)
     ratio_allowed = limits.max_decompression_ratio if max_decompression_ratio is None else max_decompression_ratio
     _check_ratio(header, len(data), ratio_allowed)
+    if header.scans > limits.max_jpeg_scans:
+        raise ImageBomb(
+            f"The JPEG has {header.scans:,} scans; at most {limits.max_jpeg_scans} are allowed.",
+            details=_bomb_details(header, len(data)) | {"scans": header.scans, "max_scans": limits.max_jpeg_scans},
+        )
     if not complete:
         raise CorruptImage(f"The {name.upper()} ends before its picture does.")
     return header
@@ -241,17 +245,12 @@ def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:
             scans += 1
             if header is None:
                 raise CorruptImage("The JPEG has picture data and no frame header.")
-            if scans > MAX_JPEG_SCANS:
-                raise ImageBomb(
-                    f"The JPEG has more than {MAX_JPEG_SCANS} scans.",
-                    details=_bomb_details(header, len(data)) | {"max_scans": MAX_JPEG_SCANS},
-                )
         position += length
     else:
         raise CorruptImage(f"The JPEG has more than {MAX_JPEG_SEGMENTS:,} segments.")
     if header is None:
         raise CorruptImage("The JPEG ends inside its header.")
-    return header, complete and scans > 0
+    return replace(header, scans=scans), complete and scans > 0
 
 
 def _parse_jpeg_frame(data: bytes, position: int, length: int, marker: int) -> PictureHeader:

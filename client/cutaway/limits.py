@@ -19,6 +19,8 @@ class InputLimits:
 
     ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, judged from the header before any decoding. Flat
     screenshots reach it honestly, which is why an operator can raise it (``CUTAWAY_MAX_DECOMPRESSION_RATIO``).
+    ``max_jpeg_scans`` bounds a decoder's time as the ratio bounds its memory: each scan of a progressive JPEG passes
+    over all pixels; encoders write about ten, and 100 kB can hold thousands.
     """
 
     formats: tuple[str, ...] = ("jpeg", "png", "webp", "bmp")
@@ -28,6 +30,7 @@ class InputLimits:
     max_pixels: int = 50_000_000
     min_side_px: int = 64
     max_decompression_ratio: float = 1000.0
+    max_jpeg_scans: int = 100
 
 
 INPUT_LIMITS = InputLimits()

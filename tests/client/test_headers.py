@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from cutaway.errors import FileTooLarge, ImageBomb, InputError, InvalidFormat, ResolutionTooLarge
-from cutaway.headers import MAX_JPEG_SCANS, PictureHeader, check_picture, picture_format
+from cutaway.headers import PictureHeader, check_picture, picture_format
 from cutaway.limits import INPUT_LIMITS
 from cutaway.magic import looks_like
 from hypothesis import example, given, settings
@@ -142,9 +142,11 @@ def test_limits_can_be_replaced() -> None:
 
 def test_scans_are_counted_to_the_limit() -> None:
     own = make.jpeg(progressive=True).count(b"\xff\xda")
-    check_picture(make.many_scans(MAX_JPEG_SCANS - own + 1))
-    with pytest.raises(ImageBomb, match="scans"):
-        check_picture(make.many_scans(MAX_JPEG_SCANS - own + 2))
+    most = INPUT_LIMITS.max_jpeg_scans
+    assert check_picture(make.many_scans(most - own + 1)).scans == most
+    with pytest.raises(ImageBomb, match="scans") as refusal:
+        check_picture(make.many_scans(most - own + 2))
+    assert refusal.value.details["max_scans"] == most
 
 
 # ---------------------------------------------------------------------------------------------------- properties

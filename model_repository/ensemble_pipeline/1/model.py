@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class TritonPythonModel:
         except MemoryError:
             return _error(InferenceError("The picture needs more memory than there is."))
         except Exception:
-            pb_utils.Logger.log_error(_with_traceback(f"request {request.request_id()!r} failed"))
+            pb_utils.Logger.log_error(f"request {request.request_id()!r} failed\n{traceback.format_exc()}")
             return _error(InferenceError("The pipeline failed."))
 
     def _respond(self, request: Any) -> Any:
@@ -189,9 +190,3 @@ def _error(error: CutawayError) -> Any:
     else:
         code = codes.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_json(), code))
-
-
-def _with_traceback(message: str) -> str:
-    import traceback
-
-    return f"{message}\n{traceback.format_exc()}"

@@ -1,0 +1,238 @@
+"""Triton's glue against a stand-in of its Python API: what callers get, also when models fail or callers leave."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.pipeline import stand_ins
+
+MODEL = Path(__file__).resolve().parents[2] / "model_repository" / "ensemble_pipeline" / "1" / "model.py"
+OUTPUTS = ["images", "boxes", "scores", "report"]
+SCENE = stand_ins.picture(640, 400, [(150, 200, 60, 150), (450, 240, 50, 110)])
+
+
+class Tensor:
+    def __init__(self, name: str, array: NDArray[Any]) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> NDArray[Any]:
+        return self._array
+
+
+class TritonError:
+    INTERNAL, INVALID_ARG, CANCELLED, UNAVAILABLE, NOT_FOUND = range(5)
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        self._message, self._code = message, code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+class Response:
+    def __init__(self, output_tensors: list[Tensor] | None = None, error: TritonError | None = None) -> None:
+        self.tensors = {tensor.name(): tensor.as_numpy() for tensor in output_tensors or []}
+        self._error = error
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError:
+        assert self._error is not None
+        return self._error
+
+
+class Request:
+    """What a caller sent."""
+
+    def __init__(self, data: Any = SCENE, outputs: list[str] | None = None, **options: Any) -> None:
+        self._data, self._outputs = data, OUTPUTS if outputs is None else outputs
+        self._parameters = json.dumps(options) if options else ""
+        self.cancelled_after = 10**9
+        self.looked = 0
+
+    def tensors(self) -> NDArray[np.object_]:
+        return np.array([self._data, None], np.object_)[:1]
+
+    def parameters(self) -> str:
+        return self._parameters
+
+    def requested_output_names(self) -> list[str]:
+        return self._outputs
+
+    def request_id(self) -> str:
+        return "seven"
+
+    def trace(self) -> None:
+        return None
+
+    def is_cancelled(self) -> bool:
+        self.looked += 1
+        return self.looked > self.cancelled_after
+
+
+class Server:
+    """The models behind, and how they fail."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, TritonError] = {}
+        self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.log: list[str] = []
+
+    def infer(self, model: str, images: NDArray[np.uint8], names: list[str]) -> Response:
+        self.calls.append((model, images.shape))
+        if model in self.failures:
+            return Response(error=self.failures[model])
+        outputs = stand_ins.detector(images) if model == "yolov8_seg" else {"alphas": stand_ins.matter(images)}
+        return Response([Tensor(name, outputs[name]) for name in names])
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def model(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The model, initialized as Triton does it."""
+
+    class InferenceRequest:
+        def __init__(self, *, model_name: str, requested_output_names: list[str], inputs: list[Tensor], **_: Any):
+            self._call = (model_name, inputs[0].as_numpy(), requested_output_names)
+
+        def exec(self) -> Response:
+            return server.infer(*self._call)
+
+    api = types.ModuleType("triton_python_backend_utils")
+    api.Tensor, api.TritonError, api.InferenceResponse = Tensor, TritonError, Response  # type: ignore[attr-defined]
+    api.InferenceRequest = InferenceRequest  # type: ignore[attr-defined]
+    api.PreferredMemory = lambda *_: None  # type: ignore[attr-defined]
+    api.TRITONSERVER_MEMORY_CPU = 0  # type: ignore[attr-defined]
+    api.Logger = types.SimpleNamespace(log_error=server.log.append)  # type: ignore[attr-defined]
+    api.get_input_tensor_by_name = lambda request, name: Tensor(name, request.tensors())  # type: ignore[attr-defined]
+    api.get_output_tensor_by_name = lambda response, name: Tensor(name, response.tensors[name])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", api)
+    for name in ("yolov8_seg/1", "yolov8_seg/12", "birefnet_trt/3", "ensemble_pipeline/1"):
+        (tmp_path / name).mkdir(parents=True)
+    spec = importlib.util.spec_from_file_location("ensemble_pipeline_model", MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parameters = {"profile": "nano", "device": "cpu", "matte_side_px": str(stand_ins.SIDE)}
+    config = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
+    instance = module.TritonPythonModel()
+    instance.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path / "ensemble_pipeline")})
+    return instance
+
+
+def answer(model: Any, request: Request) -> Response:
+    (response,) = model.execute([request])
+    return response
+
+
+def refused(response: Response) -> tuple[int, dict[str, Any]]:
+    return response.error().code(), json.loads(response.error().message())
+
+
+def test_a_picture_goes_through(model: Any, server: Server) -> None:
+    response = answer(model, Request(subject="each", padding_px="5"))
+    assert not response.has_error()
+    assert list(response.tensors) == OUTPUTS
+    images, report = response.tensors["images"], json.loads(response.tensors["report"][0])
+    assert images.dtype == np.object_
+    assert images.shape == (2,)
+    assert all(isinstance(image, bytes) and image.startswith(b"\x89PNG") for image in images)
+    assert response.tensors["boxes"].dtype == response.tensors["scores"].dtype == np.float32
+    assert report["models"] == {
+        "profile": "nano",
+        "detector": {"name": "yolov8_seg", "version": "12"},
+        "matte": {"name": "birefnet_trt", "version": "3", "side_px": stand_ins.SIDE},
+    }
+    side = stand_ins.SIDE
+    assert server.calls == [("yolov8_seg", (1, 640, 640, 3)), ("birefnet_trt", (2, side, side, 3))]
+
+
+def test_only_what_was_asked_for_is_sent_and_matted(model: Any, server: Server) -> None:
+    response = answer(model, Request(outputs=["boxes", "report"]))
+    assert set(response.tensors) == {"boxes", "report"}
+    assert [name for name, _ in server.calls] == ["yolov8_seg"]
+
+
+def test_one_bad_request_does_not_hurt_the_others(model: Any) -> None:
+    responses = model.execute([Request(), Request(b"no picture"), Request(subject="cat"), Request(outputs=["scores"])])
+    assert [response.has_error() for response in responses] == [False, True, True, False]
+    assert refused(responses[1])[0] == TritonError.INVALID_ARG
+    assert refused(responses[1])[1]["code"] == "INVALID_FORMAT"
+    assert refused(responses[2])[1]["code"] == "INVALID_OPTION"
+    assert refused(responses[2])[1]["details"]["name"] == "subject"
+
+
+def test_nobody_there_is_the_callers_picture(model: Any) -> None:
+    code, form = refused(answer(model, Request(stand_ins.picture(300, 200, []))))
+    assert (code, form["code"], form["tier"]) == (TritonError.INVALID_ARG, "NO_PERSON_DETECTED", 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "given", "code", "expected"),
+    [
+        ("bad node /srv/secret.onnx", TritonError.INTERNAL, TritonError.INTERNAL, "INFERENCE_ERROR"),
+        ("CUDA error: out of memory", TritonError.INTERNAL, TritonError.UNAVAILABLE, "GPU_MEMORY_EXHAUSTED"),
+        ("Exceeds maximum queue size", TritonError.UNAVAILABLE, TritonError.UNAVAILABLE, "OVERLOADED"),
+        ("asleep: plan 7", TritonError.UNAVAILABLE, TritonError.UNAVAILABLE, "UNAVAILABLE"),
+    ],
+)
+def test_a_failing_model_is_logged_and_told_without_its_words(
+    model: Any, server: Server, message: str, given: int, code: int, expected: str
+) -> None:
+    server.failures["birefnet_trt"] = TritonError(message, given)
+    got, form = refused(answer(model, Request()))
+    assert (got, form["code"]) == (code, expected)
+    assert message not in json.dumps(form)
+    assert any(message in line for line in server.log)
+
+
+def test_a_fault_of_our_own_is_logged_with_its_traceback_and_not_told(model: Any, server: Server) -> None:
+    server.infer = lambda *_: Response([])  # type: ignore[method-assign]
+    code, form = refused(answer(model, Request()))
+    assert (code, form["code"]) == (TritonError.INTERNAL, "INFERENCE_ERROR")
+    assert "KeyError" not in json.dumps(form)
+    assert any("Traceback" in line and "'seven'" in line for line in server.log)
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_a_caller_who_left_costs_nothing_more(model: Any, server: Server, looks: int) -> None:
+    request = Request()
+    request.cancelled_after = looks
+    code, form = refused(answer(model, request))
+    assert (code, form["code"]) == (TritonError.CANCELLED, "CANCELLED")
+    assert len(server.calls) == looks
+
+
+def test_a_picture_that_takes_too_long_is_given_up(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 5.0, 31.0])
+    clock = types.SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setitem(type(model)._respond.__globals__, "time", clock)
+    code, form = refused(answer(model, Request()))
+    assert (code, form["code"]) == (TritonError.INTERNAL, "PROCESSING_TIMEOUT")
+    assert form["details"] == {"elapsed_seconds": 31.0}
+
+
+def test_input_that_is_no_file(model: Any) -> None:
+    code, form = refused(answer(model, Request(17)))
+    assert (code, form["code"]) == (TritonError.INVALID_ARG, "INVALID_FORMAT")

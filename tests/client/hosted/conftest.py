@@ -8,9 +8,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from cutaway.fallback import Fallback, Served
+from cutaway.options import parse_options
 from cutaway.providers import Provider
 from cutaway.resilience import Deadline
 
+from tests.client.hosted.asking import Server
 from tests.client.hosted.peers import SIZE_WH, Peer, Received, Reply, picture
 
 
@@ -52,3 +55,40 @@ def matte(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 async def _ask(provider: Provider, data: bytes, deadline_s: float) -> Any:
     return await provider.matte_async(data, "image/png", Deadline(deadline_s))
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def infer(request: pytest.FixtureRequest) -> Callable[..., Served[Any]]:
+    """Fallback.infer and Fallback.infer_async: what holds for one has to hold for the other."""
+
+    def run(
+        fallback: Fallback,
+        *,
+        primary: Server | None = None,
+        detect: Server | None = None,
+        deadline_s: float = 10.0,
+        data: bytes | None = None,
+        **options: Any,
+    ) -> Served[Any]:
+        data = picture() if data is None else data
+        parsed = parse_options(options)
+        try:
+            if request.param == "threads":
+                return fallback.infer(
+                    data, options=parsed, deadline=Deadline(deadline_s), primary=primary, detect=detect
+                )
+
+            async def main() -> Served[Any]:
+                return await fallback.infer_async(
+                    data,
+                    options=parsed,
+                    deadline=Deadline(deadline_s),
+                    primary=primary and primary.asynchronously,
+                    detect=detect and detect.asynchronously,
+                )
+
+            return asyncio.run(main())
+        finally:
+            fallback.close()
+
+    return run

@@ -32,6 +32,31 @@ REACH = 0.1
 """How far beyond their box a person's hair and hands are looked for, as a share of the box's longer side."""
 
 
+HARMLESS = frozenset(
+    [
+        "jfif",
+        "jfif_version",
+        "jfif_unit",
+        "jfif_density",
+        "dpi",
+        "progressive",
+        "progression",
+        "adobe",
+        "adobe_transform",
+        "gamma",
+        "srgb",
+        "chromaticity",
+        "interlace",
+        "aspect",
+        "background",
+        "loop",
+        "timestamp",
+        "duration",
+    ]
+)
+"""What a file may tell beside its pixels and still be sent as it is; anything else is left out by encoding it anew."""
+
+
 @dataclass(frozen=True)
 class Person:
     """Somebody to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
@@ -79,16 +104,14 @@ def sendable(data: bytes, media_type: str | None = None, *, input_limits: limits
         with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
             orientation = image.getexif().get(0x0112, 1)
             orientation = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-            plain_file = header.format in ("jpeg", "png", "webp") and not {"exif", "xmp", "icc_profile"} & set(
-                image.info
-            )
+            plain_file = header.format in ("jpeg", "png", "webp") and set(image.info) <= HARMLESS
             upright = ImageOps.exif_transpose(image)
             upright.load()
         own = _own_alpha(upright)
         rgb = _srgb(upright)
     except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
         raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
-    plain_file = plain_file and orientation == 1 and own is None and not upright.info.get("comment")
+    plain_file = plain_file and orientation == 1 and own is None
     sent, sent_type = (data, header.media_type) if plain_file else _encoded(rgb, header.format)
     return Sendable(np.asarray(rgb), own, orientation, header.format, sent, sent_type)
 

@@ -28,6 +28,7 @@ from tests.client.hosted.peers import (
     SpaceScript,
     as_json,
     picture,
+    png,
 )
 
 OWN = ("https", "api.example.com", 443)
@@ -309,7 +310,19 @@ def test_errors_of_providers_cross_processes() -> None:
     assert (type(again), again.details, again.retry_after) == (type(error), error.details, 3.0)
 
 
-def test_a_place_and_a_time_do_not_leave(serve: Callable[..., Peer]) -> None:
+def test_a_file_without_metadata_is_sent_as_it_is(serve: Callable[..., Peer]) -> None:
+    peer = serve(HubScript())
+    fallback = Fallback([HuggingFace(base_url=peer.base_url, accept_noncommercial=True)])
+    for media_type in ("image/png", "image/jpeg", "image/webp"):
+        data = picture(media_type)
+        fallback.infer(data, options=parse_options({"subject": "all"}), deadline=Deadline(5))
+        assert peer.received[-1].body == data
+        assert peer.received[-1].headers["content-type"] == media_type
+    fallback.close()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_place_and_a_time_do_not_leave(orientation: int, serve: Callable[..., Peer]) -> None:
     """What is sent is the picture: upright, and without its metadata."""
     import io
 
@@ -317,14 +330,14 @@ def test_a_place_and_a_time_do_not_leave(serve: Callable[..., Peer]) -> None:
 
     image = Image.open(io.BytesIO(picture(size_wh=(96, 160))))
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     exif[0x010F] = "A camera at home"
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif, comment=b"at home")
-    peer = serve(HubScript())
+    peer = serve(HubScript(png(Image.new("L", (64, 64), 255))))
     fallback = Fallback([HuggingFace(base_url=peer.base_url, accept_noncommercial=True)])
     fallback.infer(buffer.getvalue(), options=parse_options({"subject": "all"}), deadline=Deadline(5))
     fallback.close()
     (received,) = peer.received
     assert b"home" not in received.body
-    assert Image.open(io.BytesIO(received.body)).size == (160, 96)
+    assert Image.open(io.BytesIO(received.body)).size == ((96, 160) if orientation == 1 else (160, 96))

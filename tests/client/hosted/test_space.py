@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from cutaway.errors import CorruptImage, InferenceError
-from cutaway.providers import InvalidAnswer, Space
+from cutaway.providers import InvalidAnswer, ProviderUnavailable, Space
 
-from tests.client.hosted.asking import assert_right
+from tests.client.hosted.asking import QUICK, assert_right
 from tests.client.hosted.peers import (
     Peer,
     Reply,
@@ -93,6 +93,14 @@ def test_events_whose_server_keeps_the_connection_open(serve: Callable[..., Peer
     watch = Stopwatch()
     assert_right(matte(Space(base_url=peer.base_url)))
     assert watch.s < 2
+
+
+def test_a_call_that_may_have_been_taken_is_not_repeated(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:
+    """It would wait in the queue behind itself; the upload, which costs nothing, is repeated."""
+    peer = serve(SpaceScript(call=Reply(500)))
+    with pytest.raises(ProviderUnavailable):
+        matte(Space(base_url=peer.base_url, retry=QUICK))
+    assert peer.paths == ["POST /gradio_api/upload", "POST /gradio_api/call/png"]
 
 
 def test_a_sleeping_space_says_so(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:

@@ -20,13 +20,13 @@ CROP_CONTEXT = 0.1
 CROP_MIN_ASPECT = 0.5
 """A crop's shorter side is at least this part of its longer one: thin crops would be stretched too much."""
 
-WHOLE_PICTURE_SHARE = 0.5
+WHOLE_PICTURE_SHARE = 0.75
 """A crop of at least this part of the picture becomes the whole picture."""
 
 GATE_GRID_PX = 192
 """Longer side of the grid on which gates are computed; instance masks hold no more detail than this."""
 
-ALONE_REACH, ALONE_FADE = 0.05, 0.2
+ALONE_REACH, ALONE_FADE = 0.03, 0.2
 """Where nobody else is near, alpha is kept whole up to the first distance from the instance mask and fades out over the
 second, both as parts of √(box area). Bags are part of a person and of no mask, so this is generous."""
 
@@ -40,18 +40,18 @@ other, and the matte of the crop knows better who is in front."""
 NEIGHBOUR_STEEPNESS = 2.0
 """Steepness of that border per unit of logit."""
 
-GUIDE_UP_TO_SIDE_PX = 640
-"""A matte of at most this side is drawn to the picture's edges by a guided filter in any case: union IoU of held-out
-pictures .959 → .963, of composed scenes .942 → .945."""
+GUIDE_FROM_SCALE = 1.5
+"""A matte that is enlarged by this factor or more is drawn to the picture's edges by a guided filter. On all mattes it
+would add .001 to .002 of IoU on held-out pictures, but looks less clean than what a network gives at its own size."""
 
-GUIDE_FROM_SCALE = 1.2
-"""A larger one is where it is enlarged by this factor or more; otherwise its edges are its own."""
-
-GUIDE_RADIUS_PX = 4
+GUIDE_RADIUS_PX = 2
 """The filter's radius, in pixels of the matte."""
 
 GUIDE_EPSILON = 65.0
 """Its regularization: variance of brightness (0 … 255) below which it averages."""
+
+GUIDE_STEEPNESS = 1.3
+"""How much steeper edges are made than the filter finds them."""
 
 ALPHA_FLOOR, ALPHA_CEILING = 6, 249
 """Alphas (0–255) up to the one are none and from the other are whole: a network says 252 and means 255."""

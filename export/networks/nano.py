@@ -115,6 +115,12 @@ class NanoMatte(nn.Module):
         )
         self.out = nn.Conv2d(STAGE_CHANNELS[-1], 4, 3, padding=1)
 
+    def sharpen(self, factor: float) -> None:
+        """Multiply the logits by `factor` from now on, in place: the mask at half alpha stays, doubt gets narrower."""
+        self.out.weight.data.mul_(factor)
+        if self.out.bias is not None:
+            self.out.bias.data.mul_(factor)
+
     def forward(self, images: Tensor) -> Tensor:
         """Map float RGB [N, 3, H, W] in [0, 1], multiples of 32 px, to logits of alpha, float [N, 1, H, W]."""
         return self.all_logits(images)[-1]

@@ -28,8 +28,8 @@ from export.weights_io import YOLOV8N_SHA256, load_ultralytics, sha256_of
 
 #: Largest difference from PyTorch that is still rounding: grey levels, pixels, probabilities, …
 TOLERANCES = {"alphas": 1.0, "boxes": 0.05, "scores": 1e-4, "classes": 0.0, "coefficients": 1e-2, "prototypes": 1e-3}
-#: The masks are binary, so the network's doubt shows as haze over wide areas. Of `SHARPNESS_TRIED` this one has the least
-#: error of alpha on held-out composites and, of those near the least on ccp, the least haze.
+#: The masks are binary, so the network's doubt shows as haze over wide areas. Of `SHARPNESS_TRIED` this one has the
+#: least error of alpha on held-out composites, and nearly the least on ccp with less haze.
 SHARPNESS = 2.0
 TIMED_RUNS = 20
 SERVING_THREADS = 2

@@ -41,6 +41,8 @@ JPEG_QUALITY = 90
 WARM_UP_ROUNDS = 3
 PAUSE_S = 0.03
 """Between two measurements: threads of the one before have gone to sleep by then."""
+COUNTING_S = 0.3
+"""Triton counts a picture a moment after it has answered."""
 TARGET_RATIO = 1.25
 TARGET_MS = 250.0
 
@@ -141,6 +143,7 @@ def _prepare(path: Path, client: cutaway.Client, server: Server) -> Picture:
     upright.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
     counts = {name: _inferences(server, name) for name in (DETECTOR, MATTER)}
     people = len(client.cut(buffer.getvalue()).report.people)
+    time.sleep(COUNTING_S)
     batches = {name: _inferences(server, name) - before for name, before in counts.items()}
     return Picture(path.name, buffer.getvalue(), width, height, people, batches)
 

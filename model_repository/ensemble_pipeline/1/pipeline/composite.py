@@ -30,9 +30,10 @@ def on_nothing(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], region: Rec
     part = view.seen_from(region).slices
     if view != frame:
         # A corner of the region lies outside the soft edge as a rule, where the colours are flat already.
-        cutout[:] = (*colours[0, 0], 0)
+        cutout.view(np.uint32)[:] = np.array([*colours[0, 0], 0], np.uint8).view(np.uint32)
     inner = cutout[view.seen_from(frame).slices]
-    cv2.mixChannels([colours[part], alpha[part]], [inner], [0, 0, 1, 1, 2, 2, 3, 3])
+    cv2.cvtColor(colours[part], cv2.COLOR_RGB2RGBA, dst=inner)
+    cv2.insertChannel(alpha[part], inner, 3)
     return cutout
 
 

@@ -53,46 +53,32 @@ def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Bytes:
     small_alpha = grid.shrink(alpha)
     foreground, background = _guess(grid.shrink(rgb).astype(np.float32), small_alpha)
     flat = np.tile(_edge_colour(foreground, small_alpha), (width, 1))
-    foregrounds = grid.padded(_to_uint8(foreground))
-    backgrounds = grid.padded(_to_uint8(background))
     near = cv2.dilate(_mask(alpha > 0), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8))
     colours = np.empty_like(rgb)
     for strip in grid.strips():
-        seen, opacity, part = np.ascontiguousarray(rgb[strip]), alpha[strip], colours[strip]
+        seen, opacity, part = np.ascontiguousarray(rgb[strip]), np.ascontiguousarray(alpha[strip]), colours[strip]
         part[:] = flat
-        if not near[strip].any():
-            continue
         if not decontaminate:
             cv2.copyTo(seen, near[strip], part)
             continue
         opaque = _mask(opacity == 255)
         cv2.copyTo(seen, opaque, part)
         soft = np.flatnonzero(near[strip] > opaque)
-        own = _own_colour(
-            _take(seen, soft),
-            np.ascontiguousarray(opacity).take(soft)[:, None],
-            _take(grid.enlarge(foregrounds, strip), soft),
-            _take(grid.enlarge(backgrounds, strip), soft),
-        )
-        _as_pixels(part).put(soft, _as_pixels(own))
+        if soft.size:
+            own = _own_colour(
+                _as_pixels(seen).take(soft).view(np.uint8).reshape(-1, 3),
+                _LEVELS[opacity.take(soft)][:, None],
+                grid.sample(foreground, strip, soft),
+                grid.sample(background, strip, soft),
+            )
+            _as_pixels(part).put(soft, _as_pixels(own))
     return colours
 
 
-def _own_colour(seen: Bytes, opacity: Bytes, foreground: Bytes, background: Bytes) -> Bytes:
-    """The guess of the foreground, corrected by what it and the background leave unexplained; all (N, 1, 3) uint8."""
-    if not opacity.size:
-        return foreground
-    share = np.asarray(cv2.LUT(opacity, _LEVELS), np.float32)
-    explained = cv2.blendLinear(foreground, background, share, 1 - share)
-    missing = cv2.subtract(seen, explained, dtype=cv2.CV_16S)
-    gain = cv2.LUT(opacity, _GAIN)
-    correction = cv2.multiply(missing, cv2.merge((gain, gain, gain)), dtype=cv2.CV_16S)
-    return np.asarray(cv2.add(foreground, correction, dtype=cv2.CV_8U), np.uint8)
-
-
-def _take(image: Bytes, at: NDArray[np.intp]) -> Bytes:
-    """The pixels (N, 1, 3) with flat indices (N,) of an image (h, w, 3)."""
-    return _as_pixels(np.ascontiguousarray(image)).take(at).view(np.uint8).reshape(-1, 1, 3)
+def _own_colour(seen: Bytes, share: Floats, foreground: Floats, background: Floats) -> Bytes:
+    """The guess of the foreground, corrected by what it and the background leave unexplained; all (N, 3)."""
+    missing = seen - background - share * (foreground - background)
+    return _to_uint8(foreground + missing * (share / (share * share + (1 - share) * (1 - share))))
 
 
 def _as_pixels(image: Bytes) -> NDArray[np.void]:

@@ -1,24 +1,17 @@
-"""A large image through a grid of square cells: think on the small copy, work at full size strip by strip.
-
-A whole number of pixels to a cell makes a strip enlarged on its own the same as that strip of the enlarged whole, so
-that nothing of full size is held beside the picture itself, and a strip stays in the processor's cache.
-"""
+"""A large image through a grid of square cells: think on the small copy, work at full size only where it is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Sample = TypeVar("Sample", np.uint8, np.float32)
-
-_STRIP_PIXELS = 1 << 17
-_LEAST_CELLS = 4
-"""A strip is enlarged with one more cell above and below, so it should not be lower than a few of them."""
+_STRIP_PIXELS = 1 << 18
+_COLUMNS = 1024
+"""Points go through OpenCV in rows of this many, since it limits a row's length."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +24,7 @@ class Grid:
 
     @property
     def size_wh(self) -> tuple[int, int]:
-        """Columns and rows of whole cells, at least one; what is left over at the right and below counts as theirs."""
+        """Columns and rows of whole cells, at least one; what is left over at the right and below has none."""
         return max(1, self.width // self.factor), max(1, self.height // self.factor)
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -43,20 +36,27 @@ class Grid:
         return np.asarray(cv2.resize(whole_cells, self.size_wh, interpolation=cv2.INTER_AREA), np.uint8)
 
     def strips(self) -> Iterator[slice]:
-        """Rows of the image, some rows of cells at a time."""
-        cells = max(_LEAST_CELLS, _STRIP_PIXELS // (self.width * self.factor))
-        for top in range(0, self.height, cells * self.factor):
-            yield slice(top, min(top + cells * self.factor, self.height))
+        """Rows of the image, some at a time, so that what is computed for many pixels stays small."""
+        rows = max(1, _STRIP_PIXELS // self.width)
+        for top in range(0, self.height, rows):
+            yield slice(top, min(top + rows, self.height))
 
-    def padded(self, small: NDArray[Sample]) -> NDArray[Sample]:
-        """A small copy as `enlarge` takes it: with its border repeated around it."""
-        return np.asarray(cv2.copyMakeBorder(small, 1, 2, 1, 2, cv2.BORDER_REPLICATE), small.dtype)
+    def sample(self, small: NDArray[np.float32], strip: slice, at: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Bilinear values of the small copy at some pixels of a strip.
 
-    def enlarge(self, padded: NDArray[Sample], strip: slice) -> NDArray[Sample]:
-        """A strip of the bilinearly enlarged small copy, (strip's rows, width[, C]) of the copy's dtype."""
-        k = self.factor
-        first, last = strip.start // k, -(-strip.stop // k)
-        piece = padded[first : last + 2]
-        if k > 1:
-            piece = np.asarray(cv2.resize(piece, (piece.shape[1] * k, piece.shape[0] * k)), piece.dtype)
-        return piece[k : k + strip.stop - strip.start, k : k + self.width]
+        Args:
+            small: (rows, columns[, C]) float32.
+            strip: rows of the image.
+            at: (N,) flat indices of pixels within the strip.
+
+        Returns:
+            (N[, C]) float32.
+        """
+        points = -(-at.size // _COLUMNS), _COLUMNS
+        map_x, map_y = np.zeros(points, np.float32), np.zeros(points, np.float32)
+        y, x = np.divmod(at, self.width)
+        scale, shift = np.float32(1 / self.factor), np.float32(0.5 / self.factor - 0.5)  # centre to centre
+        map_x.reshape(-1)[: at.size] = x * scale + shift
+        map_y.reshape(-1)[: at.size] = (y + strip.start) * scale + shift
+        values = cv2.remap(small, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(values, np.float32).reshape(-1, *small.shape[2:])[: at.size]

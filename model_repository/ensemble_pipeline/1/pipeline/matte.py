@@ -43,9 +43,9 @@ def matte_crops(
 def _resize(crop: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Stretch to a square: means of whole pixels first where much is scaled down, so that thin things stay."""
     height, width = crop.shape[:2]
-    step_y, step_x = max(1, height // side), max(1, width // side)
-    if step_x > 1 or step_y > 1:
-        rows, columns = height // step_y, width // step_x
-        whole_cells = crop[: rows * step_y, : columns * step_x]
+    step = min(height, width) // side
+    if step > 1:
+        rows, columns = height // step, width // step
+        whole_cells = crop[: rows * step, : columns * step]
         crop = np.asarray(cv2.resize(whole_cells, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
     return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)

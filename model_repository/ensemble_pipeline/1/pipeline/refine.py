@@ -125,14 +125,14 @@ def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_
         _around(guide * guide) - mean_guide * mean_guide + np.float32(GUIDE_EPSILON)
     )
     offset = (mean_target - slope * mean_guide - np.float32(_HALF)) * np.float32(GUIDE_STEEPNESS) + np.float32(_HALF)
-    slopes, offsets = grid.padded(slope * np.float32(GUIDE_STEEPNESS)), grid.padded(offset)
+    line = np.dstack((slope * np.float32(GUIDE_STEEPNESS), offset))
     for strip in grid.strips():
-        soft = cv2.LUT(alpha[strip], _IS_SOFT)
-        if soft.any():
-            brightness = cv2.cvtColor(crop[strip], cv2.COLOR_RGB2GRAY)
-            line = cv2.multiply(grid.enlarge(slopes, strip), brightness, dtype=cv2.CV_32F)
-            line = cv2.add(line, grid.enlarge(offsets, strip), dtype=cv2.CV_8U)
-            cv2.copyTo(line, soft, alpha[strip])
+        part = alpha[strip]
+        soft = np.flatnonzero(cv2.LUT(part, _IS_SOFT))
+        if soft.size:
+            brightness = cv2.cvtColor(crop[strip], cv2.COLOR_RGB2GRAY).take(soft)
+            slopes, offsets = grid.sample(line, strip, soft).T
+            part.put(soft, np.clip(np.rint(slopes * brightness + offsets), 0, 255))
 
 
 def _around(values: NDArray[np.float32]) -> NDArray[np.float32]:

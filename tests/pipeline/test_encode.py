@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline.encode import encode, png, webp
+from pipeline.encode import combined_adler32, encode, png, webp
 
 SIZES = [(1, 1), (1, 7), (7, 1), (3, 5), (64, 64), (333, 257), (1000, 1301)]
 
@@ -39,6 +40,14 @@ def test_webp_keeps_alpha_exactly() -> None:
     image = Image.open(io.BytesIO(webp(pixels)))
     assert image.mode == "RGBA"
     assert np.array_equal(np.asarray(image)[..., 3], pixels[..., 3])
+
+
+@pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (1, 1), (70_000, 99_999), (65_521, 65_521)])
+def test_checksums_combine(lengths: tuple[int, int]) -> None:
+    data = np.random.default_rng(3).integers(0, 256, sum(lengths), np.uint8).tobytes()
+    first, second = data[: lengths[0]], data[lengths[0] :]
+    combined = combined_adler32(zlib.adler32(first), zlib.adler32(second), lengths[1])
+    assert combined == zlib.adler32(data)
 
 
 def test_outputs_by_name() -> None:

@@ -30,7 +30,7 @@ def test_sampling(
         at = np.flatnonzero(rng.uniform(0, 1, len(part)) < 0.5)
         if at.size:
             # OpenCV's remap knows 32 places between two pixels.
-            assert grid.sample(small, strip, at) == pytest.approx(part[at], abs=0.04)
+            assert grid.sample([small], strip, at)[0] == pytest.approx(part[at], abs=0.04)
     assert rows == size[0]
 
 

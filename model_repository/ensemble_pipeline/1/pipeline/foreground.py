@@ -65,20 +65,23 @@ def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Bytes:
         cv2.copyTo(seen, opaque, part)
         soft = np.flatnonzero(near[strip] > opaque)
         if soft.size:
-            own = _own_colour(
-                _as_pixels(seen).take(soft).view(np.uint8).reshape(-1, 3),
-                _LEVELS[opacity.take(soft)][:, None],
-                grid.sample(foreground, strip, soft),
-                grid.sample(background, strip, soft),
-            )
+            guesses = (guess[:, None] for guess in grid.sample((foreground, background), strip, soft))
+            own = _own_colour(_take(seen, soft), opacity.take(soft)[:, None], *guesses)
             _as_pixels(part).put(soft, _as_pixels(own))
     return colours
 
 
-def _own_colour(seen: Bytes, share: Floats, foreground: Floats, background: Floats) -> Bytes:
-    """The guess of the foreground, corrected by what it and the background leave unexplained; all (N, 3)."""
-    missing = seen - background - share * (foreground - background)
-    return _to_uint8(foreground + missing * (share / (share * share + (1 - share) * (1 - share))))
+def _own_colour(seen: Bytes, opacity: Bytes, foreground: Floats, background: Floats) -> Bytes:
+    """The guess of the foreground, corrected by what it and the background leave unexplained; all (N, 1, 3)."""
+    share = _LEVELS[opacity]
+    explained = cv2.blendLinear(foreground, background, share, 1 - share)
+    missing = cv2.subtract(seen, explained, dtype=cv2.CV_32F)
+    return np.asarray(cv2.add(foreground, missing * _three(_GAIN[opacity]), dtype=cv2.CV_8U), np.uint8)
+
+
+def _take(image: Bytes, at: NDArray[np.intp]) -> Bytes:
+    """The pixels (N, 1, 3) with flat indices (N,) of an image (h, w, 3)."""
+    return _as_pixels(image).take(at).view(np.uint8).reshape(-1, 1, 3)
 
 
 def _as_pixels(image: Bytes) -> NDArray[np.void]:

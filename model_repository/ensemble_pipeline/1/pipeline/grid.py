@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -41,16 +41,18 @@ class Grid:
         for top in range(0, self.height, rows):
             yield slice(top, min(top + rows, self.height))
 
-    def sample(self, small: NDArray[np.float32], strip: slice, at: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Bilinear values of the small copy at some pixels of a strip.
+    def sample(
+        self, copies: Sequence[NDArray[np.float32]], strip: slice, at: NDArray[np.intp]
+    ) -> list[NDArray[np.float32]]:
+        """Bilinear values of small copies at some pixels of a strip.
 
         Args:
-            small: (rows, columns[, C]) float32.
+            copies: (rows, columns[, C]) float32 each.
             strip: rows of the image.
-            at: (N,) flat indices of pixels within the strip.
+            at: (N,) flat indices of pixels within the strip, at least one.
 
         Returns:
-            (N[, C]) float32.
+            (N[, C]) float32 each.
         """
         points = -(-at.size // _COLUMNS), _COLUMNS
         map_x, map_y = np.zeros(points, np.float32), np.zeros(points, np.float32)
@@ -58,5 +60,8 @@ class Grid:
         scale, shift = np.float32(1 / self.factor), np.float32(0.5 / self.factor - 0.5)  # centre to centre
         map_x.reshape(-1)[: at.size] = x * scale + shift
         map_y.reshape(-1)[: at.size] = (y + strip.start) * scale + shift
-        values = cv2.remap(small, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(values, np.float32).reshape(-1, *small.shape[2:])[: at.size]
+        results = []
+        for small in copies:
+            values = cv2.remap(small, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            results.append(np.asarray(values, np.float32).reshape(-1, *small.shape[2:])[: at.size])
+        return results

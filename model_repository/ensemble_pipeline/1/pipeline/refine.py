@@ -125,13 +125,13 @@ def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_
         _around(guide * guide) - mean_guide * mean_guide + np.float32(GUIDE_EPSILON)
     )
     offset = (mean_target - slope * mean_guide - np.float32(_HALF)) * np.float32(GUIDE_STEEPNESS) + np.float32(_HALF)
-    line = np.dstack((slope * np.float32(GUIDE_STEEPNESS), offset))
+    line = slope * np.float32(GUIDE_STEEPNESS), offset
     for strip in grid.strips():
         part = alpha[strip]
         soft = np.flatnonzero(cv2.LUT(part, _IS_SOFT))
         if soft.size:
             brightness = cv2.cvtColor(crop[strip], cv2.COLOR_RGB2GRAY).take(soft)
-            slopes, offsets = grid.sample(line, strip, soft).T
+            slopes, offsets = grid.sample(line, strip, soft)
             part.put(soft, np.clip(np.rint(slopes * brightness + offsets), 0, 255))
 
 

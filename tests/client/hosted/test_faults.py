@@ -152,7 +152,8 @@ ENDLESS: dict[str, tuple[int, Any, int | None]] = {
 }
 
 
-DEADLINE_S = 1.5
+DEADLINE_S = 5.0
+"""Long enough that a tenth of it, which is kept back for cancelling, is plenty on a busy machine."""
 
 
 def endless(serve: Callable[..., Peer]) -> dict[str, tuple[Peer, Provider]]:
@@ -208,7 +209,8 @@ def test_what_never_ends_ends_with_the_deadline(driver: str, serve: Callable[...
     assert {row: s for row, s in took.items() if s > DEADLINE_S * 1.1} == {}
     counted = {row: requests for row, (*_, requests) in ENDLESS.items() if requests is not None}
     assert {row: len(made[row][0].received) for row in counted} == counted
-    assert 3 <= len(made["replicate never starts"][0].received) <= 4, "polls come at growing intervals"
+    # Created, polled after 0.5, 0.75, 1.1 and 1.7 s more, cancelled; every half second would make eleven.
+    assert 5 <= len(made["replicate never starts"][0].received) <= 6, "polls come at growing intervals"
     for row in ("replicate hangs at a poll", "replicate never starts"):
         assert made[row][0].paths[-1] == "POST /v1/predictions/p1/cancel"
 

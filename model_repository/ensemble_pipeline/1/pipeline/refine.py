@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ from pipeline.tuning import (
     GUIDE_STEEPNESS,
     NEIGHBOUR_MARGIN,
     NEIGHBOUR_STEEPNESS,
+    SURE_FROM,
+    SURE_OVER,
 )
 
 _STRETCH = np.clip(np.rint((np.arange(256) - ALPHA_FLOOR) * 255 / (ALPHA_CEILING - ALPHA_FLOOR)), 0, 255).astype(
@@ -37,21 +40,31 @@ _HALF = 127.5
 _IS_SOFT = ((_STRETCH > 0) & (_STRETCH < 255)).astype(np.uint8)
 
 
-def gate(person: Person, others: Sequence[Person], detections: Detections, rect: Rect) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class Gate:
+    """What is one person's within a crop: coarse grids (rows, columns) float32, 0 to 1, over the crop.
+
+    Attributes:
+        share: the part of the matte's alpha that this person gets.
+        sure: the alpha that this person gets at least, or None.
+    """
+
+    share: NDArray[np.float32]
+    sure: NDArray[np.float32] | None = None
+
+
+def gate(person: Person, others: Sequence[Person], detections: Detections, rect: Rect) -> Gate:
     """How much of what the matte shows in a rectangle is this person's.
 
     Near the person's instance mask everything is, since hair, hands and bags reach past the mask; far from it nothing
-    is, and nothing where somebody else's mask is clearly stronger. A person without an instance mask owns what is in
-    and near the box.
+    is, and nothing where somebody else's mask is clearly stronger. Among others, what the person's own mask is very
+    sure of stays the person's. One without an instance mask owns what is in and near the box.
 
     Args:
         person: whose alpha it is.
         others: people to keep out.
         detections: where the instance masks are.
         rect: the crop.
-
-    Returns:
-        (rows, columns) float32, 0 to 1: a coarse grid over the rectangle.
     """
     scale = min(1.0, GATE_GRID_PX / max(rect.width, rect.height))
     size_wh = max(1, round(rect.width * scale)), max(1, round(rect.height * scale))
@@ -66,28 +79,31 @@ def gate(person: Person, others: Sequence[Person], detections: Detections, rect:
     unit = scale * float(np.sqrt((person.box[2] - person.box[0]) * (person.box[3] - person.box[1])))
     reach, fade = (CROWD_REACH, CROWD_FADE) if rivals else (ALONE_REACH, ALONE_FADE)
     share = _near(inside, reach * unit, fade * unit)
-    if rivals:
-        theirs = mask_logits(detections, rivals, rect, size_wh).max(axis=0)
-        lead = NEIGHBOUR_STEEPNESS * (theirs - mine - NEIGHBOUR_MARGIN)
-        share[theirs > 0] /= 1 + np.exp(np.clip(lead[theirs > 0], -50, 50))
-    return share
+    if not rivals:
+        return Gate(share)
+    theirs = mask_logits(detections, rivals, rect, size_wh).max(axis=0)
+    lead = NEIGHBOUR_STEEPNESS * (theirs - mine - NEIGHBOUR_MARGIN)
+    share[theirs > 0] /= 1 + np.exp(np.clip(lead[theirs > 0], -50, 50))
+    return Gate(share, np.clip((mine - SURE_FROM) / SURE_OVER, 0, 1) * share)
 
 
-def put_back(matte: NDArray[np.uint8], share: NDArray[np.float32] | None, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A crop's alpha at full resolution.
 
     Args:
         matte: (S, S) uint8, the crop's matte.
-        share: (rows, columns) float32, the gate, or None to keep everything.
+        gate: what of it is the person's, or None to keep everything.
         crop: (h, w, 3) uint8 RGB, what was matted.
 
     Returns:
         (h, w) uint8.
     """
     height, width = crop.shape[:2]
-    if share is not None:
-        fine = cv2.resize(share, matte.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        matte = np.asarray(cv2.multiply(matte, fine, dtype=cv2.CV_8U), np.uint8)
+    if gate is not None:
+        matte = np.asarray(cv2.multiply(matte, cv2.resize(gate.share, matte.shape[::-1]), dtype=cv2.CV_8U), np.uint8)
+        if gate.sure is not None:
+            least = cv2.resize(gate.sure, matte.shape[::-1])
+            matte = np.maximum(matte, np.rint(least * 255).astype(np.uint8))
     scale = max(height, width) / matte.shape[0]
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     alpha = np.asarray(cv2.resize(matte, (width, height), interpolation=interpolation), np.uint8)

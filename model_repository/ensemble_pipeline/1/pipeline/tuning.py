@@ -41,6 +41,10 @@ other, and the matte of the crop knows better who is in front."""
 NEIGHBOUR_STEEPNESS = 2.0
 """Steepness of that border per unit of logit."""
 
+SURE_FROM, SURE_OVER = 2.0, 2.0
+"""Among others a person keeps what the own mask's logit puts above the first, wholly above the sum of both. Mask IoU of
+people in real training scenes .690 → .708, of held-out ones and composites level; from lower logits on it hurts."""
+
 GUIDE_FROM_SCALE = 2.5
 """A matte that is enlarged by this factor or more is drawn to the picture's edges by a guided filter. On all mattes it
 would add .001 to .002 of IoU on held-out pictures, but looks less clean than what a network gives at its own size."""

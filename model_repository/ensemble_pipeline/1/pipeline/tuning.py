@@ -28,8 +28,8 @@ GATE_GRID_PX = 192
 
 ALONE_REACH, ALONE_FADE = 0.05, 0.08
 """Where nobody else is near, alpha is kept whole up to the first distance from the instance mask and fades out over the
-second, both as parts of √(box area). Bags are part of a person and of no mask, so it is not tighter; a fade of 0.2 gains
-.001 on composites and loses as much on real scenes, where there are things beside a person that look like clothes."""
+second, both as parts of √(box area). Bags are part of a person and of no mask, so it is not tighter; a fade of 0.2
+gains .001 on composites and loses as much on real scenes, where things beside a person look like clothes."""
 
 CROWD_REACH, CROWD_FADE = 0.03, 0.05
 """The same where somebody else, who is to be kept out, is in the crop."""

@@ -26,6 +26,8 @@ from pipeline.tuning import (
     GUIDE_FROM_SCALE,
     GUIDE_RADIUS_PX,
     GUIDE_STEEPNESS,
+    ISLAND_ALPHA,
+    ISLAND_EDGE_CELLS,
     NEIGHBOUR_MARGIN,
     NEIGHBOUR_STEEPNESS,
     SURE_FROM,
@@ -45,10 +47,12 @@ class Gate:
     """What is one person's within a crop: coarse grids (rows, columns) float32, 0 to 1, over the crop.
 
     Attributes:
+        inside: bool, the person's instance mask (the box, where there is no mask).
         share: the part of the matte's alpha that this person gets.
         sure: the alpha that this person gets at least, or None.
     """
 
+    inside: NDArray[np.bool_]
     share: NDArray[np.float32]
     sure: NDArray[np.float32] | None = None
 
@@ -75,16 +79,16 @@ def gate(person: Person, others: Sequence[Person], detections: Detections, rect:
         inside = _inside(person.box, rect, size_wh)
     else:
         mine = mask_logits(detections, [own], rect, size_wh)[0]
-        inside = (mine > 0).astype(np.uint8)
+        inside = mine > 0
     unit = scale * float(np.sqrt((person.box[2] - person.box[0]) * (person.box[3] - person.box[1])))
     reach, fade = (CROWD_REACH, CROWD_FADE) if rivals else (ALONE_REACH, ALONE_FADE)
     share = _near(inside, reach * unit, fade * unit)
     if not rivals:
-        return Gate(share)
+        return Gate(inside, share)
     theirs = mask_logits(detections, rivals, rect, size_wh).max(axis=0)
     lead = NEIGHBOUR_STEEPNESS * (theirs - mine - NEIGHBOUR_MARGIN)
     share[theirs > 0] /= 1 + np.exp(np.clip(lead[theirs > 0], -50, 50))
-    return Gate(share, np.clip((mine - SURE_FROM) / SURE_OVER, 0, 1) * share)
+    return Gate(inside, share, np.clip((mine - SURE_FROM) / SURE_OVER, 0, 1) * share)
 
 
 def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -100,7 +104,8 @@ def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8
     """
     height, width = crop.shape[:2]
     if gate is not None:
-        matte = np.asarray(cv2.multiply(matte, cv2.resize(gate.share, matte.shape[::-1]), dtype=cv2.CV_8U), np.uint8)
+        share = cv2.resize(_without_islands(matte, gate), matte.shape[::-1])
+        matte = np.asarray(cv2.multiply(matte, share, dtype=cv2.CV_8U), np.uint8)
         if gate.sure is not None:
             least = cv2.resize(gate.sure, matte.shape[::-1])
             matte = np.maximum(matte, np.rint(least * 255).astype(np.uint8))
@@ -110,6 +115,21 @@ def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8
     if scale >= GUIDE_FROM_SCALE:
         _follow_edges(alpha, crop, matte.shape[0])
     return np.asarray(cv2.LUT(alpha, _STRETCH), np.uint8)
+
+
+def _without_islands(matte: NDArray[np.uint8], gate: Gate) -> NDArray[np.float32]:
+    """The gate's share, 0 where the matte shows something that nowhere touches the person's instance mask."""
+    small = cv2.resize(matte, gate.share.shape[::-1]) * gate.share
+    count, parts = cv2.connectedComponents((small > ISLAND_ALPHA).view(np.uint8))
+    own = np.zeros(count, bool)
+    own[parts[gate.inside]] = True
+    own[0] = True  # what is in no part
+    if own.all() or not gate.inside.any():
+        return gate.share
+    around = np.ones((2 * ISLAND_EDGE_CELLS + 1, 2 * ISLAND_EDGE_CELLS + 1), np.uint8)
+    islands = cv2.dilate((~own)[parts].view(np.uint8), around) > 0
+    mainland = cv2.dilate((own[parts] & (parts > 0)).view(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    return np.where(islands & ~mainland, np.float32(0), gate.share)
 
 
 def feather(alpha: NDArray[np.uint8], feather_px: int) -> NDArray[np.uint8]:
@@ -156,19 +176,19 @@ def _around(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(cv2.blur(values, window, borderType=cv2.BORDER_REFLECT), np.float32)
 
 
-def _near(inside: NDArray[np.uint8], reach: float, fade: float) -> NDArray[np.float32]:
+def _near(inside: NDArray[np.bool_], reach: float, fade: float) -> NDArray[np.float32]:
     """1 up to `reach` grid cells from the mask, falling to 0 over `fade` more; 0 everywhere without a mask."""
     if not inside.any():
         return np.zeros(inside.shape, np.float32)
-    distance = np.asarray(cv2.distanceTransform(1 - inside, cv2.DIST_L2, 3), np.float32)
+    distance = np.asarray(cv2.distanceTransform((~inside).view(np.uint8), cv2.DIST_L2, 3), np.float32)
     return np.clip((reach + fade - distance) / max(fade, 1e-3), 0, 1)
 
 
-def _inside(box: Box, rect: Rect, size_wh: tuple[int, int]) -> NDArray[np.uint8]:
+def _inside(box: Box, rect: Rect, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
     x = rect.x1 + (np.arange(size_wh[0]) + 0.5) * rect.width / size_wh[0]
     y = rect.y1 + (np.arange(size_wh[1]) + 0.5) * rect.height / size_wh[1]
     columns, rows = (x >= box[0]) & (x <= box[2]), (y >= box[1]) & (y <= box[3])
-    return (rows[:, None] & columns[None]).astype(np.uint8)
+    return rows[:, None] & columns[None]
 
 
 def _meets(box: Box, rect: Rect) -> bool:

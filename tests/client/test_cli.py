@@ -306,7 +306,14 @@ def test_interrupted(scheme: str) -> None:
 
     with peers.tcp_peer(waiting) as port:
         arguments = [sys.executable, "-m", "cutaway.cli", "cut", "a.jpg", "--url", f"{scheme}://127.0.0.1:{port}"]
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell starts what it runs in the background with SIGINT ignored, and its children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert arrived.wait(30)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)

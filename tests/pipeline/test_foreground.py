@@ -6,84 +6,32 @@ nothing foreign under full transparency, neither for who scales the cut-out nor 
 
 from __future__ import annotations
 
-import warnings
-
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from pipeline.foreground import clean_colours
 
-Picture = NDArray[np.uint8]
+from benchmarks.pieces import SCENES, Colour, composed, edge_error, pymatting_estimate
 
-DARK_ON_LIGHT = ((60, 40, 30), (235, 235, 240))
-LIGHT_ON_DARK = ((245, 245, 240), (20, 20, 25))
-SKIN_ON_GREEN = ((220, 180, 150), (30, 190, 40))
-PAIRS = [DARK_ON_LIGHT, LIGHT_ON_DARK, SKIN_ON_GREEN]
-
-
-def texture(rng: np.random.Generator, size: tuple[int, int], colour: tuple[int, int, int], amount: float) -> Picture:
-    height, width = size
-    noise = sum(
-        cv2.resize(rng.normal(0, 1, (height // cell, width // cell, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
-        for cell in (4, 16, 64)
-    )
-    return np.clip(np.array(colour) + amount * noise, 0, 255).astype(np.uint8)
-
-
-def head_with_hair(size: tuple[int, int] = (420, 340)) -> Picture:
-    """A solid head and strands of one to three pixels around it, as alpha."""
-    rng = np.random.default_rng(4)
-    height, width = size[0] * 2, size[1] * 2
-    alpha = np.zeros((height, width), np.uint8)
-    cv2.ellipse(alpha, (width // 2, height // 2), (width // 4, height // 3), 0, 0, 360, 255, -1)
-    for _ in range(250):
-        turn = rng.uniform(0, 2 * np.pi)
-        point = np.array([width / 2 + width / 4 * np.cos(turn), height / 2 + height / 3 * np.sin(turn)])
-        strand = [point]
-        for _ in range(10):
-            turn += rng.normal(0, 0.2)
-            strand.append(strand[-1] + 5 * np.array([np.cos(turn), np.sin(turn)]))
-        thickness, opacity = int(rng.integers(1, 4)), int(rng.integers(120, 256))
-        cv2.polylines(alpha, [np.array(strand, np.int32)], False, opacity, thickness, cv2.LINE_AA)
-    return cv2.resize(cv2.GaussianBlur(alpha, (0, 0), 1.5), size[::-1], interpolation=cv2.INTER_AREA)
-
-
-def composed(pair: tuple[tuple[int, int, int], tuple[int, int, int]]) -> tuple[Picture, Picture, Picture]:
-    """The picture, its alpha, and the foreground that is in it."""
-    rng = np.random.default_rng(5)
-    alpha = head_with_hair()
-    foreground, background = texture(rng, alpha.shape, pair[0], 8), texture(rng, alpha.shape, pair[1], 20)
-    share = alpha[..., None] / 255
-    return np.rint(share * foreground + (1 - share) * background).astype(np.uint8), alpha, foreground
-
-
-def error(colours: NDArray[np.generic], truth: Picture, alpha: Picture) -> float:
-    """Mean absolute difference at soft edges, of 255, weighted by alpha: as it shows on another background."""
-    soft = (alpha > 0) & (alpha < 255)
-    difference = np.abs(colours.astype(float) - truth).mean(axis=2)
-    return float(np.average(difference[soft], weights=alpha[soft]))
+DARK_ON_LIGHT, _, SKIN_ON_GREEN = PAIRS = tuple(SCENES.values())
+Pair = tuple[Colour, Colour]
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_edges_have_the_foregrounds_own_colour(pair: tuple[tuple[int, int, int], tuple[int, int, int]]) -> None:
+def test_edges_have_the_foregrounds_own_colour(pair: Pair) -> None:
     picture, alpha, truth = composed(pair)
-    before = error(picture, truth, alpha)
-    after = error(clean_colours(picture, alpha, True), truth, alpha)
+    before = edge_error(picture, truth, alpha)
+    after = edge_error(clean_colours(picture, alpha, True), truth, alpha)
     assert before > 30
     assert after < 6
     assert after < before / 7
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_as_near_to_the_truth_as_pymatting(pair: tuple[tuple[int, int, int], tuple[int, int, int]]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from pymatting import estimate_foreground_ml
-
-        picture, alpha, truth = composed(pair)
-        reference = estimate_foreground_ml(picture / 255.0, alpha / 255.0) * 255
-    assert error(clean_colours(picture, alpha, True), truth, alpha) < 1.25 * error(reference, truth, alpha)
+def test_as_near_to_the_truth_as_pymatting(pair: Pair) -> None:
+    picture, alpha, truth = composed(pair)
+    reference = pymatting_estimate(picture, alpha)
+    assert edge_error(clean_colours(picture, alpha, True), truth, alpha) < 1.25 * edge_error(reference, truth, alpha)
 
 
 def test_no_dark_fringe_and_no_halo() -> None:

@@ -6,7 +6,6 @@ profile. Reading its pixels in strips makes it as fast as OpenCV and bounds the 
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,30 +161,17 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    transform = _transform_to_srgb(hashlib.sha256(profile).digest(), _Profile(profile), image.mode)
+    transform = _transform_to_srgb(profile, image.mode)
     if transform is None:
         return image
     return ImageCms.applyTransform(image, transform) or image
 
 
-class _Profile:
-    """A profile's bytes that do not take part in cache keys: its hash already does."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Profile)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=16)
-def _transform_to_srgb(_digest: bytes, profile: _Profile, mode: str) -> ImageCms.ImageCmsTransform | None:
+@lru_cache(maxsize=8)
+def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """The transform of a profile, or None where it changes no colour by more than 2 of 255 (sRGB by any name)."""
     transform = ImageCms.buildTransform(
-        ImageCms.ImageCmsProfile(io.BytesIO(profile.data)),
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         ImageCms.createProfile("sRGB"),
         mode,
         "RGB",

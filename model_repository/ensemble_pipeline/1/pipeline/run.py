@@ -110,7 +110,7 @@ def run(
     if wants_images:
         rects = {person.id: crop_rect(person.box, picture.frame) for person in people}
         with watch.stage("matte"):
-            wanted = list(rects.values()) if detections else [picture.frame]
+            wanted = [picture.frame] if detections is None else list(rects.values())
             mattes = matte_crops(picture.rgb, wanted, models.matter, models.matte_side_px)
         proceed()
         for group in _groups(options.subject, people):

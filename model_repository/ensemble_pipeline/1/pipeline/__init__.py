@@ -1,6 +1,6 @@
 """The pipeline behind ``ensemble_pipeline``: one module per stage, none of which knows Triton.
 
-    decode → letterbox → detect → people → crop → matte → layers (masks, refine) → foreground → composite → encode → report
+    decode → letterbox → detect → people → crop → matte → layers (masks, refine) → foreground → composite → encode
 
 :mod:`pipeline.run` is the flow; it takes the two models as callables. :mod:`pipeline.tuning` holds every constant
 that was chosen by measuring. Pictures are HWC uint8 RGB, alphas HW uint8 (0 background … 255 person), boxes

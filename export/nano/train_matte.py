@@ -2,7 +2,8 @@
 
     python -m export.nano.train_matte --data ../shared/people --weights ../shared/weights/yolov8n.pt --out runs/nano
 
-An interrupted run goes on where it stopped when the same command is given again.
+An interrupted run goes on where it stopped when the same command is given again. `--init matte.pt` starts a new run
+from the averaged weights of an earlier one.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from export.nano.compose import SampleMaker
+from export.nano.compose import KINDS, SampleMaker
 from export.nano.evaluate import held_out_figures
 from export.nano.losses import edge_weight, matte_loss
 from export.nano.pictures import load_bank
@@ -46,15 +47,24 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.batch, self.seed = options.batch, options.seed
         self.sizes_px = (options.size, options.final_size)
         self.switch_step = round(options.steps * (1.0 - options.final_share))
+        self.kinds = {**KINDS, **dict(options.kind)}
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, step))
         size_px = self.sizes_px[step >= self.switch_step]
-        samples = [self.maker.sample(rng, size_px) for _ in range(self.batch)]
+        samples = [self.maker.sample(rng, size_px, self.kinds) for _ in range(self.batch)]
         images = np.stack([image for image, _ in samples])
         alphas = np.stack([alpha for _, alpha in samples])
         weights = np.stack([edge_weight(alpha) for alpha in alphas]).astype(np.float16)
         return torch.from_numpy(images), torch.from_numpy(alphas), torch.from_numpy(weights)
+
+
+def kind_share(text: str) -> tuple[str, float]:
+    """`coco=0.3` → ("coco", 0.3)."""
+    kind, _, share = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
+    return kind, float(share)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,6 +73,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and figures")
+    parser.add_argument("--init", type=Path, help="checkpoint of an earlier run to start from")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2300)
     parser.add_argument("--batch", type=int, default=8)
@@ -72,6 +83,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--encoder-lr-factor", type=float, default=0.1)
     parser.add_argument("--frozen-share", type=float, default=0.12, help="share of steps with a frozen encoder")
+    parser.add_argument(
+        "--kind",
+        type=kind_share,
+        action="append",
+        default=[],
+        metavar="KIND=SHARE",
+        help=f"share of a kind of samples, instead of {KINDS}; may be repeated",
+    )
     parser.add_argument("--figures-every", type=int, default=400, help="steps between held-out figures")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="processes that make samples")
@@ -119,6 +138,8 @@ def train(options: argparse.Namespace) -> NanoMatte:
     model = NanoMatte()
     initial = load_ultralytics(options.weights, YOLOV8N_SHA256)
     model.encoder.load_state_dict({k: v for k, v in initial.items() if not k.startswith("model.22.")})
+    if options.init:
+        model.load_state_dict(torch.load(options.init, map_location="cpu", weights_only=True)["average"])
     model = model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, options)
     average = AveragedWeights(model, AVERAGE_DECAY)

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import anyio
 import httpcore
 import httpx
 
@@ -26,7 +27,7 @@ from cutaway.resilience import drive, drive_async
 
 logger = logging.getLogger("cutaway.providers")
 
-_TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException, asyncio.TimeoutError)
+_TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)
 _UNSENT = (httpx.ConnectError, httpcore.ConnectError, httpx.UnsupportedProtocol, httpcore.UnsupportedProtocol)
 _BROKEN = (
     httpx.TransportError,
@@ -165,7 +166,9 @@ class Exchange:
         started = time.monotonic()
         try:
             request.deadline.check(self._provider)
-            response = await asyncio.wait_for(self._receive_async(client, request), request.deadline.left_s)
+            # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that arrives together with the answer.
+            with anyio.fail_after(request.deadline.left_s):
+                response = await self._receive_async(client, request)
         except BaseException as error:
             failure = self._failure(request, error, started)
             if failure is error:

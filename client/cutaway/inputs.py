@@ -7,14 +7,16 @@ costs as much as the server's own, which happens anyway and answers with the sam
 
 from __future__ import annotations
 
+import errno
 import io
 import mimetypes
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, Union
 
+from cutaway.data_uri import is_data_uri, parse_data_uri
 from cutaway.errors import CorruptImage, FileTooLarge, ImageBomb, InvalidFormat
 from cutaway.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.limits import INPUT_LIMITS, MIB, InputLimits
@@ -24,10 +26,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+
+class BinaryFile(Protocol):
+    """A file opened in binary mode, a ``BytesIO``, an upload: whatever gives bytes when read, and none at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 ImageInput: TypeAlias = Union[
-    "str", "os.PathLike[str]", bytes, bytearray, memoryview, "Image.Image", "NDArray[np.uint8]"
+    "str", "os.PathLike[str]", bytes, bytearray, memoryview, BinaryFile, "Image.Image", "NDArray[np.uint8]"
 ]
-"""A path, an encoded file's bytes, a PIL image, or an array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
+"""A path, a data URI, an encoded file's bytes, a binary file object (read from where it stands), a PIL image, or an
+array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
 
 BMP_UP_TO_BYTES = 4 * MIB
 """A BMP costs 1 ms where lossless compression costs 50 ms per megapixel; above this size its length weighs more."""
@@ -59,33 +69,46 @@ def encode(
     """Read or encode a picture and check it.
 
     Args:
-        image: what to send, see :data:`ImageInput`. Text is a path. Pixels of PIL images and arrays go as they are:
-            an EXIF orientation of the PIL image is not applied, so boxes and cut-outs match ``image.size``.
-        media_type: what bytes are declared to be; a path declares its type by its extension.
+        image: what to send, see :data:`ImageInput`. Text is a path, or a data URI where it begins with ``data:``; web
+            addresses are not fetched, see :class:`cutaway.fetch.Fetcher`. File objects are read to their end, and
+            left open. Pixels of PIL images and arrays go as they are: an EXIF orientation of the PIL image is not
+            applied, so boxes and cut-outs match ``image.size``.
+        media_type: what bytes are declared to be. Where it is not given, the extension of a path or of a file
+            object's name declares it, and what a data URI says.
         limits: the bounds.
         verify: decode the picture wholly before sending it, to find damage here rather than at the server.
 
     Raises:
-        OSError: the path cannot be read.
-        TypeError: not one of the kinds of input.
-        InputError: see :func:`cutaway.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype.
+        OSError: the path or the file object cannot be read.
+        TypeError: not one of the kinds of input, or a file object that gives text.
+        InputError: see :func:`cutaway.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
+            web addresses, and malformed data URIs.
 
     Warns:
         LossyEncodingWarning: see there.
     """
-    if isinstance(image, (str, os.PathLike)):
+    declared: str | None = None
+    if isinstance(image, str) and is_data_uri(image):
+        data, declared = parse_data_uri(image, limits.max_file_bytes)
+    elif isinstance(image, (str, os.PathLike)):
+        if isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://")):
+            _refuse_address(limits)
         path = Path(image)
-        data = _read(path, limits.max_file_bytes)
-        media_type = media_type or declared_type(path)
+        data, declared = _read(path, limits.max_file_bytes), declared_type(path)
     elif isinstance(image, (bytes, bytearray, memoryview)):
-        data = bytes(image)
-    elif hasattr(image, "__array_interface__") and not hasattr(image, "getbands"):
-        return _check_own(_encode_pil(_from_array(image, limits), limits), limits)
-    elif hasattr(image, "getbands"):
+        data = _plain_bytes(image, limits.max_file_bytes)
+    elif hasattr(image, "getbands"):  # a PIL image, which is an array too, but only once it is decoded
         return _check_own(_encode_pil(image, limits), limits)
+    elif hasattr(image, "__array_interface__"):
+        return _check_own(_encode_pil(_from_array(image, limits), limits), limits)
+    elif callable(getattr(image, "read", None)):
+        data, declared = _read_file(image, limits), _name_declares(image)
     else:
-        raise TypeError(f"a picture is a path, bytes, a PIL image or a numpy array, not {type(image).__name__}")
-    header = check_picture(data, media_type, limits=limits)
+        raise TypeError(
+            "a picture is a path, a data URI, bytes, a binary file, a PIL image or a numpy array, "
+            f"not {type(image).__name__}"
+        )
+    header = check_picture(data, media_type or declared, limits=limits)
     if verify:
         _decode_fully(data, header)
     return EncodedPicture(data, header)
@@ -99,7 +122,11 @@ def declared_type(path: Path) -> str | None:
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise FileNotFoundError(errno.ENOENT, "no file can have this name", str(path)) from None
+    with file:
         data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             size = max(os.fstat(file.fileno()).st_size, len(data))
@@ -108,6 +135,70 @@ def _read(path: Path, max_bytes: int) -> bytes:
                 details={"size_bytes": size, "max_bytes": max_bytes},
             )
     return data
+
+
+def _plain_bytes(data: bytes | bytearray | memoryview, max_bytes: int) -> bytes:
+    size = data.nbytes if isinstance(data, memoryview) else len(data)
+    if size > max_bytes:  # before the copy
+        raise FileTooLarge(
+            f"The file has {size:,} bytes; at most {max_bytes:,} are allowed.",
+            details={"size_bytes": size, "max_bytes": max_bytes},
+        )
+    return bytes(data)
+
+
+def _read_file(file: BinaryFile, limits: InputLimits) -> bytes:
+    """What is left in a file object. Raw files, sockets and uploads may give less at a time than they are asked for."""
+    most = limits.max_file_bytes
+    data = bytearray()
+    while len(data) <= most:
+        try:
+            part: Any = file.read(most + 1 - len(data))
+        except UnicodeDecodeError:
+            part = ""
+        if not isinstance(part, (bytes, bytearray, memoryview)):
+            _refuse_part(part)
+        if not part:
+            break
+        data += part
+    if not data:
+        raise InvalidFormat(
+            "Nothing is left to read in the file object.",
+            details={"supported": list(limits.formats), "received": "an empty file"},
+            user_action="If it was read before, go back to its start with seek(0).",
+        )
+    if len(data) > most:
+        raise FileTooLarge(
+            f"The file object holds more than {most:,} bytes, which is the most allowed.",
+            details={"size_bytes": len(data), "max_bytes": most},
+        )
+    return bytes(data)
+
+
+def _refuse_part(part: Any) -> NoReturn:
+    if isinstance(part, str):
+        raise TypeError("the file object gives text and not bytes: open it with open(path, 'rb')")
+    if part is None:
+        raise BlockingIOError(errno.EAGAIN, "the file object has nothing to read yet: it must not be non-blocking")
+    if hasattr(part, "__await__"):
+        if hasattr(part, "close"):
+            part.close()  # a coroutine that is dropped would warn
+        raise TypeError("the file object's read() has to be awaited: await it, and hand over the bytes")
+    raise TypeError(f"the file object's read() gives {type(part).__name__} and not bytes")
+
+
+def _name_declares(file: Any) -> str | None:
+    name = getattr(file, "name", None)
+    return declared_type(Path(name)) if isinstance(name, str) else None
+
+
+def _refuse_address(limits: InputLimits) -> NoReturn:
+    raise InvalidFormat(
+        "This is a web address, and those are not fetched by themselves.",
+        details={"supported": list(limits.formats), "received": "a web address"},
+        user_action="Fetch it first, naming the hosts you trust: "
+        "cutaway.Fetcher(allow=['images.example.com']).fetch(url).data",
+    )
 
 
 def _decode_fully(data: bytes, header: PictureHeader) -> None:
@@ -145,6 +236,10 @@ def _check_own(data: bytes, limits: InputLimits) -> EncodedPicture:
 def _encode_pil(image: Any, limits: InputLimits) -> bytes:
     """A losslessly encoded file, unless only a lossy one stays under the limit of bytes."""
     check_dimensions(PictureHeader("png", *image.size), limits)
+    try:
+        image.load()
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+        raise CorruptImage("The PIL image cannot be decoded.") from error
     plain = _plain_mode(image)
     profile = plain.info.get("icc_profile")
     width, height = plain.size

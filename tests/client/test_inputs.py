@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import os
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 import pytest
@@ -225,3 +229,236 @@ def test_nothing_warns_otherwise() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(make.picture(2000, 1500))
+
+
+# --------------------------------------------------------------------------------------------------- file objects
+
+
+class Trickling(io.RawIOBase):
+    """Gives at most seven bytes at a time, and keeps count."""
+
+    def __init__(self, data: bytes) -> None:
+        self.inner = io.BytesIO(data)
+        self.asked: list[int] = []
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+        self.asked.append(size)
+        return self.inner.read(min(size, 7))
+
+
+def test_file_objects_are_read_from_where_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "photo"
+    path.write_bytes(b"before" + make.jpeg())
+    with path.open("rb") as file:
+        file.seek(6)
+        assert encode(file).data == make.jpeg()
+        assert not file.closed
+        assert file.tell() == 6 + len(make.jpeg())
+    with path.open("rb", buffering=0) as raw:
+        raw.seek(6)
+        assert encode(raw).data == make.jpeg()
+    assert encode(io.BytesIO(make.jpeg())).data == make.jpeg()
+
+
+def test_file_objects_that_give_little_at_a_time() -> None:
+    file = Trickling(make.jpeg())
+    assert encode(file).data == make.jpeg()
+    assert max(file.asked) == INPUT_LIMITS.max_file_bytes + 1
+
+
+def test_file_objects_are_read_to_one_byte_over_the_limit() -> None:
+    with Path("/dev/zero").open("rb") as file, pytest.raises(FileTooLarge) as refusal:
+        encode(file)
+    most = INPUT_LIMITS.max_file_bytes
+    assert refusal.value.details == {"size_bytes": most + 1, "max_bytes": most}
+    file_of_most = io.BytesIO(make.jpeg().ljust(most + 100, b"\0"))
+    with pytest.raises(FileTooLarge):
+        encode(file_of_most)
+    assert file_of_most.tell() == most + 1
+    assert encode(io.BytesIO(make.jpeg().ljust(most, b"\0"))).header.format == "jpeg"
+
+
+def test_the_name_of_a_file_object_declares_its_type(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(make.jpeg())
+    with path.open("rb") as file, pytest.raises(InvalidFormat, match="declared"):
+        encode(file)
+    with path.open("rb") as file:
+        assert encode(file, media_type="image/jpeg").header.format == "jpeg"
+    with os.fdopen(os.open(path, os.O_RDONLY), "rb") as unnamed:  # its name is a number
+        assert encode(unnamed).header.format == "jpeg"
+
+
+def test_text_files_are_a_clear_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(make.jpeg())
+    for encoding in ("utf-8", "latin-1"):
+        with path.open(encoding=encoding) as file, pytest.raises(TypeError, match="'rb'"):
+            encode(file)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'rb'"):
+        encode(io.StringIO("text"))  # type: ignore[arg-type]
+
+
+def test_a_file_object_at_its_end() -> None:
+    file = io.BytesIO(make.jpeg())
+    file.read()
+    with pytest.raises(InvalidFormat, match="Nothing is left") as refusal:
+        encode(file)
+    assert "seek(0)" in refusal.value.user_action
+
+
+class Giving:
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+    def read(self, size: int) -> Any:
+        return self.part
+
+
+@pytest.mark.parametrize(("part", "error"), [(3, TypeError), ([1], TypeError), (None, BlockingIOError)])
+def test_file_objects_that_give_something_else(part: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        encode(Giving(part))
+
+
+def test_asynchronous_files() -> None:
+    class Upload:
+        async def read(self, size: int) -> bytes:
+            return b""
+
+    with pytest.raises(TypeError, match="await it"):
+        encode(Upload())  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------ data URIs
+
+
+def data_uri(data: bytes, media_type: str = "image/jpeg") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize("media_type", ["image/jpeg", "IMAGE/JPG", "image/jpeg;charset=utf-8", "", "image/*"])
+def test_data_uris(media_type: str) -> None:
+    assert encode(data_uri(make.jpeg(), media_type)).data == make.jpeg()
+
+
+def test_data_uris_as_browsers_forgive_them() -> None:
+    plain = data_uri(make.jpeg())
+    head, body = plain.split(",")
+    wrapped = "\r\n ".join(body[at : at + 76] for at in range(0, len(body), 76))
+    for uri in (
+        plain.rstrip("="),
+        f"{head},{wrapped}\n",
+        f"{head}," + body.replace("+", "%2b").replace("/", "%2F").replace("=", "%3D"),
+        "DATA:Image/JPEG; BASE64," + body,
+    ):
+        assert encode(uri).data == make.jpeg()
+
+
+def test_percent_encoded_data_uris() -> None:
+    data = make.jpeg() + bytes(range(256)) * 600  # longer than one piece, with escapes across every border
+    assert encode("data:image/jpeg," + quote_from_bytes(data)).data == data
+    assert encode("data:image/jpeg," + "".join(f"%{byte:02x}" for byte in data)).data == data
+
+
+def test_data_uris_that_say_another_format() -> None:
+    with pytest.raises(InvalidFormat, match="declared as 'image/png'"):
+        encode(data_uri(make.jpeg(), "image/png"))
+    with pytest.raises(InvalidFormat, match="declared as 'text/plain'"):
+        encode(data_uri(make.jpeg(), "text/plain"))
+    assert encode(data_uri(make.jpeg(), "image/png"), media_type="image/jpeg").header.format == "jpeg"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:",
+        "data:image/png;base64",
+        "data:image/png;base64,@@@@",
+        "data:image/png;base64,AAAAA",
+        "data:image/png;base64,AA=AA",
+        "data:image/png;base64,AA-_",
+        "data:image/png;base64,%",
+        "data:image/png;base64,%zz",
+        "data:image/png,%8",
+        "data:image/png,Grüße",
+        "data:image/png,\ud800",
+        "data:" + "x" * 1001 + ",",
+    ],
+)
+def test_malformed_data_uris(uri: str) -> None:
+    with pytest.raises(InvalidFormat, match="data URI") as refusal:
+        encode(uri)
+    assert refusal.value.details["received"] == "a malformed data URI"
+
+
+def test_empty_data_uris() -> None:
+    with pytest.raises(InvalidFormat, match="empty"):
+        encode("data:image/png;base64,")
+
+
+@pytest.mark.parametrize("kind", ["base64", "wrapped", "escaped", "escaped base64"])
+def test_data_uris_up_to_the_limit_and_no_further(kind: str) -> None:
+    most = INPUT_LIMITS.max_file_bytes
+    fits = make.jpeg().ljust(most, b"\0")
+
+    def uri_of(data: bytes) -> str:
+        if kind == "escaped":
+            return "data:,%" + data.hex("%")
+        text = base64.b64encode(data).decode()
+        if kind == "wrapped":
+            text = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+        return "data:;base64," + (text.replace("=", "%3D") if kind == "escaped base64" else text)
+
+    assert encode(uri_of(fits)).data == fits
+    too_long = uri_of(fits + b"\0")
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileTooLarge) as refusal:
+            encode(too_long)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert refusal.value.details == {"size_bytes": most + 1, "max_bytes": most}
+    assert peak < 100_000, "nothing is decoded before its size is known"
+
+
+# -------------------------------------------------------------------------------------------------------- the rest
+
+
+@pytest.mark.parametrize(
+    "address", ["http://example.com/a.png", "HTTPS://example.com/a.png?token=s3cret", " https://u:s3cret@example.com"]
+)
+def test_web_addresses_are_never_fetched_silently(address: str) -> None:
+    with pytest.raises(InvalidFormat, match="web address") as refusal:
+        encode(address)
+    assert "Fetcher(" in refusal.value.user_action
+    assert "s3cret" not in str(refusal.value) + repr(refusal.value.details)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000, ""])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(OSError):  # noqa: PT011
+        encode(name)
+
+
+def test_huge_bytes_are_refused_before_they_are_copied() -> None:
+    data = bytearray(INPUT_LIMITS.max_file_bytes + 1)
+    tracemalloc.start()
+    try:
+        for huge in (data, memoryview(data)):
+            with pytest.raises(FileTooLarge):
+                encode(huge)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_a_pil_image_whose_file_is_damaged() -> None:
+    whole = make.saved(Image.fromarray(make.noise()), "PNG")
+    with pytest.raises(CorruptImage, match="PIL image"):
+        encode(Image.open(io.BytesIO(whole[:-5000])))

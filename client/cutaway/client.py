@@ -15,7 +15,8 @@ from cutaway.inputs import encode
 from cutaway.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S, InputLimits
 from cutaway.options import parse_options, to_parameters
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, read_cut, read_detection
-from cutaway.transport import InferRequest, Transport, open_transport, parse_address
+from cutaway.transports.base import InferRequest, Transport, parse_address
+from cutaway.transports.connection import Connection, open_transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -96,7 +97,7 @@ class Client:
             if not max_decompression_ratio > 0:
                 raise ValueError("max_decompression_ratio has to be above 0")
             self.limits = replace(INPUT_LIMITS, max_decompression_ratio=max_decompression_ratio)
-        self._transport = open_transport(address) if transport is None else transport
+        self._transport = open_transport(Connection(address)) if transport is None else transport
         self._closed = False
 
     def __repr__(self) -> str:

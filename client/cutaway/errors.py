@@ -13,6 +13,7 @@
     │   └── NoPersonDetected                  NO_PERSON_DETECTED
     └── ServiceError                          the server's state: `retry` says whether to try again
         ├── ServerUnavailable (also ConnectionError)   UNAVAILABLE
+        │   ├── ServerRefused                 UNAVAILABLE, never worth a retry there
         │   ├── Overloaded                    OVERLOADED
         │   ├── RateLimitExceeded             RATE_LIMIT_EXCEEDED
         │   └── GpuMemoryExhausted            GPU_MEMORY_EXHAUSTED
@@ -161,6 +162,14 @@ class ServerUnavailable(ServiceError, ConnectionError):
     """Nothing answers at the address, or the model is not loaded."""
 
     code = "UNAVAILABLE"
+
+
+class ServerRefused(ServerUnavailable):
+    """The server, or what is at its address, will never serve this: refused credentials, no such model, no Triton."""
+
+    @property
+    def retry(self) -> bool:
+        return False
 
 
 class Overloaded(ServerUnavailable):

@@ -22,7 +22,7 @@ from cutaway import (
     ProcessingTimeout,
     ServerUnavailable,
 )
-from cutaway.transport import InferRequest
+from cutaway.transports.base import InferRequest
 from PIL import Image
 
 from tests.client import peers
@@ -39,7 +39,7 @@ class Recorder:
         self.closed = False
         self.ready = (True, True)
 
-    def infer(self, request: InferRequest) -> dict[str, Any]:
+    def infer(self, request: InferRequest, cancel: Any = None) -> dict[str, Any]:
         self.requests.append(request)
         if isinstance(self.answer, Exception):
             raise self.answer

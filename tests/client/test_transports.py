@@ -22,7 +22,8 @@ from cutaway.errors import (
     RequestCancelled,
     ServerUnavailable,
 )
-from cutaway.transport import Address, InferRequest, open_transport, parse_address
+from cutaway.transports.base import Address, InferRequest, Transport, parse_address
+from cutaway.transports.connection import Connection, open_transport
 
 from tests.client import peers
 
@@ -32,8 +33,12 @@ SLACK_S = 0.5
 """For a busy machine; a call that ignores its deadline takes ten times as long."""
 
 
+def opened(url: str) -> Transport:
+    return open_transport(Connection(parse_address(url)))
+
+
 def infer(url: str, *, image: bytes = b"picture", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    with closing(open_transport(parse_address(url))) as transport:
+    with closing(opened(url)) as transport:
         return transport.infer(
             InferRequest("ensemble_pipeline", image, ("report",), {"subject": "all"}, "id", timeout_s)
         )
@@ -145,7 +150,7 @@ def test_body_cut_off() -> None:
 def test_a_server_that_comes_back_is_found() -> None:
     """By the same transport, and within seconds: gRPC itself would wait for up to two minutes."""
     port = peers.dead_port()
-    with closing(open_transport(parse_address(f"grpc://127.0.0.1:{port}"))) as transport:
+    with closing(opened(f"grpc://127.0.0.1:{port}")) as transport:
         request = InferRequest("m", b"x", ("report",), timeout_s=5)
         for _ in range(20):
             with pytest.raises(ServerUnavailable):

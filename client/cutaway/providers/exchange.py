@@ -19,11 +19,11 @@ import anyio
 import httpcore
 import httpx
 
-from cutaway.deadline import DeadlineTransport, deadline
 from cutaway.providers.errors import InvalidAnswer, ProviderUnavailable
 from cutaway.providers.guard import GuardedAsyncTransport, GuardedTransport
 from cutaway.providers.steps import Pause, Request, Response, Step, Steps, T
 from cutaway.resilience import drive, drive_async
+from cutaway.transports.deadline import DeadlineTransport, deadline
 
 logger = logging.getLogger("cutaway.providers")
 

@@ -1,12 +1,13 @@
-"""What a way to a server has to do, and which way an address asks for."""
+"""What a way to a server has to do, and what an address says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from cutaway.cancel import Cancel
 from cutaway.wire import Tensor
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
@@ -23,6 +24,7 @@ class InferRequest:
         parameters: KServe request parameters.
         request_id: sent along and written into the server's log.
         timeout_s: seconds until the call is given up, everything included.
+        headers: sent with this call only, such as traceparent; names in lower case.
     """
 
     model: str
@@ -31,23 +33,85 @@ class InferRequest:
     parameters: Mapping[str, str | int | bool] = field(default_factory=dict)
     request_id: str = ""
     timeout_s: float = 30.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a model.
+
+    Attributes:
+        datatype: KServe's name, such as "BYTES" or "FP32".
+        shape: -1 where any size goes; the first is the batch where the model has one.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a server says of a model.
+
+    Attributes:
+        versions: those that it serves.
+        state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND".
+        platform: what runs it, such as "onnxruntime_onnx" or "python".
+    """
+
+    name: str
+    versions: tuple[str, ...] = ()
+    state: str = "UNAVAILABLE"
+    platform: str = ""
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "READY"
 
 
 class Transport(Protocol):
     """A way to one server; safe to share between threads.
 
-    Every method raises only :class:`cutaway.errors.CutawayError`, within its seconds.
+    Every method raises only :class:`cutaway.errors.CutawayError`, within its seconds; and RuntimeError where it is
+    used wrongly: after it was closed, or over gRPC in a process forked from the one that opened it.
     """
 
-    def infer(self, request: InferRequest) -> dict[str, Tensor]:
-        """The outputs by name; names that were not asked for may be among them, asked ones may be missing."""
+    def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Tensor]:
+        """The outputs by name; names that were not asked for may be among them, asked ones may be missing.
+
+        A call that `cancel` or Ctrl-C ends is ended at the server, too; the former raises RequestCancelled.
+        """
         ...
 
     def server_ready(self, timeout_s: float) -> bool: ...
 
     def model_ready(self, model: str, timeout_s: float) -> bool: ...
 
+    def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
+        """What the server says of these models, in their order; `timeout_s` is for all of them together."""
+        ...
+
     def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """The same as :class:`Transport` for asyncio: cancelling the task ends the request at the server.
+
+    It belongs to the event loop in which it is first used; in another one it raises RuntimeError.
+    """
+
+    async def infer(self, request: InferRequest) -> dict[str, Tensor]: ...
+
+    async def server_ready(self, timeout_s: float) -> bool: ...
+
+    async def model_ready(self, model: str, timeout_s: float) -> bool: ...
+
+    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]: ...
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -96,14 +160,3 @@ def parse_address(url: str) -> Address:
         DEFAULT_PORTS[parts.scheme] if port is None else port,
         parts.path.rstrip("/"),
     )
-
-
-def open_transport(address: Address) -> Transport:
-    """The transport for an address; connects when first used."""
-    if address.scheme.startswith("grpc"):
-        from cutaway.transport_grpc import GrpcTransport
-
-        return GrpcTransport(address)
-    from cutaway.transport_http import HttpTransport
-
-    return HttpTransport(address)

@@ -9,7 +9,9 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from cutaway.transport import Address, InferRequest
+from cutaway.cancel import Cancel
+from cutaway.transports.base import InferRequest
+from cutaway.transports.connection import Connection
 from cutaway.wire import MAX_ANSWER_BYTES, Tensor, error_of, malformed, tensor
 
 # Given options replace tritonclient's own, and with them the message lengths: without these two, answers over 4 MB
@@ -27,9 +29,10 @@ CHANNEL_OPTIONS = (
 
 
 class GrpcTransport:
-    """See :class:`cutaway.transport.Transport`."""
+    """See :class:`cutaway.transports.base.Transport`."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, connection: Connection) -> None:
+        address = connection.address
         self._address = str(address)
         self._client: Any = triton.InferenceServerClient(
             f"{address.host}:{address.port}",
@@ -37,7 +40,7 @@ class GrpcTransport:
             channel_args=list(CHANNEL_OPTIONS),
         )
 
-    def infer(self, request: InferRequest) -> dict[str, Tensor]:
+    def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Tensor]:
         image = triton.InferInput("image", [1], "BYTES")
         # object and not numpy's bytes type, which drops zeros at the end.
         image.set_data_from_numpy(np.array([request.image], dtype=np.object_))

@@ -1,7 +1,7 @@
 """KServe-v2 over HTTP with binary tensors.
 
 tritonclient's HTTP client belongs to one thread and bounds only single reads; this one is shared between threads and
-keeps one deadline per call (:mod:`cutaway.deadline`).
+keeps one deadline per call (:mod:`cutaway.transports.deadline`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import httpcore
 import httpx
 
 from cutaway import __version__
-from cutaway.deadline import DeadlineTransport, deadline
+from cutaway.cancel import Cancel
 from cutaway.errors import CutawayError, ServerUnavailable
-from cutaway.transport import Address, InferRequest
+from cutaway.transports.base import InferRequest
+from cutaway.transports.connection import Connection
+from cutaway.transports.deadline import DeadlineTransport, deadline
 from cutaway.wire import (
     MAX_ANSWER_BYTES,
     STATUS_OF_HTTP,
@@ -38,9 +40,10 @@ MAX_FAILURE_BYTES = 64 * 1024
 
 
 class HttpTransport:
-    """See :class:`cutaway.transport.Transport`."""
+    """See :class:`cutaway.transports.base.Transport`."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, connection: Connection) -> None:
+        address = connection.address
         self._address = str(address)
         self._path = f"{address.path}/v2"
         self._client = httpx.Client(
@@ -51,7 +54,7 @@ class HttpTransport:
             timeout=httpx.Timeout(None),  # the deadline bounds every wait
         )
 
-    def infer(self, request: InferRequest) -> dict[str, Tensor]:
+    def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Tensor]:
         head = json.dumps(
             {
                 "id": request.request_id,

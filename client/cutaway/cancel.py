@@ -1,0 +1,82 @@
+"""Giving a call up from outside of it: from another thread, or from a signal handler."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cutaway.errors import RequestCancelled
+
+
+class Cancel:
+    """Cancels the calls it was given to, now or as soon as they begin.
+
+        cancel = Cancel()
+        signal.signal(signal.SIGTERM, lambda *_: cancel.cancel())
+        client.cut("photo.jpg", cancel=cancel)  # raises RequestCancelled at once, and the server stops working on it
+
+    One may be given to any number of calls, in any thread. It is spent when it was used: there is no way back.
+
+    There is no lock in here, since a signal handler that waits for a lock that its own thread holds waits for ever;
+    each operation on the dictionary is atomic, so every callback runs exactly once.
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = False
+        self._callbacks: dict[object, Callable[[], object]] = {}
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Cancel; callbacks run here, in the order in which they were given."""
+        self._cancelled = True
+        while self._callbacks:
+            try:
+                key = next(iter(self._callbacks))
+                callback = self._callbacks.pop(key)
+            except (KeyError, RuntimeError, StopIteration):  # another thread took it, or added one
+                continue
+            callback()
+
+    def on_cancel(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Have `callback` called when this is cancelled, at once where it is already; returns how to undo that.
+
+        The callback must neither raise nor wait. It may still be running in another thread when the undoing returns.
+        """
+        key = object()
+        self._callbacks[key] = callback
+        if self._cancelled:
+            waiting = self._callbacks.pop(key, None)
+            if waiting is not None:
+                waiting()
+
+        def unregister() -> None:
+            self._callbacks.pop(key, None)
+
+        return unregister
+
+    def check(self) -> None:
+        """
+        Raises:
+            RequestCancelled: it is cancelled.
+        """
+        if self._cancelled:
+            raise cancelled()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep so long, or until this is cancelled; whether it is."""
+        bell = threading.Lock()
+        bell.acquire()
+        unregister = self.on_cancel(bell.release)
+        try:
+            bell.acquire(timeout=max(0.0, seconds))
+        finally:
+            unregister()
+        return self._cancelled
+
+
+def cancelled() -> RequestCancelled:
+    """The error of a call that its caller cancelled."""
+    return RequestCancelled("The caller cancelled the request.")

@@ -1,0 +1,4 @@
+"""Ways to a server: gRPC and HTTP, each for threads and for asyncio.
+
+:mod:`.base` says what a way has to do, :mod:`.connection` opens the one that an address asks for.
+"""

@@ -90,6 +90,11 @@ class CircuitBreaker:
                 self._change("half-open")
             return Permit(self, self._generation)
 
+    def permit_anyway(self) -> Permit:
+        """Leave for one call although the provider may rest, for a caller who has nobody else to ask."""
+        with self._lock:
+            return Permit(self, self._generation)
+
     def _settle(self, generation: int, outcome: Literal["succeeded", "failed", "dropped"]) -> None:
         with self._lock:
             if generation != self._generation:
@@ -100,7 +105,7 @@ class CircuitBreaker:
                     self._change("open")
             elif outcome == "succeeded":
                 self._failures = 0
-                if self._state == "half-open":
+                if self._state != "closed":
                     self._change("closed")
             elif self._state == "half-open":
                 self._wait_until = self._clock()  # the next caller may try

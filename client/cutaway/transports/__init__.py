@@ -2,3 +2,7 @@
 
 :mod:`.base` says what a way has to do, :mod:`.connection` opens the one that an address asks for.
 """
+
+from cutaway.transports.connection import Connection, Tls, open_async_transport, open_transport
+
+__all__ = ["Connection", "Tls", "open_async_transport", "open_transport"]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urljoin
 
 from cutaway import limits
+from cutaway.addresses import origin_of
 from cutaway.errors import CutawayError, InvalidOption, RateLimitExceeded
 from cutaway.headers import check_picture
 from cutaway.providers import failures
 from cutaway.providers.answers import Matte, Upscaled, alpha_of, invalid, upscaled_size
 from cutaway.providers.errors import InvalidAnswer, LicenceNotAccepted
 from cutaway.providers.exchange import Exchange
-from cutaway.providers.guard import check_base_url, check_target, origin_of
+from cutaway.providers.guard import check_base_url, check_target
 from cutaway.providers.model import Model, Secret
 from cutaway.providers.steps import Pause, Request, Response, Steps
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy

@@ -353,3 +353,16 @@ BREAKER_FAIL_MAX = 5
 
 BREAKER_RESET_S = 60.0
 """How long it rests before one call may try it again."""
+
+
+# ----------------------------------------------------------------------------------------------------- fetching
+
+
+FETCH_TIMEOUT_S = 15.0
+"""A picture of ten megabytes over a slow 8 Mbit/s line takes ten seconds; look-ups and redirects are included."""
+
+FETCH_MAX_REDIRECTS = 3
+"""Content networks need one or two."""
+
+FETCH_SCHEMES = ("https",)
+"""Plain http lets anybody on the way change the picture, so it has to be asked for."""

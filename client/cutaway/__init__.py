@@ -14,7 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cutaway.client import Client, Health
+    from cutaway.async_client import AsyncClient
+    from cutaway.cancel import Cancel
+    from cutaway.chain import NeedsDetection, NobodyServed, Tried
+    from cutaway.client import Client
     from cutaway.errors import (
         CorruptImage,
         CutawayError,
@@ -32,36 +35,51 @@ if TYPE_CHECKING:
         RequestCancelled,
         ResolutionTooLarge,
         ResolutionTooSmall,
+        ServerRefused,
         ServerUnavailable,
         ServiceError,
         TooManyPixels,
     )
+    from cutaway.fallback import Fallback
+    from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
     from cutaway.limits import InputLimits, Tier
+    from cutaway.many import Outcome
     from cutaway.report import Notice, Report
-    from cutaway.result import Cutout, CutResult, Detection
+    from cutaway.resilience import RetryPolicy
+    from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
+    from cutaway.transports.base import ModelInfo
+    from cutaway.transports.connection import InsecureTokenWarning, Tls
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncClient": "async_client",
+    "Cancel": "cancel",
     "Client": "client",
     "CorruptImage": "errors",
     "CutResult": "result",
     "CutawayError": "errors",
     "Cutout": "result",
     "Detection": "result",
+    "Fallback": "fallback",
     "FileTooLarge": "errors",
     "GpuMemoryExhausted": "errors",
-    "Health": "client",
+    "Health": "health",
     "ImageBomb": "errors",
     "InferenceError": "errors",
     "InputError": "errors",
     "InputLimits": "limits",
+    "InsecureTokenWarning": "transports.connection",
     "InvalidFormat": "errors",
     "InvalidOption": "errors",
     "LossyEncodingWarning": "inputs",
+    "ModelInfo": "transports.base",
+    "NeedsDetection": "chain",
     "NoPersonDetected": "errors",
+    "NobodyServed": "chain",
     "Notice": "report",
+    "Outcome": "many",
     "Overloaded": "errors",
     "ProcessingTimeout": "errors",
     "RateLimitExceeded": "errors",
@@ -69,19 +87,27 @@ _HOMES = {
     "RequestCancelled": "errors",
     "ResolutionTooLarge": "errors",
     "ResolutionTooSmall": "errors",
+    "RetryPolicy": "resilience",
+    "ServerRefused": "errors",
     "ServerUnavailable": "errors",
     "ServiceError": "errors",
     "Tier": "limits",
+    "Tls": "transports.connection",
     "TooManyPixels": "errors",
+    "Tried": "chain",
+    "UpscaleResult": "result",
 }
 
 __all__ = [
+    "AsyncClient",
+    "Cancel",
     "Client",
     "CorruptImage",
     "CutResult",
     "CutawayError",
     "Cutout",
     "Detection",
+    "Fallback",
     "FileTooLarge",
     "GpuMemoryExhausted",
     "Health",
@@ -89,11 +115,16 @@ __all__ = [
     "InferenceError",
     "InputError",
     "InputLimits",
+    "InsecureTokenWarning",
     "InvalidFormat",
     "InvalidOption",
     "LossyEncodingWarning",
+    "ModelInfo",
+    "NeedsDetection",
     "NoPersonDetected",
+    "NobodyServed",
     "Notice",
+    "Outcome",
     "Overloaded",
     "ProcessingTimeout",
     "RateLimitExceeded",
@@ -101,10 +132,15 @@ __all__ = [
     "RequestCancelled",
     "ResolutionTooLarge",
     "ResolutionTooSmall",
+    "RetryPolicy",
+    "ServerRefused",
     "ServerUnavailable",
     "ServiceError",
     "Tier",
+    "Tls",
     "TooManyPixels",
+    "Tried",
+    "UpscaleResult",
     "__version__",
 ]
 

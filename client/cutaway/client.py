@@ -2,63 +2,41 @@
 
 from __future__ import annotations
 
-import math
-import struct
-import time
-import uuid
-import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cutaway.errors import CutawayError, InferenceError, ServerUnavailable
-from cutaway.inputs import encode
-from cutaway.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S, InputLimits
-from cutaway.options import parse_options, to_parameters
-from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, read_cut, read_detection
-from cutaway.transports.base import InferRequest, Transport, parse_address
-from cutaway.transports.connection import Connection, open_transport
+from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
+from cutaway.chain import Served
+from cutaway.endpoints import Endpoint, Endpoints
+from cutaway.errors import CutawayError
+from cutaway.health import Health, canary, combined
+from cutaway.limits import CUT_MANY_JOBS, UPSCALE_LIMITS
+from cutaway.many import Outcome, run_many
+from cutaway.options import to_parameters
+from cutaway.resilience import Deadline
+from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
+from cutaway.transports.base import InferRequest, ModelInfo, Transport
+from cutaway.transports.connection import open_transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from cutaway.cache import ResultCache
+    from cutaway.cancel import Cancel
+    from cutaway.composite import CompositeResult, Onto, Placement
+    from cutaway.fallback import Fallback
     from cutaway.inputs import ImageInput
-    from cutaway.options import OptionKeywords
+    from cutaway.many import Progress
+    from cutaway.observe import Observer
+    from cutaway.options import OptionKeywords, WhoKeywords
+    from cutaway.providers.base import Provider
+    from cutaway.resilience import RetryPolicy
+    from cutaway.transports.connection import Tls
     from cutaway.wire import Tensor
-
-DEFAULT_URL = "grpc://localhost:8001"
-PIPELINE = "ensemble_pipeline"
-MAX_REQUEST_ID_CHARS = 128
-
-
-@dataclass(frozen=True)
-class Health:
-    """Whether a server works, from a picture that went through it.
-
-    Attributes:
-        url: the server asked.
-        server_ready: the server says that it is ready.
-        model_ready: the server says that the pipeline is ready; its process may be dead all the same.
-        round_trip_ms: milliseconds of a small picture's way through the pipeline, or None where it did not come back.
-        profile: the pair of models, such as "nano"; "" where nothing came back.
-        device: what runs the models; "" where nothing came back.
-        error: what went wrong, or None.
-    """
-
-    url: str
-    server_ready: bool = False
-    model_ready: bool = False
-    round_trip_ms: float | None = None
-    profile: str = ""
-    device: str = ""
-    error: CutawayError | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.round_trip_ms is not None
 
 
 class Client:
-    """Cuts people and objects out of pictures with a Cutaway server.
+    """Cuts people and objects out of pictures with Cutaway servers.
 
         with Client("grpc://localhost:8001") as client:
             result = client.cut("photo.jpg", subject="each", background="#00FF00")
@@ -68,40 +46,79 @@ class Client:
     It connects when first used and may be used again after any error.
 
     Args:
-        url: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS.
-        timeout_s: seconds that a call may take in all, unless the call says otherwise.
+        urls: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS. Several equal
+            servers take turns, and one that fails rests for a while.
+        timeout_s: seconds that a call may take in all, repeats and fallback included, unless the call says otherwise;
+            30, or 60 with a fallback.
+        token: sent as ``Authorization: Bearer …``; ``$CUTAWAY_TOKEN`` where None.
+        api_key: sent as ``X-API-Key``; ``$CUTAWAY_API_KEY`` where None.
+        headers: sent with every request, as HTTP headers or gRPC metadata.
+        tls: own certificate authority, client certificate.
+        retry: how often and after which waits what can help is repeated; ``RetryPolicy(retries=0)`` never repeats.
+        fallback: hosted models that are asked, in order, where no server of yours serves. Pictures then leave for them.
+        cache: answers of earlier calls with the same picture and options come from there.
+        observers: told of every call, such as :class:`cutaway.observers.OpenTelemetry`.
         verify: decode pictures wholly before they are sent. Off, damage inside is found by the server, with the same
             error and less work here.
         max_decompression_ratio: takes the place of the table's, for servers whose operator raised it.
         transport: in place of what the URL's scheme says; the client closes it.
 
     Raises:
-        ValueError: the URL is no address, or a number makes no sense.
+        ValueError: a URL is no address, or a number makes no sense.
     """
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        urls: str | Sequence[str] = DEFAULT_URL,
         *,
-        timeout_s: float = PROCESSING_TIMEOUT_S,
+        timeout_s: float | None = None,
+        token: str | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+        retry: RetryPolicy | None = None,
+        fallback: Fallback | Sequence[Provider] = (),
+        cache: ResultCache | None = None,
+        observers: Sequence[Observer] = (),
         verify: bool = False,
         max_decompression_ratio: float | None = None,
         transport: Transport | None = None,
     ) -> None:
-        address = parse_address(url)
-        self.url = str(address)
-        self.timeout_s = _checked_timeout(timeout_s)
-        self.verify = verify
-        self.limits: InputLimits = INPUT_LIMITS
-        if max_decompression_ratio is not None:
-            if not max_decompression_ratio > 0:
-                raise ValueError("max_decompression_ratio has to be above 0")
-            self.limits = replace(INPUT_LIMITS, max_decompression_ratio=max_decompression_ratio)
-        self._transport = open_transport(Connection(address)) if transport is None else transport
-        self._closed = False
+        self._settings = settings_of(
+            urls,
+            timeout_s=timeout_s,
+            token=token,
+            api_key=api_key,
+            headers=headers,
+            tls=tls,
+            retry=retry,
+            fallback=fallback,
+            cache=cache,
+            observers=observers,
+            verify=verify,
+            max_decompression_ratio=max_decompression_ratio,
+        )
+        connections = self._settings.connections
+        self._endpoints = Endpoints(
+            [
+                Endpoint(str(each.address), open_transport(each) if transport is None else transport)
+                for each in connections
+            ],
+            always_ask=self._settings.fallback is None,
+        )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers' addresses."""
+        return self._settings.urls
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that a call may take, unless it says otherwise."""
+        return self._settings.timeout_s
 
     def __repr__(self) -> str:
-        return f"<cutaway.Client {self.url}>"
+        return f"<cutaway.Client {', '.join(self.urls)}>"
 
     def __enter__(self) -> Self:
         return self
@@ -111,8 +128,10 @@ class Client:
 
     def close(self) -> None:
         """End the connections. Calls after this raise RuntimeError."""
-        self._closed = True
-        self._transport.close()
+        self._settings.closed = True
+        self._endpoints.close()
+        if self._settings.fallback is not None:
+            self._settings.fallback.close()
 
     def cut(
         self,
@@ -121,33 +140,75 @@ class Client:
         media_type: str | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        cancel: Cancel | None = None,
         **options: Unpack[OptionKeywords],
     ) -> CutResult:
         """Cut people, or whatever the picture shows, out of a picture.
 
         Args:
-            image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a PIL image, or an HWC uint8 [0, 255] array
-                (RGB or RGBA).
+            image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a binary file object, a data URI, a PIL
+                image, or an HWC uint8 [0, 255] array (RGB or RGBA).
             media_type: what bytes are declared to be, such as "image/png"; a mismatch is refused.
             timeout_s: seconds for the whole call; the client's where None.
             request_id: for the server's log, up to 128 printable ASCII characters; made up where None.
+            cancel: gives the call up from another thread; the server sees it.
             options: see :class:`cutaway.options.OptionKeywords`. Lengths are in pixels.
 
         Raises:
             InputError: the picture or an option is refused, mostly before anything is sent; NoPersonDetected where
                 people were asked for and there are none.
             ProcessingTimeout: the seconds are over.
-            ServerUnavailable: nobody answers, the model is not there, the queue is full.
+            ServerUnavailable: nobody answers, the model is not there, the queue is full; NobodyServed where there was
+                a fallback and it failed, too.
             InferenceError: a model failed, or the answer makes no sense.
+            RequestCancelled: `cancel` was used.
             OSError: the path cannot be read.
         """
-        started = time.monotonic()
-        request_id, outputs = self._infer(image, CUT_OUTPUTS, media_type, timeout_s, request_id, options)
-        try:
-            return read_cut(outputs, provider="triton", request_id=request_id, elapsed_ms=_ms_since(started))
-        except InferenceError as error:
-            error.request_id = request_id
-            raise
+        with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, options) as call:
+            call.take(image, media_type)
+            return self._cut(call, cancel)
+
+    def cut_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        jobs: int = CUT_MANY_JOBS,
+        ordered: bool = False,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+        cancel: Cancel | None = None,
+        **options: Unpack[OptionKeywords],
+    ) -> Generator[Outcome, None, None]:
+        """Cut many pictures out, several at a time; one failure does not end the rest.
+
+            for outcome in client.cut_many(Path("in").glob("*.jpg"), jobs=8):
+                if outcome.ok:
+                    outcome.result.save(f"out/{outcome.source.stem}.png")
+
+        Args:
+            images: pictures as :meth:`cut` takes them; taken as they are needed.
+            jobs: pictures in flight at once.
+            ordered: outcomes in the order of the pictures instead of in that of completion.
+            progress: called with how many are done and how many there are (None where `images` has no length).
+            timeout_s: seconds for each picture.
+            cancel: ends it all.
+            options: as in :meth:`cut`.
+
+        Returns:
+            An iterator of outcomes. Closing it, or leaving the loop, cancels what is in flight.
+
+        Raises:
+            ValueError: `jobs` is below 1.
+            TypeError: `images` is one picture.
+        """
+        self._settings.check_open()
+        if jobs < 1:
+            raise ValueError("jobs is at least 1")
+
+        def work(image: ImageInput, stop: Cancel) -> CutResult:
+            return self.cut(image, timeout_s=timeout_s, cancel=stop, **options)
+
+        return run_many(work, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
 
     def detect(
         self,
@@ -156,108 +217,132 @@ class Client:
         media_type: str | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        cancel: Cancel | None = None,
         **options: Unpack[OptionKeywords],
     ) -> Detection:
         """Find people without cutting them out: quicker, since no matte is computed.
 
-        Arguments and errors are those of :meth:`cut`.
+        Arguments and errors are those of :meth:`cut`; hosted models do not detect, so that there is no fallback.
         """
-        started = time.monotonic()
-        request_id, outputs = self._infer(image, DETECTION_OUTPUTS, media_type, timeout_s, request_id, options)
-        try:
-            return read_detection(outputs, provider="triton", request_id=request_id, elapsed_ms=_ms_since(started))
-        except InferenceError as error:
-            error.request_id = request_id
-            raise
+        with self._settings.begin("detect", DETECTION_OUTPUTS, timeout_s, request_id, options) as call:
+            call.take(image, media_type)
+            if not call.find_cached():
+                call.keep(Served(self._ask(call, DETECTION_OUTPUTS, call.deadline, cancel), "triton", 1))
+            return call.detection()
+
+    def composite(
+        self,
+        image: ImageInput,
+        onto: Onto,
+        *,
+        place: Placement | None = None,
+        match_colour: float = 0.0,
+        output: str = "png",
+        media_type: str | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        cancel: Cancel | None = None,
+        **who: Unpack[WhoKeywords],
+    ) -> CompositeResult:
+        """Cut people out of a picture and put them onto something else.
+
+        Args:
+            image: as in :meth:`cut`.
+            onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
+            place: where and how large; where they were, by default.
+            match_colour: how far their colours go towards those of the new background, 0 to 1.
+            output: "png", "webp" or "jpeg".
+            who: the options that choose people.
+
+        Raises:
+            Errors as :meth:`cut`; InputError also where `onto` is no picture.
+        """
+        from cutaway.composite import compose
+
+        with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, who) as call:
+            call.take(image, media_type)
+            result = self._cut(call, cancel)
+            return compose(result, call.data, onto, place=place, match_colour=match_colour, output=output)
+
+    def upscale(
+        self,
+        image: ImageInput,
+        scale: int = 2,
+        *,
+        media_type: str | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> UpscaleResult:
+        """Enlarge a picture of at most 1440p by 2 or 4 along each side, through the fallback's hosted models.
+
+        Raises:
+            InvalidOption: another scale.
+            InputError: the picture is refused.
+            ServerUnavailable: no provider was named, or none served.
+            ProcessingTimeout: the seconds are over.
+        """
+        with self._settings.begin("upscale", (), timeout_s, request_id, {}) as call:
+            fallback = self._settings.fallback
+            if fallback is None:
+                raise no_upscaler()
+            call.take(image, media_type, bounds=UPSCALE_LIMITS)
+            served = fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
+            return call.upscale_result(served)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
         """Send a small picture through the pipeline: Triton calls a pipeline ready whose process is long dead.
 
         Never raises for what is wrong with the server; the answer tells.
         """
-        self._check_open()
-        ends_at = time.monotonic() + (self.timeout_s if timeout_s is None else _checked_timeout(timeout_s))
-        health = Health(self.url)
-        try:
-            health = replace(health, server_ready=self._transport.server_ready(_left(ends_at)))
-            health = replace(health, model_ready=self._transport.model_ready(PIPELINE, _left(ends_at)))
-            if not health.server_ready or not health.model_ready:
-                what = "The pipeline" if health.server_ready else "The server"
-                return replace(health, error=ServerUnavailable(f"{what} at {self.url} is not ready."))
-            result = self.cut(_canary(), subject="all", timeout_s=_left(ends_at))
-        except CutawayError as error:
-            return replace(health, error=error)
-        return replace(
-            health,
-            round_trip_ms=result.elapsed_ms,
-            profile=result.report.profile,
-            device=result.report.device,
-        )
+        self._settings.check_open()
+        deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
+        return combined([self._health_of(endpoint, deadline) for endpoint in self._endpoints.members])
 
-    def _infer(
-        self,
-        image: ImageInput,
-        outputs: tuple[str, ...],
-        media_type: str | None,
-        timeout_s: float | None,
-        request_id: str | None,
-        options: OptionKeywords,
-    ) -> tuple[str, dict[str, Tensor]]:
-        self._check_open()
-        ends_at = time.monotonic() + (self.timeout_s if timeout_s is None else _checked_timeout(timeout_s))
-        request_id = uuid.uuid4().hex if request_id is None else _checked_id(request_id)
-        try:
-            parse_options(options)
-            picture = encode(image, media_type=media_type, limits=self.limits, verify=self.verify)
-            request = InferRequest(
-                model=PIPELINE,
-                image=picture.data,
-                outputs=outputs,
-                parameters=to_parameters(options),
-                request_id=request_id,
-                timeout_s=_left(ends_at),
+    def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
+        """The pipeline and the models that it calls, as the first server that answers has them.
+
+        Raises:
+            ServerUnavailable, ProcessingTimeout: nobody answers.
+        """
+        self._settings.check_open()
+        deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
+        return tuple(self._endpoints.models(MODELS, deadline))
+
+    def _cut(self, call: Call, cancel: Cancel | None) -> CutResult:
+        if call.find_cached():
+            return call.cut_result()
+        fallback = self._settings.fallback
+        if fallback is None:
+            call.keep(Served(self._ask(call, CUT_OUTPUTS, call.deadline, cancel), "triton", 1))
+        else:
+            call.keep(
+                fallback.infer(
+                    call.data,
+                    call.media_type,
+                    options=call.checked_options,
+                    deadline=call.deadline,
+                    primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn, cancel),
+                    detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn, cancel),
+                )
             )
-            return request_id, self._transport.infer(request)
+        return call.cut_result()
+
+    def _ask(self, call: Call, outputs: tuple[str, ...], turn: Deadline, cancel: Cancel | None) -> Mapping[str, Tensor]:
+        return call.answered(self._endpoints.infer(call.request(outputs, turn), turn, call.retries(turn), cancel))
+
+    def _health_of(self, endpoint: Endpoint, deadline: Deadline) -> Health:
+        health, transport = Health(endpoint.url), endpoint.transport
+        try:
+            server = transport.server_ready(deadline.left_s)
+            health = health.readiness(server=server, model=transport.model_ready(PIPELINE, deadline.left_s))
+            if health.error is not None:
+                return health
+            begun = Deadline(deadline.left_s)
+            outputs = transport.infer(
+                InferRequest(
+                    PIPELINE, canary(), CUT_OUTPUTS, to_parameters({"subject": "all"}), "health", deadline.left_s
+                )
+            )
+            return health.came_back(read_cut(outputs, Origin("triton", "health", begun.elapsed_s * 1000)))
         except CutawayError as error:
-            error.request_id = request_id
-            raise
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")
-
-
-def _canary() -> bytes:
-    """A 64×64 PNG with some texture: the smallest picture that is taken."""
-    rows = b"".join(
-        b"\0" + bytes((x * 4, y * 4, (x ^ y) * 4)[c] for x in range(64) for c in range(3)) for y in range(64)
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in (
-            (b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)),
-            (b"IDAT", zlib.compress(rows)),
-            (b"IEND", b""),
-        )
-    )
-
-
-def _left(ends_at: float) -> float:
-    # gRPC reads 0 as "no time at all" and fails before it sends, which is what is meant.
-    return max(0.0, ends_at - time.monotonic())
-
-
-def _ms_since(started: float) -> float:
-    return (time.monotonic() - started) * 1000
-
-
-def _checked_timeout(timeout_s: float) -> float:
-    if not 0 < timeout_s < math.inf:
-        raise ValueError(f"a timeout is a number of seconds above 0, not {timeout_s}")
-    return timeout_s
-
-
-def _checked_id(request_id: str) -> str:
-    if not 0 < len(request_id) <= MAX_REQUEST_ID_CHARS or not (request_id.isascii() and request_id.isprintable()):
-        raise ValueError(f"a request id has 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters")
-    return request_id
+            return health.failed(error)

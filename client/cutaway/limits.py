@@ -46,6 +46,12 @@ LOW_CONFIDENCE = 0.5
 PROCESSING_TIMEOUT_S = 30.0
 """The pipeline gives a picture up after this long."""
 
+FALLBACK_TIMEOUT_S = 60.0
+"""A call with hosted models to fall back to takes at most this long: the server's own 30 s and as much again."""
+
+CUT_MANY_JOBS = 4
+"""Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
+
 DETECTOR_SIDE_PX = 640
 DETECTOR_CANDIDATES = 300
 MODEL_MAX_BATCH = 8
@@ -353,6 +359,10 @@ BREAKER_FAIL_MAX = 5
 
 BREAKER_RESET_S = 60.0
 """How long it rests before one call may try it again."""
+
+ENDPOINT_SILENT_S = 25.0
+"""A server of one's own that says nothing for so long is at fault: the pipeline itself gives up after 30 s. A shorter
+deadline that passes says more about the caller's hurry."""
 
 
 # ----------------------------------------------------------------------------------------------------- fetching

@@ -49,12 +49,8 @@ class CutOptions:
     max_people: int
 
 
-class OptionKeywords(TypedDict, total=False):
-    """The options as keyword arguments of the SDK; what is left out or None keeps the server's default.
-
-    Meanings, defaults and bounds are those of :data:`cutaway.limits.OPTIONS` (``cutaway cut --help`` prints them).
-    Lengths are in pixels of the upright picture.
-    """
+class WhoKeywords(TypedDict, total=False):
+    """The options that say who or what is cut out and how its edge is, as keyword arguments of the SDK."""
 
     subject: Literal["people", "each", "all"] | None
     select: Sequence[int] | None
@@ -62,10 +58,19 @@ class OptionKeywords(TypedDict, total=False):
     min_confidence: float | None
     padding_px: int | None
     feather_px: int | None
-    background: str | None
     decontaminate: bool | None
-    output: Literal["png", "webp", "mask"] | None
     max_people: int | None
+
+
+class OptionKeywords(WhoKeywords, total=False):
+    """The options as keyword arguments of the SDK; what is left out or None keeps the server's default.
+
+    Meanings, defaults and bounds are those of :data:`cutaway.limits.OPTIONS` (``cutaway cut --help`` prints them).
+    Lengths are in pixels of the upright picture.
+    """
+
+    background: str | None
+    output: Literal["png", "webp", "mask"] | None
 
 
 def parse_options(given: Mapping[str, Any]) -> CutOptions:

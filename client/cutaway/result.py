@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import os
 
     from PIL import Image
+
+    from cutaway.chain import Tried
 
 DETECTION_OUTPUTS = ("boxes", "scores", "report")
 CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
@@ -52,14 +54,7 @@ class Cutout:
         Raises:
             InferenceError: the server sent a picture that cannot be decoded.
         """
-        from PIL import Image
-
-        try:
-            image = Image.open(io.BytesIO(self.image), formats=["PNG", "WEBP"])
-            image.load()
-        except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
-            raise malformed("a cut-out cannot be decoded") from error
-        return image
+        return _decoded(self.image, "a cut-out")
 
     def numpy(self) -> NDArray[np.uint8]:
         """The cut-out as an array: HWC uint8 [0, 255], RGBA or RGB; HW for a mask."""
@@ -83,11 +78,32 @@ class Cutout:
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
-        if self.format == "png":
-            return self.image
-        buffer = io.BytesIO()
-        self.pil().save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return self.image if self.format == "png" else _as_png(self.pil())
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an answer came from, and what it took.
+
+    Attributes:
+        provider: who served it: "triton", or the hosted "huggingface", "replicate" or "space".
+        request_id: the id under which the server logged the request.
+        elapsed_ms: milliseconds from the call to the answer, as the caller saw them.
+        tier: 1 for your own server, 2 to 4 for hosted models.
+        url: the server that answered; "" for hosted models.
+        tried: why those before did not serve, in order.
+        requests: how many were sent to your own servers, repeats included.
+        from_cache: nobody was asked: it lay in the cache.
+    """
+
+    provider: str
+    request_id: str
+    elapsed_ms: float
+    tier: int = 1
+    url: str = ""
+    tried: tuple[Tried, ...] = ()
+    requests: int = 1
+    from_cache: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,17 +114,41 @@ class Detection:
         boxes: (N, 4) float32, x1, y1, x2, y2 in pixels of the upright picture, largest person first.
         scores: (N,) float32, the detector's confidence, 0 to 1.
         report: everything else the server tells.
-        provider: who served it: "triton".
-        request_id: the id under which the server logged the request.
-        elapsed_ms: milliseconds from the call to the answer, as the caller saw them.
+        origin: who served it and why not those before; its attributes are this object's, too.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     report: Report
-    provider: str
-    request_id: str
-    elapsed_ms: float
+    origin: Origin
+
+    @property
+    def provider(self) -> str:
+        return self.origin.provider
+
+    @property
+    def tier(self) -> int:
+        return self.origin.tier
+
+    @property
+    def tried(self) -> tuple[Tried, ...]:
+        return self.origin.tried
+
+    @property
+    def request_id(self) -> str:
+        return self.origin.request_id
+
+    @property
+    def elapsed_ms(self) -> float:
+        return self.origin.elapsed_ms
+
+    @property
+    def requests(self) -> int:
+        return self.origin.requests
+
+    @property
+    def from_cache(self) -> bool:
+        return self.origin.from_cache
 
     @property
     def timings_ms(self) -> Mapping[str, float]:
@@ -172,17 +212,98 @@ class CutResult(Detection):
         return self.cutouts[0]._repr_png_() if self.cutouts else None
 
 
-def read_detection(outputs: Mapping[str, Tensor], *, provider: str, request_id: str, elapsed_ms: float) -> Detection:
+@dataclass(frozen=True, eq=False)
+class UpscaleResult:
+    """An enlarged picture.
+
+    Attributes:
+        data: the encoded file as the provider sent it.
+        media_type: what it is, such as "image/png".
+        width_px: its width.
+        height_px: its height.
+        model: what enlarged it.
+        licence: of the model's weights, in words.
+        cost: what a picture costs, in words.
+        origin: who served it and why not those before.
+    """
+
+    data: bytes = field(repr=False)
+    media_type: str
+    width_px: int
+    height_px: int
+    model: str
+    licence: str
+    cost: str
+    origin: Origin
+
+    @property
+    def provider(self) -> str:
+        return self.origin.provider
+
+    @property
+    def tier(self) -> int:
+        return self.origin.tier
+
+    @property
+    def tried(self) -> tuple[Tried, ...]:
+        return self.origin.tried
+
+    @property
+    def request_id(self) -> str:
+        return self.origin.request_id
+
+    @property
+    def elapsed_ms(self) -> float:
+        return self.origin.elapsed_ms
+
+    @property
+    def extension(self) -> str:
+        """What the file's name should end with: ".png", ".jpg" or ".webp"."""
+        return {"image/jpeg": ".jpg"}.get(self.media_type, f".{self.media_type.removeprefix('image/')}")
+
+    def pil(self) -> Image.Image:
+        """The picture as a PIL image.
+
+        Raises:
+            InferenceError: it cannot be decoded.
+        """
+        return _decoded(self.data, "an enlarged picture")
+
+    def numpy(self) -> NDArray[np.uint8]:
+        """The picture as an array: HWC uint8 [0, 255], RGB or RGBA."""
+        image = self.pil()
+        return np.array(image if image.mode in ("RGB", "RGBA") else image.convert("RGB"), dtype=np.uint8)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+        """Write the encoded file as it is.
+
+        Raises:
+            ValueError: the name's extension says another format.
+            FileExistsError: the file is there and `overwrite` is False.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in {self.extension, ".jpeg" if self.extension == ".jpg" else self.extension}:
+            raise ValueError(f"the picture is {self.media_type}: name it {path.stem}{self.extension}, not {path.name}")
+        with path.open("wb" if overwrite else "xb") as file:
+            file.write(self.data)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.data if self.media_type == "image/png" else _as_png(self.pil())
+
+
+def read_detection(outputs: Mapping[str, Tensor], origin: Origin) -> Detection:
     """Build a detection from a server's outputs.
 
     Raises:
         InferenceError: outputs are missing or contradict one another.
     """
     boxes, scores, report = _detected(outputs)
-    return Detection(boxes, scores, report, provider, request_id, elapsed_ms)
+    return Detection(boxes, scores, report, origin)
 
 
-def read_cut(outputs: Mapping[str, Tensor], *, provider: str, request_id: str, elapsed_ms: float) -> CutResult:
+def read_cut(outputs: Mapping[str, Tensor], origin: Origin) -> CutResult:
     """Build a result from a server's outputs.
 
     Raises:
@@ -195,7 +316,7 @@ def read_cut(outputs: Mapping[str, Tensor], *, provider: str, request_id: str, e
     if not images or len(images) != len(report.cutouts):
         raise malformed(f"it holds {len(images)} cut-outs and its report tells of {len(report.cutouts)}")
     cutouts = tuple(_cutout(entry, image) for entry, image in zip(report.cutouts, images, strict=True))
-    return CutResult(boxes, scores, report, provider, request_id, elapsed_ms, cutouts)
+    return CutResult(boxes, scores, report, origin, cutouts)
 
 
 def _detected(outputs: Mapping[str, Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32], Report]:
@@ -226,3 +347,20 @@ def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:
         image,
         "png" if found == "png" else "webp",
     )
+
+
+def _decoded(data: bytes, what: str) -> Image.Image:
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=["PNG", "WEBP", "JPEG"])
+        image.load()
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+        raise malformed(f"{what} cannot be decoded") from error
+    return image
+
+
+def _as_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -11,7 +11,7 @@ import pytest
 from cutaway.errors import InferenceError
 from cutaway.limits import Tier
 from cutaway.report import parse_report
-from cutaway.result import CutResult, read_cut, read_detection
+from cutaway.result import CutResult, Origin, read_cut, read_detection
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +21,7 @@ from tests.integration import picture_files as make
 
 
 def cut(**changes: Any) -> CutResult:
-    return read_cut(outputs(**changes), provider="triton", request_id="r1", elapsed_ms=12.5)
+    return read_cut(outputs(**changes), Origin("triton", "r1", 12.5))
 
 
 def changed(*path: Any, to: Any) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_everything_is_told() -> None:
 
 def test_a_detection_has_no_cutouts() -> None:
     report = changed("cutouts", to=[])
-    found = read_detection(outputs(report=report), provider="triton", request_id="", elapsed_ms=1)
+    found = read_detection(outputs(report=report), Origin("triton", "", 1))
     assert len(found) == 2
     assert found.boxes.shape == (2, 4)
     assert found.report.cutouts == ()
@@ -165,7 +165,7 @@ def test_no_report_does_anything_but_read_or_fail(path: tuple[Any, ...], to: Any
 )
 def test_outputs_that_do_not_fit_together(changes: dict[str, Any]) -> None:
     with pytest.raises(InferenceError, match="malformed"):
-        read_cut(outputs() | changes, provider="triton", request_id="", elapsed_ms=0)
+        read_cut(outputs() | changes, Origin("triton", "", 0))
 
 
 # ---------------------------------------------------------------------------------------------------------- forms

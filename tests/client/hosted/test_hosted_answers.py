@@ -16,7 +16,7 @@ from cutaway.errors import (
 )
 from cutaway.fallback import Fallback, NeedsDetection
 from cutaway.providers import Space
-from cutaway.result import read_cut
+from cutaway.result import Origin, read_cut
 from PIL import Image
 
 from tests.client.hosted.asking import Server, hub
@@ -46,7 +46,7 @@ def detected(*boxes: tuple[float, float, float, float]) -> Mapping[str, Any]:
 
 def cut(infer: Callable[..., Any], serve: Callable[..., Peer], **more: Any) -> Any:
     served = infer(Fallback([hub(serve(HubScript(png(mask()))))]), **more)
-    return read_cut(served.value, provider=served.provider, request_id="r", elapsed_ms=1.0)
+    return read_cut(served.value, Origin(served.provider, "r", 1.0))
 
 
 @pytest.mark.parametrize("subject", ["all", "people"])
@@ -118,7 +118,7 @@ def test_each_is_cropped_from_the_server_s_detection(serve: Callable[..., Peer],
         subject="each",
         padding_px=10,
     )
-    result = read_cut(served.value, provider=served.provider, request_id="", elapsed_ms=0.0)
+    result = read_cut(served.value, Origin(served.provider, "", 0.0))
     assert [cutout.frame for cutout in result.cutouts] == [(30, 14, 90, 82), (70, 14, 130, 82)]
     assert [cutout.id for cutout in result.cutouts] == [0, 1]
     assert [cutout.pil().size for cutout in result.cutouts] == [(60, 68), (60, 68)]

@@ -1,0 +1,221 @@
+"""Many pictures at once: bounds, order, failures, and that nothing goes on when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from cutaway.cancel import Cancel
+from cutaway.errors import CorruptImage, RequestCancelled
+from cutaway.many import Outcome, run_many, run_many_async
+
+WAIT_S = 20.0
+
+
+class Work:
+    """Counts what is in flight; each picture is done when its gate opens."""
+
+    def __init__(self, gated: bool = False) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = self.begun = 0
+        self.gates: dict[Any, threading.Event] = {}
+        self.gated = gated
+
+    def gate(self, image: Any) -> threading.Event:
+        with self.lock:
+            return self.gates.setdefault(image, threading.Event())
+
+    def __call__(self, image: Any, cancel: Cancel) -> Any:
+        with self.lock:
+            self.begun += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            if self.gated:
+                gate = self.gate(image)
+                unregister = cancel.on_cancel(gate.set)
+                assert gate.wait(WAIT_S)
+                unregister()
+            if cancel.cancelled:
+                raise RequestCancelled("cancelled")
+            if image == "bad":
+                raise CorruptImage("bad")
+            return f"result of {image}"
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+def test_every_picture_has_its_outcome_and_a_failure_ends_nothing() -> None:
+    images = ["a", "bad", "c", "d"]
+    steps: list[tuple[int, int | None]] = []
+    outcomes = list(
+        run_many(Work(), images, jobs=2, ordered=True, progress=lambda *step: steps.append(step))  # type: ignore[arg-type]
+    )
+    assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
+    assert [outcome.source for outcome in outcomes] == images
+    assert [outcome.ok for outcome in outcomes] == [True, False, True, True]
+    assert outcomes[2].unwrap() == "result of c"
+    with pytest.raises(CorruptImage):
+        outcomes[1].unwrap()
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_in_order_of_completion() -> None:
+    work = Work(gated=True)
+    outcomes = run_many(work, ["slow", "quick"], jobs=2, ordered=False)
+    work.gate("quick").set()
+    assert next(outcomes).source == "quick"
+    work.gate("slow").set()
+    assert next(outcomes).source == "slow"
+    assert next(outcomes, None) is None
+
+
+def test_in_order_of_the_pictures() -> None:
+    work = Work(gated=True)
+    outcomes = run_many(work, ["slow", "quick"], jobs=2, ordered=True)
+    work.gate("quick").set()
+    opener = threading.Timer(0.1, work.gate("slow").set)
+    opener.start()
+    assert [outcome.source for outcome in outcomes] == ["slow", "quick"]
+    opener.join()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_no_more_in_flight_than_jobs_and_inputs_are_lazy(ordered: bool) -> None:
+    taken: list[int] = []
+
+    def images() -> Iterator[int]:
+        for number in range(10**9):
+            taken.append(number)
+            yield number
+
+    work = Work()
+    outcomes = run_many(work, images(), jobs=3, ordered=ordered)  # type: ignore[arg-type]
+    for _ in range(20):
+        assert next(outcomes).ok
+    outcomes.close()
+    assert work.most <= 3
+    assert len(taken) <= 20 + 2 * 3
+
+
+def test_closing_cancels_what_is_in_flight() -> None:
+    work = Work(gated=True)
+    outcomes = run_many(work, ["first", "second", "third"], jobs=2, ordered=False)
+    work.gate("first").set()
+    assert next(outcomes).source == "first"
+    outcomes.close()  # returns although nobody opened the second one's gate
+    assert work.now == 0
+    assert work.begun <= 3
+
+
+def test_a_cancel_from_outside_ends_it() -> None:
+    work, cancel = Work(gated=True), Cancel()
+    outcomes = run_many(work, map(str, range(1000)), jobs=2, ordered=False, cancel=cancel)
+    canceller = threading.Timer(0.1, cancel.cancel)
+    canceller.start()
+    found = list(outcomes)
+    canceller.join()
+    assert 1 <= len(found) <= 4
+    assert all(isinstance(outcome.error, RequestCancelled) for outcome in found)
+
+
+def test_a_broken_source_of_pictures_is_raised_and_ends_the_rest() -> None:
+    def images() -> Iterator[str]:
+        yield "a"
+        raise OSError("the list is gone")
+
+    outcomes = run_many(Work(), images(), jobs=1, ordered=False)
+    with pytest.raises(OSError, match="the list is gone"):
+        list(outcomes)
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", b"\xff\xd8"])
+def test_one_picture_is_not_several(one: Any) -> None:
+    with pytest.raises(TypeError, match="put it into a list"):
+        next(run_many(Work(), one, jobs=1, ordered=False))
+
+
+# ------------------------------------------------------------------------------------------------ asyncio
+
+
+def test_async_outcomes_bounds_and_failures() -> None:
+    now = most = 0
+
+    async def work(image: Any) -> Any:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        if image == 3:
+            raise CorruptImage("bad")
+        return image
+
+    async def images() -> AsyncIterator[Any]:
+        for number in range(12):
+            yield number
+
+    async def main() -> list[Outcome]:
+        return [outcome async for outcome in run_many_async(work, images(), jobs=4, ordered=True)]
+
+    outcomes = asyncio.run(main())
+    assert [outcome.index for outcome in outcomes] == list(range(12))
+    assert [outcome.index for outcome in outcomes if not outcome.ok] == [3]
+    assert most <= 4
+
+
+def test_async_closing_cancels_what_is_in_flight() -> None:
+    cancelled: list[Any] = []
+
+    async def work(image: Any) -> Any:
+        if image == 0:
+            return image
+        try:
+            await asyncio.sleep(WAIT_S)
+        except asyncio.CancelledError:
+            cancelled.append(image)
+            raise
+
+    async def main() -> None:
+        outcomes = run_many_async(work, range(100), jobs=3, ordered=False)  # type: ignore[arg-type]
+        assert (await anext(outcomes)).source == 0  # type: ignore[comparison-overlap]
+        await asyncio.sleep(0)
+        await outcomes.aclose()
+
+    started = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - started < WAIT_S / 2
+    assert len(cancelled) <= 3
+
+
+def test_async_cancelling_the_loop_cancels_what_is_in_flight() -> None:
+    begun: list[Any] = []
+    cancelled: list[Any] = []
+
+    async def work(image: Any) -> Any:
+        begun.append(image)
+        try:
+            await asyncio.sleep(WAIT_S)
+        except asyncio.CancelledError:
+            cancelled.append(image)
+            raise
+
+    async def consume() -> None:
+        async for _ in run_many_async(work, range(100), jobs=3, ordered=False):  # type: ignore[arg-type]
+            pass
+
+    async def main() -> None:
+        task = asyncio.create_task(consume())
+        while len(begun) < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert sorted(begun) == sorted(cancelled) == [0, 1, 2]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from export.nano.distractors import add_distractors
 from export.nano.photometric import degrade, match_tone, random_tone
 from export.nano.pictures import Image, Picture
 
@@ -26,6 +27,8 @@ PARTS: dict[str, tuple[float, tuple[float, float], tuple[float, float]]] = {
 }
 #: Kinds of samples and their shares.
 KINDS: dict[str, float] = {"ccp": 0.28, "pasted": 0.44, "coco": 0.22, "background": 0.06}
+#: Share of the backgrounds with cloth that is nobody's.
+DISTRACTED = 0.35
 #: The pipeline widens crops narrower than this (width / height).
 MIN_ASPECT = 0.5
 #: Below this scale a picture is halved before it is warped, against aliasing.
@@ -172,6 +175,8 @@ class SampleMaker:
         result = warp(image, affine, size_px, cv2.BORDER_REFLECT_101)
         if rng.random() < 0.25:
             result = cv2.GaussianBlur(result, (0, 0), rng.uniform(1.0, 5.0) * size_px / 384)
+        if rng.random() < DISTRACTED:
+            result = add_distractors(rng, result, self.ccp)
         return random_tone(rng, result, 0.5)
 
     def _pasted(self, rng: Generator, size_px: int) -> tuple[Image, Image]:

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from export.nano.compose import Window, warp
+from export.nano.compose import DISTRACTED, Window, warp
+from export.nano.distractors import add_distractors
 from export.nano.photometric import degrade, match_tone, random_tone
 from export.nano.pictures import Image, Picture
 
@@ -17,6 +18,8 @@ SIDE_PX = 640
 BAR_GREY = 114
 #: People of whom less is visible teach nothing.
 MIN_VISIBLE_PX = 300
+#: Share of the pasted scenes that are portraits: one or two people, cut off by the lower edge.
+PORTRAITS = 0.3
 #: Most people pasted into one scene.
 MAX_PASTED = 5
 
@@ -63,7 +66,9 @@ class SceneMaker:
         else:
             image = self._background(rng)
             people, trust = np.zeros(image.shape[:2], np.uint8), []
-            self._paste(rng, image, people, trust, int(rng.integers(1, MAX_PASTED + 1)))
+            portrait = rng.random() < PORTRAITS
+            count = int(rng.integers(1, 3 if portrait else MAX_PASTED + 1))
+            self._paste(rng, image, people, trust, count, portrait=portrait)
         image = degrade_scene(rng, image)
         return letterboxed(image, people, trust)
 
@@ -94,12 +99,17 @@ class SceneMaker:
         x0, y0 = rng.uniform(0, source_w - part_w), rng.uniform(0, source_h - part_h)
         affine = Window(x0, y0, x0 + part_w, y0 + part_h).to_square(SIDE_PX, 0.0, rng.random() < 0.5)
         square = warp(source, affine, SIDE_PX, cv2.BORDER_REFLECT_101)
-        return random_tone(rng, cv2.resize(square, (width, height), interpolation=cv2.INTER_AREA), 0.5)
+        result = cv2.resize(square, (width, height), interpolation=cv2.INTER_AREA)
+        if rng.random() < DISTRACTED:
+            result = add_distractors(rng, result, self.ccp)
+        return random_tone(rng, result, 0.5)
 
-    def _paste(self, rng: Generator, image: Image, people: Image, trust: list[float], count: int) -> None:
+    def _paste(
+        self, rng: Generator, image: Image, people: Image, trust: list[float], count: int, *, portrait: bool = False
+    ) -> None:
         """Paste people in place, the farther (smaller) ones first, as they would hide one another."""
         height, width = image.shape[:2]
-        near = rng.uniform(0.45, 1.15)
+        near = rng.uniform(1.3, 3.5) if portrait else rng.uniform(0.45, 1.15)
         sizes = np.sort(near * np.exp(-np.abs(rng.normal(0, 0.3, size=count))))
         centre = rng.uniform(0.2, 0.8) * width
         for size in sizes:
@@ -107,6 +117,8 @@ class SceneMaker:
             x0, y0, x1, y1 = (float(value) for value in picture.boxes[0])
             scale = size * height / (y1 - y0)
             foot = min(height * (0.72 + 0.25 * size), height * 1.15) + rng.normal(0, 0.03) * height
+            if portrait:
+                foot = height * (rng.uniform(0.02, 0.2) + size)
             place_x = centre + rng.normal(0, 0.5) * (x1 - x0) * scale * 1.6
             if rng.random() < 0.3:
                 place_x = rng.uniform(0, width)

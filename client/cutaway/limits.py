@@ -52,6 +52,10 @@ FALLBACK_TIMEOUT_S = 60.0
 CUT_MANY_JOBS = 4
 """Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
 
+RUN_GIVE_UP_FAILURES = 10
+"""A command's run over many pictures ends after so many failures of the server in a row: more than a restart or a full
+queue causes with a few pictures in flight, few enough not to fail thousands one by one."""
+
 DETECTOR_SIDE_PX = 640
 DETECTOR_CANDIDATES = 300
 MODEL_MAX_BATCH = 8
@@ -360,6 +364,9 @@ BREAKER_FAIL_MAX = 5
 BREAKER_RESET_S = 60.0
 """How long it rests before one call may try it again."""
 
+CONNECT_TIMEOUT_S = 5.0
+"""A server that has not taken a connection by then is gone, and the time is better spent on another one."""
+
 ENDPOINT_SILENT_S = 25.0
 """A server of one's own that says nothing for so long is at fault: the pipeline itself gives up after 30 s. A shorter
 deadline that passes says more about the caller's hurry."""
@@ -376,3 +383,44 @@ FETCH_MAX_REDIRECTS = 3
 
 FETCH_SCHEMES = ("https",)
 """Plain http lets anybody on the way change the picture, so it has to be asked for."""
+
+
+# -------------------------------------------------------------------------------------------------------- cache
+
+
+CACHE_MAX_BYTES = 1024 * MIB
+"""An answer is about a megabyte: room for a thousand pictures, on any disk that holds pictures at all."""
+
+CACHE_RESULTS_MAX_AGE_S = 3 * 86400.0
+"""Models and a server's settings change; whoever asks again after three days wants what they make of it now."""
+
+CACHE_UPLOADS_MAX_AGE_S = 7 * 86400.0
+"""What people sent is kept, where it is kept at all, for a second look within the week."""
+
+CACHE_BUSY_S = 2.0
+"""So long a call waits for others that write; then it does without the cache, which was to save time."""
+
+CACHE_USE_NOTED_S = 60.0
+"""An entry's use is noted at most this often, so that nearly all hits only read."""
+
+CACHE_JOURNAL_BYTES = 16 * MIB
+"""What SQLite's journal keeps on disk between writes, besides `CACHE_MAX_BYTES`."""
+
+
+# ------------------------------------------------------------------------------------------------- compositing
+
+
+COMPOSITE_LIMITS = InputLimits(min_side_px=1)
+"""What a composite may measure: as much as a picture that is sent, and as little as one pixel."""
+
+COMPOSITE_OUTPUTS = ("png", "webp", "jpeg")
+COMPOSITE_QUALITY = 90
+"""Of lossy composites, 1 to 100: what the server's WebPs have."""
+
+COMPOSITE_SCALE = (0.01, 4.0)
+"""Height of what is placed as a share of the canvas: from a figure far off to an eye that fills the picture."""
+
+MATCH_MAX_LIGHTNESS = 10.0
+MATCH_MAX_CHROMA = 6.0
+MATCH_MAX_CONTRAST = 1.2
+"""How far a full colour match moves the mean, in units of CIELAB, and the spread at most: further, skin looks sick."""

@@ -168,7 +168,7 @@ def resolve(url: httpx.URL, timeout_s: float | None) -> list[str]:
     if is_address(url.host):
         return [url.host]
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
-    _look_up_apart(url, answers.put)
+    look_up_apart(url, answers.put)
     try:
         answer = answers.get(timeout=timeout_s)
     except queue.Empty:
@@ -193,14 +193,14 @@ async def resolve_async(url: httpx.URL) -> list[str]:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, answer)
 
-    _look_up_apart(url, deliver)
+    look_up_apart(url, deliver)
     answer = await future
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def _look_up_apart(url: httpx.URL, deliver: Callable[[list[str] | Exception], None]) -> None:
+def look_up_apart(url: httpx.URL, deliver: Callable[[list[str] | Exception], None]) -> None:
     """Ask the name server in a thread that nobody has to wait for: getaddrinfo cannot be interrupted, and in the
     loop's own executor it would keep asyncio.run() from ending."""
     host, port = url.raw_host.decode("ascii"), url.port or DEFAULT_PORTS[url.scheme]

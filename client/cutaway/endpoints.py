@@ -104,15 +104,16 @@ class _Rules(Generic[M]):
     def _round(self) -> list[M]:
         """The servers in the order in which the next call asks them."""
         first = next(self._turns) % len(self.members)
-        return [*self.members[first:], *self.members[:first]]
+        return list(self.members[first:] + self.members[:first])
 
-    def _asking(self, deadline: Deadline, retries: Retries) -> Generator[M | float, Any, Answer]:
+    def _asking(self, deadline: Deadline, retries: Retries, nobody_else: bool) -> Generator[M | float, Any, Answer]:
         """Yields a server to ask, and seconds to wait."""
         everybody = self._round()
         untried = list(everybody)
         failures: dict[M, _Failure] = {}
         deadline.check(everybody[0].url)
-        found = self._choose(untried)
+        always_ask = self._always_ask or nobody_else
+        found = self._choose(untried, always_ask)
         if found is None:
             raise self._all_rest()
         for requests in itertools.count(1):
@@ -134,7 +135,7 @@ class _Rules(Generic[M]):
             failures[member] = failure
             found = None
             if retries.policy.retries > 0 and not deadline.over:
-                found = self._choose(untried, only_awake=True)
+                found = self._choose(untried, always_ask=False)
                 if found is not None and not retries.budget.take():
                     found[1].dropped()
                     raise failure.error
@@ -154,19 +155,19 @@ class _Rules(Generic[M]):
                     or each not in failures
                     or (each in again and failures[each].due_s <= deadline.elapsed_s)
                 ]
-                found = self._choose(untried)
+                found = self._choose(untried, always_ask)
                 if found is None:
                     raise failures[soonest].error
         raise AssertionError
 
-    def _choose(self, untried: list[M], *, only_awake: bool = False) -> tuple[M, Permit] | None:
+    def _choose(self, untried: list[M], always_ask: bool) -> tuple[M, Permit] | None:
         """The next server, taken out of the list, and leave to ask it; None where there is none to be asked."""
         for member in untried:
             permit = member.breaker.permit()
             if permit is not None:
                 untried.remove(member)
                 return member, permit
-        if only_awake or not self._always_ask:
+        if not always_ask:
             return None
         member = min(untried, key=lambda each: each.breaker.rests_for_s)
         untried.remove(member)
@@ -186,7 +187,13 @@ class Endpoints(_Rules[Endpoint]):
     """Equal servers, asked in turn; safe to share between threads."""
 
     def infer(
-        self, request: InferRequest, deadline: Deadline, retries: Retries, cancel: Cancel | None = None
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        retries: Retries,
+        cancel: Cancel | None = None,
+        *,
+        nobody_else: bool = False,
     ) -> Answer:
         """Ask one server after the other until one answers or another try is not worth it.
 
@@ -195,6 +202,7 @@ class Endpoints(_Rules[Endpoint]):
             deadline: for everything together.
             retries: of this call; their budget is shared between calls.
             cancel: ends the request at the server, and waiting.
+            nobody_else: does this kind of work, so that servers which all rest are asked nevertheless.
 
         Raises:
             InputError: the picture or the options are at fault; nobody else is asked.
@@ -216,7 +224,7 @@ class Endpoints(_Rules[Endpoint]):
                 cancel.check()
             return None
 
-        return drive(self._asking(deadline, retries), perform)
+        return drive(self._asking(deadline, retries, nobody_else), perform)
 
     def models(self, names: Sequence[str], deadline: Deadline) -> list[ModelInfo]:
         """What the first server that answers says of these models.
@@ -238,7 +246,9 @@ class Endpoints(_Rules[Endpoint]):
 class AsyncEndpoints(_Rules[AsyncEndpoint]):
     """The same as :class:`Endpoints` for asyncio; cancelling the task ends the request at the server."""
 
-    async def infer(self, request: InferRequest, deadline: Deadline, retries: Retries) -> Answer:
+    async def infer(
+        self, request: InferRequest, deadline: Deadline, retries: Retries, *, nobody_else: bool = False
+    ) -> Answer:
         """See :meth:`Endpoints.infer`."""
 
         async def perform(step: AsyncEndpoint | float) -> dict[str, Tensor] | None:
@@ -247,7 +257,7 @@ class AsyncEndpoints(_Rules[AsyncEndpoint]):
             await asyncio.sleep(step)
             return None
 
-        return await drive_async(self._asking(deadline, retries), perform)
+        return await drive_async(self._asking(deadline, retries, nobody_else), perform)
 
     async def models(self, names: Sequence[str], deadline: Deadline) -> list[ModelInfo]:
         """See :meth:`Endpoints.models`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Sequence
 from typing import TypeAlias, Union
@@ -22,7 +23,7 @@ from cutaway.errors import (
     Overloaded,
     ProcessingTimeout,
     RateLimitExceeded,
-    RequestCancelled,
+    ServerRefused,
     ServerUnavailable,
 )
 
@@ -40,7 +41,8 @@ STATUS_OF_HTTP = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
-    408: "DEADLINE_EXCEEDED",
+    408: "UNAVAILABLE",
+    409: "UNAVAILABLE",
     413: "PAYLOAD_TOO_LARGE",
     429: "RESOURCE_EXHAUSTED",
     499: "CANCELLED",
@@ -53,7 +55,21 @@ STATUS_OF_HTTP = {
 """Triton's and common proxies' HTTP statuses by the gRPC status that means the same."""
 
 _FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
-_NO_MODEL = ("unknown model", "not found", "is not ready", "no available versions")
+
+# What Triton says of a model that it does not serve (tried with 2.51): "Request for unknown model: 'm' is not found" or
+# "'m' version 9 is not found", where it never knew it. That stays so for as long as it runs, since it takes requests
+# only when everything is loaded. What it says while models load or unload, or while it ends, passes: "has no available
+# versions" (also under "unknown model"), "is not at ready state", "Server exiting", "Server is stopping".
+_NO_SUCH_MODEL = ("request for unknown model", "is not found")
+_PASSING = ("no available versions", "not ready", "not at ready state", "server exiting", "server is stopping")
+
+# What gRPC says, all as UNAVAILABLE, where the other side does not prove who it is, or is no gRPC server. A closed or
+# refused connection is not among it: so does a server look that is just being restarted.
+_UNTRUSTED = ("certificate_verify_failed", "hostname verification check failed", "alert_unknown_ca")
+_NEEDS_CERTIFICATE = ("alert_certificate_required", "alert_bad_certificate", "alert_handshake_failure")
+_OTHER_PROTOCOL = ("wrong_version_number", "expected settings frame as the first frame", "connect an http1.x server")
+_PROXY_FAILED = re.compile(r"http status 5\d\d")
+"""A proxy whose server is away answers a gRPC request in plain HTTP."""
 
 
 def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
@@ -100,7 +116,7 @@ def malformed(what: str) -> InferenceError:
 def error_of(
     status: str, message: str, *, address: str, elapsed_s: float, retry_after_s: float | None = None
 ) -> CutawayError:
-    """The typed error for a failed call.
+    """The typed error for a failed call that its caller did not cancel.
 
     Args:
         status: a gRPC status by name; HTTP statuses come through :data:`STATUS_OF_HTTP`.
@@ -117,7 +133,7 @@ def error_of(
     if status == "DEADLINE_EXCEEDED":
         return timed_out(address, elapsed_s)
     if status == "CANCELLED":
-        return RequestCancelled("The request was cancelled.")
+        return ServerUnavailable(f"{address} gave the request up.")
     if any(words in lower for words in _FULL_QUEUE):
         return Overloaded("The server's queue is full.", retry_after=retry_after_s)
     if status == "PAYLOAD_TOO_LARGE":
@@ -125,12 +141,50 @@ def error_of(
     if status == "RESOURCE_EXHAUSTED" and "larger than max" not in lower:
         return RateLimitExceeded(f"{address} limits the rate: {said}.", retry_after=retry_after_s)
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return ServerUnavailable(f"{address} refuses access: {said}.", user_action="Check the credentials.")
+        return refused(f"{address} refuses access: {said}.", "Check the token or API key.")
+    if all(words in lower for words in _NO_SUCH_MODEL):
+        return refused(f"{address} serves no such model: {said}.", "Check the address: is it a Cutaway server's?")
+    if any(words in lower for words in _PASSING):
+        return ServerUnavailable(f"{address} is not ready: {said}.", retry_after=retry_after_s)
+    if status in ("NOT_FOUND", "UNIMPLEMENTED"):
+        return no_triton(address, said)
     if status == "UNAVAILABLE":
-        return ServerUnavailable(f"{address} is not available: {said}.", retry_after=retry_after_s)
-    if status in ("NOT_FOUND", "UNIMPLEMENTED") or any(words in lower for words in _NO_MODEL):
-        return ServerUnavailable(f"{address} serves no such model: {said}.")
+        return _unreachable(address, said) or ServerUnavailable(
+            f"{address} is not available: {said}.", retry_after=retry_after_s
+        )
     return InferenceError(f"The server failed: {said or status}.")
+
+
+def _unreachable(address: str, said: str) -> ServerRefused | None:
+    """The refusal in gRPC's words about a connection; None where trying again may help."""
+    lower = said.lower()
+    if any(words in lower for words in _UNTRUSTED):
+        return untrusted(address, said)
+    if any(words in lower for words in _NEEDS_CERTIFICATE):
+        return refused(f"{address} refuses the connection: {said}.", "Check the client certificate.")
+    if any(words in lower for words in _OTHER_PROTOCOL) and not _PROXY_FAILED.search(lower):
+        return no_triton(address, said)
+    return None
+
+
+def refused(message: str, user_action: str) -> ServerRefused:
+    return ServerRefused(message, user_action=user_action)
+
+
+def no_triton(address: str, said: str) -> ServerRefused:
+    """The error for what answers, but not as a Triton server does."""
+    return refused(
+        f"{address} answers, but not as a Triton server does: {said or 'no words'}.",
+        "Check the address, its port, and whether grpc://, grpcs://, http:// or https:// is right.",
+    )
+
+
+def untrusted(address: str, said: str) -> ServerRefused:
+    """The error for a server whose certificate does not prove that it is the one at the address."""
+    return refused(
+        f"The certificate of {address} is not trusted: {said}.",
+        "Name the authority that signed it (ca_file), and use the host's name that is written in it.",
+    )
 
 
 def timed_out(address: str, elapsed_s: float) -> ProcessingTimeout:

@@ -57,6 +57,22 @@ def dead_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@contextmanager
+def full_port() -> Iterator[int]:
+    """A port whose machine answers no more: the queue of those who want to connect is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        waiting = []
+        try:
+            for _ in range(3):
+                waiting.append(socket.socket())
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(listener.getsockname())
+            yield int(listener.getsockname()[1])
+        finally:
+            for each in waiting:
+                each.close()
+
+
 def silent(connection: socket.socket, over: threading.Event) -> None:
     """Takes the connection and never says anything, nor reads."""
     over.wait(10)
@@ -74,8 +90,9 @@ def resetting(connection: socket.socket, over: threading.Event) -> None:
 
 def babbling(connection: socket.socket, over: threading.Event) -> None:
     """Speaks another protocol."""
-    connection.sendall(b"220 mail.example ESMTP ready\r\n" * 20)
-    connection.recv(100)
+    connection.sendall(b"220 mail.example ESMTP ready\r\n" * 20 + b"\r\n")
+    while connection.recv(65536):
+        pass
 
 
 def dripping(before: bytes) -> Handler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway import errors
+from cutaway import errors, limits
 from cutaway.errors import (
     CutawayError,
     FileTooLarge,
@@ -19,11 +20,12 @@ from cutaway.errors import (
     Overloaded,
     ProcessingTimeout,
     RateLimitExceeded,
-    RequestCancelled,
+    ServerRefused,
     ServerUnavailable,
 )
+from cutaway.transports import grpc_wire
 from cutaway.transports.base import Address, InferRequest, Transport, parse_address
-from cutaway.transports.connection import Connection, open_transport
+from cutaway.transports.connection import Connection, open_async_transport, open_transport
 
 from tests.client import peers
 
@@ -33,15 +35,28 @@ SLACK_S = 0.5
 """For a busy machine; a call that ignores its deadline takes ten times as long."""
 
 
+WAYS = ["sync", "async"]
+
+
 def opened(url: str) -> Transport:
     return open_transport(Connection(parse_address(url)))
 
 
-def infer(url: str, *, image: bytes = b"picture", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    with closing(opened(url)) as transport:
-        return transport.infer(
-            InferRequest("ensemble_pipeline", image, ("report",), {"subject": "all"}, "id", timeout_s)
-        )
+def infer(url: str, way: str = "sync", *, image: bytes = b"picture", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """One call through a transport of its own, for threads or for asyncio."""
+    request = InferRequest("ensemble_pipeline", image, ("report",), {"subject": "all"}, "id", timeout_s)
+    if way == "sync":
+        with closing(opened(url)) as transport:
+            return transport.infer(request)
+
+    async def call() -> dict[str, Any]:
+        transport = open_async_transport(Connection(parse_address(url)))
+        try:
+            return await transport.infer(request)
+        finally:
+            await transport.aclose()
+
+    return asyncio.run(call())
 
 
 # ------------------------------------------------------------------------------------------------------ addresses
@@ -96,13 +111,13 @@ BROKEN = {
     "silent": (peers.silent, ProcessingTimeout),
     "closing": (peers.closing, ServerUnavailable),
     "resetting": (peers.resetting, ServerUnavailable),
-    "babbling": (peers.babbling, ServerUnavailable),
 }
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_dead_port(scheme: str) -> None:
-    took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{peers.dead_port()}", timeout_s=10))
+@pytest.mark.parametrize("way", WAYS)
+def test_dead_port(way: str, scheme: str) -> None:
+    took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{peers.dead_port()}", way, timeout_s=10))
     assert type(error) is ServerUnavailable
     assert isinstance(error, ConnectionError)
     assert error.retry
@@ -111,10 +126,11 @@ def test_dead_port(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_peers(scheme: str, kind: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_broken_peers(way: str, scheme: str, kind: str) -> None:
     handler, expected = BROKEN[kind]
     with peers.tcp_peer(handler) as port:
-        took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}"))
+        took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}", way))
     assert type(error) is expected, error
     assert took < TIMEOUT_S + SLACK_S
     if isinstance(error, ProcessingTimeout):
@@ -122,29 +138,73 @@ def test_broken_peers(scheme: str, kind: str) -> None:
         assert error.details["elapsed_seconds"] == pytest.approx(took, abs=0.2)
 
 
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@pytest.mark.parametrize("way", WAYS)
+def test_other_protocols_are_no_reason_to_try_again(way: str, scheme: str) -> None:
+    with (
+        peers.tcp_peer(peers.babbling) as port,
+        pytest.raises(ServerRefused, match="not as a Triton") as refusal,
+    ):
+        infer(f"{scheme}://127.0.0.1:{port}", way, timeout_s=5)
+    assert not refusal.value.retry
+    assert "port" in refusal.value.user_action
+
+
+@pytest.mark.parametrize(("status", "expected"), [(404, ServerRefused), (200, ServerRefused), (503, ServerUnavailable)])
+@pytest.mark.parametrize("way", WAYS)
+def test_grpc_to_a_web_server(way: str, status: int, expected: type[CutawayError]) -> None:
+    """A proxy that cannot reach its server says so in HTTP/1.1: that passes."""
+    with (
+        peers.tcp_peer(peers.http_answer(status, b"hello")) as port,
+        pytest.raises(ServerUnavailable) as failure,
+    ):
+        infer(f"grpc://127.0.0.1:{port}", way, timeout_s=5)
+    assert type(failure.value) is expected
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_that_takes_no_connection_is_gone_before_the_deadline(
+    way: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that there is time for another one."""
+    monkeypatch.setattr(limits, "CONNECT_TIMEOUT_S", 0.5)
+    if scheme == "grpc":
+        options = [option for option in grpc_wire.CHANNEL_OPTIONS if "min_reconnect" not in option[0]]
+        monkeypatch.setattr(grpc_wire, "CHANNEL_OPTIONS", (*options, ("grpc.min_reconnect_backoff_ms", 500)))
+    with peers.full_port() as port:
+        took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}", way, timeout_s=20))
+    assert type(error) is ServerUnavailable, error
+    assert error.retry
+    assert took < 10
+
+
 @pytest.mark.parametrize(
     "before",
     [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"],
     ids=["status", "headers", "body"],
 )
-def test_a_dripping_server_does_not_hold_the_caller(before: bytes) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_dripping_server_does_not_hold_the_caller(way: str, before: bytes) -> None:
     with peers.tcp_peer(peers.dripping(before)) as port:
-        took, error = peers.seconds_of(lambda: infer(f"http://127.0.0.1:{port}"))
+        took, error = peers.seconds_of(lambda: infer(f"http://127.0.0.1:{port}", way))
     assert type(error) is ProcessingTimeout, error
     assert TIMEOUT_S * 0.9 < took < TIMEOUT_S + SLACK_S
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_server_that_does_not_read_does_not_hold_the_caller(scheme: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_that_does_not_read_does_not_hold_the_caller(way: str, scheme: str) -> None:
     with peers.tcp_peer(peers.silent) as port:
-        took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}", image=bytes(50_000_000)))
+        took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}", way, image=bytes(50_000_000)))
     assert type(error) is ProcessingTimeout, error
     assert took < TIMEOUT_S + 2 * SLACK_S
 
 
-def test_body_cut_off() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_body_cut_off(way: str) -> None:
     with peers.tcp_peer(peers.http_answer(200, b"{", length=1000)) as port, pytest.raises(ServerUnavailable):
-        infer(f"http://127.0.0.1:{port}")
+        infer(f"http://127.0.0.1:{port}", way)
 
 
 def test_a_server_that_comes_back_is_found() -> None:
@@ -176,32 +236,41 @@ FORM = errors.InvalidOption("Option 'x' cannot be 1.", details={"name": "x"}).to
     ("status", "body", "expected", "words"),
     [
         (400, {"error": FORM}, InvalidOption, "cannot be 1"),
-        (400, {"error": "Request for unknown model: 'm' is not found"}, ServerUnavailable, "no such model"),
+        (400, {"error": "Request for unknown model: 'm' is not found"}, ServerRefused, "no such model"),
+        (404, {"error": "Request for unknown model: 'm' version 9 is not found"}, ServerRefused, "no such model"),
+        (404, {"error": "Request for unknown model: 'm' has no available versions"}, ServerUnavailable, "not ready"),
+        (400, {"error": "Model version not ready"}, ServerUnavailable, "not ready"),
         (400, {"error": "unexpected shape"}, InferenceError, "unexpected shape"),
-        (401, "", ServerUnavailable, "refuses access"),
-        (403, "go away", ServerUnavailable, "refuses access"),
-        (404, "<html>Not Found</html>", ServerUnavailable, "no such model"),
-        (408, "", ProcessingTimeout, "did not answer within"),
+        (401, "", ServerRefused, "refuses access"),
+        (403, "go away", ServerRefused, "refuses access"),
+        (404, "<html>Not Found</html>", ServerRefused, "not as a Triton"),
+        (408, "", ServerUnavailable, "not available"),
+        (409, "", ServerUnavailable, "not available"),
         (413, "<html>too large</html>", FileTooLarge, "takes no file this large"),
         (429, "slow down", RateLimitExceeded, "limits the rate"),
         (500, {"error": "stub died"}, InferenceError, "stub died"),
         (500, b"\xff\xfe garbage", InferenceError, "garbage"),
         (500, {"error": 7}, InferenceError, "server failed"),
+        (499, "", ServerUnavailable, "gave the request up"),
+        (501, "", ServerRefused, "not as a Triton"),
         (502, "", ServerUnavailable, "not available"),
         (503, {"error": "Exceeds maximum queue size"}, Overloaded, "queue is full"),
         (503, {"error": "[request id: 7] Request timeout expired"}, Overloaded, "queue is full"),
         (504, "", ProcessingTimeout, "did not answer"),
-        (302, "", ServerUnavailable, "HTTP 302"),
-        (418, "", ServerUnavailable, "HTTP 418"),
+        (302, "", ServerRefused, "HTTP 302"),
+        (418, "", ServerRefused, "HTTP 418"),
         (599, "", InferenceError, "HTTP 599"),
     ],
 )
-def test_http_failures(status: int, body: Any, expected: type[CutawayError], words: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_http_failures(way: str, status: int, body: Any, expected: type[CutawayError], words: str) -> None:
     sent = json.dumps(body).encode() if isinstance(body, dict) else body if isinstance(body, bytes) else body.encode()
     with peers.tcp_peer(peers.http_answer(status, sent)) as port, pytest.raises(CutawayError) as failure:
-        infer(f"http://127.0.0.1:{port}")
+        infer(f"http://127.0.0.1:{port}", way)
     assert type(failure.value) is expected
     assert words in failure.value.message
+    if isinstance(failure.value, ServerUnavailable):
+        assert failure.value.retry is (expected is not ServerRefused)
 
 
 @pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("soon", 60.0), ("99999999", 60.0), ("-1", 60.0)])
@@ -211,9 +280,10 @@ def test_retry_after_is_heeded_where_it_is_a_number(header: str, seconds: float)
     assert limit.value.retry_after == seconds
 
 
-def test_a_failure_without_end_is_cut_short() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_failure_without_end_is_cut_short(way: str) -> None:
     with peers.tcp_peer(peers.http_answer(500, b"a" * 10_000_000)) as port, pytest.raises(InferenceError) as failure:
-        infer(f"http://127.0.0.1:{port}", timeout_s=10)
+        infer(f"http://127.0.0.1:{port}", way, timeout_s=10)
     assert len(failure.value.message) < 1000
 
 
@@ -237,26 +307,29 @@ ILL_FORMED = {
 
 
 @pytest.mark.parametrize("kind", ILL_FORMED)
-def test_ill_formed_tensors(kind: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_ill_formed_tensors(way: str, kind: str) -> None:
     outputs, raw = ILL_FORMED[kind]
     with peers.tcp_peer(peers.kserve_answer(outputs, raw)) as port, pytest.raises(InferenceError, match="malformed"):
-        infer(f"http://127.0.0.1:{port}")
+        infer(f"http://127.0.0.1:{port}", way)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>hello</html>", b"[]", b'{"outputs": 3}', b"\xff", b"[" * 100_000])
-def test_answers_of_other_servers(body: bytes) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_of_other_servers(way: str, body: bytes) -> None:
     with (
         peers.tcp_peer(peers.http_answer(200, body)) as port,
-        pytest.raises(ServerUnavailable, match="not as a Triton"),
+        pytest.raises(ServerRefused, match="not as a Triton"),
     ):
-        infer(f"http://127.0.0.1:{port}")
+        infer(f"http://127.0.0.1:{port}", way)
 
 
 @pytest.mark.parametrize("length", ["-1", "9999", "x", "٣"])
-def test_impossible_lengths_of_the_header(length: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_impossible_lengths_of_the_header(way: str, length: str) -> None:
     handler = peers.http_answer(200, b"{}", Inference_Header_Content_Length=length)
     with peers.tcp_peer(handler) as port, pytest.raises((InferenceError, ServerUnavailable)):
-        infer(f"http://127.0.0.1:{port}")
+        infer(f"http://127.0.0.1:{port}", way)
 
 
 # ------------------------------------------------------------------------------------------------------------ gRPC
@@ -268,33 +341,41 @@ def test_impossible_lengths_of_the_header(length: str) -> None:
         ("INVALID_ARGUMENT", FORM, InvalidOption),
         ("INVALID_ARGUMENT", "unexpected shape", InferenceError),
         ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded),
-        ("UNAVAILABLE", "Request for unknown model: 'm' is not found", ServerUnavailable),
-        ("NOT_FOUND", "", ServerUnavailable),
-        ("UNIMPLEMENTED", "", ServerUnavailable),
-        ("UNAUTHENTICATED", "no token", ServerUnavailable),
+        ("UNAVAILABLE", "Request for unknown model: 'm' is not found", ServerRefused),
+        ("NOT_FOUND", "Request for unknown model: 'm' is not found", ServerRefused),
+        ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", ServerUnavailable),
+        ("UNAVAILABLE", "Request for unknown model: 'm' version 1 is not at ready state", ServerUnavailable),
+        ("UNAVAILABLE", "Server exiting", ServerUnavailable),
+        ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", ServerUnavailable),
+        ("NOT_FOUND", "", ServerRefused),
+        ("UNIMPLEMENTED", "", ServerRefused),
+        ("UNAUTHENTICATED", "no token", ServerRefused),
+        ("PERMISSION_DENIED", "not yours", ServerRefused),
         ("DEADLINE_EXCEEDED", "", ProcessingTimeout),
-        ("CANCELLED", "", RequestCancelled),
+        ("CANCELLED", "", ServerUnavailable),
         ("RESOURCE_EXHAUSTED", "too many requests", RateLimitExceeded),
         ("RESOURCE_EXHAUSTED", "Received message larger than max", InferenceError),
         ("INTERNAL", "stub died", InferenceError),
         ("UNKNOWN", "", InferenceError),
     ],
 )
-def test_grpc_failures(status: str, message: str, expected: type[CutawayError]) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_grpc_failures(way: str, status: str, message: str, expected: type[CutawayError]) -> None:
     with (
         peers.grpc_peer(peers.grpc_failure(status, message)) as port,
         pytest.raises(CutawayError) as failure,
     ):
-        infer(f"grpc://127.0.0.1:{port}", timeout_s=5)
+        infer(f"grpc://127.0.0.1:{port}", way, timeout_s=5)
     assert type(failure.value) is expected
 
 
-def test_grpc_carries_more_than_four_megabytes() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_grpc_carries_more_than_four_megabytes(way: str) -> None:
     """grpcio's own limit, which comes back whenever a channel is given options of one's own."""
     image = bytes(20_000_000)
     raw = struct.pack("<I", len(image)) + image
     with peers.grpc_peer(peers.grpc_answer(("images", "BYTES", [1], raw))) as port:
-        assert infer(f"grpc://127.0.0.1:{port}", image=image, timeout_s=10) == {"images": [image]}
+        assert infer(f"grpc://127.0.0.1:{port}", way, image=image, timeout_s=10) == {"images": [image]}
 
 
 @pytest.mark.parametrize(
@@ -307,20 +388,22 @@ def test_grpc_carries_more_than_four_megabytes() -> None:
         [("scores", "FP32", [-1], bytes(4))],
     ],
 )
-def test_grpc_ill_formed_tensors(outputs: list[Any]) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_grpc_ill_formed_tensors(way: str, outputs: list[Any]) -> None:
     with (
         peers.grpc_peer(peers.grpc_answer(*outputs)) as port,
         pytest.raises(InferenceError, match="malformed"),
     ):
-        infer(f"grpc://127.0.0.1:{port}", timeout_s=5)
+        infer(f"grpc://127.0.0.1:{port}", way, timeout_s=5)
 
 
-def test_zeros_at_the_end_of_an_element_stay() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_zeros_at_the_end_of_an_element_stay(way: str) -> None:
     raw = struct.pack("<I", 3) + b"a\0\0"
     with peers.grpc_peer(peers.grpc_answer(("report", "BYTES", [1], raw))) as port:
-        assert infer(f"grpc://127.0.0.1:{port}", timeout_s=5) == {"report": [b"a\0\0"]}
+        assert infer(f"grpc://127.0.0.1:{port}", way, timeout_s=5) == {"report": [b"a\0\0"]}
     outputs = [peers.output("report", "BYTES", [1], 7), peers.output("scores", "FP32", [0], 0)]
     with peers.tcp_peer(peers.kserve_answer(outputs, raw)) as port:
-        answer = infer(f"http://127.0.0.1:{port}")
+        answer = infer(f"http://127.0.0.1:{port}", way)
     assert answer["report"] == [b"a\0\0"]
     np.testing.assert_array_equal(answer["scores"], np.zeros(0, np.float32))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
-from cutaway.transports.base import Address, AsyncTransport, Transport
+from cutaway.transports.base import Address, AsyncTransport, InferRequest, Transport
 
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 
@@ -50,6 +52,32 @@ class Tls:
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("key_file is the key to a certificate: give cert_file, too")
 
+    def context(self) -> ssl.SSLContext:
+        """For connections of the standard library.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: it does not hold what it should.
+        """
+        # The files are opened first, because the errors about them below do not name them.
+        for file in (self.ca_file, self.cert_file, self.key_file):
+            if file is not None:
+                Path(file).open("rb").close()
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except ssl.SSLError as error:
+            raise ValueError(f"{self.ca_file} holds no certificates in PEM form: {error}") from None
+        if self.cert_file is not None:
+            try:
+                # An empty password instead of none, which would be asked for at the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, password="")
+            except ssl.SSLError as error:
+                raise ValueError(
+                    f"{self.cert_file} and {self.key_file or 'itself'} are not a certificate and its key in PEM form, "
+                    f"without a password: {error}"
+                ) from None
+        return context
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -76,6 +104,17 @@ class Connection:
     @property
     def encrypted(self) -> bool:
         return self.address.scheme in ("grpcs", "https")
+
+    def headers_of(self, request: InferRequest) -> dict[str, str]:
+        """What is sent with a request.
+
+        Raises:
+            ValueError: a header of the request cannot be sent.
+        """
+        if not request.headers:
+            return dict(self.headers)
+        check_headers(request.headers)
+        return {**self.headers, **request.headers}
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -1,91 +1,116 @@
-"""KServe-v2 over gRPC, through tritonclient."""
+"""KServe-v2 over gRPC for threads, through tritonclient."""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from cutaway.cancel import Cancel
-from cutaway.transports.base import InferRequest
+from cutaway.cancel import Cancel, cancelled
+from cutaway.errors import RequestCancelled, ServerRefused, ServerUnavailable
+from cutaway.resilience import Deadline
+from cutaway.transports.base import InferRequest, ModelInfo
 from cutaway.transports.connection import Connection
-from cutaway.wire import MAX_ANSWER_BYTES, Tensor, error_of, malformed, tensor
+from cutaway.transports.grpc_wire import CLOSED, FORKED, channel_of, failure_of, message_of, model_of, tensors_of
+from cutaway.wire import Tensor
 
-# Given options replace tritonclient's own, and with them the message lengths: without these two, answers over 4 MB
-# fail. Keepalive pings stay off, as there: Triton drops clients that ping more often than every five minutes.
-CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    # Connections of its own, so that clients of one process share no state.
-    ("grpc.use_local_subchannel_pool", 1),
-    # After failed connections gRPC would refuse calls for up to two minutes, although the server is long back. The
-    # option grpc.min_reconnect_backoff_ms stays alone: it also bounds how long connecting may take.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+T = TypeVar("T")
 
 
 class GrpcTransport:
     """See :class:`cutaway.transports.base.Transport`."""
 
     def __init__(self, connection: Connection) -> None:
-        address = connection.address
-        self._address = str(address)
-        self._client: Any = triton.InferenceServerClient(
-            f"{address.host}:{address.port}",
-            ssl=address.scheme == "grpcs",
-            channel_args=list(CHANNEL_OPTIONS),
-        )
+        self._connection = connection
+        self._address = str(connection.address)
+        self._client: Any = _Client(**channel_of(connection))
+        self._closed = False
 
     def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Tensor]:
-        image = triton.InferInput("image", [1], "BYTES")
-        # object and not numpy's bytes type, which drops zeros at the end.
-        image.set_data_from_numpy(np.array([request.image], dtype=np.object_))
+        message = message_of(request, self._connection.headers_of(request))
         started = time.monotonic()
+        # A blocking call of gRPC can be cancelled neither from another thread nor by Ctrl-C; one that is under way can.
+        done = threading.Lock()
+        done.acquire()
+        outcome: list[tuple[Any, InferenceServerException | None]] = []
+
+        def finished(result: Any, error: InferenceServerException | None) -> None:
+            outcome.append((result, error))
+            done.release()
+
+        call: Any = None
+        unregister: Callable[[], None] | None = None
         try:
-            result = self._client.infer(
-                request.model,
-                [image],
-                outputs=[triton.InferRequestedOutput(name) for name in request.outputs],
-                request_id=request.request_id,
-                client_timeout=request.timeout_s,
-                parameters=dict(request.parameters),
-            )
-        except InferenceServerException as error:
-            self._fail(error, started)
-        return _tensors(result.get_response())
+            call = self._usable().async_infer(callback=finished, **message)
+            if cancel is not None:
+                unregister = cancel.on_cancel(call.cancel)
+            done.acquire()
+        except BaseException:
+            if call is not None:
+                call.cancel()
+            raise
+        finally:
+            if unregister is not None:
+                unregister()
+        ((result, error),) = outcome
+        if error is None:
+            return tensors_of(result)
+        if cancel is not None and cancel.cancelled:
+            raise cancelled()
+        if self._closed:
+            raise RequestCancelled("The client was closed.")
+        raise failure_of(error, self._address, time.monotonic() - started)
 
     def server_ready(self, timeout_s: float) -> bool:
-        started = time.monotonic()
-        try:
-            return bool(self._client.is_server_ready(client_timeout=timeout_s))
-        except InferenceServerException as error:
-            self._fail(error, started)
+        return bool(self._ask(lambda client, **sent: client.is_server_ready(**sent), timeout_s))
 
     def model_ready(self, model: str, timeout_s: float) -> bool:
-        started = time.monotonic()
-        try:
-            return bool(self._client.is_model_ready(model, client_timeout=timeout_s))
-        except InferenceServerException as error:
-            self._fail(error, started)
+        return bool(self._ask(lambda client, **sent: client.is_model_ready(model, **sent), timeout_s))
+
+    def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
+        deadline = Deadline(timeout_s)
+        return [self._model(name, deadline) for name in names]
 
     def close(self) -> None:
+        self._closed = True
         self._client.close()
 
-    def _fail(self, error: InferenceServerException, started: float) -> NoReturn:
-        status = str(error.status() or "").removeprefix("StatusCode.")
-        raise error_of(
-            status, error.message() or "", address=self._address, elapsed_s=time.monotonic() - started
-        ) from None
+    def _model(self, name: str, deadline: Deadline) -> ModelInfo:
+        ready = self.model_ready(name, deadline.left_s)
+        try:
+            return model_of(self._ask(lambda client, **sent: client.get_model_metadata(name, **sent), deadline.left_s))
+        except ServerUnavailable as error:
+            if ready:
+                raise
+            return ModelInfo(name, state="NOT_FOUND" if isinstance(error, ServerRefused) else "UNAVAILABLE")
+
+    def _ask(self, question: Callable[..., T], timeout_s: float) -> T:
+        started = time.monotonic()
+        try:
+            return question(self._usable(), client_timeout=timeout_s, headers=self._connection.headers)
+        except InferenceServerException as error:
+            raise failure_of(error, self._address, time.monotonic() - started) from None
+
+    def _usable(self) -> Any:
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        if self._client.pid != os.getpid():
+            raise RuntimeError(FORKED)
+        return self._client
 
 
-def _tensors(response: Any) -> dict[str, Tensor]:
-    if len(response.raw_output_contents) != len(response.outputs):
-        raise malformed("it has other tensors than it names")
-    return {
-        output.name: tensor(output.name, output.datatype, list(output.shape), raw)
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
+class _Client(triton.InferenceServerClient):  # type: ignore[misc]
+    """Leaves the connections of the process that it was forked from alone."""
+
+    def __init__(self, **channel: Any) -> None:
+        self.pid = os.getpid()
+        super().__init__(**channel)
+
+    def close(self) -> None:
+        if self.pid == os.getpid():
+            super().close()

@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cutaway import NoPersonDetected, __version__, cli
+from cutaway import NoPersonDetected, __version__
+from cutaway.cli import build_parser, codes
+from cutaway.cli.connect import checked_options
 from cutaway.limits import OPTIONS
 from PIL import Image
 
-from tests.client import peers
-from tests.client.answers import PNG, REPORT, wire_outputs
+from tests.client import commanding, peers
+from tests.client.answers import PNG, wire_outputs
+from tests.client.commanding import ONE, command, lines_of, run
 from tests.integration import picture_files as make
 
-ONE = {**REPORT, "people": REPORT["people"][:1], "cutouts": REPORT["cutouts"][:1], "warnings": []}
+COMMANDS = ["cut", "detect", "composite", "upscale", "health", "models"]
 
 
 @pytest.fixture(autouse=True)
 def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (cli.URL_VARIABLE, cli.RATIO_VARIABLE):
+    for name in (codes.URL_VARIABLE, codes.RATIO_VARIABLE, codes.TOKEN_VARIABLE, codes.API_KEY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     for name in ("a.jpg", "b.jpg", "in/a.jpg"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -39,23 +42,9 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A peer that gives every picture one cut-out of the same person."""
-    described, raw = wire_outputs(ONE, [PNG])
-    described[1]["shape"], described[2]["shape"] = [1, 4], [1]
-    boxes, scores = described[1]["parameters"], described[2]["parameters"]
-    start = described[0]["parameters"]["binary_data_size"]
-    raw = raw[: start + 16] + raw[start + 32 : start + 36] + raw[start + 40 :]
-    boxes["binary_data_size"], scores["binary_data_size"] = 16, 4
-    with peers.tcp_peer(peers.kserve_answer(described, raw)) as port:
-        monkeypatch.setenv(cli.URL_VARIABLE, f"http://127.0.0.1:{port}")
+    with commanding.answering() as url:
+        monkeypatch.setenv(codes.URL_VARIABLE, url)
         yield
-
-
-def run(*arguments: str) -> int:
-    """The command's exit code, whether it returns it or leaves early."""
-    try:
-        return cli.main(arguments)
-    except SystemExit as end:
-        return int(end.code or 0)
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -63,7 +52,7 @@ def run(*arguments: str) -> int:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("cut", "--help") == cli.OK
+    assert run("cut", "--help") == codes.OK
     words = " ".join(capsys.readouterr().out.split())
     option = OPTIONS[name]
     assert f"--{name.replace('_', '-')}" in words
@@ -76,15 +65,15 @@ def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("command", ["cut", "detect", "health"])
 def test_exit_codes_are_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(command, "--help") == cli.OK
+    assert run(command, "--help") == codes.OK
     shown = capsys.readouterr().out
-    for code in (cli.OK, cli.FAILED, cli.USAGE, cli.UNAVAILABLE, cli.INTERRUPTED):
+    for code in (codes.OK, codes.FAILED, codes.USAGE, codes.UNAVAILABLE, codes.INTERRUPTED):
         assert re.search(rf"^  {code} ", shown, re.MULTILINE)
-    assert cli.URL_VARIABLE in shown
+    assert codes.URL_VARIABLE in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--version") == cli.OK
+    assert run("--version") == codes.OK
     assert capsys.readouterr().out == f"cutaway {__version__}\n"
 
 
@@ -108,7 +97,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*arguments) == cli.USAGE
+    assert run(*arguments) == codes.USAGE
     shown = capsys.readouterr()
     assert words in shown.err
     assert shown.err.startswith("usage: cutaway")
@@ -126,80 +115,82 @@ def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_what_is_typed_is_what_is_sent(typed: list[str], sent: dict[str, Any]) -> None:
-    given = cli.build_parser().parse_args(["cut", "a.jpg", *typed])
-    assert cli._options(given, tuple(OPTIONS)) == sent
+    given = build_parser().parse_args(["cut", "a.jpg", *typed])
+    assert checked_options(given, tuple(OPTIONS)) == sent
 
 
 # -------------------------------------------------------------------------------------------------------------- cut
 
 
 def test_cuts(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("cut", "a.jpg", "in", "b.jpg", "-o", "out") == cli.OK
-    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "a_2.png", "b.png"]
+    assert run("cut", "a.jpg", "in", "b.jpg", "-o", "out") == codes.OK
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["a.png", "a_2.png", "b.png"]
     assert Path("out/a.png").read_bytes() == PNG
     shown = capsys.readouterr()
-    assert [line.partition(" (")[0] for line in shown.out.splitlines()] == [
-        "a.jpg → out/a.png",
-        "in/a.jpg → out/a_2.png",
-        "b.jpg → out/b.png",
-    ]
+    assert lines_of(shown.out) == ["a.jpg → out/a.png", "b.jpg → out/b.png", "in/a.jpg → out/a_2.png"]
     assert re.search(r"\(1 person, \d+ ms\)", shown.out)
-    assert shown.err.strip() == "3 of 3 done"
+    assert shown.err.strip() == "3 of 3 pictures done"
 
 
 def test_cuts_into_cutouts_without_being_told(answering: None) -> None:
-    assert run("cut", "a.jpg", "--subject", "each") == cli.OK
+    assert run("cut", "a.jpg", "--subject", "each") == codes.OK
     assert Path("cutouts/a-0.png").exists()
 
 
 def test_quiet_says_nothing(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("cut", "a.jpg", "--quiet") == cli.OK
+    assert run("cut", "a.jpg", "--quiet") == codes.OK
     assert capsys.readouterr() == ("", "")
 
 
 def test_keeps_what_is_there(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     Path("out/a.png").write_bytes(b"mine")
-    assert run("cut", "a.jpg", "b.jpg", "-o", "out") == cli.FAILED
+    assert run("cut", "a.jpg", "b.jpg", "-o", "out") == codes.FAILED
     assert Path("out/a.png").read_bytes() == b"mine"
     assert Path("out/b.png").exists()
     shown = capsys.readouterr()
     assert "a.jpg: out/a.png is there already; --force replaces" in shown.err
-    assert "1 of 2 done, 1 failed" in shown.err
-    assert run("cut", "a.jpg", "-o", "out", "--force") == cli.OK
+    assert "1 of 2 pictures done; 1 failed" in shown.err
+    assert run("cut", "a.jpg", "-o", "out", "--force") == codes.OK
     assert Path("out/a.png").read_bytes() == PNG
 
 
 def test_one_failure_does_not_end_the_rest(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.png").write_bytes(b"%PDF-1.7")
-    assert run("cut", "bad.png", "a.jpg", "--quiet") == cli.FAILED
+    assert run("cut", "bad.png", "a.jpg", "--quiet") == codes.FAILED
     shown = capsys.readouterr()
     assert "bad.png: INVALID_FORMAT: This is a PDF" in shown.err
     assert "Send a JPEG, PNG, WebP or BMP file" in shown.err, "it says what to do"
-    assert "1 of 2 done, 1 failed" in shown.err
+    assert "1 of 2 pictures done; 1 failed" in shown.err
     assert Path("cutouts/a.png").exists()
 
 
 def test_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     with peers.tcp_peer(peers.kserve_answer(*wire_outputs())) as port:
-        assert run("cut", "a.jpg", "--subject", "each", "--url", f"http://127.0.0.1:{port}") == cli.OK
+        assert run("cut", "a.jpg", "--subject", "each", "--url", f"http://127.0.0.1:{port}") == codes.OK
     shown = capsys.readouterr().out
     assert "cutouts/a-0.png, cutouts/a-2.png (2 people" in shown
     assert "warning: Unsure. (LOW_CONFIDENCE)" in shown
 
 
 def test_a_server_that_is_gone_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("cut", "a.jpg", "b.jpg", "--url", f"grpc://127.0.0.1:{peers.dead_port()}") == cli.UNAVAILABLE
+    url = f"grpc://127.0.0.1:{peers.dead_port()}"
+    for number in range(20):
+        Path(f"in/{number}.jpg").write_bytes(make.jpeg())
+    assert run("cut", "in", "--jobs", "2", "--retries", "0", "--url", url) == codes.UNAVAILABLE
     shown = capsys.readouterr()
-    assert "a.jpg: UNAVAILABLE:" in shown.err
-    assert "0 of 2 done, 1 failed, 1 not tried" in shown.err
+    assert ".jpg: UNAVAILABLE:" in shown.err
+    assert "stopped: the server is not there; the same command goes on from here" in shown.err
+    failed, left = map(int, re.findall(r"0 of 21 pictures done; (\d+) failed; (\d+) not tried", shown.err)[0])
+    assert failed + left == 21
+    assert failed <= 4, "those in flight, and no more"
     assert not Path("cutouts").exists()
 
 
 def test_a_refusal_of_the_server_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     form = NoPersonDetected("Nobody was found in the picture.").to_json()
     with peers.tcp_peer(peers.http_answer(400, json.dumps({"error": form}).encode())) as port:
-        assert run("cut", "a.jpg", "--url", f"http://127.0.0.1:{port}") == cli.FAILED
+        assert run("cut", "a.jpg", "--url", f"http://127.0.0.1:{port}") == codes.FAILED
     assert "a.jpg: NO_PERSON_DETECTED: Nobody was found in the picture. Use a picture" in capsys.readouterr().err
 
 
@@ -207,7 +198,7 @@ def test_servers_and_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixtu
     form = NoPersonDetected("\x1b]0;owned\x07 \x1b[2Jnobody").to_json()
     Path("\x1b[31mred.jpg").write_bytes(make.jpeg())
     with peers.tcp_peer(peers.http_answer(400, json.dumps({"error": form}).encode())) as port:
-        assert run("cut", "\x1b[31mred.jpg", "--url", f"http://127.0.0.1:{port}") == cli.FAILED
+        assert run("cut", "\x1b[31mred.jpg", "--url", f"http://127.0.0.1:{port}") == codes.FAILED
     shown = capsys.readouterr()
     assert "\x1b" not in shown.out + shown.err
     assert "\x07" not in shown.err
@@ -215,15 +206,22 @@ def test_servers_and_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixtu
 
 def test_an_unreadable_place_is_one_line(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("in the way")
-    assert run("cut", "a.jpg", "-o", "file/out") == cli.FAILED
-    assert re.search(r"^a\.jpg: Not a directory: ", capsys.readouterr().err, re.MULTILINE)
+    assert run("cut", "a.jpg", "-o", "file/out") == codes.USAGE
+    assert "error: file/out cannot be a folder: file is a file" in capsys.readouterr().err
+    Path("out").mkdir()
+    Path("out/in").write_text("in the way")
+    assert run("cut", "in/a.jpg", "a.jpg", "in", "-o", "out") == codes.OK
+    Path("in/in").mkdir()
+    Path("in/in/a.jpg").write_bytes(make.jpeg())
+    assert run("cut", "in", "-o", "out") == codes.FAILED
+    assert re.search(r"^in/in/a\.jpg: (Not a directory|File exists): ", capsys.readouterr().err, re.MULTILINE)
 
 
 # ------------------------------------------------------------------------------------------------- detect and health
 
 
 def test_detect_prints_a_table(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("detect", "a.jpg") == cli.OK
+    assert run("detect", "a.jpg") == codes.OK
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a.jpg: 100×80, 1 person"
     assert lines[1].split() == ["id", "score", "x1", "y1", "x2", "y2"]
@@ -231,15 +229,13 @@ def test_detect_prints_a_table(answering: None, capsys: pytest.CaptureFixture[st
 
 
 def test_detect_prints_json(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("detect", "a.jpg", "--json") == cli.OK
+    assert run("detect", "a.jpg", "--json") == codes.OK
     form = json.loads(capsys.readouterr().out)
     assert form.pop("request_id")
-    assert form == ONE
+    assert form == {"source": "a.jpg", "status": "done", "outputs": [], **ONE}
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("none.jpg", cli.FAILED), ("bad.png", cli.FAILED), ("a.jpg", cli.UNAVAILABLE)]
-)
+@pytest.mark.parametrize(("name", "code"), [("bad.png", codes.FAILED), ("a.jpg", codes.UNAVAILABLE)])
 def test_detect_fails(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.png").write_bytes(b"no")
     assert run("detect", name, "--url", f"http://127.0.0.1:{peers.dead_port()}") == code
@@ -250,11 +246,11 @@ def test_detect_fails(name: str, code: int, capsys: pytest.CaptureFixture[str]) 
 
 def test_health_of_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     url = f"http://127.0.0.1:{peers.dead_port()}"
-    assert run("health", "--url", url) == cli.UNAVAILABLE
+    assert run("health", "--url", url) == codes.UNAVAILABLE
     shown = capsys.readouterr()
     assert f"{url} is not ready" in shown.out
     assert "UNAVAILABLE" in shown.err
-    assert run("health", "--url", url, "--json") == cli.UNAVAILABLE
+    assert run("health", "--url", url, "--json") == codes.UNAVAILABLE
     form = json.loads(capsys.readouterr().out)
     assert form["ok"] is False
     assert form["error"]["code"] == "UNAVAILABLE"
@@ -263,22 +259,10 @@ def test_health_of_nobody(capsys: pytest.CaptureFixture[str]) -> None:
 # -------------------------------------------------------------------------------------------- as a process, for real
 
 
-def command(
-    *arguments: str, url: str = "grpc://127.0.0.1:1", encoding: str = "utf-8"
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cutaway.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, cli.URL_VARIABLE: url, "PYTHONIOENCODING": encoding},
-    )
-
-
 def test_no_traceback_whatever_is_missing() -> None:
     for arguments in (["cut", "a.jpg"], ["detect", "none"], ["health"], ["cut", "none"]):
         ended = command(*arguments)
-        assert ended.returncode in (cli.FAILED, cli.USAGE, cli.UNAVAILABLE)
+        assert ended.returncode in (codes.FAILED, codes.USAGE, codes.UNAVAILABLE)
         assert "Traceback" not in ended.stderr
         assert ended.stderr
 
@@ -291,8 +275,8 @@ def test_an_ended_reader_is_no_failure_to_tell() -> None:
 
 
 def test_a_terminal_without_arrows(answering: None) -> None:
-    ended = command("cut", "a.jpg", url=os.environ[cli.URL_VARIABLE], encoding="ascii")
-    assert ended.returncode == cli.OK, ended.stderr
+    ended = command("cut", "a.jpg", url=os.environ[codes.URL_VARIABLE], encoding="ascii")
+    assert ended.returncode == codes.OK, ended.stderr
     assert ended.stdout.startswith("a.jpg ? cutouts/a.png")
 
 
@@ -317,8 +301,8 @@ def test_interrupted(scheme: str) -> None:
         assert arrived.wait(30)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)
-    assert process.returncode == cli.INTERRUPTED
-    assert said.strip().endswith("interrupted")
+    assert process.returncode == codes.INTERRUPTED
+    assert said == "interrupted\n0 of 1 picture done; 1 not tried\n"
     assert "Traceback" not in said
 
 
@@ -328,17 +312,22 @@ def test_the_whole_way(server: Any, samples: list[Path], scheme: str) -> None:
     url = server.grpc_url if scheme == "grpc" else server.http_url
     folder = str(samples[0].parent)
     cut = command("cut", folder, "-o", "out", "--background", "#00FF00", url=url)
-    assert cut.returncode == cli.OK, cut.stderr
-    assert sorted(path.stem for path in Path("out").iterdir()) == [sample.stem for sample in samples]
+    assert cut.returncode == codes.OK, cut.stderr
+    assert sorted(path.stem for path in Path("out").glob("*.png")) == [sample.stem for sample in samples]
     for sample in samples:
         with Image.open(sample) as picture, Image.open(Path("out", f"{sample.stem}.png")) as result:
             assert result.size == picture.size
-    assert command("cut", folder, "-o", "out", url=url).returncode == cli.FAILED
-    assert command("cut", folder, "-o", "out", "--force", "--subject", "each", url=url).returncode == cli.OK
+    other = command("cut", folder, "-o", "out", url=url)
+    assert (other.returncode, other.stdout) == (codes.FAILED, "")
+    assert "was made with other options (background #00FF00)" in other.stderr
+    again = command("cut", folder, "-o", "out", "--background", "#00ff00", url=url)
+    assert (again.returncode, again.stdout) == (codes.OK, "")
+    assert again.stderr == f"0 of {len(samples)} pictures done; {len(samples)} skipped, done earlier\n"
+    assert command("cut", folder, "-o", "out", "--force", "--subject", "each", url=url).returncode == codes.OK
     detect = command("detect", str(samples[0]), "--json", url=url)
     assert json.loads(detect.stdout)["people"][0]["confidence"] > 0.5
     health = command("health", url=url)
-    assert health.returncode == cli.OK, health.stderr
+    assert health.returncode == codes.OK, health.stderr
     assert "came back in" in health.stdout
 
 
@@ -346,8 +335,8 @@ def test_the_whole_way(server: Any, samples: list[Path], scheme: str) -> None:
 def test_options_reach_the_server(server: Any, samples: list[Path]) -> None:
     options = ["--boxes", "20,20,300,400;100,50,500,590", "--subject", "each", "--output", "mask"]
     cut = command("cut", str(samples[0]), *options, url=server.http_url)
-    assert cut.returncode == cli.OK, cut.stderr
-    masks = sorted(Path("cutouts").iterdir())
+    assert cut.returncode == codes.OK, cut.stderr
+    masks = sorted(Path("cutouts").glob("*.png"))
     assert [mask.name for mask in masks] == [f"{samples[0].stem}-0.png", f"{samples[0].stem}-1.png"]
     with Image.open(masks[0]) as mask:
         assert mask.mode == "L"

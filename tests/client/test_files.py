@@ -1,14 +1,11 @@
-"""The command's files: every picture named is found once, and no cut-out ever lands on anything it must not."""
+"""The command's files: every picture named is found once, and each has a place of its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from cutaway.files import Job, Writer, find_pictures, plan
-from cutaway.result import Cutout
-
-PNG = b"\x89PNG\r\n\x1a\n"
+from cutaway.cli.files import find_pictures, plan
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -23,10 +20,6 @@ def found(*names: str) -> list[str]:
 
 def stems(pictures: list[tuple[Path, Path]]) -> list[str]:
     return [str(job.stem) for job in plan(pictures, Path("out"))]
-
-
-def cutout(id_: int = 0, image: bytes = PNG) -> Cutout:
-    return Cutout(id_, (id_,), (0, 0, 1, 1), 1.0, (0, 0, 1, 1), image, "png")
 
 
 @pytest.fixture(autouse=True)
@@ -77,67 +70,17 @@ def test_folders_are_kept_and_no_two_places_are_the_same(tmp_path: Path) -> None
     assert len({place.casefold() for place in places}) == len(places)
 
 
-# --------------------------------------------------------------------------------------------------------- writing
+def test_pictures_of_earlier_runs_keep_their_places(tmp_path: Path) -> None:
+    touch(tmp_path, "a/photo.bmp", "a/photo.jpg", "b/photo.jpg")
+    known = {(tmp_path / "a/photo.jpg").resolve(): Path("out/photo")}
+    jobs = plan(find_pictures(["a", "b"]), Path("out"), known)
+    places = {job.source.as_posix(): job.stem.as_posix() for job in jobs}
+    assert places == {"a/photo.bmp": "out/photo_2", "a/photo.jpg": "out/photo", "b/photo.jpg": "out/photo_3"}
 
 
-def writer(*jobs: Job, force: bool = False, numbered: bool = False) -> Writer:
-    return Writer(jobs, force=force, extension="png", numbered=numbered)
-
-
-def test_writes(tmp_path: Path) -> None:
-    job = Job(Path("in.jpg"), Path("new/photo.v2"))
-    assert writer(job).write(job, [cutout()]) == [Path("new/photo.v2.png")]
-    assert Path("new/photo.v2.png").read_bytes() == PNG
-
-
-def test_numbers_by_id(tmp_path: Path) -> None:
-    job = Job(Path("in.jpg"), Path("photo"))
-    targets = writer(job, numbered=True).write(job, [cutout(0), cutout(3)])
-    assert targets == [Path("photo-0.png"), Path("photo-3.png")]
-
-
-@pytest.mark.parametrize("numbered", [False, True])
-def test_keeps_files_of_earlier_runs(numbered: bool, tmp_path: Path) -> None:
-    job = Job(Path("in.jpg"), Path("photo"))
-    target = Path("photo-0.png" if numbered else "photo.png")
-    target.write_bytes(b"old")
-    careful = writer(job, numbered=numbered)
-    assert careful.in_the_way(job) == target
-    with pytest.raises(FileExistsError):
-        careful.write(job, [cutout()])
-    assert target.read_bytes() == b"old"
-    forced = writer(job, numbered=numbered, force=True)
-    assert forced.in_the_way(job) is None
-    forced.write(job, [cutout()])
-    assert target.read_bytes() == PNG
-
-
-def test_writes_all_cutouts_of_a_picture_or_none(tmp_path: Path) -> None:
-    job = Job(Path("in.jpg"), Path("photo"))
-    touch(tmp_path, "photo-1.png")
-    with pytest.raises(FileExistsError):
-        writer(job, numbered=True).write(job, [cutout(0), cutout(1)])
-    assert not Path("photo-0.png").exists()
-
-
-def test_never_writes_over_a_picture_that_is_read(tmp_path: Path) -> None:
-    """Not even when forced: `cutaway cut *.png -o . --force` would destroy what it was given."""
-    touch(tmp_path, "photo.png", "other.jpg")
-    first, second = Job(Path("photo.png"), Path("photo")), Job(Path("other.jpg"), Path("../x"))
-    forced = writer(first, second, force=True)
-    assert forced.in_the_way(first) == Path("photo.png")
-    with pytest.raises(FileExistsError):
-        forced.write(first, [cutout()])
-    assert Path("photo.png").read_bytes() == b"picture"
-
-
-def test_never_writes_over_another_pictures_cutout(tmp_path: Path) -> None:
-    """`photo` with subject 'each' and a picture called `photo-0` want the same name."""
-    one, other = Job(Path("a.jpg"), Path("photo")), Job(Path("b.jpg"), Path("photo-0"))
-    forced = writer(one, other, force=True, numbered=True)
-    forced.write(one, [cutout(0)])
-    plain = Job(Path("c.jpg"), Path("photo-0"))
-    assert forced.write(plain, [cutout(0)]) == [Path("photo-0-0.png")]
-    with pytest.raises(FileExistsError):
-        forced.write(one, [cutout(0, PNG + b"x")])
-    assert Path("photo-0.png").read_bytes() == PNG
+def test_what_earlier_runs_made_is_no_picture_where_it_lies_among_them(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.jpg", "in/a.png")
+    made = {(tmp_path / "in/a.png").resolve()}
+    assert [str(relative) for _, relative in find_pictures(["in"], Path("in"), made)] == ["a.jpg"]
+    assert [str(relative) for _, relative in find_pictures(["in/*"], Path("in"), made)] == ["a.jpg"]
+    assert [str(relative) for _, relative in find_pictures(["in/a.png"], Path("in"), made)] == ["a.png"], "it is named"

@@ -1,0 +1,301 @@
+"""The command line. Numbers and option texts come from the table in :mod:`cutaway.limits`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cutaway import __version__, limits
+from cutaway.cli.codes import EPILOG, TOKEN_VARIABLE, URL_VARIABLE
+from cutaway.limits import OPTIONS, Option
+
+DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
+COMPOSITE_OPTIONS = tuple(name for name in OPTIONS if name not in ("background", "output"))
+COMPOSITE_FORMATS = ("png", "webp", "jpeg")
+SHELLS = ("bash", "zsh", "fish")
+
+IMAGES = "file, folder (and all below it) or pattern; - for standard input"
+_METAVARS = {"int": "N", "float": "X", "ids": "ID,ID", "boxes": "X1,Y1,X2,Y2;…", "background": "BACKGROUND"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; `command` names the module that runs what was parsed."""
+    parser = argparse.ArgumentParser(
+        prog="cutaway",
+        description="Cut people and objects out of pictures with a Cutaway server.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"cutaway {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_cut, _add_detect, _add_composite, _add_upscale, _add_health, _add_models, _add_completion):
+        add(commands)
+    return parser
+
+
+# -------------------------------------------------------------------------------------------------- commands
+
+
+def _add_cut(commands: Any) -> None:
+    cut = _command(commands, "cut", "Cut people, or what the picture shows, out of pictures.")
+    _add_pictures(cut, "cutouts", "NAME.png, or NAME-ID.png with --subject each")
+    _add_json(cut, "print one JSON object per picture; words for people go to standard error")
+    _add_server(cut, hosted=True)
+    _add_fallback(cut, "ask these hosted models, in this order, where the server does not serve")
+    _add_cache(cut)
+    _add_options(cut, tuple(OPTIONS))
+
+
+def _add_detect(commands: Any) -> None:
+    detect = _command(commands, "detect", "List the people in pictures without cutting them out.")
+    detect.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
+    _add_jobs(detect)
+    _add_json(detect, "print the server's whole report as one JSON object per picture")
+    detect.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    _add_server(detect)
+    _add_cache(detect)
+    _add_options(detect, DETECT_OPTIONS)
+
+
+def _add_composite(commands: Any) -> None:
+    about = "Cut people, or what the picture shows, out of pictures and put them onto something else."
+    composite = _command(commands, "composite", about)
+    _add_pictures(composite, "composites", "NAME.png")
+    _add_json(composite, "print one JSON object per picture; words for people go to standard error")
+    group = composite.add_argument_group("onto what, and how")
+    group.add_argument(
+        "--onto",
+        required=True,
+        metavar="BACKGROUND",
+        help="a colour #RRGGBB, a picture's file, or blur:<px> for the blurred original",
+    )
+    group.add_argument("--place", metavar="PLACE", help="where: see PLACES")
+    group.add_argument("--scale", type=_positive_number, metavar="X", help="how large")
+    group.add_argument(
+        "--match-colour",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="how far their colours go towards those of the new background, 0 to 1 (default: 0)",
+    )
+    group.add_argument(
+        "--output", choices=COMPOSITE_FORMATS, default="png", help="form of the pictures that come out (default: png)"
+    )
+    _add_server(composite, hosted=True)
+    _add_fallback(composite, "ask these hosted models, in this order, where the server does not serve")
+    _add_cache(composite)
+    _add_options(composite, COMPOSITE_OPTIONS)
+
+
+def _add_upscale(commands: Any) -> None:
+    bounds = limits.UPSCALE_LIMITS
+    about = (
+        f"Enlarge pictures of at most {bounds.max_long_side_px}×{bounds.max_short_side_px} by hosted models. "
+        "Cutaway servers do not do this: the pictures leave your network, and most providers charge."
+    )
+    upscale = _command(commands, "upscale", about)
+    _add_pictures(upscale, "upscaled", "NAME.png, .jpg or .webp, as it comes")
+    _add_json(upscale, "print one JSON object per picture; words for people go to standard error")
+    scales = limits.UPSCALE_SCALES
+    upscale.add_argument(
+        "--scale",
+        type=int,
+        choices=scales,
+        default=scales[0],
+        help=f"times as many pixels along each side (default: {scales[0]})",
+    )
+    _add_timeout(upscale, f"default: {limits.FALLBACK_TIMEOUT_S:g}")
+    _add_fallback(upscale, "ask these hosted models, in this order; at least one", required=True)
+    upscale.set_defaults(
+        url=None, token_env=None, header=None, ca_file=None, cert_file=None, key_file=None, retries=None
+    )
+
+
+def _add_health(commands: Any) -> None:
+    health = _command(commands, "health", "Send a small picture through each server's pipeline.")
+    _add_json(health, "print one JSON object per server")
+    _add_server(health)
+
+
+def _add_models(commands: Any) -> None:
+    models = _command(commands, "models", "List the models that each server runs, with what goes in and comes out.")
+    _add_json(models, "print one JSON object per server")
+    _add_server(models)
+
+
+def _add_completion(commands: Any) -> None:
+    about = "Print what makes a shell complete this command: see the end of this help."
+    completion = _command(commands, "completion", about, epilog=_HOW_TO_COMPLETE)
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
+
+
+_HOW_TO_COMPLETE = """where it goes:
+  bash    cutaway completion bash > ~/.local/share/bash-completion/completions/cutaway
+  zsh     cutaway completion zsh > a folder of $fpath, as _cutaway
+  fish    cutaway completion fish > ~/.config/fish/completions/cutaway.fish
+"""
+
+
+# ---------------------------------------------------------------------------------------- what several share
+
+
+def _command(commands: Any, name: str, about: str, *, epilog: str = EPILOG) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about.partition(". ")[0].rstrip("."),
+        description=textwrap.fill(about, 79),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=name, parser=parser)
+    return parser
+
+
+def _add_pictures(parser: argparse.ArgumentParser, folder: str, names: str) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
+    parser.add_argument(
+        "-o",
+        "--output-dir",
+        type=Path,
+        default=Path(folder),
+        metavar="DIR",
+        help=f"folder for what is made, as {names} (default: {folder}); of one picture also a file, "
+        "or - for standard output",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="make again what was done earlier, and replace what is there; otherwise what is done is skipped",
+    )
+    _add_jobs(parser)
+    parser.add_argument("--quiet", action="store_true", help="say nothing but what failed")
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs",
+        type=_positive_whole,
+        default=limits.CUT_MANY_JOBS,
+        metavar="N",
+        help=f"pictures in flight at once (default: {limits.CUT_MANY_JOBS})",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _add_server(parser: argparse.ArgumentParser, *, hosted: bool = False) -> None:
+    from cutaway.calls import DEFAULT_URL
+
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--url",
+        action="append",
+        help="grpc://HOST:8001 or http://HOST:8000; grpcs:// and https:// for TLS; may be given several times for "
+        f"equal servers (default: ${URL_VARIABLE}, else {DEFAULT_URL})",
+    )
+    with_fallback = f", with --fallback {limits.FALLBACK_TIMEOUT_S:g}" if hosted else ""
+    _add_timeout(group, f"default: {limits.PROCESSING_TIMEOUT_S:g}{with_fallback}")
+    group.add_argument(
+        "--retries",
+        type=_whole,
+        metavar="N",
+        help=f"repeat what may succeed later so often (default: {limits.RETRIES})",
+    )
+    group.add_argument(
+        "--token-env",
+        metavar="VARIABLE",
+        help=f"the environment variable that holds the bearer token (default: {TOKEN_VARIABLE})",
+    )
+    group.add_argument(
+        "--header", action="append", metavar="'NAME: VALUE'", help="sent with every request; may be given several times"
+    )
+    for flag, text in (
+        ("--ca-file", "trust only what these authorities signed (PEM)"),
+        ("--cert-file", "the client's own certificate (PEM)"),
+        ("--key-file", "the certificate's key (PEM)"),
+    ):
+        group.add_argument(flag, type=Path, metavar="FILE", help=text)
+
+
+def _add_timeout(parser: Any, default: str) -> None:
+    parser.add_argument(
+        "--timeout-s",
+        type=_positive_number,
+        metavar="SECONDS",
+        help=f"give a picture up after this long, everything included ({default})",
+    )
+
+
+def _add_fallback(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
+    group = parser.add_argument_group("hosted models", "Pictures leave your network, without metadata.")
+    group.add_argument(
+        "--fallback",
+        action="append",
+        required=required,
+        metavar="SPEC",
+        help=f"{text}: huggingface[:MODEL], replicate[:MODEL], space:OWNER/NAME; with commas, or several times",
+    )
+    group.add_argument(
+        "--accept-noncommercial",
+        action="store_true",
+        help="weights that may not be used commercially are all right, such as those of briaai/RMBG-1.4",
+    )
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep answers in this folder, and take them from there"
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    group = parser.add_argument_group("what and how")
+    for option in (OPTIONS[name] for name in names):
+        flag = f"--{option.name.replace('_', '-')}"
+        text = f"{option.help} ({_allowed(option)})".replace("%", "%%")
+        if option.kind == "bool":
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif option.kind == "choice":
+            group.add_argument(flag, choices=option.choices, default=None, help=text)
+        else:
+            group.add_argument(flag, default=None, metavar=_METAVARS[option.kind], help=text)
+
+
+def _allowed(option: Option) -> str:
+    parts = [] if option.kind in ("choice", "bool") else [option.allowed]
+    if option.default is not None:
+        default = ("no", "yes")[option.default] if isinstance(option.default, bool) else option.default
+        parts.append(f"default: {default}")
+    return "; ".join(parts)
+
+
+def _whole(text: str) -> int:
+    return int(_number(text, int, 0))
+
+
+def _positive_whole(text: str) -> int:
+    return int(_number(text, int, 1))
+
+
+def _positive_number(text: str) -> float:
+    value = float(_number(text, float, 0.0))
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def _number(text: str, kind: Any, least: float) -> Any:
+    what = "a whole number" if kind is int else "a number"
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+    if not least <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {least:g} upwards")
+    return value

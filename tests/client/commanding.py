@@ -1,0 +1,70 @@
+"""Running the command: inside this process, and as a process of its own; and servers that answer it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cutaway import cli
+from cutaway.cli.codes import URL_VARIABLE
+
+from tests.client import peers
+from tests.client.answers import PNG, REPORT, wire_outputs
+
+ONE = {**REPORT, "people": REPORT["people"][:1], "cutouts": REPORT["cutouts"][:1], "warnings": []}
+
+
+def run(*arguments: str) -> int:
+    """The command's exit code, whether it returns it or leaves early."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def command(
+    *arguments: str, url: str = "grpc://127.0.0.1:1", encoding: str = "utf-8", stdin: bytes = b""
+) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "cutaway.cli", *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, URL_VARIABLE: url, "PYTHONIOENCODING": encoding},
+    )
+    out, err = (stream.decode("utf-8", "surrogateescape") for stream in (ended.stdout, ended.stderr))
+    return subprocess.CompletedProcess(ended.args, ended.returncode, out, err)
+
+
+def one_cutout() -> peers.Handler:
+    """Gives every picture one cut-out of the same person."""
+    described, raw = wire_outputs(ONE, [PNG])
+    described[1]["shape"], described[2]["shape"] = [1, 4], [1]
+    boxes, scores = described[1]["parameters"], described[2]["parameters"]
+    start = described[0]["parameters"]["binary_data_size"]
+    raw = raw[: start + 16] + raw[start + 32 : start + 36] + raw[start + 40 :]
+    boxes["binary_data_size"], scores["binary_data_size"] = 16, 4
+    return peers.kserve_answer(described, raw)
+
+
+@contextmanager
+def answering(handler: peers.Handler | None = None) -> Iterator[str]:
+    """The address of a server that answers like this, or with one cut-out."""
+    with peers.tcp_peer(handler or one_cutout()) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines up to their figures, sorted: several pictures are done at once."""
+    return sorted(line.partition(" (")[0] for line in text.splitlines())
+
+
+def read_jsonl(text: str) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in text.splitlines()]

@@ -7,7 +7,7 @@ PROFILE ?= nano
 TORCH  := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-export lint format quality bench-pipeline lock clean
+.PHONY: help demo serve test test-export test-wheel lint format quality bench-pipeline bench-overhead lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests agai
 test-export: $(VENV)/.export  ## the tests that need torch
 	$(PY) -m pytest -q tests/export
 
+test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.10 to 3.13 that is found, and try it
+	CUTAWAY_TEST_EVERY_PYTHON=1 $(PY) -m pytest -q tests/packaging
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -58,6 +61,9 @@ quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval, with the worst 
 
 bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline against its models' own time
 	$(PY) -m benchmarks.pipeline
+
+bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
+	$(PY) -m benchmarks.overhead
 
 lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -28,7 +25,8 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-from runtime.checks import TRITON_VERSION, RuntimeProblem
+from benchmarks.machine import load_before, machine, sentence, versions
+from runtime.checks import RuntimeProblem
 from runtime.demo import SAMPLES, find_pictures
 from runtime.devices import cores
 from runtime.health import statistics as model_statistics
@@ -111,9 +109,9 @@ def measure(
     options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """All figures, as JSON values."""
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        say(f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high")
+    load, warning = load_before()
+    if warning:
+        say(warning)
     checked = load_networks(options.weights_dir)
     networks = {name: _session(checked[name].path, threads) for name in (DETECTOR, MATTER)}
     with Server(options, say=say) as server, cutaway.Client(server.grpc_url) as client:
@@ -198,21 +196,8 @@ def _report(
 ) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": _cpu_name(),
-            "cores": cores(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "system": platform.platform(),
-            "load_before": round(load, 2),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "triton": TRITON_VERSION,
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")
-            },
-        },
+        "machine": machine(load),
+        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
         "profile": options.profile,
         "rounds": rounds,
         "threads": threads,
@@ -234,13 +219,11 @@ def _report(
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: a verdict, the medians, the machine."""
-    machine, versions = report["machine"], report["versions"]
     lines = [
         f"# Pipeline against its models, {report['date'][:10]}",
         "",
         f"Profile {report['profile']}, {report['rounds']} rounds, {report['threads']} threads per network, on "
-        f"{machine['cpu']} ({machine['cores']} cores, {machine['memory_gib']} GiB; load before the run "
-        f"{machine['load_before']}). " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        f"{sentence(report)}",
         "",
         "Milliseconds: median (10th to 90th percentile). *Models* is the sum of both networks' own ONNX Runtime time "
         "in the same rounds, *pipeline* the round trip over gRPC as the caller sees it.",
@@ -285,15 +268,6 @@ def _verdicts(report: dict[str, Any]) -> list[str]:
 def _spread(values: Sequence[float]) -> str:
     low, high = np.percentile(values, [10, 90])
     return f"{statistics.median(values):.0f} ({low:.0f}–{high:.0f})"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _parser() -> argparse.ArgumentParser:

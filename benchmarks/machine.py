@@ -1,0 +1,61 @@
+"""What a benchmark says of the machine that it ran on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.checks import TRITON_VERSION
+from runtime.devices import cores
+
+BUSY_LOAD = 0.5
+
+
+def machine(load: float) -> dict[str, Any]:
+    """JSON values; `load` is that of the minute before the run."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "load_before": round(load, 2),
+    }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "triton": TRITON_VERSION,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def load_before() -> tuple[float, str]:
+    """The load of the last minute, and a warning where it spoils figures, else ""."""
+    load = os.getloadavg()[0]
+    if load <= BUSY_LOAD:
+        return load, ""
+    return load, f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high"
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """Machine and versions of a report in words."""
+    host = report["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return (
+        f"{host['cpu']} ({host['cores']} cores, {host['memory_gib']} GiB; load before the run {host['load_before']}). "
+        f"{packages}."
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

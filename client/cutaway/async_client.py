@@ -11,7 +11,7 @@ from cutaway.chain import Served
 from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints
 from cutaway.errors import CutawayError
 from cutaway.health import Health, canary, combined
-from cutaway.limits import CUT_MANY_JOBS, UPSCALE_LIMITS
+from cutaway.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.many import Outcome, run_many_async
 from cutaway.options import to_parameters
 from cutaway.resilience import Deadline
@@ -166,9 +166,12 @@ class AsyncClient:
         image: ImageInput,
         onto: Onto,
         *,
-        place: Placement | None = None,
+        place: Placement | Sequence[Placement] | None = None,
         match_colour: float = 0.0,
+        shadow: float = 0.0,
         output: str = "png",
+        quality: int = COMPOSITE_QUALITY,
+        size_px: tuple[int, int] | None = None,
         media_type: str | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -181,7 +184,16 @@ class AsyncClient:
             await asyncio.to_thread(call.take, image, media_type)
             result = await self._cut(call)
             return await asyncio.to_thread(
-                compose, result, call.data, onto, place=place, match_colour=match_colour, output=output
+                compose,
+                result,
+                call.data,
+                onto,
+                place=place,
+                match_colour=match_colour,
+                shadow=shadow,
+                output=output,
+                quality=quality,
+                size_px=size_px,
             )
 
     async def upscale(
@@ -234,7 +246,11 @@ class AsyncClient:
         return call.cut_result()
 
     async def _ask(self, call: Call, outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
-        return call.answered(await self._endpoints.infer(call.request(outputs, turn), turn, call.retries(turn)))
+        with call.counting():
+            answer = await self._endpoints.infer(
+                call.request(outputs, turn), turn, call.retries(turn), nobody_else=outputs == DETECTION_OUTPUTS
+            )
+        return call.answered(answer, outputs)
 
     async def _find_cached(self, call: Call) -> bool:
         return self._settings.cache is not None and await asyncio.to_thread(call.find_cached)

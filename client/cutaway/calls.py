@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ from cutaway.chain import Served
 from cutaway.errors import CutawayError, ServerRefused
 from cutaway.inputs import EncodedPicture, encode
 from cutaway.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
-from cutaway.observe import Observation, Observer, ServedFacts, observed
+from cutaway.observe import Observation, Observer, ServedFacts, observed, requests_of
 from cutaway.options import CutOptions, parse_options, to_parameters
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
-from cutaway.result import CutResult, Detection, Origin, UpscaleResult, read_cut, read_detection
+from cutaway.result import CUT_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut, read_detection
 from cutaway.transports.base import InferRequest
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ class Call(AbstractContextManager["Call"]):
     ) -> None:
         if isinstance(error, CutawayError):
             error.request_id = self.request_id
+            if self._requests:
+                error.details["requests"] = self._requests
         self._observed.__exit__(kind, error, trace)
 
     # --------------------------------------------------------------------------------------------- before
@@ -249,10 +251,25 @@ class Call(AbstractContextManager["Call"]):
     def retries(self, turn: Deadline) -> Retries:
         return Retries(turn, self.settings.retry, self.settings.budget)
 
-    def answered(self, answer: Answer) -> Mapping[str, Tensor]:
-        """A server of ours answered; counts what that took."""
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Servers of ours are asked in here: counts what was sent although nobody answered."""
+        try:
+            yield
+        except CutawayError as error:
+            self._requests += requests_of(error)
+            raise
+
+    def answered(self, answer: Answer, outputs: tuple[str, ...]) -> Mapping[str, Tensor]:
+        """A server of ours answered; counts what that took.
+
+        Raises:
+            InferenceError: the answer makes no sense. Being found here, it is not kept, and others may be asked.
+        """
         self._requests += answer.requests
         self._url = answer.url
+        read = read_cut if outputs == CUT_OUTPUTS else read_detection
+        read(answer.outputs, Origin("triton", self.request_id, 0.0))
         return answer.outputs
 
     # ---------------------------------------------------------------------------------------------- after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
@@ -10,7 +11,7 @@ from cutaway.chain import Served
 from cutaway.endpoints import Endpoint, Endpoints
 from cutaway.errors import CutawayError
 from cutaway.health import Health, canary, combined
-from cutaway.limits import CUT_MANY_JOBS, UPSCALE_LIMITS
+from cutaway.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.many import Outcome, run_many
 from cutaway.options import to_parameters
 from cutaway.resilience import Deadline
@@ -235,9 +236,12 @@ class Client:
         image: ImageInput,
         onto: Onto,
         *,
-        place: Placement | None = None,
+        place: Placement | Sequence[Placement] | None = None,
         match_colour: float = 0.0,
+        shadow: float = 0.0,
         output: str = "png",
+        quality: int = COMPOSITE_QUALITY,
+        size_px: tuple[int, int] | None = None,
         media_type: str | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -249,9 +253,12 @@ class Client:
         Args:
             image: as in :meth:`cut`.
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
-            place: where and how large; where they were, by default.
+            place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
             match_colour: how far their colours go towards those of the new background, 0 to 1.
+            shadow: strength of a soft shadow where feet touch the ground, 0 to 1.
             output: "png", "webp" or "jpeg".
+            quality: of a WebP or JPEG, 1 to 100.
+            size_px: width and height of the result; those of the picture behind, or of the original, by default.
             who: the options that choose people.
 
         Raises:
@@ -262,7 +269,17 @@ class Client:
         with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, who) as call:
             call.take(image, media_type)
             result = self._cut(call, cancel)
-            return compose(result, call.data, onto, place=place, match_colour=match_colour, output=output)
+            return compose(
+                result,
+                call.data,
+                onto,
+                place=place,
+                match_colour=match_colour,
+                shadow=shadow,
+                output=output,
+                quality=quality,
+                size_px=size_px,
+            )
 
     def upscale(
         self,
@@ -272,6 +289,7 @@ class Client:
         media_type: str | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        cancel: Cancel | None = None,
     ) -> UpscaleResult:
         """Enlarge a picture of at most 1440p by 2 or 4 along each side, through the fallback's hosted models.
 
@@ -280,13 +298,14 @@ class Client:
             InputError: the picture is refused.
             ServerUnavailable: no provider was named, or none served.
             ProcessingTimeout: the seconds are over.
+            RequestCancelled: `cancel` was used.
         """
         with self._settings.begin("upscale", (), timeout_s, request_id, {}) as call:
             fallback = self._settings.fallback
             if fallback is None:
                 raise no_upscaler()
             call.take(image, media_type, bounds=UPSCALE_LIMITS)
-            served = fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
+            served = fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline, cancel=cancel)
             return call.upscale_result(served)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
@@ -296,7 +315,12 @@ class Client:
         """
         self._settings.check_open()
         deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        return combined([self._health_of(endpoint, deadline) for endpoint in self._endpoints.members])
+        members = self._endpoints.members
+        if len(members) == 1:
+            return self._health_of(members[0], deadline)
+        # Side by side, so that one that does not answer leaves the others their time.
+        with ThreadPoolExecutor(len(members), thread_name_prefix="cutaway") as pool:
+            return combined(list(pool.map(lambda each: self._health_of(each, deadline), members)))
 
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """The pipeline and the models that it calls, as the first server that answers has them.
@@ -323,12 +347,17 @@ class Client:
                     deadline=call.deadline,
                     primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn, cancel),
                     detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn, cancel),
+                    cancel=cancel,
                 )
             )
         return call.cut_result()
 
     def _ask(self, call: Call, outputs: tuple[str, ...], turn: Deadline, cancel: Cancel | None) -> Mapping[str, Tensor]:
-        return call.answered(self._endpoints.infer(call.request(outputs, turn), turn, call.retries(turn), cancel))
+        with call.counting():
+            answer = self._endpoints.infer(
+                call.request(outputs, turn), turn, call.retries(turn), cancel, nobody_else=outputs == DETECTION_OUTPUTS
+            )
+        return call.answered(answer, outputs)
 
     def _health_of(self, endpoint: Endpoint, deadline: Deadline) -> Health:
         health, transport = Health(endpoint.url), endpoint.transport

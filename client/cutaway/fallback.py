@@ -19,8 +19,9 @@ from typing import Any, TypeAlias
 
 from cutaway import limits
 from cutaway.breaker import CircuitBreaker, Clock, Experience, steered
+from cutaway.cancel import Cancel
 from cutaway.chain import Attempt, NeedsDetection, NobodyServed, Served, Tried, run_chain, run_chain_async
-from cutaway.errors import CutawayError, InputError, InvalidOption
+from cutaway.errors import CutawayError, InputError, InvalidOption, RequestCancelled
 from cutaway.options import CutOptions
 from cutaway.providers.answers import Upscaled
 from cutaway.providers.base import Provider
@@ -80,6 +81,7 @@ class Fallback:
         deadline: Deadline,
         primary: Callable[[Deadline], Outputs] | None = None,
         detect: Callable[[Deadline], Outputs] | None = None,
+        cancel: Cancel | None = None,
     ) -> Served[Outputs]:
         """Cut a picture out by whoever serves first.
 
@@ -91,6 +93,7 @@ class Fallback:
             primary: asks your own server for "images", "boxes", "scores" and "report" within the given deadline.
             detect: asks it for "boxes", "scores" and "report" only. Needed where single people are wanted
                 (`subject` "each", or `select`) and no boxes are given.
+            cancel: ends waiting for a hosted model; `primary` and `detect` look after it themselves.
 
         Returns:
             The outputs of the wire contract. A hosted report says under "fallback" who was tried before, and warns of
@@ -99,6 +102,7 @@ class Fallback:
         Raises:
             InputError: the picture or the options are at fault.
             NeedsDetection: single people are wanted, only hosted tiers are left, and nobody says where the people are.
+            RequestCancelled: by `cancel`.
             ProcessingTimeout, NobodyServed: see :func:`run_chain`.
         """
         job = _Job(data, media_type, options)
@@ -108,7 +112,7 @@ class Fallback:
                 picture = job.picture()
                 if job.needs_detection:
                     job.take_people(_detected(detect, turn))
-                return job.composed(provider.matte(picture.data, picture.media_type, turn))
+                return job.composed(provider.matte(picture.data, picture.media_type, turn, cancel))
 
             return call
 
@@ -140,23 +144,31 @@ class Fallback:
         return job.finished(await run_chain_async(self._attempts(primary, hosted, _cannot_matte), deadline))
 
     def upscale(
-        self, data: bytes, media_type: str | None = None, *, scale: int, deadline: Deadline
+        self,
+        data: bytes,
+        media_type: str | None = None,
+        *,
+        scale: int,
+        deadline: Deadline,
+        cancel: Cancel | None = None,
     ) -> Served[Upscaled]:
         """Enlarge a picture by 2 or 4 along each side, by whichever provider serves first.
 
         Args:
             data: an encoded picture of at most 1440p in either orientation.
+            cancel: gives it up from another thread.
 
         Raises:
             InvalidOption: another scale.
             InputError: the picture is refused, ResolutionTooLarge above 1440p.
+            RequestCancelled: by `cancel`.
             ProcessingTimeout, NobodyServed: see :func:`run_chain`.
         """
         _check_scale(scale)
         picture = sendable(data, media_type, input_limits=limits.UPSCALE_LIMITS)
 
         def hosted(provider: Provider) -> Callable[[Deadline], Upscaled]:
-            return lambda turn: provider.upscale(picture.data, picture.media_type, scale, turn)
+            return lambda turn: provider.upscale(picture.data, picture.media_type, scale, turn, cancel)
 
         return run_chain(self._attempts(None, hosted, _cannot_upscale(scale)), deadline)
 
@@ -242,7 +254,7 @@ def _detected(detect: Callable[[Deadline], Outputs] | None, turn: Deadline) -> O
         raise _needs_detection()
     try:
         return detect(turn.capped(turn.left_s * DETECT_SHARE))
-    except InputError:
+    except (InputError, RequestCancelled):
         raise
     except CutawayError as error:
         raise _needs_detection() from error
@@ -253,7 +265,7 @@ async def _detected_async(detect: Callable[[Deadline], Awaitable[Outputs]] | Non
         raise _needs_detection()
     try:
         return await detect(turn.capped(turn.left_s * DETECT_SHARE))
-    except InputError:
+    except (InputError, RequestCancelled):
         raise
     except CutawayError as error:
         raise _needs_detection() from error

@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 
 from cutaway import limits
 from cutaway.addresses import origin_of
+from cutaway.cancel import Cancel
 from cutaway.errors import CutawayError, InvalidOption, RateLimitExceeded
 from cutaway.headers import check_picture
 from cutaway.providers import failures
@@ -102,25 +103,29 @@ class Provider(ABC):
         """The factors by which it can upscale; none for a provider that only mattes."""
         return tuple(sorted(self._upscalers))
 
-    def matte(self, data: bytes, media_type: str, deadline: Deadline) -> Matte:
+    def matte(self, data: bytes, media_type: str, deadline: Deadline, cancel: Cancel | None = None) -> Matte:
         """The alpha of a picture.
 
         Args:
             data: an encoded picture, upright and within the input limits.
             media_type: what it is ("image/jpeg").
             deadline: overall; the provider's own `timeout_s` counts too.
+            cancel: gives it up from another thread.
 
         Raises:
             InputError: the provider says that the picture is at fault, so no other one needs to be asked.
+            RequestCancelled: by `cancel`.
             ServerUnavailable, ProcessingTimeout, InferenceError: anything else; see :mod:`cutaway.providers.errors`.
         """
-        return self._exchange.run(self._matte(data, media_type, deadline))
+        return self._exchange.run(self._matte(data, media_type, deadline), cancel)
 
     async def matte_async(self, data: bytes, media_type: str, deadline: Deadline) -> Matte:
         """The same as :meth:`matte` with asyncio."""
         return await self._exchange.run_async(self._matte(data, media_type, deadline))
 
-    def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
+    def upscale(
+        self, data: bytes, media_type: str, scale: int, deadline: Deadline, cancel: Cancel | None = None
+    ) -> Upscaled:
         """The picture with `scale` times as many pixels along each side.
 
         Raises:
@@ -128,7 +133,7 @@ class Provider(ABC):
             ResolutionTooLarge: the picture is over 1440p.
             Others as :meth:`matte`.
         """
-        return self._exchange.run(self._upscale(data, media_type, scale, deadline))
+        return self._exchange.run(self._upscale(data, media_type, scale, deadline), cancel)
 
     async def upscale_async(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
         """The same as :meth:`upscale` with asyncio."""

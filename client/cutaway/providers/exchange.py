@@ -19,6 +19,8 @@ import anyio
 import httpcore
 import httpx
 
+from cutaway.cancel import Cancel, cancelled
+from cutaway.errors import RequestCancelled
 from cutaway.providers.errors import InvalidAnswer, ProviderUnavailable
 from cutaway.providers.guard import GuardedAsyncTransport, GuardedTransport
 from cutaway.providers.steps import Pause, Request, Response, Step, Steps, T
@@ -70,10 +72,24 @@ class Exchange:
         self._made: tuple[int, httpx.BaseTransport] | None = None
         self._tls: ssl.SSLContext | None = None
 
-    def run(self, steps: Steps[T]) -> T:
+    def run(self, steps: Steps[T], cancel: Cancel | None = None) -> T:
+        """
+        Raises:
+            RequestCancelled: `cancel` was used; steps that undo what was begun are still performed.
+        """
         client = httpx.Client(transport=self._transport or self._guarded(), trust_env=False)
+        heeded = cancel
+
+        def perform(step: Step) -> Response | None:
+            nonlocal heeded
+            try:
+                return self._perform(client, step, heeded)
+            except RequestCancelled:
+                heeded = None
+                raise
+
         # The client is not closed: its transport is shared with other calls.
-        return drive(steps, lambda step: self._perform(client, step))
+        return drive(steps, perform)
 
     async def run_async(self, steps: Steps[T]) -> T:
         if self._async_transport is not None:
@@ -120,11 +136,16 @@ class Exchange:
 
     # ------------------------------------------------------------------------------------------ one request
 
-    def _perform(self, client: httpx.Client, step: Step) -> Response | None:
-        if isinstance(step, Pause):
+    def _perform(self, client: httpx.Client, step: Step, cancel: Cancel | None) -> Response | None:
+        if cancel is not None:
+            cancel.check()
+        if not isinstance(step, Pause):
+            return self._send(client, step, cancel)
+        if cancel is None:
             time.sleep(step.seconds)
-            return None
-        return self._send(client, step)
+        elif cancel.wait(step.seconds):
+            cancel.check()
+        return None
 
     async def _perform_async(self, client: httpx.AsyncClient, step: Step) -> Response | None:
         if isinstance(step, Pause):
@@ -132,13 +153,13 @@ class Exchange:
             return None
         return await self._send_async(client, step)
 
-    def _send(self, client: httpx.Client, request: Request) -> Response:
+    def _send(self, client: httpx.Client, request: Request, cancel: Cancel | None) -> Response:
         started = time.monotonic()
         try:
             request.deadline.check(self._provider)
             left_s = request.deadline.left_s
             with (
-                deadline(left_s),
+                deadline(left_s, cancel),
                 client.stream(
                     request.method,
                     request.url,
@@ -155,7 +176,8 @@ class Exchange:
                         break
                 response = body.response()
         except BaseException as error:
-            failure = self._failure(request, error, started)
+            given_up = isinstance(error, Exception) and cancel is not None and cancel.cancelled
+            failure = self._failure(request, cancelled() if given_up else error, started)
             if failure is error:
                 raise
             raise failure from error

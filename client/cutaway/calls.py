@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cutaway.transports.connection import Connection, Tls
     from cutaway.wire import Tensor
 
-DEFAULT_URL = "grpc://localhost:8001"
+DEFAULT_URL = limits.DEFAULT_URL
 PIPELINE = "ensemble_pipeline"
 MODELS = (PIPELINE, "birefnet_trt", "yolov8_seg")
 TOKEN_VARIABLE = "CUTAWAY_TOKEN"  # noqa: S105 (a variable's name)

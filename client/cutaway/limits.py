@@ -43,6 +43,9 @@ PROFILES = ("nano", "lite", "general", "portrait", "matting", "hr", "dynamic")
 LOW_CONFIDENCE = 0.5
 """A kept detection below this score raises a tier-3 warning in the report."""
 
+DEFAULT_URL = "grpc://localhost:8001"
+"""Triton's own gRPC port on this machine."""
+
 PROCESSING_TIMEOUT_S = 30.0
 """The pipeline gives a picture up after this long."""
 
@@ -422,5 +425,5 @@ COMPOSITE_SCALE = (0.01, 4.0)
 
 MATCH_MAX_LIGHTNESS = 10.0
 MATCH_MAX_CHROMA = 6.0
-MATCH_MAX_CONTRAST = 1.2
+MATCH_MAX_CONTRAST = 1.15
 """How far a full colour match moves the mean, in units of CIELAB, and the spread at most: further, skin looks sick."""

@@ -167,7 +167,7 @@ class Batch(Generic[R]):
         todo, other_ways = [], 0
         for job in self._jobs:
             found = self._output.standing(job)
-            form = _form(job, found.status, found.outputs)
+            form = {**_form(job, found.status), "outputs": [{"path": str(path)} for path in found.outputs]}
             if found.status == "todo":
                 todo.append(job)
             elif found.status == "skipped":
@@ -189,8 +189,7 @@ class Batch(Generic[R]):
 
     def _drive(self, todo: Sequence[Job], start: Start, cancel: Cancel) -> None:
         settled = self.tally.total - len(todo)
-        with self._teller.bar(self.tally.total) as bar, closing(start(self._feed(todo), cancel)) as outcomes:
-            bar.update(settled)
+        with self._teller.bar(self.tally.total, settled) as bar, closing(start(self._feed(todo), cancel)) as outcomes:
             for outcome in outcomes:
                 self._take(todo[outcome.index], outcome)
                 bar.update()
@@ -229,5 +228,5 @@ class Batch(Generic[R]):
         self._stopped = self._stopped or self._patience.is_over(error)
 
 
-def _form(job: Job, status: str, outputs: Sequence[Path] = ()) -> dict[str, Any]:
-    return {"source": str(job.source), "status": status, "outputs": [{"path": str(path)} for path in outputs]}
+def _form(job: Job, status: str) -> dict[str, Any]:
+    return {"source": str(job.source), "status": status}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cutaway.cli.codes import RATIO_VARIABLE, URL_VARIABLE
 from cutaway.cli.talking import readable, say
 from cutaway.errors import InvalidOption
+from cutaway.limits import DEFAULT_URL
 from cutaway.options import parse_options
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ def open_client(given: argparse.Namespace, *, upscales: bool = False) -> Client:
 
 def urls(given: argparse.Namespace) -> list[str]:
     """The servers' addresses: those given, else the environment's, else the default."""
-    from cutaway.calls import DEFAULT_URL
-
     said = given.url or [os.environ.get(URL_VARIABLE) or DEFAULT_URL]
     return [url.strip() for value in said for url in value.split(",") if url.strip()]
 

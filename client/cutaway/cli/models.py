@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cutaway.transports.base import ModelInfo, TensorInfo
 
-HEADS = ("model", "version", "state", "platform", "takes", "gives")
+HEADS = ("model", "version", "state", "platform")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -49,19 +49,18 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _table(models: Sequence[ModelInfo]) -> list[str]:
-    rows = [HEADS] + [
-        (
-            model.name,
-            ", ".join(model.versions),
-            model.state,
-            model.platform,
-            ", ".join(map(_words, model.inputs)),
-            ", ".join(map(_words, model.outputs)),
-        )
-        for model in models
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rows = [(model.name, ", ".join(model.versions), model.state, model.platform) for model in models]
+    widths = [max(map(len, column)) for column in zip(HEADS, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+    lines = [line(HEADS)]
+    for row, model in zip(rows, models, strict=True):
+        lines.append(line(row))
+        lines += [f"  takes  {_words(each)}" for each in model.inputs]
+        lines += [f"  gives  {_words(each)}" for each in model.outputs]
+    return lines
 
 
 def _words(tensor: TensorInfo) -> str:

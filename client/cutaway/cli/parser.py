@@ -11,13 +11,14 @@ from typing import Any
 
 from cutaway import __version__, limits
 from cutaway.cli.codes import EPILOG, TOKEN_VARIABLE, URL_VARIABLE
+from cutaway.compositing.placing import ANCHORS
 from cutaway.limits import OPTIONS, Option
 
 DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
 COMPOSITE_OPTIONS = tuple(name for name in OPTIONS if name not in ("background", "output"))
-COMPOSITE_FORMATS = ("png", "webp", "jpeg")
 SHELLS = ("bash", "zsh", "fish")
 
+MANY = "IMAGE [IMAGE ...]"
 IMAGES = "file, folder (and all below it) or pattern; - for standard input"
 _METAVARS = {"int": "N", "float": "X", "ids": "ID,ID", "boxes": "X1,Y1,X2,Y2;…", "background": "BACKGROUND"}
 
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_cut(commands: Any) -> None:
-    cut = _command(commands, "cut", "Cut people, or what the picture shows, out of pictures.")
+    cut = _command(commands, "cut", "Cut people, or what the picture shows, out of pictures.", takes=MANY)
     _add_pictures(cut, "cutouts", "NAME.png, or NAME-ID.png with --subject each")
     _add_json(cut, "print one JSON object per picture; words for people go to standard error")
     _add_server(cut, hosted=True)
@@ -51,7 +52,7 @@ def _add_cut(commands: Any) -> None:
 
 
 def _add_detect(commands: Any) -> None:
-    detect = _command(commands, "detect", "List the people in pictures without cutting them out.")
+    detect = _command(commands, "detect", "List the people in pictures without cutting them out.", takes=MANY)
     detect.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     _add_jobs(detect)
     _add_json(detect, "print the server's whole report as one JSON object per picture")
@@ -63,7 +64,7 @@ def _add_detect(commands: Any) -> None:
 
 def _add_composite(commands: Any) -> None:
     about = "Cut people, or what the picture shows, out of pictures and put them onto something else."
-    composite = _command(commands, "composite", about)
+    composite = _command(commands, "composite", about, takes=f"--onto BACKGROUND {MANY}")
     _add_pictures(composite, "composites", "NAME.png")
     _add_json(composite, "print one JSON object per picture; words for people go to standard error")
     group = composite.add_argument_group("onto what, and how")
@@ -71,19 +72,34 @@ def _add_composite(commands: Any) -> None:
         "--onto",
         required=True,
         metavar="BACKGROUND",
-        help="a colour #RRGGBB, a picture's file, or blur:<px> for the blurred original",
+        help="a colour #RRGGBB, a picture's file, blur:<px> for the blurred original, or transparent",
     )
-    group.add_argument("--place", metavar="PLACE", help="where: see PLACES")
-    group.add_argument("--scale", type=_positive_number, metavar="X", help="how large")
+    least, most = limits.COMPOSITE_SCALE
+    group.add_argument(
+        "--place",
+        choices=ANCHORS,
+        metavar="WHERE",
+        help=f"corner, edge or centre that they are put to: {', '.join(ANCHORS)} (default: where they were)",
+    )
+    group.add_argument(
+        "--scale",
+        type=_positive_number,
+        metavar="X",
+        help=f"their height as a share of the picture's, {least:g} to {most:g} (default: as it was)",
+    )
+    group.add_argument("--flip", action="store_true", help="mirror them left to right")
     group.add_argument(
         "--match-colour",
-        type=float,
+        type=_share,
         default=0.0,
         metavar="X",
-        help="how far their colours go towards those of the new background, 0 to 1 (default: 0)",
+        help="how far their colours go towards those of the picture behind, 0 to 1 (default: 0)",
     )
     group.add_argument(
-        "--output", choices=COMPOSITE_FORMATS, default="png", help="form of the pictures that come out (default: png)"
+        "--output",
+        choices=limits.COMPOSITE_OUTPUTS,
+        default=None,
+        help="form of what comes out (default: png, or what the name that -o gives says)",
     )
     _add_server(composite, hosted=True)
     _add_fallback(composite, "ask these hosted models, in this order, where the server does not serve")
@@ -97,7 +113,7 @@ def _add_upscale(commands: Any) -> None:
         f"Enlarge pictures of at most {bounds.max_long_side_px}×{bounds.max_short_side_px} by hosted models. "
         "Cutaway servers do not do this: the pictures leave your network, and most providers charge."
     )
-    upscale = _command(commands, "upscale", about)
+    upscale = _command(commands, "upscale", about, takes=f"--fallback SPEC {MANY}")
     _add_pictures(upscale, "upscaled", "NAME.png, .jpg or .webp, as it comes")
     _add_json(upscale, "print one JSON object per picture; words for people go to standard error")
     scales = limits.UPSCALE_SCALES
@@ -108,6 +124,7 @@ def _add_upscale(commands: Any) -> None:
         default=scales[0],
         help=f"times as many pixels along each side (default: {scales[0]})",
     )
+    upscale.add_argument("-v", "--verbose", action="store_true", help="tell of hosted models that fail, and of repeats")
     _add_timeout(upscale, f"default: {limits.FALLBACK_TIMEOUT_S:g}")
     _add_fallback(upscale, "ask these hosted models, in this order; at least one", required=True)
     upscale.set_defaults(
@@ -129,7 +146,7 @@ def _add_models(commands: Any) -> None:
 
 def _add_completion(commands: Any) -> None:
     about = "Print what makes a shell complete this command: see the end of this help."
-    completion = _command(commands, "completion", about, epilog=_HOW_TO_COMPLETE)
+    completion = _command(commands, "completion", about, takes=f"{{{','.join(SHELLS)}}}", epilog=_HOW_TO_COMPLETE)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
 
 
@@ -143,9 +160,10 @@ _HOW_TO_COMPLETE = """where it goes:
 # ---------------------------------------------------------------------------------------- what several share
 
 
-def _command(commands: Any, name: str, about: str, *, epilog: str = EPILOG) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, about: str, *, takes: str = "", epilog: str = EPILOG) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
+        usage=f"%(prog)s [OPTION ...] {takes}".rstrip(),
         help=about.partition(". ")[0].rstrip("."),
         description=textwrap.fill(about, 79),
         epilog=epilog,
@@ -190,14 +208,15 @@ def _add_json(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _add_server(parser: argparse.ArgumentParser, *, hosted: bool = False) -> None:
-    from cutaway.calls import DEFAULT_URL
-
     group = parser.add_argument_group("server")
     group.add_argument(
         "--url",
         action="append",
         help="grpc://HOST:8001 or http://HOST:8000; grpcs:// and https:// for TLS; may be given several times for "
-        f"equal servers (default: ${URL_VARIABLE}, else {DEFAULT_URL})",
+        f"equal servers (default: ${URL_VARIABLE}, else {limits.DEFAULT_URL})",
+    )
+    group.add_argument(
+        "-v", "--verbose", action="store_true", help="tell of servers and hosted models that fail, and of repeats"
     )
     with_fallback = f", with --fallback {limits.FALLBACK_TIMEOUT_S:g}" if hosted else ""
     _add_timeout(group, f"default: {limits.PROCESSING_TIMEOUT_S:g}{with_fallback}")
@@ -287,6 +306,13 @@ def _positive_number(text: str) -> float:
     value = float(_number(text, float, 0.0))
     if value == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(_number(text, float, 0.0))
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

@@ -101,7 +101,8 @@ def destination(given: argparse.Namespace, extensions: Collection[str]) -> Desti
     if path.suffix.lower() not in EXTENSIONS or path.is_dir():
         return Destination(path)
     if path.suffix.lower().lstrip(".") not in extensions:
-        refuse(given, f"{path}: what is made here is {' or '.join(extensions)}")
+        first = next(iter(extensions))
+        refuse(given, f"{path}: what comes out is a {first.upper()} file: name it {path.with_suffix(f'.{first}')}")
     return Destination(path.parent, file=path)
 
 

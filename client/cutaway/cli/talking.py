@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -62,9 +63,22 @@ class Teller:
         if self.as_json:
             say_json(form)
 
-    def bar(self, total: int, unit: str = "picture") -> tqdm[Never]:
-        """A progress bar, on terminals only."""
-        return tqdm(total=total, unit=unit, leave=False, disable=True if self.quiet else None)
+    def bar(self, total: int, settled: int) -> tqdm[Never]:
+        """A progress bar, on terminals only; `settled` pictures need nothing more."""
+        return tqdm(total=total, initial=settled, unit="picture", leave=False, disable=True if self.quiet else None)
+
+
+def heed_the_log(*, verbose: bool) -> None:
+    """Let the SDK's own log speak where people asked for it, and be silent otherwise: errors tell what matters."""
+    logger = logging.getLogger("cutaway")
+    logger.handlers[:] = [_LogLines() if verbose else logging.NullHandler()]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.CRITICAL)
+
+
+class _LogLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"  {record.name}: {record.getMessage()}", sys.stderr)
 
 
 def readable(error: Exception) -> str:

@@ -56,8 +56,7 @@ def run(given: argparse.Namespace) -> int:
     with open_client(given, upscales=True) as client:
 
         def enlarge(image: Any, cancel: Cancel) -> UpscaleResult:
-            cancel.check()
-            return client.upscale(image, given.scale)
+            return client.upscale(image, given.scale, cancel=cancel)
 
         def start(images: Iterable[Any], cancel: Cancel) -> Generator[Outcome, None, None]:
             from cutaway.many import run_many

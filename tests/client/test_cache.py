@@ -26,6 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.client.cached import answer, same
+
 OUTPUTS = ("images", "boxes", "scores", "report")
 SERVER = "grpc://localhost:8001"
 
@@ -38,32 +40,6 @@ class Clock:
         return self.now
 
 
-def answer(seed: int, n_bytes: int = 1000) -> dict[str, list[bytes] | np.ndarray]:
-    """An answer that only this seed makes."""
-    noise = np.random.default_rng(seed)
-    return {
-        "images": [noise.bytes(n_bytes), b"", b"\0\0"],
-        "boxes": noise.random((2, 4), dtype=np.float32),
-        "scores": np.zeros((0,), np.float32),
-        "report": [b'{"seed": %d}' % seed],
-    }
-
-
-def same(one: dict | None, other: dict) -> bool:
-    return (
-        one is not None
-        and one.keys() == other.keys()
-        and all(
-            np.array_equal(one[name], value, equal_nan=True)
-            and one[name].dtype == value.dtype
-            and one[name].shape == value.shape
-            if isinstance(value, np.ndarray)
-            else one[name] == value
-            for name, value in other.items()
-        )
-    )
-
-
 def change(folder: Path, statement: str, *values: object) -> None:
     """Do something to the database that nobody holds open."""
     with sqlite3.connect(folder / FILE_NAME) as db:
@@ -71,11 +47,19 @@ def change(folder: Path, statement: str, *values: object) -> None:
     db.close()
 
 
+PRELUDE = """
+import logging, os, signal, sys, threading, warnings
+from pathlib import Path
+from cutaway import limits
+from cutaway.cache import ResultCache
+from tests.client.cached import answer, same
+"""
+
+
 def run(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Python code in a process of its own, which is told what this module's helpers are."""
-    start = "import sys; from tests.client.test_cache import *\n"
+    """Python code in a process of its own, after the imports of `PRELUDE`."""
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", start + textwrap.dedent(code), *map(str, arguments)],
+        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code), *map(str, arguments)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         capture_output=True,
@@ -96,7 +80,7 @@ def run(code: str, *arguments: object, **options: object) -> subprocess.Complete
         max_size=5,
     )
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_goes_in_comes_out(tmp_path: Path, outputs: dict) -> None:
     with ResultCache(tmp_path) as cache:
         cache.put("key", outputs)
@@ -336,10 +320,9 @@ def test_a_killed_writer_leaves_a_cache_that_works(tmp_path: Path) -> None:
             for turn in range(1_000_000):
                 cache.put(f"key {turn % 25}", answer(turn % 25, 40_000))
     """
-    start = "import sys; from tests.client.test_cache import *\n"
     for _ in range(3):
         process = subprocess.Popen(
-            [sys.executable, "-c", start + textwrap.dedent(code), tmp_path],
+            [sys.executable, "-c", PRELUDE + textwrap.dedent(code), tmp_path],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdout=subprocess.PIPE,
@@ -360,17 +343,17 @@ def test_a_killed_writer_leaves_a_cache_that_works(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forks_while_threads_use_it(tmp_path: Path) -> None:
     code = """
-        import os, warnings
         warnings.simplefilter("ignore")  # newer Pythons warn of any fork beside threads
         logging.basicConfig(stream=sys.stdout)
+        made = [answer(seed, 30_000) for seed in range(9)]  # beforehand: NumPy imports when asked, which forks break
         cache = ResultCache(sys.argv[1])
         over = threading.Event()
         def work(me):
             turn = 0
             while not over.is_set():
                 turn += 1
-                cache.put(f"{me} {turn % 9}", answer(turn % 9, 30_000))
-                assert same(cache.get(f"{me} {turn % 9}"), answer(turn % 9, 30_000))
+                cache.put(f"{me} {turn % 9}", made[turn % 9])
+                assert same(cache.get(f"{me} {turn % 9}"), made[turn % 9])
         threads = [threading.Thread(target=work, args=(me,)) for me in range(3)]
         for thread in threads:
             thread.start()
@@ -380,8 +363,8 @@ def test_forks_while_threads_use_it(tmp_path: Path) -> None:
             if pid == 0:
                 ok = False
                 try:
-                    cache.put(f"child {child}", answer(child, 30_000))
-                    ok = same(cache.get(f"child {child}"), answer(child, 30_000))
+                    cache.put(f"child {child}", made[child])
+                    ok = same(cache.get(f"child {child}"), made[child])
                     cache.close()
                 finally:
                     os._exit(0 if ok else 1)
@@ -392,7 +375,7 @@ def test_forks_while_threads_use_it(tmp_path: Path) -> None:
             thread.join()
         assert statuses == [0] * 8, statuses
         for child in range(8):
-            assert same(cache.get(f"child {child}"), answer(child, 30_000)), child
+            assert same(cache.get(f"child {child}"), made[child]), child
         cache.close()
     """
     done = run(code, tmp_path)
@@ -401,7 +384,6 @@ def test_forks_while_threads_use_it(tmp_path: Path) -> None:
 
 def test_a_fork_does_not_wait_for_ever(tmp_path: Path) -> None:
     code = """
-        import os, warnings
         warnings.simplefilter("ignore")
         from cutaway import cache_connection
         cache_connection.FORK_WAIT_S = 0.1
@@ -584,6 +566,7 @@ def test_a_full_disk_is_said_once_and_fails_nothing(tmp_path: Path) -> None:
 
 READ_ONLY = """
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    made = answer(1)  # as long as everything may be imported
     cache = ResultCache(sys.argv[1])
     folder = Path(sys.argv[1])
     if os.geteuid() == 0:  # whom nothing is read-only for
@@ -592,7 +575,7 @@ READ_ONLY = """
         os.setegid(65534)
         os.seteuid(65534)
     for number in range(3):
-        cache.put(f"key {number}", answer(number))
+        cache.put(f"key {number}", made)
         assert cache.get(f"key {number}") is None
     assert cache.stats().results == 0
     cache.clear()

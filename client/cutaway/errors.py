@@ -231,6 +231,16 @@ ERRORS_BY_CODE: dict[str, type[CutawayError]] = {
 }
 
 
+def invalid_option(name: str, value: object, allowed: str) -> InvalidOption:
+    """The error for an argument `name` that cannot have this value; `allowed` says in words what it can have."""
+    text = str(value)
+    shown = text if len(text) <= 200 else text[:200] + "…"
+    return InvalidOption(
+        f"{name} cannot be {shown!r}: allowed is {allowed}.",
+        details={"name": name, "value": shown, "allowed": allowed},
+    )
+
+
 def from_dict(form: dict[str, Any], *, request_id: str = "") -> CutawayError:
     """The typed error of an error form. An unknown code becomes :class:`InferenceError` that keeps the message."""
     cls = ERRORS_BY_CODE.get(str(form.get("code")), InferenceError)

@@ -28,7 +28,7 @@ import httpcore
 import httpx
 
 from cutaway.addresses import DEFAULT_PORTS, PinnedAsyncTransport, PinnedTransport, is_address, is_inside, is_public
-from cutaway.errors import FileTooLarge, InvalidFormat, InvalidOption, ServerUnavailable
+from cutaway.errors import FileTooLarge, InvalidFormat, InvalidOption, ServerUnavailable, invalid_option
 from cutaway.limits import FETCH_MAX_REDIRECTS, FETCH_SCHEMES, FETCH_TIMEOUT_S, INPUT_LIMITS, MEDIA_TYPES
 from cutaway.resilience import Deadline, drive, drive_async, parse_retry_after
 from cutaway.transports.deadline import DeadlineTransport, deadline
@@ -112,14 +112,14 @@ class Fetcher:
         allow_private: bool = False,
     ) -> None:
         if isinstance(allow, str) or not allow:
-            raise _invalid("allow", allow, "a list of host names, such as ['images.example.com', '*.cdn.example.com']")
+            raise invalid_option("allow", allow, "a list of host names, such as ['images.example.com']")
         self._allow = tuple(_entry(entry, allow_private) for entry in allow)
         self._allowed_text = ", ".join(allow)
         if isinstance(schemes, str) or not schemes or not set(schemes) <= set(DEFAULT_PORTS):
-            raise _invalid("schemes", schemes, "'https', 'http', or both, in a list")
+            raise invalid_option("schemes", schemes, "'https', 'http', or both, in a list")
         self._schemes = tuple(schemes)
         if max_bytes < 1:
-            raise _invalid("max_bytes", max_bytes, "1 and more")
+            raise invalid_option("max_bytes", max_bytes, "1 and more")
         self._max_bytes = max_bytes
         self._timeout_s = _seconds(timeout_s)
         self._headers = _checked_headers(headers or {})
@@ -335,16 +335,16 @@ def _entry(entry: str, allow_private: bool) -> _Allowed:
     allowed = "a host name, or *. and one, with :port where it is not the scheme's own"
     found = _ENTRY.fullmatch(entry) if isinstance(entry, str) else None
     if found is None:
-        raise _invalid("allow", entry, allowed)
+        raise invalid_option("allow", entry, allowed)
     below, name, port = found[1] is not None, found[2].removesuffix("."), found[3]
     try:
         host = httpx.URL(f"https://{name}").raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
-        raise _invalid("allow", entry, allowed) from None
+        raise invalid_option("allow", entry, allowed) from None
     if below and (is_address(host) or ("." not in host and not allow_private)):
-        raise _invalid("allow", entry, "*. before a name that is somebody's, and not all of a top-level domain")
+        raise invalid_option("allow", entry, "*. before a name that is somebody's, and not all of a top-level domain")
     if port is not None and not 1 <= int(port) <= 65535:
-        raise _invalid("allow", entry, "a port from 1 to 65535")
+        raise invalid_option("allow", entry, "a port from 1 to 65535")
     return _Allowed(host, None if port is None else int(port), below)
 
 
@@ -352,21 +352,14 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         sound = _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)
         if not sound or name.lower() in _RESERVED:
-            raise _invalid("headers", name, f"names and values of ASCII, and none of {', '.join(_RESERVED)}")
+            raise invalid_option("headers", name, f"names and values of ASCII, and none of {', '.join(_RESERVED)}")
     return dict(headers)
 
 
 def _seconds(timeout_s: float) -> float:
     if not (timeout_s > 0 and math.isfinite(timeout_s)):
-        raise _invalid("timeout_s", timeout_s, "seconds, more than 0")
+        raise invalid_option("timeout_s", timeout_s, "seconds, more than 0")
     return timeout_s
-
-
-def _invalid(name: str, value: object, allowed: str) -> InvalidOption:
-    return InvalidOption(
-        f"{name} cannot be {value!r}: allowed is {allowed}.",
-        details={"name": name, "value": str(value), "allowed": allowed},
-    )
 
 
 def _no_picture(host: str, received: str) -> InvalidFormat:

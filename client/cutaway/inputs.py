@@ -100,7 +100,7 @@ def encode(
     elif hasattr(image, "getbands"):  # a PIL image, which is an array too, but only once it is decoded
         return _check_own(_encode_pil(image, limits), limits)
     elif hasattr(image, "__array_interface__"):
-        return _check_own(_encode_pil(_from_array(image, limits), limits), limits)
+        return _check_own(_encode_pil(pil_of_array(image, limits), limits), limits)
     elif callable(getattr(image, "read", None)):
         data, declared = _read_file(image, limits), _name_declares(image)
     else:
@@ -211,7 +211,12 @@ def _decode_fully(data: bytes, header: PictureHeader) -> None:
         raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
 
 
-def _from_array(array: Any, limits: InputLimits) -> Image.Image:
+def pil_of_array(array: Any, limits: InputLimits) -> Image.Image:
+    """An array of :data:`ImageInput`'s kind as a PIL image.
+
+    Raises:
+        InvalidFormat: another shape or dtype. TooManyPixels and its like: the size.
+    """
     import numpy as np
     from PIL import Image
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutaway import limits
+from cutaway.decode import own_alpha, to_srgb
 from cutaway.errors import CorruptImage, NoPersonDetected
 from cutaway.headers import check_picture
 from cutaway.options import Background, CutOptions
@@ -107,41 +108,13 @@ def sendable(data: bytes, media_type: str | None = None, *, input_limits: limits
             plain_file = header.format in ("jpeg", "png", "webp") and set(image.info) <= HARMLESS
             upright = ImageOps.exif_transpose(image)
             upright.load()
-        own = _own_alpha(upright)
-        rgb = _srgb(upright)
+        own = own_alpha(upright)
+        rgb = to_srgb(upright)
     except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
         raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
     plain_file = plain_file and orientation == 1 and own is None
     sent, sent_type = (data, header.media_type) if plain_file else _encoded(rgb, header.format)
     return Sendable(np.asarray(rgb), own, orientation, header.format, sent, sent_type)
-
-
-def _own_alpha(image: PILImage) -> NDArray[np.uint8] | None:
-    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
-        return None
-    alpha: NDArray[np.uint8] = np.asarray(image.convert("RGBA").getchannel("A"))
-    return None if int(alpha.min()) == 255 else alpha
-
-
-def _srgb(image: PILImage) -> PILImage:
-    from PIL import ImageCms
-
-    profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "RGBA", "CMYK", "L"):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            plain = image.convert("RGB") if image.mode == "RGBA" else image
-            converted = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            converted = None
-        if converted is not None:
-            return converted
-    if image.mode.startswith("I"):
-        values = np.asarray(image.convert("I"), dtype=np.int64)
-        from PIL import Image
-
-        return Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
 
 
 def _encoded(rgb: PILImage, source_format: str) -> tuple[bytes, str]:

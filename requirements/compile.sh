@@ -9,6 +9,9 @@ compile() {
     uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
         --no-emit-index-url --no-emit-find-links "$@" --output-file "requirements/$out.txt" pyproject.toml
 }
+sdk="--extra completion --extra otel --extra prometheus"
 compile serve --extra serve
-compile dev --extra serve --extra dev --constraint requirements/serve.txt
-compile export --extra serve --extra dev --extra export --constraint requirements/dev.txt
+# shellcheck disable=SC2086 # several words
+compile dev --extra serve --extra dev $sdk --constraint requirements/serve.txt
+# shellcheck disable=SC2086
+compile export --extra serve --extra dev $sdk --extra export --constraint requirements/dev.txt

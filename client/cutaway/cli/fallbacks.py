@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from cutaway.providers import Model, Provider
 
 SPECS = "huggingface[:MODEL|:URL], replicate[:MODEL], space:OWNER/NAME[#FUNCTION] or space:URL[#FUNCTION]"
+
+
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)+")
 
 
 def parse_fallbacks(
@@ -57,10 +61,7 @@ def parse_fallback(spec: str, *, accept_noncommercial: bool = False, upscales: b
         if error.details.get("name") != "accept_noncommercial":
             raise
         raise _not_accepted(spec, error) from None
-    raise InvalidOption(
-        f"{spec[:100]!r} names no hosted model: allowed is {SPECS}.",
-        details={"name": "fallback", "value": spec[:100], "allowed": SPECS},
-    )
+    raise _names_nothing(spec)
 
 
 def without_token(providers: Sequence[Provider]) -> list[str]:
@@ -79,6 +80,8 @@ def _huggingface(rest: str, accepted: bool, upscales: bool) -> Provider:
 
     if _is_url(rest):
         return HuggingFace(_somebodys(rest), route="endpoint", base_url=rest, accept_noncommercial=accepted)
+    if rest and not _NAME.fullmatch(rest):
+        raise _names_nothing(f"huggingface:{rest}")
     if upscales:
         # What mattes does not count here: its licence is no reason to refuse.
         models = dict.fromkeys(UPSCALE_MODELS, rest) if rest else None
@@ -124,6 +127,13 @@ def _somebodys(url: str) -> Model:
     from cutaway.providers import Model
 
     return Model(urlsplit(url).hostname or url, "not known to Cutaway: ask whoever runs it")
+
+
+def _names_nothing(spec: str) -> InvalidOption:
+    return InvalidOption(
+        f"{spec[:100]!r} names no hosted model: allowed is {SPECS}.",
+        details={"name": "fallback", "value": spec[:100], "allowed": SPECS},
+    )
 
 
 def _not_accepted(spec: str, error: InvalidOption) -> InvalidOption:

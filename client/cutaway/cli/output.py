@@ -45,6 +45,7 @@ class OutputFolder:
         journal: the folder's; None for a single file of the caller's choice.
         options: the command and its options, in the journal's form.
         extension: "png", "webp" or "jpg".
+        others: what it may turn out to be instead.
         numbered: one file per person, with the id in its name.
         force: make everything again, and replace what is there.
     """
@@ -56,12 +57,14 @@ class OutputFolder:
         *,
         options: Mapping[str, Any],
         extension: str,
+        others: Sequence[str] = (),
         numbered: bool = False,
         force: bool = False,
     ) -> None:
         self._journal = journal
         self._options = dict(options)
         self._extension = extension
+        self._others = tuple(others)
         self._numbered = numbered
         self._force = force
         self._writer = Writer(jobs, force=force)
@@ -142,12 +145,12 @@ class OutputFolder:
 
     def _by_name(self, job: Job) -> Standing:
         """Where the journal says nothing, what is there stays there."""
-        first = job.target(0 if self._numbered else None, self._extension)
-        if not self._writer.bars(first):
-            return TODO
-        if self._force:
-            return Standing("failed", f"{first} is a picture of this very run and is not written over")
-        return Standing("failed", f"{first} is there already; {REPLACE}")
+        for extension in (self._extension, *self._others):
+            first = job.target(0 if self._numbered else None, extension)
+            if self._writer.bars(first):
+                own = "is a picture of this very run and is not written over"
+                return Standing("failed", f"{first} {own if self._force else f'is there already; {REPLACE}'}")
+        return TODO
 
 
 def _is_whole(path: Path, made: Fingerprint) -> bool:

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_cut(commands: Any) -> None:
-    cut = _command(commands, "cut", "Cut people, or what the picture shows, out of pictures.", takes=MANY)
+    cut = _command(commands, "cut", "Cut people, or what pictures show, out of them.", takes=MANY)
     _add_pictures(cut, "cutouts", "NAME.png, or NAME-ID.png with --subject each")
     _add_json(cut, "print one JSON object per picture; words for people go to standard error")
     _add_server(cut, hosted=True)
@@ -63,7 +63,7 @@ def _add_detect(commands: Any) -> None:
 
 
 def _add_composite(commands: Any) -> None:
-    about = "Cut people, or what the picture shows, out of pictures and put them onto something else."
+    about = "Cut people, or what pictures show, out and put them onto something else."
     composite = _command(commands, "composite", about, takes=f"--onto BACKGROUND {MANY}")
     _add_pictures(composite, "composites", "NAME.png")
     _add_json(composite, "print one JSON object per picture; words for people go to standard error")
@@ -109,11 +109,14 @@ def _add_composite(commands: Any) -> None:
 
 def _add_upscale(commands: Any) -> None:
     bounds = limits.UPSCALE_LIMITS
-    about = (
-        f"Enlarge pictures of at most {bounds.max_long_side_px}×{bounds.max_short_side_px} by hosted models. "
-        "Cutaway servers do not do this: the pictures leave your network, and most providers charge."
+    more = (
+        f"Of at most {bounds.max_long_side_px}×{bounds.max_short_side_px}, by "
+        f"{' or '.join(map(str, limits.UPSCALE_SCALES))} along each side. Cutaway servers do not do this: the pictures "
+        "leave your network, and most providers charge."
     )
-    upscale = _command(commands, "upscale", about, takes=f"--fallback SPEC {MANY}")
+    upscale = _command(
+        commands, "upscale", "Enlarge pictures by hosted models.", more=more, takes=f"--fallback SPEC {MANY}"
+    )
     _add_pictures(upscale, "upscaled", "NAME.png, .jpg or .webp, as it comes")
     _add_json(upscale, "print one JSON object per picture; words for people go to standard error")
     scales = limits.UPSCALE_SCALES
@@ -145,7 +148,7 @@ def _add_models(commands: Any) -> None:
 
 
 def _add_completion(commands: Any) -> None:
-    about = "Print what makes a shell complete this command: see the end of this help."
+    about = "Print a script that makes a shell complete this command."
     completion = _command(commands, "completion", about, takes=f"{{{','.join(SHELLS)}}}", epilog=_HOW_TO_COMPLETE)
     completion.add_argument("shell", choices=SHELLS, help="which shell")
 
@@ -160,12 +163,14 @@ _HOW_TO_COMPLETE = """where it goes:
 # ---------------------------------------------------------------------------------------- what several share
 
 
-def _command(commands: Any, name: str, about: str, *, takes: str = "", epilog: str = EPILOG) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, about: str, *, more: str = "", takes: str = "", epilog: str = EPILOG
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         usage=f"%(prog)s [OPTION ...] {takes}".rstrip(),
-        help=about.partition(". ")[0].rstrip("."),
-        description=textwrap.fill(about, 79),
+        help=about.rstrip("."),
+        description="\n\n".join(textwrap.fill(text, 79) for text in (about, more) if text),
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,25 @@ class Plan:
     teller: Teller
 
     def output(
-        self, given: argparse.Namespace, options: Mapping[str, Any], extension: str, *, numbered: bool = False
+        self,
+        given: argparse.Namespace,
+        options: Mapping[str, Any],
+        extension: str,
+        *,
+        others: Sequence[str] = (),
+        numbered: bool = False,
     ) -> OutputFolder | None:
         """The output folder; None where everything goes to standard output."""
         if self.destination.stream:
             return None
         return OutputFolder(
-            self.jobs, self.journal, options=options, extension=extension, numbered=numbered, force=given.force
+            self.jobs,
+            self.journal,
+            options=options,
+            extension=extension,
+            others=others,
+            numbered=numbered,
+            force=given.force,
         )
 
 

@@ -23,7 +23,7 @@ FORMATS = ("png", "jpg", "jpeg", "webp")
 def run(given: argparse.Namespace) -> int:
     """Enlarge the pictures that the command line names; returns the exit code."""
     plan = plan_of(given, FORMATS)
-    output = plan.output(given, {"command": "upscale", "scale": given.scale}, FORMATS[0])
+    output = plan.output(given, {"command": "upscale", "scale": given.scale}, FORMATS[0], others=FORMATS[1:])
 
     def finish(job: Job, result: UpscaleResult) -> Finished:
         extension = result.extension.lstrip(".")

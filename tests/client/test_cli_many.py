@@ -1,0 +1,384 @@
+"""Many pictures: several at once, told as they complete, gone on with where a run stopped, and ended when it must be.
+
+1. jobs: as many in flight as was said; one failure does not end the rest;
+2. a server that is gone, or fails again and again, ends the run with exit code 3;
+3. going on: what is done is skipped, whatever came between; JSON says the same;
+4. signals: what is in flight is cancelled, what is done is kept;
+5. standard input and output.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cutaway import limits
+from cutaway.cli import codes
+from cutaway.cli.journal import JOURNAL
+from cutaway.errors import InferenceError, NoPersonDetected, Overloaded, ProcessingTimeout
+
+from tests.client.answers import PNG
+from tests.client.commanding import command, lines_of, read_jsonl, run
+from tests.client.own_server import DOWN, Asked, OwnServer, failing, own_server
+from tests.integration import picture_files as make
+
+ONCE = ("--retries", "0")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (codes.URL_VARIABLE, codes.RATIO_VARIABLE, codes.TOKEN_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnServer]:
+    with own_server("http") as server:
+        monkeypatch.setenv(codes.URL_VARIABLE, server.url)
+        yield server
+
+
+def pictures(number: int, folder: str = "in") -> None:
+    Path(folder).mkdir(exist_ok=True)
+    for index in range(number):
+        Path(folder, f"{index:02}.jpg").write_bytes(make.jpeg())
+
+
+# ------------------------------------------------------------------------------------------------------------ jobs
+
+
+def test_so_many_are_in_flight_as_was_said(own: OwnServer) -> None:
+    pictures(9)
+    together, most = threading.Barrier(3, timeout=30), 0
+    flying, lock = 0, threading.Lock()
+
+    def script(_: Asked) -> None:
+        nonlocal flying, most
+        with lock:
+            flying += 1
+            most = max(most, flying)
+        together.wait()  # nobody is answered before three are there
+        with lock:
+            flying -= 1
+
+    own.script = script
+    assert run("cut", "in", "--jobs", "3", "--timeout-s", "60") == codes.OK
+    assert most == 3
+    assert len(list(Path("cutouts").glob("*.png"))) == 9
+
+
+def test_written_as_they_complete(own: OwnServer) -> None:
+    pictures(2)
+    first = threading.Lock()
+    seen = []
+
+    def script(_: Asked) -> None:
+        if first.acquire(blocking=False):
+            # This picture is answered when the cut-out of the other one lies there.
+            until = time.monotonic() + 30
+            while not (found := list(Path("cutouts").glob("*.png"))) and time.monotonic() < until:
+                time.sleep(0.01)
+            seen.extend(found)
+
+    own.script = script
+    assert run("cut", "in", "--jobs", "2", "--timeout-s", "60") == codes.OK
+    assert len(seen) == 1
+
+
+def test_one_failure_does_not_end_the_rest(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(3)
+    Path("in/broken.jpg").write_bytes(make.jpeg()[:100])
+    Path("in/no.jpg").write_bytes(b"%PDF-1.7")
+    assert run("cut", "in") == codes.FAILED
+    shown = capsys.readouterr()
+    assert "in/no.jpg: INVALID_FORMAT: This is a PDF" in shown.err
+    assert "3 of 5 pictures done; 2 failed" in shown.err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many", "1.5"])
+def test_jobs_make_sense(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(1)
+    assert run("cut", "in", "--jobs", number) == codes.USAGE
+    assert "--jobs" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------- when to stop
+
+
+def gone(shown: str) -> tuple[int, int]:
+    """How many failed, and how many were not tried."""
+    found = re.search(r"(\d+) failed; (\d+) not tried", shown)
+    assert found, shown
+    return int(found[1]), int(found[2])
+
+
+def test_a_server_that_is_gone_ends_the_run(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(30)
+    own.script = lambda _: DOWN if len(own.asked) > 3 else None
+    assert run("cut", "in", "--jobs", "2", *ONCE) == codes.UNAVAILABLE
+    shown = capsys.readouterr().err
+    assert "stopped: the server is not there; the same command goes on from here" in shown
+    failed, left = gone(shown)
+    assert failed <= 4, "those in flight, and no more"
+    assert left == 30 - 3 - failed
+    own.script = lambda _: None
+    assert run("cut", "in") == codes.OK
+    assert "27 of 30 pictures done; 3 skipped, done earlier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [InferenceError("It broke."), Overloaded("Full."), ProcessingTimeout("Slow.")])
+def test_a_server_that_fails_again_and_again_ends_the_run(
+    error: Exception, own: OwnServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(40)
+    own.script = lambda _: failing(error)  # type: ignore[arg-type]
+    assert run("cut", "in", "--jobs", "2", *ONCE) == codes.UNAVAILABLE
+    shown = capsys.readouterr().err
+    assert "the server failed 10 times in a row" in shown
+    assert limits.RUN_GIVE_UP_FAILURES <= gone(shown)[0] <= limits.RUN_GIVE_UP_FAILURES + 4
+
+
+def test_failures_among_successes_do_not(own: OwnServer) -> None:
+    pictures(40)
+    own.script = lambda _: failing(InferenceError("It broke.")) if len(own.asked) % 3 else None
+    assert run("cut", "in", "--jobs", "1", *ONCE) == codes.FAILED
+    assert len(list(Path("cutouts").glob("*.png"))) == 40 // 3
+
+
+def test_pictures_of_nobody_are_no_fault_of_the_server(own: OwnServer) -> None:
+    pictures(40)
+    own.script = lambda _: failing(NoPersonDetected("Nobody."))
+    assert run("cut", "in", "--jobs", "1") == codes.FAILED
+    assert len(own.asked) == 40
+
+
+def test_repeats_are_as_many_as_was_said(own: OwnServer) -> None:
+    pictures(1)
+    own.script = lambda _: failing(Overloaded("Full.")) if len(own.asked) < 4 else None
+    assert run("cut", "in", "--retries", "1") == codes.FAILED
+    assert len(own.asked) == 2
+
+
+# --------------------------------------------------------------------------------------------------------- going on
+
+
+def test_json_tells_of_every_picture(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(2)
+    assert run("cut", "in/00.jpg", "--quiet") == codes.OK
+    Path("cutouts/mine.png").write_bytes(b"mine")
+    Path("mine.jpg").write_bytes(make.jpeg())
+    assert run("cut", "in", "mine.jpg", "none.jpg", "--json") == codes.USAGE
+    assert run("cut", "in", "mine.jpg", "--json") == codes.FAILED
+    shown = capsys.readouterr()
+    forms = {form["source"]: form for form in read_jsonl(shown.out)}
+    assert {source: form["status"] for source, form in forms.items()} == {
+        "in/00.jpg": "skipped",
+        "in/01.jpg": "done",
+        "mine.jpg": "failed",
+    }
+    done = forms["in/01.jpg"]
+    assert done["outputs"] == [
+        {
+            "path": "cutouts/01.png",
+            "id": 0,
+            "people": [0],
+            "box": [40.0, 24.0, 120.0, 72.0],
+            "score": 0.9,
+            "frame": [5, 10, 95, 70],
+            "bytes": len(PNG),
+        }
+    ]
+    assert (done["provider"], done["tier"], done["requests"], done["from_cache"]) == ("triton", 1, 1, False)
+    assert done["profile"] == "nano"
+    assert done["timings_ms"]["total"] == 100
+    assert done["elapsed_ms"] > 0
+    assert done["request_id"] == own.asked[-1].request_id
+    assert forms["in/00.jpg"]["outputs"] == [{"path": "cutouts/00.png"}]
+    assert forms["mine.jpg"]["error"]["code"] == "FILE_ERROR"
+    assert "cutouts/mine.png is there already" in forms["mine.jpg"]["error"]["message"]
+    assert "1 of 3 pictures done; 1 skipped, done earlier; 1 failed" in shown.err, "words go to standard error"
+
+
+def test_pictures_that_come_later_do_not_move_the_others(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    Path("in/photo.jpg").write_bytes(make.jpeg())
+    assert run("cut", "in") == codes.OK
+    Path("in/photo.bmp").write_bytes(make.saved(make.picture(70, 70), "BMP"))
+    assert run("cut", "in") == codes.OK
+    assert "in/photo.bmp → cutouts/photo_2.png" in capsys.readouterr().out
+    assert run("cut", "in") == codes.OK
+    assert "0 of 2 pictures done; 2 skipped" in capsys.readouterr().err
+
+
+def test_cutouts_among_the_pictures_are_not_cut_again(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(2)
+    for _ in range(2):
+        assert run("cut", "in", "-o", "in") == codes.OK
+    assert "0 of 2 pictures done; 2 skipped" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("in").iterdir()) == [JOURNAL, "00.jpg", "00.png", "01.jpg", "01.png"]
+
+
+def test_thousands_made_in_another_way_are_counted_and_not_listed(
+    own: OwnServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(15)
+    assert run("cut", "in", "--quiet") == codes.OK
+    assert run("cut", "in", "--background", "#00FF00") == codes.FAILED
+    shown = capsys.readouterr().err
+    assert shown.count("was made with other options (the defaults); --force makes it again") == 10
+    assert "… and 5 more that were made in another way" in shown
+    assert "0 of 15 pictures done; 15 left alone, made in another way" in shown
+
+
+def test_defaults_that_are_said_are_no_other_options(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(1)
+    assert run("cut", "in", "--quiet") == codes.OK
+    said = ["--padding-px", "20", "--background", "transparent", "--output", "png", "--subject", "people"]
+    assert run("cut", "in", *said) == codes.OK
+    assert "1 skipped" in capsys.readouterr().err
+
+
+def test_a_file_instead_of_a_folder(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(2)
+    assert run("cut", "in/00.jpg", "-o", "new/cut.png") == codes.OK
+    assert Path("new/cut.png").read_bytes() == PNG
+    assert sorted(path.name for path in Path("new").iterdir()) == ["cut.png"], "one file needs no journal"
+    assert run("cut", "in/00.jpg", "-o", "new/cut.png") == codes.FAILED
+    assert "new/cut.png is there already; --force" in capsys.readouterr().err
+    assert run("cut", "in/00.jpg", "-o", "new/cut.png", "--force") == codes.OK
+    for arguments, words in (
+        (["in", "-o", "cut.png"], "one file and takes one picture, and 2 are named"),
+        (["in/00.jpg", "-o", "cut.jpg"], "name it cut.png"),
+        (["in/00.jpg", "-o", "cut.png", "--output", "webp"], "name it cut.webp"),
+    ):
+        assert run("cut", *arguments) == codes.USAGE
+        assert words in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+def start(*arguments: str, url: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cutaway.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, codes.URL_VARIABLE: url},
+        # A shell starts what it runs in the background with SIGINT ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "number", "code"),
+    [
+        ("grpc", signal.SIGINT, codes.INTERRUPTED),
+        ("http", signal.SIGINT, codes.INTERRUPTED),
+        ("http", signal.SIGTERM, codes.TERMINATED),
+    ],
+)
+def test_what_is_done_is_kept(
+    scheme: str, number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(6)
+    over, third = threading.Event(), threading.Event()
+
+    def script(_: Asked) -> None:
+        if len(server.asked) > 2:
+            third.set()
+            over.wait(30)
+
+    with own_server(scheme, script) as server:
+        process = start("cut", "in", "--jobs", "1", url=server.url)
+        assert third.wait(30)
+        process.send_signal(number)
+        out, said = process.communicate(timeout=20)
+        over.set()
+        assert process.returncode == code, said
+        assert lines_of(out) == ["in/00.jpg → cutouts/00.png", "in/01.jpg → cutouts/01.png"]
+        assert said == "interrupted\n2 of 6 pictures done; 4 not tried\n"
+        assert sorted(path.name for path in Path("cutouts").iterdir()) == [JOURNAL, "00.png", "01.png"]
+        server.script = lambda _: None
+        assert run("cut", "in", "--url", server.url) == codes.OK
+    assert "4 of 6 pictures done; 2 skipped" in capsys.readouterr().err
+
+
+def test_killed_without_a_warning(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(6)
+    over, fourth = threading.Event(), threading.Event()
+
+    def script(_: Asked) -> None:
+        if len(own.asked) > 3:
+            fourth.set()
+            over.wait(30)
+
+    own.script = script
+    process = start("cut", "in", "--jobs", "1", url=own.url)
+    assert fourth.wait(30)
+    process.kill()
+    process.communicate(timeout=20)
+    over.set()
+    own.script = lambda _: None
+    assert run("cut", "in") == codes.OK
+    assert re.search(r"[34] of 6 pictures done; [23] skipped, done earlier", capsys.readouterr().err)
+    assert {path.read_bytes() for path in Path("cutouts").glob("*.png")} == {PNG}
+
+
+# ------------------------------------------------------------------------------------------ standard input and output
+
+
+def test_through_a_pipe(own: OwnServer) -> None:
+    shell = f"{sys.executable} -m cutaway.cli cut - -o - > cut.png"
+    ended = subprocess.run(shell, shell=True, input=make.jpeg(), capture_output=True, timeout=60)
+    assert ended.returncode == codes.OK, ended.stderr
+    assert Path("cut.png").read_bytes() == PNG
+    assert ended.stderr.startswith("stdin → standard output (1 person, ".encode())
+    assert sorted(path.name for path in Path().iterdir()) == ["cut.png"]
+
+
+def test_standard_input_into_a_folder(own: OwnServer) -> None:
+    ended = command("cut", "-", stdin=make.jpeg(), url=own.url)
+    assert ended.returncode == codes.OK, ended.stderr
+    assert Path("cutouts/stdin.png").read_bytes() == PNG
+    assert command("detect", "-", stdin=make.jpeg(), url=own.url).stdout.startswith("stdin: 100×80, 1 person")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"", "INVALID_FORMAT"), (b"\xff\xd8" + bytes(limits.INPUT_LIMITS.max_file_bytes), "TOO_LARGE")]
+)
+def test_standard_input_of_nonsense(data: bytes, words: str, own: OwnServer) -> None:
+    ended = command("cut", "-", "-o", "-", stdin=data, url=own.url)
+    assert (ended.returncode, ended.stdout) == (codes.FAILED, "")
+    assert words in ended.stderr
+    assert own.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-", "in/00.jpg"], "name no others beside it"),
+        (["in", "-o", "-"], "standard output takes one picture, and 2 are named"),
+        (["in/00.jpg", "-o", "-", "--json"], "both want standard output"),
+    ],
+)
+def test_usage_of_streams(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(2)
+    assert run("cut", *arguments) == codes.USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_a_terminal_gets_no_picture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(1)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("cut", "in", "-o", "-") == codes.USAGE
+    assert "print a picture to the terminal" in capsys.readouterr().err

@@ -139,6 +139,15 @@ def test_commands_run(page: Path, folder: Path, server, monkeypatch: pytest.Monk
                 assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+@pytest.mark.triton
+def test_sheet_of_compositing_can_be_made_again(folder: Path, server) -> None:
+    script = ROOT / "docs" / "images" / "compositing.py"
+    subprocess.run([sys.executable, script, server.grpc_url, "sheet.jpg"], check=True, timeout=120)
+    made, shown = Image.open("sheet.jpg"), Image.open(script.with_suffix(".jpg"))
+    assert made.size == shown.size
+    assert script.with_suffix(".jpg").stat().st_size < 300_000
+
+
 # ------------------------------------------------------------------------------------------------- the tables
 
 

@@ -143,8 +143,8 @@ def test_commands_run(page: Path, folder: Path, server, monkeypatch: pytest.Monk
 def test_sheet_of_compositing_can_be_made_again(folder: Path, server) -> None:
     script = ROOT / "docs" / "images" / "compositing.py"
     subprocess.run([sys.executable, script, server.grpc_url, "sheet.jpg"], check=True, timeout=120)
-    made, shown = Image.open("sheet.jpg"), Image.open(script.with_suffix(".jpg"))
-    assert made.size == shown.size
+    with Image.open("sheet.jpg") as made, Image.open(script.with_suffix(".jpg")) as shown:
+        assert made.size == shown.size
     assert script.with_suffix(".jpg").stat().st_size < 300_000
 
 

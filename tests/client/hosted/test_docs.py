@@ -1,4 +1,4 @@
-"""docs/hosted-fallback.md: its Python runs, and its numbers are those of the table."""
+"""docs/hosted-fallback.md: its numbers are those of the table. Its Python runs in tests/client/test_readme_sdk.py."""
 
 from __future__ import annotations
 
@@ -9,15 +9,6 @@ from cutaway import limits
 from cutaway.providers import HuggingFace, Provider, Replicate, Space
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "hosted-fallback.md").read_text()
-
-
-def test_its_python_runs() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "hosted-fallback.md", "exec"), names)
-    assert callable(names["cut"])
 
 
 def test_its_table_of_tiers() -> None:

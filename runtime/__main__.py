@@ -108,6 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--verbose", type=int, default=0, choices=range(5), metavar="0-4", help="Triton's own log level (default: 0)"
     )
+    serve.add_argument(
+        "--traces-url",
+        default="",
+        metavar="URL",
+        help="send OpenTelemetry spans of requests that are part of a trace there, as OTLP over HTTP, "
+        "such as http://127.0.0.1:4318/v1/traces (default: none)",
+    )
+    serve.add_argument(
+        "--allow-shared-memory",
+        action="store_true",
+        help="let clients on this machine pass pictures in shared memory; needs a loopback --address, since whoever "
+        "reaches the server can then use any shared memory that it can",
+    )
     serve.set_defaults(run=_serve)
 
     demo = commands.add_parser(
@@ -159,6 +172,8 @@ def _serve(options: argparse.Namespace) -> int:
             device=options.device,
             cache_dir=options.cache_dir,
             verbose=options.verbose,
+            allow_shared_memory=options.allow_shared_memory,
+            traces_url=options.traces_url,
         ),
         say=_say,
     )

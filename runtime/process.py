@@ -43,8 +43,43 @@ back at once, and the system clears the pages anew each time: a fifth of a netwo
 kept for the next picture instead; what only a huge picture needs is given back. Few heaps, since each thread's own
 would keep the largest picture that it saw."""
 
-CLOSED_APIS = "model-repository,shared-memory,logging,trace"
+CLOSED_APIS = ("model-repository", "shared-memory", "logging", "trace")
 """What no caller of this server needs and a stranger could abuse: closed by a key that nobody is told."""
+
+TRACES_DELAY_MS = 1000
+"""How long Triton collects spans before it sends them; its own 5 s would make who looks wait, for no gain."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a server does only where it is asked to.
+
+    Attributes:
+        shared_memory: clients may register regions of shared memory. Whoever reaches the server may then have it read
+            and write any region that it may.
+        traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context; none where empty.
+    """
+
+    shared_memory: bool = False
+    traces_url: str = ""
+
+    @property
+    def closed_apis(self) -> str:
+        return ",".join(api for api in CLOSED_APIS if not (self.shared_memory and api == "shared-memory"))
+
+    @property
+    def arguments(self) -> list[str]:
+        """For Triton's command line."""
+        if not self.traces_url:
+            return []
+        settings = (
+            "mode=opentelemetry",
+            f"opentelemetry,url={self.traces_url}",
+            f"opentelemetry,bsp_schedule_delay={TRACES_DELAY_MS}",
+            "level=TIMESTAMPS",
+            "rate=0",  # only requests that are part of somebody's trace
+        )
+        return [f"--trace-config={setting}" for setting in settings]
 
 
 @dataclass(frozen=True)
@@ -82,8 +117,9 @@ class TritonProcess:
         *,
         verbose: int = 0,
         exit_timeout_s: int = EXIT_TIMEOUT_S,
+        extras: Extras | None = None,
     ) -> None:
-        command = _command(files, run, addresses, verbose, exit_timeout_s)
+        command = _command(files, run, addresses, verbose, exit_timeout_s, extras or Extras())
         spec = {
             "command": command,
             "owner": os.getpid(),
@@ -231,7 +267,9 @@ def last_complaint(log: str) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _command(files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int) -> list[str]:
+def _command(
+    files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int, extras: Extras
+) -> list[str]:
     key = f"cutaway-closed={secrets.token_hex(16)}"
     return [
         str(files.server),
@@ -247,13 +285,14 @@ def _command(files: TritonFiles, run: Run, addresses: Addresses, verbose: int, e
         f"--grpc-port={addresses.grpc}",
         f"--metrics-address={addresses.host}",
         f"--metrics-port={addresses.metrics}",
-        f"--http-restricted-api={CLOSED_APIS}:{key}",
-        f"--grpc-restricted-protocol={CLOSED_APIS}:{key}",
+        f"--http-restricted-api={extras.closed_apis}:{key}",
+        f"--grpc-restricted-protocol={extras.closed_apis}:{key}",
         f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}",
         f"--backend-config=python,shm-default-byte-size={SHM_START_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
         "--backend-config=python,stub-timeout-seconds=120",
         f"--log-verbose={verbose}",
+        *extras.arguments,
     ]
 
 

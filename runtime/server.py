@@ -18,7 +18,7 @@ from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_por
 from runtime.compose import CHECKOUT, SOURCE, Composed, compose
 from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, plan
 from runtime.health import CANARY_INTERVAL_S, Probe, Verdict, Watch
-from runtime.process import Addresses, Stub, TritonProcess, is_gone
+from runtime.process import Addresses, Extras, Stub, TritonProcess, is_gone
 from runtime.runs import Run, default_cache_dir, open_run
 from runtime.weights import load_networks
 
@@ -57,6 +57,9 @@ class ServerOptions:
         start_timeout_s: how long loading may take.
         canary_interval_s: how often an idle server is sent a small picture.
         source: the repository to serve.
+        allow_shared_memory: clients on this machine may pass pictures in shared memory; on a loopback address only.
+        traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context, such as
+            "http://127.0.0.1:4318/v1/traces"; no spans where empty.
     """
 
     profile: str = "nano"
@@ -74,6 +77,8 @@ class ServerOptions:
     start_timeout_s: float = 300.0
     canary_interval_s: float = CANARY_INTERVAL_S
     source: Path = SOURCE
+    allow_shared_memory: bool = False
+    traces_url: str = ""
 
     @property
     def weights_dir(self) -> Path:
@@ -173,6 +178,11 @@ class Server:
         begun = time.monotonic()
         options = self.options
         self._files = check_machine()
+        if options.allow_shared_memory and not options.address.startswith("127.") and options.address != "localhost":
+            raise RuntimeProblem(
+                "--allow-shared-memory needs a loopback --address: whoever reaches the server could have it read and "
+                "write the shared memory of others"
+            )
         self._addresses = self._choose_addresses()
         networks = load_networks(options.weights_dir)
         device = choose_device(options.device, networks["yolov8_seg"].path)
@@ -253,7 +263,13 @@ class Server:
         """Start Triton and wait for its first picture."""
         assert self._files is not None and self._run is not None
         for _ in range(PORT_TRIES):
-            self._process = TritonProcess(self._files, self._run, self._addresses, verbose=self.options.verbose)
+            self._process = TritonProcess(
+                self._files,
+                self._run,
+                self._addresses,
+                verbose=self.options.verbose,
+                extras=Extras(self.options.allow_shared_memory, self.options.traces_url),
+            )
             try:
                 self._wait_ready(self._process)
             except RuntimeProblem as problem:

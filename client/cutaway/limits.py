@@ -427,3 +427,10 @@ MATCH_MAX_LIGHTNESS = 10.0
 MATCH_MAX_CHROMA = 6.0
 MATCH_MAX_CONTRAST = 1.15
 """How far a full colour match moves the mean, in units of CIELAB, and the spread at most: further, skin looks sick."""
+
+
+# ------------------------------------------------------------------------------------------------ observability
+
+
+METRIC_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""From an answer out of the cache to the deadline of a call with fallback; 30 is a server's own limit."""

@@ -86,7 +86,7 @@ class Observer(Protocol):
         """A call begins.
 
         Args:
-            operation: "cut", "detect", "composite" or "upscale".
+            operation: "cut" (composites too), "detect" or "upscale".
             request_id: the id that the server logs as well.
         """
         ...

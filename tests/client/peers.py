@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -95,6 +96,16 @@ def babbling(connection: socket.socket, over: threading.Event) -> None:
         pass
 
 
+def secured(handler: Handler, context: ssl.SSLContext) -> Handler:
+    """The same behind TLS."""
+
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            handler(secure, over)
+
+    return serve
+
+
 def dripping(before: bytes) -> Handler:
     """Sends some bytes, and then one every 50 ms for ever."""
 
@@ -151,22 +162,89 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     def __init__(self, answer: Callable[[Any, grpc.ServicerContext], Any]) -> None:
         self._answer = answer
 
-    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        return self._answer(request, context)
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, "_answer" if name[0].isupper() else name)
 
 
 @contextmanager
-def grpc_peer(answer: Callable[[Any, grpc.ServicerContext], Any], port: int = 0) -> Iterator[int]:
-    """A gRPC server whose ModelInfer is the function; on any free port where `port` is 0."""
+def grpc_peer(
+    answer: Callable[[Any, grpc.ServicerContext], Any],
+    port: int = 0,
+    *,
+    workers: int = 2,
+    credentials: grpc.ServerCredentials | None = None,
+) -> Iterator[int]:
+    """A gRPC server each of whose methods is the function; on any free port where `port` is 0."""
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    server = grpc.server(ThreadPoolExecutor(2), options=unlimited)
+    server = grpc.server(ThreadPoolExecutor(workers), options=unlimited)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(answer), server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    where = f"127.0.0.1:{port}"
+    port = server.add_insecure_port(where) if credentials is None else server.add_secure_port(where, credentials)
     server.start()
     try:
         yield port
     finally:
         server.stop(0).wait()
+
+
+class Watch:
+    """What a server sees of a request that it takes and never answers."""
+
+    def __init__(self) -> None:
+        self.came = threading.Event()
+        self.left = threading.Event()
+
+    def serve_http(self, connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        self.came.set()
+        with suppress(OSError):  # the client may as well reset the connection
+            while not over.is_set() and connection.recv(65536):
+                pass
+        self.left.set()
+
+    def serve_grpc(self, request: Any, context: grpc.ServicerContext) -> Any:
+        context.add_callback(self.left.set)
+        self.came.set()
+        self.left.wait(10)
+        return service_pb2.ModelInferResponse()
+
+
+@contextmanager
+def watching(scheme: str) -> Iterator[tuple[str, Watch]]:
+    """The address of a server that takes requests and never answers, and what it sees."""
+    watch = Watch()
+    peer = grpc_peer(watch.serve_grpc) if scheme == "grpc" else tcp_peer(watch.serve_http)
+    with peer as port:
+        yield f"{scheme}://127.0.0.1:{port}", watch
+
+
+@contextmanager
+def echoing(scheme: str, delay_s: Callable[[bytes], float] = lambda _: 0.0) -> Iterator[str]:
+    """The address of a server that sends each picture back after a while, as the output "images"."""
+
+    def serve_grpc(request: Any, context: grpc.ServicerContext) -> Any:
+        raw = request.raw_input_contents[0]
+        time.sleep(delay_s(raw[4:]))
+        return grpc_answer(("images", "BYTES", [1], raw))(request, context)
+
+    def serve_http(connection: socket.socket, over: threading.Event) -> None:
+        while data := read_request(connection):
+            head, _, body = data.partition(b"\r\n\r\n")
+            (length,) = [
+                int(line.split(b":")[1])
+                for line in head.lower().split(b"\r\n")
+                if line.startswith(b"inference-header-content-length")
+            ]
+            time.sleep(delay_s(body[length + 4 :]))
+            kserve_message = json.dumps({"outputs": [output("images", "BYTES", [1], len(body) - length)]}).encode()
+            answer = kserve_message + body[length:]
+            lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(answer)}"]
+            lines += [f"Inference-Header-Content-Length: {len(kserve_message)}", "", ""]
+            connection.sendall("\r\n".join(lines).encode() + answer)
+
+    peer = grpc_peer(serve_grpc, workers=16) if scheme == "grpc" else tcp_peer(serve_http)
+    with peer as port:
+        yield f"{scheme}://127.0.0.1:{port}"
 
 
 def grpc_failure(status: str, message: str) -> Callable[[Any, grpc.ServicerContext], Any]:

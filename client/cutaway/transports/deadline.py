@@ -31,18 +31,18 @@ _current = threading.local()  # a synchronous exchange stays in the thread that 
 
 
 @contextmanager
-def deadline(seconds: float, cancel: Cancel | None = None) -> Iterator[None]:
-    """Every wait of this thread on a :class:`DeadlineTransport` ends when the seconds are over, or on `cancel`.
+def deadline(seconds: float, *cancels: Cancel | None) -> Iterator[None]:
+    """Every wait of this thread on a :class:`DeadlineTransport` ends when the seconds are over, or is cancelled.
 
-    What a cancelled wait raises is some network error; whoever gave `cancel` knows better what happened.
+    What a cancelled wait raises is some network error; whoever gave `cancels` knows better what happened.
     """
     before = getattr(_current, "exchange", None)
     _current.exchange = exchange = _Exchange(time.monotonic() + seconds)
-    unregister = cancel.on_cancel(exchange.abort) if cancel is not None else None
+    registered = [cancel.on_cancel(exchange.abort) for cancel in cancels if cancel is not None]
     try:
         yield
     finally:
-        if unregister is not None:
+        for unregister in registered:
             unregister()
         exchange.waits(None)
         _current.exchange = before

@@ -185,7 +185,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
                 bracketed = f"[{host}]" if ":" in host else host
                 for address in await resolve_async(httpx.URL(f"http://{bracketed}:{port}")):
                     try:
-                        return await self._backend.connect_tcp(address, port, None, local_address, socket_options)
+                        return _Stream(
+                            await self._backend.connect_tcp(address, port, None, local_address, socket_options)
+                        )
                     except httpcore.ConnectError as error:
                         failure = error
         except TimeoutError as error:
@@ -196,3 +198,32 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection that is closed when its TLS handshake is cancelled: httpcore forgets it then."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await self._stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

@@ -33,7 +33,7 @@ class HttpTransport:
         self._address = str(connection.address)
         self._ssl_context = http_wire.ssl_context_of(connection)
         self._lock = threading.Lock()
-        self._closed = False
+        self._closing = Cancel()
         self._made = self._make()
 
     def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class HttpTransport:
         return [self._model(name, overall) for name in names]
 
     def close(self) -> None:
-        self._closed = True
+        self._closing.cancel()  # closing a socket would not wake the thread that waits on it
         if self._made.pid == os.getpid():
             self._made.client.close()
 
@@ -85,7 +85,7 @@ class HttpTransport:
         client = self._usable()
         started = time.monotonic()
         try:
-            with deadline(timeout_s, cancel), client.stream(method, path, **sent) as response:
+            with deadline(timeout_s, cancel, self._closing), client.stream(method, path, **sent) as response:
                 body = http_wire.Body(response, expected)
                 # Raw, not decompressed: compression is never asked for, and a folded answer would be a bomb of its own.
                 for part in response.iter_raw():
@@ -94,7 +94,7 @@ class HttpTransport:
         except (*http_wire.TIMEOUTS, *http_wire.BROKEN) as error:
             if cancel is not None and cancel.cancelled:
                 raise cancelled() from None
-            if self._closed:
+            if self._closing.cancelled:
                 raise RequestCancelled("The client was closed.") from None
             raise http_wire.broken_of(error, self._address, time.monotonic() - started, timeout_s) from None
         if response.status_code not in expected:
@@ -103,7 +103,7 @@ class HttpTransport:
 
     def _usable(self) -> httpx.Client:
         """The connections of this process: after a fork, new ones."""
-        if self._closed:
+        if self._closing.cancelled:
             raise RuntimeError("the connection is closed")
         if self._made.pid != os.getpid():
             with self._lock:

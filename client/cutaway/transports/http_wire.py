@@ -49,6 +49,7 @@ BROKEN = (
     httpcore.UnsupportedProtocol,
     httpx.HTTPError,
     httpx.InvalidURL,
+    OSError,  # of TLS, once the handshake is done
 )
 
 

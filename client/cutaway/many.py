@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -97,7 +98,8 @@ def run_many(
                 except StopIteration:
                     exhausted = True
                     break
-                future = pool.submit(one, index, image)
+                # In the caller's context, so that spans hang below the caller's.
+                future = pool.submit(copy_context().run, one, index, image)
                 pending.append(future)
                 running.add(future)
             if not pending:

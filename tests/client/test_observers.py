@@ -420,6 +420,42 @@ def test_a_client_tells_its_observers() -> None:
     assert recorder.requests[0].headers == {"traceparent": "x"}
 
 
+def test_spans_of_many_hang_below_the_callers(spans: InMemorySpanExporter) -> None:
+    provider = provider_of(spans)
+    observers = [OpenTelemetry(provider)]
+    pictures = [make.picture()] * 3
+
+    async def many() -> None:
+        async with AsyncClient("http://127.0.0.1:1", transport=AsyncRecorder(), observers=observers) as client:
+            async for outcome in client.cut_many(pictures):
+                outcome.unwrap()
+
+    for way in ("threads", "tasks"):
+        spans.clear()
+        with provider.get_tracer("test").start_as_current_span("caller") as caller:
+            if way == "tasks":
+                asyncio.run(many())
+            else:
+                with Client("http://127.0.0.1:1", transport=Recorder(), observers=observers) as client:
+                    for outcome in client.cut_many(pictures):
+                        outcome.unwrap()
+        calls = [span for span in spans.get_finished_spans() if span.name == "cutaway.cut"]
+        assert [span.parent.span_id for span in calls] == [caller.get_span_context().span_id] * 3, way
+
+
+class AsyncRecorder:
+    """The same as `Recorder` for asyncio."""
+
+    def __init__(self) -> None:
+        self._recorder = Recorder()
+
+    async def infer(self, request: Any) -> dict[str, Any]:
+        return self._recorder.infer(request)
+
+    async def aclose(self) -> None:
+        self._recorder.close()
+
+
 def arriving(scheme: str) -> tuple[Any, list[Mapping[str, str]]]:
     """A peer that serves, and the headers of each request that reached it."""
     arrived: list[Mapping[str, str]] = []

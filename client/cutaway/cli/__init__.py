@@ -15,7 +15,7 @@ from importlib import import_module
 
 from cutaway.cli.codes import FAILED, INTERRUPTED
 from cutaway.cli.parser import build_parser
-from cutaway.cli.talking import heed_the_log, say, show_warning
+from cutaway.cli.talking import own_log, say, show_warning
 
 __all__ = ["build_parser", "main"]
 
@@ -27,10 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     given = build_parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), own_log(verbose=getattr(given, "verbose", False)):
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = show_warning
-            heed_the_log(verbose=getattr(given, "verbose", False))
             code: int = import_module(f"cutaway.cli.{given.command}").run(given)
             sys.stdout.flush()
             return code

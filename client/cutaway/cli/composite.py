@@ -35,11 +35,11 @@ def run(given: argparse.Namespace) -> int:
     who = checked_options(given, COMPOSITE_OPTIONS)
     onto, name = _onto(given)
     place = _place(given)
+    how: dict[str, Any] = {each: getattr(given, each) for each in ("match_colour", "shadow", "output", "quality")}
+    how["size_px"] = _size(given)
     plan = plan_of(given, EXTENSIONS[given.output])
     extension = EXTENSIONS[given.output][0]
-    how = {"place": given.place, "scale": given.scale, "flip": given.flip, "match_colour": given.match_colour}
-    options = kept_options("composite", who) | {"onto": name} | {key: value for key, value in how.items() if value}
-    output = plan.output(given, options, extension)
+    output = plan.output(given, kept_options("composite", who) | {"onto": name} | _changed(given), extension)
 
     def finish(job: Job, result: CompositeResult) -> Finished:
         cut = result.cut
@@ -65,9 +65,7 @@ def run(given: argparse.Namespace) -> int:
     with open_client(given) as client:
 
         def put(image: Any, cancel: Cancel) -> CompositeResult:
-            return client.composite(
-                image, onto, place=place, match_colour=given.match_colour, output=given.output, cancel=cancel, **who
-            )
+            return client.composite(image, onto, place=place, cancel=cancel, **how, **who)
 
         def start(images: Iterable[Any], cancel: Cancel) -> Generator[Outcome, None, None]:
             from cutaway.many import run_many
@@ -100,12 +98,30 @@ def _onto(given: argparse.Namespace) -> tuple[str | bytes, str]:
     return data, f"{Path(text).name} (sha256 {hashlib.sha256(data).hexdigest()[:16]})"
 
 
+def _changed(given: argparse.Namespace) -> dict[str, Any]:
+    """What is not left at its default, as the journal has it."""
+    names = ["place", "scale", "offset", "flip", "match_colour", "shadow", "size"]
+    if given.output != "png":  # which is lossless, and whose form stands in the file's name
+        names.append("quality")
+    found = {name: getattr(given, name) for name in names if getattr(given, name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
 def _place(given: argparse.Namespace) -> Placement | None:
-    if given.place is None and given.scale is None and not given.flip:
+    if given.place is None and given.scale is None and given.offset is None and not given.flip:
         return None
     from cutaway.composite import Placement
 
     try:
-        return Placement(anchor=given.place, scale=given.scale, flip=given.flip)
+        return Placement(anchor=given.place, scale=given.scale, offset_px=given.offset or (0, 0), flip=given.flip)
     except InvalidOption as error:
         refuse(given, error.message)
+
+
+def _size(given: argparse.Namespace) -> tuple[int, int] | None:
+    from cutaway.compositing.backgrounds import check_size
+
+    try:
+        return check_size(given.size)
+    except CutawayError as error:
+        refuse(given, f"--size: {error.message}")

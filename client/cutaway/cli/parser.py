@@ -87,6 +87,9 @@ def _add_composite(commands: Any) -> None:
         metavar="X",
         help=f"their height as a share of the picture's, {least:g} to {most:g} (default: as it was)",
     )
+    group.add_argument(
+        "--offset", type=_pixels, metavar="X,Y", help="move them so many pixels to the right and down (default: 0,0)"
+    )
     group.add_argument("--flip", action="store_true", help="mirror them left to right")
     group.add_argument(
         "--match-colour",
@@ -96,10 +99,30 @@ def _add_composite(commands: Any) -> None:
         help="how far their colours go towards those of the picture behind, 0 to 1 (default: 0)",
     )
     group.add_argument(
+        "--shadow",
+        type=_share,
+        default=0.0,
+        metavar="X",
+        help="strength of a soft shadow where feet touch the ground, 0 to 1 (default: 0)",
+    )
+    group.add_argument(
+        "--size",
+        type=_pixels,
+        metavar="WIDTH,HEIGHT",
+        help="size of the result (default: the picture's behind, else the original's)",
+    )
+    group.add_argument(
         "--output",
         choices=limits.COMPOSITE_OUTPUTS,
         default=None,
         help="form of what comes out (default: png, or what the name that -o gives says)",
+    )
+    group.add_argument(
+        "--quality",
+        type=_percent,
+        default=limits.COMPOSITE_QUALITY,
+        metavar="N",
+        help=f"of a WebP or JPEG, 1 to 100 (default: {limits.COMPOSITE_QUALITY})",
     )
     _add_server(composite, hosted=True)
     _add_fallback(composite, "ask these hosted models, in this order, where the server does not serve")
@@ -312,6 +335,21 @@ def _positive_number(text: str) -> float:
     if value == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
+
+
+def _percent(text: str) -> int:
+    value = _positive_whole(text)
+    if value > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100")
+    return value
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two whole numbers with a comma") from None
+    return first, second
 
 
 def _share(text: str) -> float:

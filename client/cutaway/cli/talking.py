@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
@@ -68,12 +69,22 @@ class Teller:
         return tqdm(total=total, initial=settled, unit="picture", leave=False, disable=True if self.quiet else None)
 
 
-def heed_the_log(*, verbose: bool) -> None:
+@contextmanager
+def own_log(*, verbose: bool) -> Iterator[None]:
     """Let the SDK's own log speak where people asked for it, and be silent otherwise: errors tell what matters."""
     logger = logging.getLogger("cutaway")
-    logger.handlers[:] = [_LogLines() if verbose else logging.NullHandler()]
+    handler = _LogLines() if verbose else logging.NullHandler()
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
     logger.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else logging.CRITICAL)
+    if verbose:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 class _LogLines(logging.Handler):

@@ -13,6 +13,10 @@ from cutaway.headers import PictureHeader, check_dimensions
 from cutaway.inputs import encode, pil_of_array
 from cutaway.limits import INPUT_LIMITS, InputLimits
 
+# The transpositions of EXIF's orientations, as `PIL.Image.Transpose` numbers them: mirrored, turned by 180°, mirrored
+# upside down; then mirrored on the main diagonal, turned clockwise, mirrored on the other one, turned back.
+_TURNS: dict[int, Any] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
@@ -32,14 +36,14 @@ def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
     Raises:
         CorruptImage: it cannot be decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
             _check_size(image, header)
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _plain(image)
+            turn = _TURNS.get(_orientation(image))
+            return _plain(image) if turn is None else _plain(image).transpose(turn)
     except (CorruptImage, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
@@ -64,6 +68,13 @@ def decode_input(image: ImageInput, limits: InputLimits = INPUT_LIMITS) -> PILIm
         return _plain(pil_of_array(taken, limits))
     picture = encode(image, limits=limits)
     return decode_upright(picture.data, picture.header)
+
+
+def _orientation(image: PILImage) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block says nothing, and is no reason to refuse the picture
+        return 1
 
 
 def _check_size(image: PILImage, header: PictureHeader) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, Union
 
 from cutaway.data_uri import is_data_uri, parse_data_uri
-from cutaway.errors import CorruptImage, FileTooLarge, ImageBomb, InvalidFormat
+from cutaway.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
 from cutaway.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.limits import INPUT_LIMITS, MIB, InputLimits
 
@@ -43,6 +43,9 @@ BMP_UP_TO_BYTES = 4 * MIB
 """A BMP costs 1 ms where lossless compression costs 50 ms per megapixel; above this size its length weighs more."""
 
 LOSSY_QUALITY = 95
+
+MAX_PATH_CHARS = 32_767
+"""No system has longer paths; a longer text is something else, and costs a lot to take apart."""
 
 _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
 
@@ -93,7 +96,7 @@ def encode(
     elif isinstance(image, (str, os.PathLike)):
         if isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://")):
             _refuse_address(limits)
-        path = Path(image)
+        path = _path(image)
         data, declared = _read(path, limits.max_file_bytes), declared_type(path)
     elif isinstance(image, (bytes, bytearray, memoryview)):
         data = _plain_bytes(image, limits.max_file_bytes)
@@ -119,6 +122,13 @@ def declared_type(path: Path) -> str | None:
     extension = path.suffix.lower()
     guessed = _EXTENSIONS.get(extension) or mimetypes.guess_type(f"x{extension}")[0]
     return guessed if guessed and guessed.startswith("image/") else None
+
+
+def _path(name: str | os.PathLike[str]) -> Path:
+    length = len(os.fspath(name))
+    if length > MAX_PATH_CHARS:
+        raise OSError(errno.ENAMETOOLONG, f"a path of {length:,} characters is too long")
+    return Path(name)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
@@ -243,9 +253,14 @@ def _encode_pil(image: Any, limits: InputLimits) -> bytes:
     check_dimensions(PictureHeader("png", *image.size), limits)
     try:
         image.load()
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
-        raise CorruptImage("The PIL image cannot be decoded.") from error
-    plain = _plain_mode(image)
+        return _encode_plain(_plain_mode(image), limits)
+    except (InputError, Warning, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file, or its metadata, drives them to
+        raise CorruptImage("The PIL image cannot be decoded, or its metadata makes no sense.") from error
+
+
+def _encode_plain(plain: Any, limits: InputLimits) -> bytes:
     profile = plain.info.get("icc_profile")
     width, height = plain.size
     if plain.mode in ("L", "RGB") and not profile and width * height * len(plain.mode) <= BMP_UP_TO_BYTES:
@@ -275,7 +290,9 @@ def _plain_mode(image: Any) -> Any:
         return image.convert("L")
     if mode in ("I;16", "I;16B", "I;16L"):
         return image.convert("I;16") if mode != "I;16" else image
-    if mode in ("LA", "PA", "RGBa", "La", "RGBA") or "transparency" in image.info:
+    if mode == "La":  # which Pillow converts to nothing else
+        return image.convert("LA").convert("RGBA")
+    if mode in ("LA", "PA", "RGBa", "RGBA") or "transparency" in image.info:
         return image.convert("RGBA")
     if mode not in ("P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"):
         raise InvalidFormat(

@@ -15,6 +15,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from cutaway import limits
 from cutaway.composite import Blur, Picture, Placement, compose
 from cutaway.compositing import colour, layers
 from cutaway.compositing.placing import ANCHORS, mapping_for
+from cutaway.decode import decode_input
 from cutaway.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
 from cutaway.report import Frame, parse_report
 from cutaway.result import Cutout, CutResult, Origin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from tests.integration import picture_files as make
 
@@ -408,6 +410,20 @@ def test_pictures_come_upright_and_in_srgb() -> None:
     turned = make.jpeg(upright.transpose(Image.Transpose.ROTATE_90), exif=make.exif(6))
     cut = cut_of((96, 64), (flat(10, 10, (0, 0, 0, 0)), (0, 0)))
     np.testing.assert_allclose(compose(cut, b"", turned).numpy(), np.asarray(upright), atol=12)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(orientation: int) -> None:
+    stored = make.saved(make.picture(96, 64), "PNG", exif=make.exif(orientation))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+    np.testing.assert_array_equal(np.asarray(decode_input(stored)), np.asarray(upright))
+
+
+def test_damaged_exif_is_no_reason_to_refuse() -> None:
+    stored = make.saved(make.picture(96, 64), "PNG", exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(np.asarray(decode_input(stored)), np.asarray(make.picture(96, 64)))
 
 
 def red_on_blue(size: int = 200) -> tuple[CutResult, bytes, Pixels]:

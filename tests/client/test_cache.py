@@ -667,3 +667,15 @@ def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert ResultCache().folder == tmp_path / "xdg" / "cutaway"
     assert not (tmp_path / "xdg").exists(), "nothing is made before it is used"
+
+
+def test_the_page_says_what_the_code_does() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "client" / "caching.md").read_text()
+    for words in (
+        f"| `max_bytes` | {limits.CACHE_MAX_BYTES // limits.MIB} MiB |",
+        f"a journal of up to {limits.CACHE_JOURNAL_BYTES // limits.MIB} MiB",
+        f"| `results_max_age_s` | {limits.CACHE_RESULTS_MAX_AGE_S / 86400:g} days |",
+        f"| `uploads_max_age_s` | {limits.CACHE_UPLOADS_MAX_AGE_S / 86400:g} days |",
+        f"for at most {limits.CACHE_BUSY_S:g} s",
+    ):
+        assert words in " ".join(page.split()), words

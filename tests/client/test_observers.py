@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -370,6 +371,15 @@ def test_calls_are_counted() -> None:
 
 
 SUMS = ("sent_bytes", "received_bytes", "fallbacks", "retries")
+
+
+def test_the_page_lists_the_metrics() -> None:
+    registry = CollectorRegistry()
+    Prometheus(registry)
+    page = (Path(__file__).parents[2] / "docs" / "client" / "observability.md").read_text()
+    counters = {metric.name: metric.type == "counter" for metric in registry.collect()}
+    listed = re.findall(r"^\| `(cutaway_\w+)` \|", page, re.MULTILINE)
+    assert set(listed) == {f"{name}_total" if counter else name for name, counter in counters.items()}
 
 
 def test_buckets_reach_from_a_hit_to_a_deadline() -> None:

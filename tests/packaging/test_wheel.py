@@ -24,7 +24,11 @@ IMPORT_ALL = """
 import importlib, pkgutil, cutaway
 for module in pkgutil.walk_packages(cutaway.__path__, "cutaway."):
     if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            if "pip install 'cutaway[" not in str(error):  # what an extra brings
+                raise
         print(module.name)
 """
 

@@ -50,9 +50,8 @@ class AsyncGrpcTransport:
         return [await self._model(name, deadline) for name in names]
 
     async def aclose(self) -> None:
-        client, self._client = self._client, None
-        if self._loop.close() and client is not None and self._pid == os.getpid():
-            await client.close()
+        if self._loop.close() and self._client is not None and self._pid == os.getpid():
+            await self._client.close()
 
     async def _model(self, name: str, deadline: Deadline) -> ModelInfo:
         ready = await self.model_ready(name, deadline.left_s)

@@ -33,6 +33,7 @@ from tests.client.hosted.peers import (
 
 OWN = ("https", "api.example.com", 443)
 
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
+    from cutaway.shared_memory import SharedMemory
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
 
@@ -91,6 +92,7 @@ _HOMES = {
     "ServerRefused": "errors",
     "ServerUnavailable": "errors",
     "ServiceError": "errors",
+    "SharedMemory": "shared_memory",
     "Tier": "limits",
     "Tls": "transports.connection",
     "TooManyPixels": "errors",
@@ -136,6 +138,7 @@ __all__ = [
     "ServerRefused",
     "ServerUnavailable",
     "ServiceError",
+    "SharedMemory",
     "Tier",
     "Tls",
     "TooManyPixels",

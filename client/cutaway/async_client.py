@@ -17,7 +17,6 @@ from cutaway.options import to_parameters
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.transports.base import AsyncTransport, InferRequest, ModelInfo
-from cutaway.transports.connection import open_async_transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from cutaway.options import OptionKeywords, WhoKeywords
     from cutaway.providers.base import Provider
     from cutaway.resilience import RetryPolicy
+    from cutaway.shared_memory import SharedMemory
+    from cutaway.transports.base import MemoryKind
     from cutaway.transports.connection import Tls
     from cutaway.wire import Tensor
 
@@ -60,8 +61,11 @@ class AsyncClient:
         observers: Sequence[Observer] = (),
         verify: bool = False,
         max_decompression_ratio: float | None = None,
+        shared_memory: SharedMemory | MemoryKind | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
+        if transport is not None and shared_memory is not None:
+            raise ValueError("shared_memory is for the transports that come with the client")
         self._settings = settings_of(
             urls,
             timeout_s=timeout_s,
@@ -75,12 +79,14 @@ class AsyncClient:
             observers=observers,
             verify=verify,
             max_decompression_ratio=max_decompression_ratio,
+            shared_memory=shared_memory,
         )
-        connections = self._settings.connections
         self._endpoints = AsyncEndpoints(
             [
-                AsyncEndpoint(str(each.address), open_async_transport(each) if transport is None else transport)
-                for each in connections
+                AsyncEndpoint(
+                    str(each.address), self._settings.open_async_transport(each) if transport is None else transport
+                )
+                for each in self._settings.connections
             ],
             always_ask=self._settings.fallback is None,
         )

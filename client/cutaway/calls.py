@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from cutaway.inputs import ImageInput
     from cutaway.providers.answers import Upscaled
     from cutaway.providers.base import Provider
+    from cutaway.shared_memory import SharedMemory
+    from cutaway.transports.base import AsyncTransport, MemoryKind, Transport
     from cutaway.transports.connection import Connection, Tls
     from cutaway.wire import Tensor
 
@@ -54,12 +56,33 @@ class Settings:
     observers: tuple[Observer, ...]
     verify: bool
     limits: InputLimits
+    shared_memory: SharedMemory | None = None
     budget: RetryBudget = field(default_factory=RetryBudget)
     closed: bool = False
 
     @property
     def urls(self) -> tuple[str, ...]:
         return tuple(str(connection.address) for connection in self.connections)
+
+    def open_transport(self, connection: Connection) -> Transport:
+        """The way to one of the servers."""
+        if self.shared_memory is None:
+            from cutaway.transports.connection import open_transport
+
+            return open_transport(connection)
+        from cutaway.shared_memory.transports import SharingTransport
+
+        return SharingTransport(connection, self.shared_memory)
+
+    def open_async_transport(self, connection: Connection) -> AsyncTransport:
+        """The same for asyncio."""
+        if self.shared_memory is None:
+            from cutaway.transports.connection import open_async_transport
+
+            return open_async_transport(connection)
+        from cutaway.shared_memory.transports import AsyncSharingTransport
+
+        return AsyncSharingTransport(connection, self.shared_memory)
 
     def begin(
         self,
@@ -104,12 +127,15 @@ def settings_of(
     observers: Sequence[Observer],
     verify: bool,
     max_decompression_ratio: float | None,
+    shared_memory: SharedMemory | MemoryKind | None,
 ) -> Settings:
     """Check what a client was told.
 
     Raises:
         ValueError: a URL is no address, or a number makes no sense.
+        ImportError, RuntimeError: this machine has no such shared memory.
     """
+    from cutaway.shared_memory import shared_memory_of
     from cutaway.transports.base import parse_address
     from cutaway.transports.connection import Connection
 
@@ -137,6 +163,7 @@ def settings_of(
         observers=tuple(observers),
         verify=verify,
         limits=bounds,
+        shared_memory=shared_memory_of(shared_memory),
     )
 
 

@@ -17,7 +17,6 @@ from cutaway.options import to_parameters
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.transports.base import InferRequest, ModelInfo, Transport
-from cutaway.transports.connection import open_transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from cutaway.options import OptionKeywords, WhoKeywords
     from cutaway.providers.base import Provider
     from cutaway.resilience import RetryPolicy
+    from cutaway.shared_memory import SharedMemory
+    from cutaway.transports.base import MemoryKind
     from cutaway.transports.connection import Tls
     from cutaway.wire import Tensor
 
@@ -62,10 +63,13 @@ class Client:
         verify: decode pictures wholly before they are sent. Off, damage inside is found by the server, with the same
             error and less work here.
         max_decompression_ratio: takes the place of the table's, for servers whose operator raised it.
+        shared_memory: "system" or "cuda" sends pictures through shared memory, to servers on this machine that allow
+            it; one that does not is ServerRefused. See :class:`cutaway.SharedMemory`.
         transport: in place of what the URL's scheme says; the client closes it.
 
     Raises:
         ValueError: a URL is no address, or a number makes no sense.
+        ImportError, RuntimeError: this machine has no such shared memory.
     """
 
     def __init__(
@@ -83,8 +87,11 @@ class Client:
         observers: Sequence[Observer] = (),
         verify: bool = False,
         max_decompression_ratio: float | None = None,
+        shared_memory: SharedMemory | MemoryKind | None = None,
         transport: Transport | None = None,
     ) -> None:
+        if transport is not None and shared_memory is not None:
+            raise ValueError("shared_memory is for the transports that come with the client")
         self._settings = settings_of(
             urls,
             timeout_s=timeout_s,
@@ -98,12 +105,12 @@ class Client:
             observers=observers,
             verify=verify,
             max_decompression_ratio=max_decompression_ratio,
+            shared_memory=shared_memory,
         )
-        connections = self._settings.connections
         self._endpoints = Endpoints(
             [
-                Endpoint(str(each.address), open_transport(each) if transport is None else transport)
-                for each in connections
+                Endpoint(str(each.address), self._settings.open_transport(each) if transport is None else transport)
+                for each in self._settings.connections
             ],
             always_ask=self._settings.fallback is None,
         )

@@ -374,6 +374,12 @@ ENDPOINT_SILENT_S = 25.0
 """A server of one's own that says nothing for so long is at fault: the pipeline itself gives up after 30 s. A shorter
 deadline that passes says more about the caller's hurry."""
 
+ENDPOINT_BACK_S = 1.0
+"""So long a server that has no room, or lets deadlines pass, is asked after the others: queues empty within seconds."""
+
+ENDPOINT_LATE_MAX = 2
+"""Deadlines in a row that a server may let pass before it is asked after the others: one picture may be slow."""
+
 
 # ----------------------------------------------------------------------------------------------------- fetching
 
@@ -386,6 +392,13 @@ FETCH_MAX_REDIRECTS = 3
 
 FETCH_SCHEMES = ("https",)
 """Plain http lets anybody on the way change the picture, so it has to be asked for."""
+
+
+# ------------------------------------------------------------------------------------------------ shared memory
+
+
+SHARED_MEMORY_KEEP_BYTES = 64 * MIB
+"""Kept registered between calls: photographs of a megabyte in 64 threads, and all that a container has by default."""
 
 
 # -------------------------------------------------------------------------------------------------------- cache

@@ -51,6 +51,7 @@ PUBLIC = {
     "ServerRefused",
     "ServerUnavailable",
     "ServiceError",
+    "SharedMemory",
     "Tier",
     "Tls",
     "TooManyPixels",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from cutaway.cancel import Cancel
 from cutaway.wire import Tensor
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
+
+MemoryKind: TypeAlias = Literal["system", "cuda"]
+"""Whose memory is shared: the machine's or a GPU's."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class InferRequest:
         request_id: sent along and written into the server's log.
         timeout_s: seconds until the call is given up, everything included.
         headers: sent with this call only, such as traceparent; names in lower case.
+        region: a registered region of shared memory that holds the picture, its length before it; it is then not sent.
     """
 
     model: str
@@ -34,6 +38,28 @@ class InferRequest:
     request_id: str = ""
     timeout_s: float = 30.0
     headers: Mapping[str, str] = field(default_factory=dict)
+    region: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryRegion:
+    """Memory of this machine that a server is to read pictures from.
+
+    Attributes:
+        kind: the machine's or a GPU's.
+        name: what the server is to call it.
+        n_bytes: its size.
+        key: of the machine's: its name in POSIX shared memory.
+        handle: of a GPU's: its IPC handle, in base64.
+        device_id: of a GPU's: the GPU's number.
+    """
+
+    kind: MemoryKind
+    name: str
+    n_bytes: int
+    key: str = ""
+    handle: bytes = field(default=b"", repr=False)
+    device_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +123,20 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+class MemoryTransport(Transport, Protocol):
+    """A way to a server on the same machine, which can be told of shared memory."""
+
+    def register(self, region: MemoryRegion, timeout_s: float) -> None: ...
+
+    def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None:
+        """Have the server let go of a region, whether it knows it or not."""
+        ...
+
+    def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]:
+        """Names of the regions that the server knows, whosever they are."""
+        ...
+
+
 class AsyncTransport(Protocol):
     """The same as :class:`Transport` for asyncio: cancelling the task ends the request at the server.
 
@@ -112,6 +152,16 @@ class AsyncTransport(Protocol):
     async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]: ...
 
     async def aclose(self) -> None: ...
+
+
+class AsyncMemoryTransport(AsyncTransport, Protocol):
+    """The same as :class:`MemoryTransport` for asyncio."""
+
+    async def register(self, region: MemoryRegion, timeout_s: float) -> None: ...
+
+    async def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None: ...
+
+    async def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]: ...
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from cutaway.transports.base import Address, AsyncTransport, InferRequest, Transport
+from cutaway.transports.base import Address, AsyncMemoryTransport, InferRequest, MemoryTransport
 
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 
@@ -129,13 +129,18 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise ValueError(f"the value of the header {name!r} has to be printable ASCII without spaces around it")
 
 
-def open_transport(connection: Connection) -> Transport:
+def open_transport(connection: Connection) -> MemoryTransport:
     """The transport for a server; connects when first used.
 
     Raises:
         OSError, ValueError: a certificate's file cannot be read.
     """
     _warn_of_open_secrets(connection)
+    return reopen_transport(connection)
+
+
+def reopen_transport(connection: Connection) -> MemoryTransport:
+    """The same as :func:`open_transport` for a connection that was opened before: warns of nothing."""
     if connection.address.scheme.startswith("grpc"):
         from cutaway.transports.grpc_sync import GrpcTransport
 
@@ -145,7 +150,7 @@ def open_transport(connection: Connection) -> Transport:
     return HttpTransport(connection)
 
 
-def open_async_transport(connection: Connection) -> AsyncTransport:
+def open_async_transport(connection: Connection) -> AsyncMemoryTransport:
     """The same as :func:`open_transport` for asyncio; may be called outside of an event loop."""
     _warn_of_open_secrets(connection)
     if connection.address.scheme.startswith("grpc"):

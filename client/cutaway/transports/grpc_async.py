@@ -13,9 +13,17 @@ from tritonclient.utils import InferenceServerException
 
 from cutaway.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
-from cutaway.transports.base import InferRequest, ModelInfo
+from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
 from cutaway.transports.connection import Connection
-from cutaway.transports.grpc_wire import FORKED, channel_of, failure_of, message_of, model_of, tensors_of
+from cutaway.transports.grpc_wire import (
+    FORKED,
+    channel_of,
+    failure_of,
+    message_of,
+    model_of,
+    registering_of,
+    tensors_of,
+)
 from cutaway.transports.loops import OneLoop
 from cutaway.wire import Tensor
 
@@ -48,6 +56,19 @@ class AsyncGrpcTransport:
     async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
         deadline = Deadline(timeout_s)
         return [await self._model(name, deadline) for name in names]
+
+    async def register(self, region: MemoryRegion, timeout_s: float) -> None:
+        method, given = registering_of(region)
+        await self._ask(lambda client: getattr(client, method)(*given, **self._sent(timeout_s)))
+
+    async def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None:
+        method = f"unregister_{kind}_shared_memory"
+        await self._ask(lambda client: getattr(client, method)(name, **self._sent(timeout_s)))
+
+    async def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]:
+        method = f"get_{kind}_shared_memory_status"
+        status: Any = await self._ask(lambda client: getattr(client, method)(**self._sent(timeout_s)))
+        return list(status.regions)
 
     async def aclose(self) -> None:
         if self._loop.close() and self._client is not None and self._pid == os.getpid():

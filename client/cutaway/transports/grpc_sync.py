@@ -14,9 +14,18 @@ from tritonclient.utils import InferenceServerException
 from cutaway.cancel import Cancel, cancelled
 from cutaway.errors import RequestCancelled, ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
-from cutaway.transports.base import InferRequest, ModelInfo
+from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
 from cutaway.transports.connection import Connection
-from cutaway.transports.grpc_wire import CLOSED, FORKED, channel_of, failure_of, message_of, model_of, tensors_of
+from cutaway.transports.grpc_wire import (
+    CLOSED,
+    FORKED,
+    channel_of,
+    failure_of,
+    message_of,
+    model_of,
+    registering_of,
+    tensors_of,
+)
 from cutaway.wire import Tensor
 
 T = TypeVar("T")
@@ -75,6 +84,18 @@ class GrpcTransport:
     def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
         deadline = Deadline(timeout_s)
         return [self._model(name, deadline) for name in names]
+
+    def register(self, region: MemoryRegion, timeout_s: float) -> None:
+        method, given = registering_of(region)
+        self._ask(lambda client, **sent: getattr(client, method)(*given, **sent), timeout_s)
+
+    def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None:
+        method = f"unregister_{kind}_shared_memory"
+        self._ask(lambda client, **sent: getattr(client, method)(name, **sent), timeout_s)
+
+    def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]:
+        method = f"get_{kind}_shared_memory_status"
+        return list(self._ask(lambda client, **sent: getattr(client, method)(**sent), timeout_s).regions)
 
     def close(self) -> None:
         self._closed = True

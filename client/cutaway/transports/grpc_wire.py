@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from cutaway import limits
 from cutaway.errors import CutawayError
-from cutaway.transports.base import InferRequest, ModelInfo, TensorInfo
+from cutaway.transports.base import InferRequest, MemoryRegion, ModelInfo, TensorInfo
 from cutaway.transports.connection import Connection
 from cutaway.wire import MAX_ANSWER_BYTES, Tensor, error_of, malformed, tensor
 
@@ -66,8 +66,11 @@ def channel_of(connection: Connection) -> dict[str, Any]:
 def message_of(request: InferRequest, headers: Mapping[str, str]) -> dict[str, Any]:
     """Keyword arguments of tritonclient's inference."""
     image = triton.InferInput("image", [1], "BYTES")
-    # object and not numpy's bytes type, which drops zeros at the end.
-    image.set_data_from_numpy(np.array([request.image], dtype=np.object_))
+    if request.region:
+        image.set_shared_memory(request.region, 4 + len(request.image))
+    else:
+        # object and not numpy's bytes type, which drops zeros at the end.
+        image.set_data_from_numpy(np.array([request.image], dtype=np.object_))
     return {
         "model_name": request.model,
         "inputs": [image],
@@ -77,6 +80,13 @@ def message_of(request: InferRequest, headers: Mapping[str, str]) -> dict[str, A
         "headers": headers,
         "parameters": dict(request.parameters),
     }
+
+
+def registering_of(region: MemoryRegion) -> tuple[str, tuple[Any, ...]]:
+    """The method of tritonclient's clients that registers a region, and its arguments."""
+    if region.kind == "system":
+        return "register_system_shared_memory", (region.name, region.key, region.n_bytes)
+    return "register_cuda_shared_memory", (region.name, region.handle, region.device_id, region.n_bytes)
 
 
 def tensors_of(result: Any) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from cutaway.addresses import resolve_async
 from cutaway.errors import RequestCancelled, ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports import http_wire
-from cutaway.transports.base import InferRequest, ModelInfo
+from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
 from cutaway.transports.connection import Connection
 from cutaway.transports.loops import OneLoop
 from cutaway.wire import Tensor
@@ -53,6 +53,17 @@ class AsyncHttpTransport:
     async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
         overall = Deadline(timeout_s)
         return [await self._model(name, overall) for name in names]
+
+    async def register(self, region: MemoryRegion, timeout_s: float) -> None:
+        path = http_wire.memory_path(self._connection, region.kind, "register", region.name)
+        await self._exchange("POST", path, timeout_s, content=http_wire.registering_of(region))
+
+    async def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None:
+        await self._exchange("POST", http_wire.memory_path(self._connection, kind, "unregister", name), timeout_s)
+
+    async def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]:
+        path = http_wire.memory_path(self._connection, kind, "status")
+        return http_wire.registered_of((await self._exchange("GET", path, timeout_s))[2], self._address)
 
     async def aclose(self) -> None:
         client, self._client = self._client, None

@@ -19,7 +19,7 @@ from cutaway.cancel import Cancel, cancelled
 from cutaway.errors import RequestCancelled, ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports import http_wire
-from cutaway.transports.base import InferRequest, ModelInfo
+from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
 from cutaway.transports.connection import Connection
 from cutaway.transports.deadline import DeadlineTransport, deadline
 from cutaway.wire import Tensor
@@ -53,6 +53,17 @@ class HttpTransport:
     def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
         overall = Deadline(timeout_s)
         return [self._model(name, overall) for name in names]
+
+    def register(self, region: MemoryRegion, timeout_s: float) -> None:
+        path = http_wire.memory_path(self._connection, region.kind, "register", region.name)
+        self._exchange("POST", path, timeout_s, content=http_wire.registering_of(region))
+
+    def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None:
+        self._exchange("POST", http_wire.memory_path(self._connection, kind, "unregister", name), timeout_s)
+
+    def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]:
+        path = http_wire.memory_path(self._connection, kind, "status")
+        return http_wire.registered_of(self._exchange("GET", path, timeout_s)[2], self._address)
 
     def close(self) -> None:
         self._closing.cancel()  # closing a socket would not wake the thread that waits on it

@@ -14,7 +14,7 @@ import httpx
 
 from cutaway import __version__, limits
 from cutaway.errors import CutawayError, ServerUnavailable
-from cutaway.transports.base import InferRequest, ModelInfo, TensorInfo
+from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo, TensorInfo
 from cutaway.transports.connection import Connection
 from cutaway.wire import (
     MAX_ANSWER_BYTES,
@@ -87,6 +87,8 @@ def ready_path(connection: Connection) -> str:
 
 def message_of(request: InferRequest, headers: Mapping[str, str]) -> tuple[tuple[bytes, ...], dict[str, str]]:
     """The body in pieces, and the headers."""
+    n_bytes = 4 + len(request.image)
+    shared = {"shared_memory_region": request.region, "shared_memory_byte_size": n_bytes}
     head = json.dumps(
         {
             "id": request.request_id,
@@ -96,18 +98,47 @@ def message_of(request: InferRequest, headers: Mapping[str, str]) -> tuple[tuple
                     "name": "image",
                     "datatype": "BYTES",
                     "shape": [1],
-                    "parameters": {"binary_data_size": 4 + len(request.image)},
+                    "parameters": shared if request.region else {"binary_data_size": n_bytes},
                 }
             ],
             "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs],
         }
     ).encode()
-    return (head, struct.pack("<I", len(request.image)), request.image), {
+    raw = () if request.region else (struct.pack("<I", len(request.image)), request.image)
+    return (head, *raw), {
         **headers,
         JSON_LENGTH: str(len(head)),
-        "Content-Length": str(len(head) + 4 + len(request.image)),
+        "Content-Length": str(len(head) + (n_bytes if raw else 0)),
         "Content-Type": "application/octet-stream",
     }
+
+
+def memory_path(connection: Connection, kind: MemoryKind, what: str, name: str = "") -> str:
+    """Where a server is told of shared memory: `what` is "register", "unregister" or "status"."""
+    region = f"/region/{quote(name, safe='')}" if name else ""
+    return f"{connection.address.path}/v2/{kind}sharedmemory{region}/{what}"
+
+
+def registering_of(region: MemoryRegion) -> bytes:
+    """The body that registers a region."""
+    if region.kind == "system":
+        form: dict[str, Any] = {"key": region.key, "offset": 0, "byte_size": region.n_bytes}
+    else:
+        handle = {"b64": region.handle.decode("ascii")}
+        form = {"raw_handle": handle, "device_id": region.device_id, "byte_size": region.n_bytes}
+    return json.dumps(form).encode()
+
+
+def registered_of(body: bytes, address: str) -> list[str]:
+    """Names of the regions in a server's list of them.
+
+    Raises:
+        ServerRefused: it is no Triton's answer.
+    """
+    try:
+        return [str(entry["name"]) for entry in json.loads(body)]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        raise no_triton(address, "JSON that lists no shared memory") from None
 
 
 class Body:

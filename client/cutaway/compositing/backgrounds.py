@@ -196,7 +196,9 @@ def _resized(image: PILImage, size_wh: SizeWH, box: tuple[float, float, float, f
 
     if image.mode != "RGBA":
         return image.resize(size_wh, Image.Resampling.LANCZOS, box=box)
-    return image.convert("RGBa").resize(size_wh, Image.Resampling.LANCZOS, box=box).convert("RGBA")
+    return (
+        image.convert("RGBa").resize(size_wh, Image.Resampling.HAMMING, box=box).convert("RGBA")
+    )  # overshoots nowhere
 
 
 # -------------------------------------------------------------------------------------------- the blurred original

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cutaway.async_client import AsyncClient
+    from cutaway.cache import ResultCache
     from cutaway.cancel import Cancel
     from cutaway.chain import NeedsDetection, NobodyServed, Tried
     from cutaway.client import Client
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         TooManyPixels,
     )
     from cutaway.fallback import Fallback
+    from cutaway.fetch import Fetched, Fetcher, FetchRefused
     from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
     from cutaway.limits import InputLimits, Tier
@@ -64,6 +66,9 @@ _HOMES = {
     "Cutout": "result",
     "Detection": "result",
     "Fallback": "fallback",
+    "FetchRefused": "fetch",
+    "Fetched": "fetch",
+    "Fetcher": "fetch",
     "FileTooLarge": "errors",
     "GpuMemoryExhausted": "errors",
     "Health": "health",
@@ -88,6 +93,7 @@ _HOMES = {
     "RequestCancelled": "errors",
     "ResolutionTooLarge": "errors",
     "ResolutionTooSmall": "errors",
+    "ResultCache": "cache",
     "RetryPolicy": "resilience",
     "ServerRefused": "errors",
     "ServerUnavailable": "errors",
@@ -110,6 +116,9 @@ __all__ = [
     "Cutout",
     "Detection",
     "Fallback",
+    "FetchRefused",
+    "Fetched",
+    "Fetcher",
     "FileTooLarge",
     "GpuMemoryExhausted",
     "Health",
@@ -134,6 +143,7 @@ __all__ = [
     "RequestCancelled",
     "ResolutionTooLarge",
     "ResolutionTooSmall",
+    "ResultCache",
     "RetryPolicy",
     "ServerRefused",
     "ServerUnavailable",

@@ -42,7 +42,8 @@ array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
 BMP_UP_TO_BYTES = 4 * MIB
 """A BMP costs 1 ms where lossless compression costs 50 ms per megapixel; above this size its length weighs more."""
 
-LOSSY_QUALITY = 95
+LOSSY_QUALITIES = (95, 90, 85, 75)
+"""Of a JPEG or WebP, the first that stays under the limit of bytes; the best of them keeps every pixel's colour."""
 
 MAX_PATH_CHARS = 32_767
 """No system has longer paths; a longer text is something else, and costs a lot to take apart."""
@@ -278,7 +279,7 @@ def _encode_plain(plain: Any, limits: InputLimits) -> bytes:
             pass
     if len(data) <= limits.max_file_bytes:
         return data
-    return _save_lossy(plain, len(data), profile)
+    return _save_lossy(plain, len(data), profile, limits.max_file_bytes)
 
 
 def _plain_mode(image: Any) -> Any:
@@ -323,15 +324,28 @@ def _to_rgb(image: Any) -> Any:
     return converted
 
 
-def _save_lossy(image: Any, lossless_bytes: int, profile: Any) -> bytes:
-    if image.mode == "RGBA":
-        name, data = "WebP", _save(image, "WEBP", quality=LOSSY_QUALITY, method=0, icc_profile=profile)
+def _save_lossy(image: Any, lossless_bytes: int, profile: Any, max_bytes: int) -> bytes:
+    """The best JPEG, or WebP where there is alpha, that stays under the limit; the last one where none does."""
+    plain = image.point(lambda value: value / 256).convert("L") if image.mode == "I;16" else image
+    name = "WebP" if plain.mode == "RGBA" else "JPEG"
+    for quality in LOSSY_QUALITIES:
+        if name == "WebP":
+            data = _save(plain, "WEBP", quality=quality, method=0, icc_profile=profile)
+        else:
+            subsampling = 0 if quality == LOSSY_QUALITIES[0] else 2
+            data = _save(plain, "JPEG", quality=quality, subsampling=subsampling, icc_profile=profile)
+        if len(data) <= max_bytes:
+            break
     else:
-        plain = image.point(lambda value: value / 256).convert("L") if image.mode == "I;16" else image
-        name, data = "JPEG", _save(plain, "JPEG", quality=LOSSY_QUALITY, subsampling=0, icc_profile=profile)
+        raise FileTooLarge(
+            f"Even as a {name} of quality {quality} the picture has {len(data):,} bytes; at most {max_bytes:,} are "
+            "allowed.",
+            details={"size_bytes": len(data), "max_bytes": max_bytes},
+            user_action="Scale it down first.",
+        )
     warnings.warn(
         f"losslessly the picture would have {lossless_bytes:,} bytes, which is over the limit: it is sent as "
-        f"{name} of quality {LOSSY_QUALITY} ({len(data):,} bytes)",
+        f"{name} of quality {quality} ({len(data):,} bytes)",
         LossyEncodingWarning,
         stacklevel=2,
     )

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 DETECTION_OUTPUTS = ("boxes", "scores", "report")
 CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
 
+PICTURE_SUFFIXES = (
+    *(".png", ".webp", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".avif", ".heic", ".psd", ".svg", ".pdf"),
+)
+"""What makes a name that of a file and not of a folder; only the first two can be written."""
+
 
 @dataclass(frozen=True)
 class Cutout:
@@ -45,7 +51,7 @@ class Cutout:
     box: Box
     score: float
     frame: Frame
-    image: bytes
+    image: bytes = field(repr=False)
     format: Literal["png", "webp"]
 
     def pil(self) -> Image.Image:
@@ -186,7 +192,8 @@ class CutResult(Detection):
 
         Args:
             path: a file ("cutout.png"; several become "cutout-0.png", "cutout-1.png", …, numbered by id) or a
-                folder, which is made if it is not there ("cutouts/cutout.png" or "cutouts/cutout-0.png", …).
+                folder, which is made if it is not there ("cutouts/cutout.png" or "cutouts/cutout-0.png", …). A name
+                that ends as files of pictures do is a file, every other one a folder.
             overwrite: whether files that are there may be replaced.
 
         Returns:
@@ -197,7 +204,7 @@ class CutResult(Detection):
             FileExistsError: a file is there and `overwrite` is False.
         """
         path = Path(path)
-        if path.is_dir() or not path.suffix:
+        if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES:
             path.mkdir(parents=True, exist_ok=True)
             path /= f"cutout.{self.cutouts[0].format}"
         if len(self.cutouts) == 1:

@@ -170,6 +170,25 @@ def test_what_is_too_large_goes_lossy_and_says_so(channels: int, pil_format: str
     assert len(picture.data) <= INPUT_LIMITS.max_file_bytes
 
 
+def grainy(height: int, width: int, grain: float) -> np.ndarray:
+    ramp = np.linspace(40, 200, width)[None, :, None] + np.zeros((height, 1, 3))
+    return np.clip(ramp + np.random.default_rng(0).normal(0, grain, ramp.shape), 0, 255).astype(np.uint8)
+
+
+def test_quality_goes_as_low_as_it_must() -> None:
+    """A photograph of 24 megapixels from an array, with a sensor's noise: too large as the best of JPEGs."""
+    with pytest.warns(LossyEncodingWarning, match="quality 90"):
+        picture = encode(grainy(4000, 6000, 5))
+    assert len(picture.data) <= INPUT_LIMITS.max_file_bytes
+
+
+def test_what_stays_too_large_is_refused_without_a_warning() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4000, 6000, 3), np.uint8)
+    with pytest.raises(FileTooLarge, match="Even as a JPEG of quality 75") as caught:
+        encode(pixels)
+    assert caught.value.user_action == "Scale it down first."
+
+
 # ------------------------------------------------------------------------------------------------------------ PIL
 
 

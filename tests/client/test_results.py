@@ -209,6 +209,15 @@ def test_saves_into_a_folder(tmp_path: Path) -> None:
         assert image.size == (90, 60)
 
 
+@pytest.mark.parametrize("name", ["Screenshot 2026-11-21 at 10.30.15", "v1.2", ".hidden"])
+def test_a_dot_makes_no_file(name: str, tmp_path: Path) -> None:
+    assert only_one().save(tmp_path / name) == [tmp_path / name / "cutout.png"]
+
+
+def test_shown_without_the_pixels() -> None:
+    assert len(repr(only_one())) < 2000
+
+
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.webp"])
 def test_a_name_that_lies_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"name it photo\.png"):

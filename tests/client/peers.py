@@ -119,7 +119,7 @@ def dripping(before: bytes) -> Handler:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """An HTTP request with its body."""
+    """An HTTP request with its body; nothing where the caller left before it was whole."""
     data = b""
     while b"\r\n\r\n" not in data:
         received = connection.recv(65536)
@@ -131,7 +131,10 @@ def read_request(connection: socket.socket) -> bytes:
         0
     ]
     while len(body) < int(length):
-        body += connection.recv(65536)
+        received = connection.recv(65536)
+        if not received:
+            return b""
+        body += received
     return head + b"\r\n\r\n" + body
 
 

@@ -40,7 +40,9 @@ class CutawayError(Exception):
         message: what happened, in one sentence.
         tier: 1 (critical) to 4 (low), see :class:`cutaway.limits.Tier`.
         user_action: what the caller can do about it.
-        retry_after: seconds to wait before the same request may succeed, or None.
+        retry_after: seconds to wait before the same request may succeed: what the server said, or the table's advice;
+            None where neither is known, or where the same request cannot succeed.
+        asked_to_wait_s: what the server itself said, or None.
         details: figures that belong to the code (sizes, limits, the option's name, …); JSON values only.
         request_id: the request's id as the server logs it, or "" where none was given.
     """
@@ -61,7 +63,9 @@ class CutawayError(Exception):
         self.message = message
         self.tier: Tier = row.tier
         self.user_action = row.user_action if user_action is None else user_action
-        self.retry_after = row.retry_after_s if retry_after is None else retry_after
+        advised = row.retry_after_s if self.retry else None
+        self.retry_after = advised if retry_after is None else retry_after
+        self.asked_to_wait_s = retry_after
         self.details = details or {}
         self.request_id = request_id
 
@@ -69,6 +73,11 @@ class CutawayError(Exception):
     def retry(self) -> bool:
         """Whether the very same request can succeed later."""
         return ERROR_CODES[self.code].retry
+
+    def asks_to_wait(self, seconds: float) -> None:
+        """The server asked for so much patience beside the error form, such as with a ``Retry-After``."""
+        self.retry_after = self.asked_to_wait_s = seconds
+        self.details["retry_after_seconds"] = seconds
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message} {self.user_action}"
@@ -89,7 +98,7 @@ class CutawayError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions with keyword arguments do not pickle by themselves; process pools need it.
-        return (_rebuild, (type(self), self.to_dict(), self.request_id))
+        return (_rebuild, (type(self), self.to_dict(), self.request_id, self.asked_to_wait_s))
 
 
 class InputError(CutawayError, ValueError):
@@ -249,13 +258,16 @@ def from_dict(form: dict[str, Any], *, request_id: str = "") -> CutawayError:
     if not isinstance(retry_after, (int, float)) or not 0 <= retry_after < 1e9:  # NaN is refused too
         retry_after = None
     user_action = form.get("user_action")
-    return cls(
+    error = cls(
         str(form.get("message", "")),
         details=details if isinstance(details, dict) else None,
         retry_after=None if retry_after is None else float(retry_after),
         user_action=user_action if isinstance(user_action, str) else None,
         request_id=request_id,
     )
+    if retry_after == ERROR_CODES[cls.code].retry_after_s:
+        error.asked_to_wait_s = None  # every form has the table's advice where the server knows nothing better
+    return error
 
 
 def from_json(text: str, *, request_id: str = "") -> CutawayError | None:
@@ -275,11 +287,13 @@ def from_json(text: str, *, request_id: str = "") -> CutawayError | None:
     return from_dict(form, request_id=request_id)
 
 
-def _rebuild(cls: type[CutawayError], form: dict[str, Any], request_id: str) -> CutawayError:
+def _rebuild(
+    cls: type[CutawayError], form: dict[str, Any], request_id: str, asked_to_wait_s: float | None
+) -> CutawayError:
     return cls(
         form["message"],
         details=form["details"],
-        retry_after=form["retry_after"],
+        retry_after=asked_to_wait_s,
         user_action=form["user_action"],
         request_id=request_id,
     )

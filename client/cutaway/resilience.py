@@ -182,9 +182,9 @@ class Retries:
 def asked_to_wait_s(error: CutawayError) -> float | None:
     """What the server itself asked for: the table's suggestion for the code is advice to people, not a request."""
     said = error.details.get("retry_after_seconds")
-    if not isinstance(said, (int, float)) and error.retry_after != limits.ERROR_CODES[error.code].retry_after_s:
-        said = error.retry_after
-    return float(said) if isinstance(said, (int, float)) else None
+    if isinstance(said, (int, float)) and 0 <= said < float("inf"):
+        return float(said)
+    return error.asked_to_wait_s
 
 
 def drive(work: Generator[Y, Any, T], perform: Callable[[Y], Any]) -> T:
@@ -271,7 +271,7 @@ def parse_retry_after(value: str | None, *, now: Callable[[], datetime] | None =
     except ValueError:
         try:
             at = parsedate_to_datetime(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         if at.tzinfo is None:
             at = at.replace(tzinfo=timezone.utc)

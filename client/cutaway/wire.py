@@ -54,6 +54,9 @@ STATUS_OF_HTTP = {
 }
 """Triton's and common proxies' HTTP statuses by the gRPC status that means the same."""
 
+_TOO_LARGE = re.compile(r"larger than max(?: \((\d+) vs\. (\d+)\))?")
+"""gRPC's words about a message that one side does not take: its bytes, and how many that side allows."""
+
 _FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
 
 # What Triton says of a model that it does not serve (tried with 2.51): "Request for unknown model: 'm' is not found" or
@@ -86,7 +89,10 @@ def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryvi
     if datatype == "FP32":
         if len(raw) != 4 * count:
             raise malformed(f"output {name!r} has {len(raw)} bytes for {count} numbers")
-        return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
+        try:
+            return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
+        except (ValueError, OverflowError):  # more sides, or longer ones, than an array has
+            raise malformed(f"output {name!r} has an impossible shape") from None
     raise malformed(f"output {name!r} is of the unexpected type {datatype[:20]!r}")
 
 
@@ -123,11 +129,16 @@ def error_of(
         message: the server's or the network library's words; Cutaway's own failures are a JSON form inside it.
         address: where the request went, for messages.
         elapsed_s: seconds since the call began.
-        retry_after_s: what a proxy's Retry-After header said.
+        retry_after_s: what a Retry-After header said.
     """
-    typed = errors.from_json(message)
-    if typed is not None:
-        return typed
+    error = errors.from_json(message) or _untyped(status, message, address, elapsed_s)
+    if retry_after_s is not None and error.retry:
+        error.asks_to_wait(retry_after_s)
+    return error
+
+
+def _untyped(status: str, message: str, address: str, elapsed_s: float) -> CutawayError:
+    """The error of a failure that does not come in our own form."""
     said = " ".join(message.split())[:MAX_MESSAGE_CHARS].rstrip(".")
     lower = said.lower()
     if status == "DEADLINE_EXCEEDED":
@@ -135,24 +146,42 @@ def error_of(
     if status == "CANCELLED":
         return ServerUnavailable(f"{address} gave the request up.")
     if any(words in lower for words in _FULL_QUEUE):
-        return Overloaded("The server's queue is full.", retry_after=retry_after_s)
+        return Overloaded("The server's queue is full.")
     if status == "PAYLOAD_TOO_LARGE":
         return FileTooLarge(f"{address} takes no file this large.")
-    if status == "RESOURCE_EXHAUSTED" and "larger than max" not in lower:
-        return RateLimitExceeded(f"{address} limits the rate: {said}.", retry_after=retry_after_s)
+    if status == "RESOURCE_EXHAUSTED":
+        return _exhausted(address, said)
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return refused(f"{address} refuses access: {said}.", "Check the token or API key.")
     if all(words in lower for words in _NO_SUCH_MODEL):
         return refused(f"{address} serves no such model: {said}.", "Check the address: is it a Cutaway server's?")
     if any(words in lower for words in _PASSING):
-        return ServerUnavailable(f"{address} is not ready: {said}.", retry_after=retry_after_s)
+        return ServerUnavailable(f"{address} is not ready: {said}.")
     if status in ("NOT_FOUND", "UNIMPLEMENTED"):
         return no_triton(address, said)
     if status == "UNAVAILABLE":
-        return _unreachable(address, said) or ServerUnavailable(
-            f"{address} is not available: {said}.", retry_after=retry_after_s
+        return _unreachable(address, said) or ServerUnavailable(f"{address} is not available: {said}.")
+    if status == "INVALID_ARGUMENT":
+        return refused(
+            f"{address} does not take the request: {said or status}.",
+            "Check that client and server are of the same release, and what a proxy between them asks for.",
         )
     return InferenceError(f"The server failed: {said or status}.")
+
+
+def _exhausted(address: str, said: str) -> CutawayError:
+    """Triton and proxies mean the rate; gRPC says the same of a message that is too large, which stays so."""
+    found = _TOO_LARGE.search(said.lower())
+    if found is None:
+        return RateLimitExceeded(f"{address} limits the rate: {said}.")
+    if found[2] is None:
+        return FileTooLarge(f"{address} takes no file this large.")
+    if int(found[2]) >= MAX_ANSWER_BYTES:  # the limit of this side: the answer is meant
+        return malformed(f"it has more than {MAX_ANSWER_BYTES:,} bytes")
+    return FileTooLarge(
+        f"{address} takes no file this large.",
+        details={"size_bytes": int(found[1]), "max_bytes": int(found[2])},
+    )
 
 
 def _unreachable(address: str, said: str) -> ServerRefused | None:

@@ -8,6 +8,8 @@ import pickle
 import pytest
 from cutaway import errors
 from cutaway.limits import ERROR_CODES
+from cutaway.providers import InvalidAnswer, ProviderRefused
+from cutaway.resilience import asked_to_wait_s
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +41,35 @@ def test_pickles(code: str) -> None:
     assert type(again) is type(error)
     assert again.to_dict() == error.to_dict()
     assert again.request_id == "r"
+    assert again.asked_to_wait_s is None
+    error.asks_to_wait(7.5)
+    again = pickle.loads(pickle.dumps(error))
+    assert again.to_dict() == error.to_dict()
+    assert again.asked_to_wait_s == 7.5
+
+
+REFUSALS = [errors.ServerRefused, ProviderRefused, InvalidAnswer]
+
+
+@pytest.mark.parametrize("cls", [*errors.ERRORS_BY_CODE.values(), *REFUSALS])
+def test_advises_no_wait_where_a_repeat_cannot_help(cls: type[errors.CutawayError]) -> None:
+    error = cls("It happened.")
+    assert error.retry is (cls not in REFUSALS and ERROR_CODES[cls.code].retry)
+    assert (error.retry_after is not None) is error.retry
+    assert pickle.loads(pickle.dumps(error)).retry_after == error.retry_after
+
+
+def test_the_table_s_advice_in_a_form_is_no_request_of_the_server_s() -> None:
+    """A server of ours sends it with every error; what it knows better differs from it or stands in the details."""
+    for sent, asked_s in (
+        (errors.GpuMemoryExhausted("short"), None),
+        (errors.GpuMemoryExhausted("short", retry_after=5.0), 5.0),
+        (errors.RateLimitExceeded("slow down", details={"retry_after_seconds": 60.0}), 60.0),
+    ):
+        received = errors.from_json(sent.to_json())
+        assert received is not None
+        assert received.retry_after == sent.retry_after
+        assert asked_to_wait_s(received) == asked_s
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,16 @@ def test_an_error_s_own_retry_after_counts_and_the_table_s_advice_does_not() -> 
     assert retries().delay_s(RateLimitExceeded("slow down")) == 0.5
 
 
+@pytest.mark.parametrize("error", [Overloaded, RateLimitExceeded, InferenceError, ServerUnavailable])
+def test_what_a_server_asks_for_counts_where_the_table_advises_the_same(error: type[CutawayError]) -> None:
+    advised = error("no").retry_after
+    assert advised is not None
+    assert retries().delay_s(error("no", retry_after=advised)) == advised
+    told = error("no")
+    told.asks_to_wait(advised)
+    assert retries().delay_s(told) == told.details["retry_after_seconds"] == advised
+
+
 def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
     brief = retries(seconds=2.0)
     assert brief.delay_s(unavailable(2.0)) is None
@@ -149,6 +159,7 @@ def test_retry(failures: int, calls: int, driver: str) -> None:
         ("Sat, 21 Nov 2026 09:00:00 GMT", 0.0),
         ("-1", None),
         ("inf", None),
+        ("Sat, 21 Nov 2026 10:00:30 +999999999999", None),
         ("nan", None),
         ("soon", None),
         ("", None),

@@ -1,190 +1,28 @@
-"""Several servers that do the same work: whose turn it is, who rests, and what is worth another try.
-
-- Calls go round. A server that fails several times in a row rests (:class:`cutaway.breaker.CircuitBreaker`).
-- A failure moves the call on to the next server at once, as long as there are some that it has not asked; after that it
-  waits as :class:`cutaway.resilience.RetryPolicy` says and goes round again.
-- Whatever is sent again, to whichever server, costs a token of the retry budget.
-- What is wrong with the picture is wrong everywhere: it never moves on. A server that refused (unknown model, wrong
-  token, see :class:`cutaway.errors.ServerRefused`) is not asked again in the same call, but others are.
-
-The rules are a generator that yields whom to ask and how long to wait, so they are written once, for threads and
-asyncio.
-"""
+"""The servers that a client was given, asked by threads and by asyncio; the rules stand in :mod:`cutaway.turns`."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeGuard, TypeVar
+from dataclasses import replace
 
-from cutaway import limits
-from cutaway.breaker import CircuitBreaker, Permit
 from cutaway.cancel import Cancel
-from cutaway.errors import (
-    CutawayError,
-    InferenceError,
-    InputError,
-    Overloaded,
-    ProcessingTimeout,
-    RateLimitExceeded,
-    ServerRefused,
-    ServerUnavailable,
-    ServiceError,
-)
-from cutaway.resilience import Deadline, Retries, asked_to_wait_s, drive, drive_async
-from cutaway.transports.base import AsyncTransport, InferRequest, ModelInfo, Transport
+from cutaway.errors import CutawayError, RequestCancelled, ServiceError
+from cutaway.resilience import Deadline, Retries, drive, drive_async
+from cutaway.transports.base import InferRequest, ModelInfo
+from cutaway.turns import Answer, AsyncEndpoint, Endpoint, Rules
 from cutaway.wire import Tensor
 
-logger = logging.getLogger("cutaway")
+__all__ = ["Answer", "AsyncEndpoint", "AsyncEndpoints", "Endpoint", "Endpoints"]
 
 
-@dataclass(frozen=True, eq=False)
-class Endpoint:
-    """One server.
-
-    Attributes:
-        url: its address, for messages.
-        transport: the way to it; closed together with the :class:`Endpoints` that it is given to.
-        breaker: rests it when it fails.
-    """
-
-    url: str
-    transport: Transport = field(repr=False)
-    breaker: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class AsyncEndpoint:
-    """The same as :class:`Endpoint` for asyncio."""
-
-    url: str
-    transport: AsyncTransport = field(repr=False)
-    breaker: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server answered.
-
-    Attributes:
-        outputs: the model's, by name.
-        url: the server's address.
-        requests: how many were sent in all, to any server; 1 where the first succeeded.
-    """
-
-    outputs: dict[str, Tensor]
-    url: str
-    requests: int
-
-
-M = TypeVar("M", Endpoint, AsyncEndpoint)
-
-
-class _Rules(Generic[M]):
-    """Who is asked, and what follows a failure.
-
-    Args:
-        members: servers that do the same work.
-        always_ask: where all of them rest, ask the one that rests the shortest: there is nobody else. False fails at
-            once instead, which leaves the time to somebody else.
-    """
-
-    def __init__(self, members: Sequence[M], *, always_ask: bool = True) -> None:
-        if not members:
-            raise ValueError("there has to be a server")
-        self.members: tuple[M, ...] = tuple(members)
-        self._always_ask = always_ask
-        self._turns = itertools.count()
-
-    def _round(self) -> list[M]:
-        """The servers in the order in which the next call asks them."""
-        first = next(self._turns) % len(self.members)
-        return list(self.members[first:] + self.members[:first])
-
-    def _asking(self, deadline: Deadline, retries: Retries, nobody_else: bool) -> Generator[M | float, Any, Answer]:
-        """Yields a server to ask, and seconds to wait."""
-        everybody = self._round()
-        untried = list(everybody)
-        failures: dict[M, _Failure] = {}
-        deadline.check(everybody[0].url)
-        always_ask = self._always_ask or nobody_else
-        found = self._choose(untried, always_ask)
-        if found is None:
-            raise self._all_rest()
-        for requests in itertools.count(1):
-            member, permit = found
-            began_s = deadline.elapsed_s
-            try:
-                outputs = yield member
-            except BaseException as error:
-                _settle(member, permit, error, deadline.elapsed_s - began_s)
-                if isinstance(error, CutawayError):
-                    error.details.setdefault("requests", requests)
-                if not _moves_on(error):
-                    raise
-                failure = _Failure(error, due_s=deadline.elapsed_s + (asked_to_wait_s(error) or 0.0))
-            else:
-                permit.succeeded()
-                retries.budget.succeeded()
-                return Answer(outputs, member.url, requests)
-            failures[member] = failure
-            found = None
-            if retries.policy.retries > 0 and not deadline.over:
-                found = self._choose(untried, always_ask=False)
-                if found is not None and not retries.budget.take():
-                    found[1].dropped()
-                    raise failure.error
-            if found is None:
-                again = [each for each in everybody if each in failures and failures[each].error.retry]
-                if not again:
-                    raise failure.error
-                soonest = min(again, key=lambda each: failures[each].due_s)
-                wait_s = retries.delay_s(failures[soonest].error)
-                if wait_s is None:
-                    raise (failure if failure.error.retry else failures[again[-1]]).error
-                yield wait_s
-                untried = [
-                    each
-                    for each in everybody
-                    if each is soonest
-                    or each not in failures
-                    or (each in again and failures[each].due_s <= deadline.elapsed_s)
-                ]
-                found = self._choose(untried, always_ask)
-                if found is None:
-                    raise failures[soonest].error
-        raise AssertionError
-
-    def _choose(self, untried: list[M], always_ask: bool) -> tuple[M, Permit] | None:
-        """The next server, taken out of the list, and leave to ask it; None where there is none to be asked."""
-        for member in untried:
-            permit = member.breaker.permit()
-            if permit is not None:
-                untried.remove(member)
-                return member, permit
-        if not always_ask:
-            return None
-        member = min(untried, key=lambda each: each.breaker.rests_for_s)
-        untried.remove(member)
-        return member, member.breaker.permit_anyway()
-
-    def _all_rest(self) -> ServerUnavailable:
-        rests_for_s = min(each.breaker.rests_for_s for each in self.members)
-        who = self.members[0].url if len(self.members) == 1 else f"Each of {len(self.members)} servers"
-        return ServerUnavailable(
-            f"{who} failed repeatedly and rests for {rests_for_s:.0f} s more.",
-            retry_after=rests_for_s,
-            details={"requests": 0},
-        )
-
-
-class Endpoints(_Rules[Endpoint]):
+class Endpoints(Rules[Endpoint]):
     """Equal servers, asked in turn; safe to share between threads."""
+
+    def __init__(self, members: Sequence[Endpoint], *, always_ask: bool = True) -> None:
+        super().__init__(members, always_ask=always_ask)
+        self._closing = Cancel()
 
     def infer(
         self,
@@ -207,24 +45,27 @@ class Endpoints(_Rules[Endpoint]):
         Raises:
             InputError: the picture or the options are at fault; nobody else is asked.
             ProcessingTimeout: the deadline passed.
-            RequestCancelled: by `cancel`.
+            RequestCancelled: by `cancel`, or because this was closed meanwhile.
             ServerRefused: all servers refused.
             ServerUnavailable, InferenceError: of a server that was asked last. Details of every error tell under
                 "requests" how many were sent.
         """
 
         def perform(step: Endpoint | float) -> dict[str, Tensor] | None:
-            if cancel is not None:
-                cancel.check()
-            if isinstance(step, Endpoint):
+            self._check(cancel)
+            if not isinstance(step, Endpoint):
+                self._pause(step, cancel)
+                self._check(cancel)
+                return None
+            try:
                 return step.transport.infer(replace(request, timeout_s=deadline.left_s), cancel)
-            if cancel is None:
-                time.sleep(step)
-            elif cancel.wait(step):
-                cancel.check()
-            return None
+            except RuntimeError as error:
+                # The connection was closed before the request went out.
+                if isinstance(error, CutawayError) or not self._closing.cancelled:
+                    raise
+                raise _closed() from None
 
-        return drive(self._asking(deadline, retries, nobody_else), perform)
+        return drive(self.asking(deadline, retries, nobody_else), perform)
 
     def models(self, names: Sequence[str], deadline: Deadline) -> list[ModelInfo]:
         """What the first server that answers says of these models.
@@ -239,12 +80,34 @@ class Endpoints(_Rules[Endpoint]):
         return last.transport.models(names, deadline.left_s)
 
     def close(self) -> None:
+        """End what is under way, and the connections."""
+        self._closing.cancel()
         for member in self.members:
             member.transport.close()
 
+    def _check(self, cancel: Cancel | None) -> None:
+        if cancel is not None:
+            cancel.check()
+        if self._closing.cancelled:
+            raise _closed()
 
-class AsyncEndpoints(_Rules[AsyncEndpoint]):
+    def _pause(self, seconds: float, cancel: Cancel | None) -> None:
+        over = Cancel()
+        unregister = [each.on_cancel(over.cancel) for each in (cancel, self._closing) if each is not None]
+        try:
+            over.wait(seconds)
+        finally:
+            for each in unregister:
+                each()
+
+
+class AsyncEndpoints(Rules[AsyncEndpoint]):
     """The same as :class:`Endpoints` for asyncio; cancelling the task ends the request at the server."""
+
+    def __init__(self, members: Sequence[AsyncEndpoint], *, always_ask: bool = True) -> None:
+        super().__init__(members, always_ask=always_ask)
+        self._closing = False
+        self._pauses: set[asyncio.Future[None]] = set()
 
     async def infer(
         self, request: InferRequest, deadline: Deadline, retries: Retries, *, nobody_else: bool = False
@@ -252,12 +115,19 @@ class AsyncEndpoints(_Rules[AsyncEndpoint]):
         """See :meth:`Endpoints.infer`."""
 
         async def perform(step: AsyncEndpoint | float) -> dict[str, Tensor] | None:
-            if isinstance(step, AsyncEndpoint):
+            self._check()
+            if not isinstance(step, AsyncEndpoint):
+                await self._pause(step)
+                self._check()
+                return None
+            try:
                 return await step.transport.infer(replace(request, timeout_s=deadline.left_s))
-            await asyncio.sleep(step)
-            return None
+            except RuntimeError as error:
+                if isinstance(error, CutawayError) or not self._closing:
+                    raise
+                raise _closed() from None
 
-        return await drive_async(self._asking(deadline, retries, nobody_else), perform)
+        return await drive_async(self.asking(deadline, retries, nobody_else), perform)
 
     async def models(self, names: Sequence[str], deadline: Deadline) -> list[ModelInfo]:
         """See :meth:`Endpoints.models`."""
@@ -268,32 +138,27 @@ class AsyncEndpoints(_Rules[AsyncEndpoint]):
         return await last.transport.models(names, deadline.left_s)
 
     async def aclose(self) -> None:
+        """See :meth:`Endpoints.close`."""
+        self._closing = True
+        here = asyncio.get_running_loop()
+        for pause in self._pauses:
+            if pause.get_loop() is here and not pause.done():
+                pause.set_result(None)
         for member in self.members:
             await member.transport.aclose()
 
+    def _check(self) -> None:
+        if self._closing:
+            raise _closed()
 
-@dataclass(frozen=True)
-class _Failure:
-    """What a server did to a call, and how many seconds after the call's beginning it may be asked again."""
-
-    error: CutawayError
-    due_s: float
-
-
-def _moves_on(error: BaseException) -> TypeGuard[CutawayError]:
-    return isinstance(error, ServerRefused) or (isinstance(error, CutawayError) and error.retry)
+    async def _pause(self, seconds: float) -> None:
+        pause = asyncio.get_running_loop().create_future()
+        self._pauses.add(pause)
+        try:
+            await asyncio.wait({pause}, timeout=seconds)
+        finally:
+            self._pauses.discard(pause)
 
 
-def _settle(member: Endpoint | AsyncEndpoint, permit: Permit, error: BaseException, took_s: float) -> None:
-    """Tell the breaker what the failure says about the server: much to do is no reason to rest it."""
-    if isinstance(error, (InputError, Overloaded, RateLimitExceeded)):
-        permit.succeeded()
-        return
-    silent = isinstance(error, ProcessingTimeout) and took_s >= limits.ENDPOINT_SILENT_S
-    if not isinstance(error, (ServerUnavailable, InferenceError)) and not silent:
-        permit.dropped()
-        return
-    before = member.breaker.state
-    permit.failed()
-    if member.breaker.state == "open" and before != "open":
-        logger.warning("%s failed repeatedly and rests: %s", member.url, error)
+def _closed() -> RequestCancelled:
+    return RequestCancelled("The client was closed.")

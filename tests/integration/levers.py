@@ -34,7 +34,6 @@ import whole
 from cutaway.headers import check_picture
 
 LAZY_HEIGHT_PX = 65
-# The bundled Triton's scheduler may overlook a waiting request for half a second where another took less than this.
 ECHO_S = 0.01
 
 

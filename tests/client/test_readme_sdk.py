@@ -37,7 +37,7 @@ VARIABLES = ("CUTAWAY_URL", "CUTAWAY_TOKEN", "CUTAWAY_API_KEY", "HF_TOKEN", "HUG
 
 
 @pytest.fixture(scope="module")
-def addresses(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def addresses(server, sharing_server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What the pages write, and what is there in its place."""
     authority = trustme.CA()
     folder = tmp_path_factory.mktemp("certificates")
@@ -53,6 +53,7 @@ def addresses(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         pictures = stack.enter_context(picture_host(server_context(authority), {"/photo.jpg": photo}))
         replicate = stack.enter_context(hosted.Peer(_prediction))
         yield {
+            '"grpc://localhost:8001", shared_memory=': f'"{sharing_server.grpc_url}", shared_memory=',
             "grpc://localhost:8001": server.grpc_url,
             "grpc://gpu-1:8001": server.grpc_url,
             "grpc://gpu-2:8001": server.grpc_url,

@@ -41,12 +41,13 @@ pytestmark = pytest.mark.triton
 SCHEMES = ("grpc", "http")
 WAYS = [(driver, scheme) for driver in DRIVERS for scheme in SCHEMES]
 NETWORKS = ("birefnet_trt", "yolov8_seg")
+INSTANCES = 2
 NEVER_S = 3600.0
 BUSY_S = 30.0
 """So long is waited for what takes a few seconds at most on a machine that has nothing else to do."""
 AT_ONCE_S = 3.0
 ONCE = RetryPolicy(retries=0)
-PATIENT = RetryPolicy(retries=5, max_delay_s=4.0)
+PATIENT = RetryPolicy(retries=5, jitter=0.0)
 """Outlasts a restart."""
 
 
@@ -74,11 +75,12 @@ class Mortal:
             self.kill()
 
     def kill(self, model: str | None = None) -> None:
-        """Kill all of it, or the process of one model, and nobody comes to restart it."""
+        """Kill all of it, or the processes of one model, and nobody comes to restart it."""
         server = self.alive()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(server_module, "MAX_RESTARTS", 0)
-            os.kill(victim_of(server, model), signal.SIGKILL)
+            for pid in victims_of(server, model):
+                os.kill(pid, signal.SIGKILL)
             server.wait()
         assert "given up after 0 restarts" in str(server.failure)
         if model is None:
@@ -90,12 +92,11 @@ class Mortal:
             self._server = None
 
 
-def victim_of(server: Server, model: str | None) -> int:
-    """The id of Triton's process, or of that of a model."""
+def victims_of(server: Server, model: str | None) -> list[int]:
+    """The id of Triton's process, or those of a model's."""
     if model is None:
-        return server.process.pid
-    (pid,) = (stub.pid for stub in server.process.stubs() if stub.model == model)
-    return pid
+        return [server.process.pid]
+    return [stub.pid for stub in server.process.stubs() if stub.model == model]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> ServerOptions:
     return ServerOptions(
         cache_dir=folder / "cache",
         source=levers.repository(folder / "repository"),
-        instances=1,
+        instances=INSTANCES,
         canary_interval_s=NEVER_S,
     )
 
@@ -187,8 +188,9 @@ def test_killed_while_requests_run(victim: str | None, mortal: Mortal, hosted: P
             calls: list[Future[Any]] = []
             for place, each in enumerate(callers, 1):
                 calls += [pool.submit(each, *way) for way in WAYS]
-                assert wait_for(lambda: levers.pending(server) == place * len(WAYS) - 1, BUSY_S)  # noqa: B023
-            os.kill(victim_of(server, victim), signal.SIGKILL)
+                assert wait_for(lambda: levers.pending(server) == place * len(WAYS) - INSTANCES, BUSY_S)  # noqa: B023
+            for pid in victims_of(server, victim):
+                os.kill(pid, signal.SIGKILL)
         finally:
             moment.set_result(time.monotonic())
         for call in calls:

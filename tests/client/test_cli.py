@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.client import commanding, peers
 from tests.client.answers import PNG, wire_outputs
-from tests.client.commanding import ONE, command, lines_of, run
+from tests.client.commanding import ONE, command, lines_of, read_jsonl, run
 from tests.integration import picture_files as make
 
 COMMANDS = ["cut", "detect", "composite", "upscale", "health", "models"]
@@ -235,6 +235,15 @@ def test_detect_prints_json(answering: None, capsys: pytest.CaptureFixture[str])
     assert form == {"source": "a.jpg", "status": "done", "outputs": [], **ONE}
 
 
+def test_every_line_of_json_has_outputs(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.png").write_bytes(b"no")
+    Path("out").mkdir()
+    Path("out/b.png").write_bytes(b"mine")
+    assert run("cut", "a.jpg", "b.jpg", "bad.png", "-o", "out", "--json") == codes.FAILED
+    forms = {form["source"]: form for form in read_jsonl(capsys.readouterr().out)}
+    assert {source: len(form["outputs"]) for source, form in forms.items()} == {"a.jpg": 1, "b.jpg": 0, "bad.png": 0}
+
+
 @pytest.mark.parametrize(("name", "code"), [("bad.png", codes.FAILED), ("a.jpg", codes.UNAVAILABLE)])
 def test_detect_fails(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.png").write_bytes(b"no")
@@ -265,6 +274,11 @@ def test_no_traceback_whatever_is_missing() -> None:
         assert ended.returncode in (codes.FAILED, codes.USAGE, codes.UNAVAILABLE)
         assert "Traceback" not in ended.stderr
         assert ended.stderr
+
+
+def test_as_a_module() -> None:
+    ended = subprocess.run([sys.executable, "-m", "cutaway", "--version"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (codes.OK, f"cutaway {__version__}\n", "")
 
 
 def test_an_ended_reader_is_no_failure_to_tell() -> None:

@@ -216,6 +216,26 @@ def test_nobody_served(serve: Callable[..., Peer], capsys: pytest.CaptureFixture
     assert [tried["provider"] for tried in form["error"]["details"]["tried"]] == ["triton", "huggingface"]
 
 
+def test_people_are_told_why_nobody_served(
+    serve: Callable[..., Peer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    peer = serve(HubScript(as_json({"error": "The model is gone. " * 50}, 404)))
+    arguments = ["cut", "a.png", "--retries", "0", "--fallback", f"huggingface:{peer.base_url}"]
+    assert run(*arguments) == codes.UNAVAILABLE
+    first, own, hosted, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("a.png: UNAVAILABLE: ")
+    assert own.startswith("  triton: ")
+    assert "onnect" in own, "that nobody answers there"
+    assert hosted.startswith("  huggingface: ")
+    assert "The model is gone." in hosted
+    assert len(hosted) < 250
+    assert run(*arguments, "--json") == codes.UNAVAILABLE
+    shown = capsys.readouterr()
+    assert "  huggingface: " in shown.err
+    read_jsonl(shown.out)
+
+
 # --------------------------------------------------------------------------------------------------------- upscale
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 from cutaway import calls, limits
-from cutaway.cli import codes
+from cutaway.cli import build_parser, codes
 from PIL import Image
 
 from tests.client import peers as tcp
@@ -132,6 +134,41 @@ def test_the_cache_spares_the_server(capsys: pytest.CaptureFixture[str]) -> None
     assert (form["from_cache"], form["requests"]) == (True, 0)
 
 
+def test_a_cache_that_cannot_work_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("kept").write_text("a file, where a folder belongs")
+    with own_server("http") as own:
+        assert run("cut", "a.jpg", "b.jpg", "--url", own.url, "--cache", "kept") == codes.OK
+        said = capsys.readouterr().err.splitlines()
+        assert run("cut", "a.jpg", "b.jpg", "--url", own.url, "--cache", "kept", "-o", "more", "-v") == codes.OK
+    assert said == [
+        f"warning: the cache in {Path('kept').resolve()} cannot be used: File exists; calls go on without it",
+        "2 of 2 pictures done",
+    ]
+    assert capsys.readouterr().err.count("kept cannot be used") == 1
+
+
+def test_a_cache_on_a_full_disk_is_told() -> None:
+    with own_server("http") as own:
+        # No file may grow beyond 2048 bytes: enough for a cut-out, not for a database.
+        cut = f"{sys.executable} -m cutaway.cli cut a.jpg b.jpg --url {own.url} --cache kept"
+        ended = subprocess.run(
+            ["bash", "-c", f"ulimit -f 2; {cut}"], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert ended.returncode == codes.OK, ended.stderr
+    assert ended.stderr.count("kept cannot be used: ") == 1
+    assert ended.stderr.endswith("2 of 2 pictures done\n")
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "nan"])
+def test_a_ratio_that_makes_no_sense(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(codes.RATIO_VARIABLE, value)
+    assert run("cut", "a.jpg", "--url", dead()) == codes.USAGE
+    said = capsys.readouterr().err
+    assert said.endswith(f": error: ${codes.RATIO_VARIABLE} is not a number above 0: {value!r}\n")
+
+
 # -------------------------------------------------------------------------------------------------- health and models
 
 
@@ -227,6 +264,15 @@ def test_usage_of_composite(arguments: list[str], words: str, capsys: pytest.Cap
     Path("bad.png").write_bytes(b"%PDF-1.7")
     assert run("composite", "a.jpg", "--url", dead(), *arguments) == codes.USAGE
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offset"),
+    [(["--offset", "-40,0"], (-40, 0)), (["--offset=-40,-3"], (-40, -3)), (["--off", "7,-3"], (7, -3))],
+)
+def test_offsets(typed: list[str], offset: tuple[int, int]) -> None:
+    given = build_parser().parse_args(["composite", "a.jpg", "--onto", "#000000", *typed])
+    assert given.offset == offset
 
 
 def test_bounds_in_the_help_are_the_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from cutaway.cli.codes import FAILED, OK, UNAVAILABLE
 from cutaway.cli.files import Job
 from cutaway.cli.interrupts import interruptible
 from cutaway.cli.output import OutputFolder
-from cutaway.cli.talking import Teller, error_form, failure_form, pictures, readable, say
+from cutaway.cli.talking import Teller, error_form, failure_form, pictures, readable, reasons, say
 from cutaway.errors import CutawayError, InputError, NoPersonDetected, RequestCancelled
 from cutaway.limits import RUN_GIVE_UP_FAILURES
 
@@ -222,11 +222,10 @@ class Batch(Generic[R]):
         if not isinstance(error, (CutawayError, OSError)):
             raise error
         self.tally.failed += 1
-        self._teller.went_wrong(
-            {**_form(job, "failed"), "error": error_form(error)}, f"{job.source}: {readable(error)}"
-        )
+        form = {**_form(job, "failed"), "error": error_form(error)}
+        self._teller.went_wrong(form, f"{job.source}: {readable(error)}", *reasons(error))
         self._stopped = self._stopped or self._patience.is_over(error)
 
 
 def _form(job: Job, status: str) -> dict[str, Any]:
-    return {"source": str(job.source), "status": status}
+    return {"source": str(job.source), "status": status, "outputs": []}

@@ -11,7 +11,9 @@ OK, FAILED, USAGE, UNAVAILABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 EPILOG = f"""exit codes:
   {OK}    everything worked, or was done earlier
-  {FAILED}    a picture failed, or was done earlier in another way; others were done
+  {FAILED}    a picture failed, or was done earlier in another way; others were done.
+       Or another run is at work in the output folder, or standard output
+       cannot be written
   {USAGE}    the command line makes no sense, or names no picture
   {UNAVAILABLE}    the server is not there or does not work; pictures that were left
        were not tried

@@ -9,6 +9,7 @@ from typing import Any
 
 from cutaway.cli.codes import FAILED, OK
 from cutaway.cli.parser import build_parser
+from cutaway.cli.streams import writing
 from cutaway.cli.talking import say
 
 FILES = ("IMAGE", "FILE")
@@ -29,7 +30,9 @@ def run(given: argparse.Namespace) -> int:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    sys.stdout.write(shtab.complete(parser, shell=given.shell))
+    script = shtab.complete(parser, shell=given.shell)
+    with writing(sys.stdout):
+        sys.stdout.write(script)
     return OK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from cutaway.cli.connect import checked_options, open_client, refuse
 from cutaway.cli.cut import detection_form, kept_options, origin_of, served
 from cutaway.cli.files import Job
 from cutaway.cli.parser import COMPOSITE_OPTIONS
-from cutaway.cli.sources import plan_of, to_stdout
+from cutaway.cli.sources import Plan, planned, to_stdout
 from cutaway.cli.talking import people, readable, warning_lines
 from cutaway.errors import CutawayError, InvalidOption
 from cutaway.options import parse_options
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cutaway.many import Outcome
 
 EXTENSIONS = {"png": ("png",), "webp": ("webp",), "jpeg": ("jpg", "jpeg")}
+WRITABLE = tuple(extensions[0] for extensions in EXTENSIONS.values())
 
 
 def run(given: argparse.Namespace) -> int:
@@ -34,12 +35,24 @@ def run(given: argparse.Namespace) -> int:
         given.output = next((form for form, extensions in EXTENSIONS.items() if named in extensions), "png")
     who = checked_options(given, COMPOSITE_OPTIONS)
     onto, name = _onto(given)
-    place = _place(given)
-    how: dict[str, Any] = {each: getattr(given, each) for each in ("match_colour", "shadow", "output", "quality")}
+    how: dict[str, Any] = {"place": _place(given)} | {
+        each: getattr(given, each) for each in ("match_colour", "shadow", "output", "quality")
+    }
     how["size_px"] = _size(given)
-    plan = plan_of(given, EXTENSIONS[given.output])
+    with planned(given, EXTENSIONS[given.output], WRITABLE) as plan:
+        return _put(given, plan, onto, who, how, kept_options("composite", who) | {"onto": name} | _changed(given))
+
+
+def _put(
+    given: argparse.Namespace,
+    plan: Plan,
+    onto: str | bytes,
+    who: Mapping[str, Any],
+    how: Mapping[str, Any],
+    kept: Mapping[str, Any],
+) -> int:
     extension = EXTENSIONS[given.output][0]
-    output = plan.output(given, kept_options("composite", who) | {"onto": name} | _changed(given), extension)
+    output = plan.output(given, kept, extension)
 
     def finish(job: Job, result: CompositeResult) -> Finished:
         cut = result.cut
@@ -65,7 +78,7 @@ def run(given: argparse.Namespace) -> int:
     with open_client(given) as client:
 
         def put(image: Any, cancel: Cancel) -> CompositeResult:
-            return client.composite(image, onto, place=place, cancel=cancel, **how, **who)
+            return client.composite(image, onto, cancel=cancel, **how, **who)
 
         def start(images: Iterable[Any], cancel: Cancel) -> Generator[Outcome, None, None]:
             from cutaway.many import run_many

@@ -31,7 +31,6 @@ def open_client(given: argparse.Namespace, *, upscales: bool = False) -> Client:
     """
     from cutaway.client import Client
 
-    ratio = os.environ.get(RATIO_VARIABLE)
     try:
         return Client(
             urls(given),
@@ -42,7 +41,7 @@ def open_client(given: argparse.Namespace, *, upscales: bool = False) -> Client:
             retry=_retry(given),
             fallback=_fallback(given, upscales),
             cache=_cache(given),
-            max_decompression_ratio=float(ratio) if ratio else None,
+            max_decompression_ratio=_ratio(given),
         )
     except (ValueError, ImportError) as error:
         refuse(given, getattr(error, "message", str(error)))
@@ -95,6 +94,19 @@ def _headers(given: argparse.Namespace) -> dict[str, str]:
             refuse(given, "--header takes 'Name: value'")  # the value may be a secret
         headers[name.strip().lower()] = value.strip()
     return headers
+
+
+def _ratio(given: argparse.Namespace) -> float | None:
+    text = os.environ.get(RATIO_VARIABLE)
+    if not text:
+        return None
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = 0.0
+    if not ratio > 0:
+        refuse(given, f"${RATIO_VARIABLE} is not a number above 0: {text!r}")
+    return ratio
 
 
 def _tls(given: argparse.Namespace) -> Tls | None:

@@ -12,7 +12,7 @@ from cutaway.cli.batch import Batch, Finished
 from cutaway.cli.connect import checked_options, open_client
 from cutaway.cli.files import Job
 from cutaway.cli.output import OutputFolder
-from cutaway.cli.sources import Plan, plan_of, to_stdout
+from cutaway.cli.sources import Plan, planned, to_stdout
 from cutaway.cli.talking import duration, notice_form, people, warning_lines
 from cutaway.errors import InvalidOption
 from cutaway.limits import OPTIONS
@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     from cutaway.result import Cutout, CutResult, Detection
 
 
+WRITABLE = ("png", "webp")
+
+
 def run(given: argparse.Namespace) -> int:
     """Cut the pictures that the command line names; returns the exit code."""
     if given.output is None and given.output_dir.suffix.lower() == ".webp":
         given.output = "webp"
     options = checked_options(given, tuple(OPTIONS))
     extension = "webp" if options.get("output") == "webp" else "png"
-    plan = plan_of(given, (extension,))
+    with planned(given, (extension,), WRITABLE) as plan:
+        return _cut(given, plan, options, extension)
+
+
+def _cut(given: argparse.Namespace, plan: Plan, options: Mapping[str, Any], extension: str) -> int:
     numbered = options.get("subject") == "each" and plan.destination.takes_many
     output = plan.output(given, kept_options("cut", options), extension, numbered=numbered)
 

@@ -12,7 +12,7 @@ from cutaway.cli.connect import checked_options, open_client, refuse
 from cutaway.cli.files import Job
 from cutaway.cli.parser import DETECT_OPTIONS
 from cutaway.cli.sources import jobs_of
-from cutaway.cli.talking import Teller, people, warning_lines
+from cutaway.cli.talking import Teller, people, readable, warning_lines
 
 if TYPE_CHECKING:
     from cutaway.many import Outcome
@@ -25,7 +25,7 @@ def run(given: argparse.Namespace) -> int:
     try:
         jobs = jobs_of(given)
     except OSError as error:
-        refuse(given, str(error))
+        refuse(given, readable(error))
     teller = Teller(as_json=given.json, quiet=given.quiet)
     with open_client(given) as client:
 

@@ -8,7 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib")
-"""What is taken from a folder; a file that is named is taken whatever its name."""
+"""What is taken from a folder, unless it is hidden; a file that is named is taken whatever its name."""
+
+OTHER_KINDS = (
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".jp2",
+    ".ico",
+    ".tga",
+    ".psd",
+    ".svg",
+    ".pdf",
+)
+"""More that a folder is not called, and that is not written either."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,10 @@ def find_pictures(
             pictures = [
                 (inner, inner.relative_to(path))
                 for inner in sorted(path.rglob("*"))
-                if _is_picture(inner) and not _is_below(inner, output_folder, path) and inner.resolve() not in made
+                if _shows(inner.relative_to(path))
+                and _is_picture(inner)
+                and not _is_below(inner, output_folder, path)
+                and inner.resolve() not in made
             ]
         elif path.exists():
             pictures = [(path, Path(path.name))]
@@ -117,6 +137,11 @@ def _is_below(picture: Path, output_folder: Path | None, named: Path) -> bool:
         return False
     output = output_folder.resolve()
     return output.is_relative_to(named.resolve()) and picture.resolve().is_relative_to(output)
+
+
+def _shows(path: Path) -> bool:
+    """Whether nothing on the way is hidden, such as the ``._photo.jpg`` that macOS leaves on other file systems."""
+    return not any(part.startswith(".") for part in path.parts)
 
 
 def _is_picture(path: Path) -> bool:

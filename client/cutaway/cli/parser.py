@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 from cutaway import __version__, limits
 from cutaway.cli.codes import EPILOG, TOKEN_VARIABLE, URL_VARIABLE
+from cutaway.cli.streams import writing
 from cutaway.compositing.placing import ANCHORS
 from cutaway.limits import OPTIONS, Option
 
@@ -23,9 +26,17 @@ IMAGES = "file, folder (and all below it) or pattern; - for standard input"
 _METAVARS = {"int": "N", "float": "X", "ids": "ID,ID", "boxes": "X1,Y1,X2,Y2;…", "background": "BACKGROUND"}
 
 
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Not as argparse does it, which ignores that it cannot write: who asks for help gets it, or an error."""
+        stream = file or sys.stderr
+        with writing(stream):
+            stream.write(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; `command` names the module that runs what was parsed."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cutaway",
         description="Cut people and objects out of pictures with a Cutaway server.",
         epilog=EPILOG,
@@ -88,7 +99,10 @@ def _add_composite(commands: Any) -> None:
         help=f"their height as a share of the picture's, {least:g} to {most:g} (default: as it was)",
     )
     group.add_argument(
-        "--offset", type=_pixels, metavar="X,Y", help="move them so many pixels to the right and down (default: 0,0)"
+        "--offset",
+        type=_pixels,
+        metavar="X,Y",
+        help="move them so many pixels to the right and down, or with -X,-Y to the left and up (default: 0,0)",
     )
     group.add_argument("--flip", action="store_true", help="mirror them left to right")
     group.add_argument(
@@ -198,6 +212,8 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=name, parser=parser)
+    # No option begins like a number, so that -40,0 is a value. argparse has no public way to say it.
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
     return parser
 
 

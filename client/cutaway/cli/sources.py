@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cutaway.cli.claim import FolderInUse, claimed
+from cutaway.cli.codes import FAILED
 from cutaway.cli.connect import refuse
-from cutaway.cli.files import EXTENSIONS, Job, find_pictures, plan
+from cutaway.cli.files import EXTENSIONS, OTHER_KINDS, Job, find_pictures, plan
 from cutaway.cli.journal import Journal
 from cutaway.cli.output import OutputFolder
-from cutaway.cli.talking import Teller, readable
+from cutaway.cli.streams import read_stdin, writing
+from cutaway.cli.talking import Teller, readable, say
 from cutaway.limits import INPUT_LIMITS
 
 STREAM = "-"
@@ -79,29 +83,38 @@ class Plan:
         )
 
 
-def plan_of(given: argparse.Namespace, extensions: Collection[str]) -> Plan:
-    """Find the pictures and give each its place; ends the command where that makes no sense.
+@contextmanager
+def planned(given: argparse.Namespace, extensions: Collection[str], writable: Sequence[str]) -> Iterator[Plan]:
+    """Find the pictures and give each its place, and hold the output folder meanwhile; ends the command where that
+    makes no sense.
 
     Args:
         extensions: of what is made, such as "png": a destination that ends like that is a file.
+        writable: of all that the subcommand can make.
     """
-    to = destination(given, extensions)
+    to = destination(given, extensions, writable)
     if not to.stream and (barred := _barred(to.folder)):
         refuse(given, barred)
-    try:
-        journal = Journal(to.folder) if to.takes_many else None
-        jobs = jobs_of(given, to.folder, journal)
-    except OSError as error:
-        refuse(given, readable(error))
-    if not to.takes_many and len(jobs) != 1:
-        what = "standard output takes" if to.stream else f"{to.file} is one file and takes"
-        refuse(given, f"{what} one picture, and {len(jobs)} are named: name a folder with -o")
-    if to.file is not None:
-        jobs = [replace(jobs[0], file=to.file)]
-    return Plan(jobs, journal, to, Teller(as_json=given.json, quiet=given.quiet, taken=to.stream))
+    with ExitStack() as stack:
+        try:
+            if to.takes_many:
+                stack.enter_context(claimed(to.folder))
+            journal = Journal(to.folder) if to.takes_many else None
+            jobs = jobs_of(given, to.folder, journal)
+        except FolderInUse as error:
+            say(f"{error}: wait for its end, or name another one with -o", sys.stderr)
+            raise SystemExit(FAILED) from None
+        except OSError as error:
+            refuse(given, readable(error))
+        if not to.takes_many and len(jobs) != 1:
+            what = "standard output takes" if to.stream else f"{to.file} is one file and takes"
+            refuse(given, f"{what} one picture, and {len(jobs)} are named: name a folder with -o")
+        if to.file is not None:
+            jobs = [replace(jobs[0], file=to.file)]
+        yield Plan(jobs, journal, to, Teller(as_json=given.json, quiet=given.quiet, taken=to.stream))
 
 
-def destination(given: argparse.Namespace, extensions: Collection[str]) -> Destination:
+def destination(given: argparse.Namespace, extensions: Collection[str], writable: Sequence[str]) -> Destination:
     """What ``-o`` means."""
     path: Path = given.output_dir
     if str(path) == STREAM:
@@ -110,6 +123,9 @@ def destination(given: argparse.Namespace, extensions: Collection[str]) -> Desti
         if sys.stdout.isatty():
             refuse(given, "-o - would print a picture to the terminal: send it to a file or to a program")
         return Destination(Path(), stream=True)
+    if path.suffix.lower() in OTHER_KINDS and not path.is_dir():
+        names = " or ".join(str(path.with_suffix(f".{each}")) for each in writable)
+        refuse(given, f"{path}: {path.suffix.lstrip('.').upper()} files cannot be written: name it {names}")
     if path.suffix.lower() not in EXTENSIONS or path.is_dir():
         return Destination(path)
     if path.suffix.lower().lstrip(".") not in extensions:
@@ -131,13 +147,14 @@ def jobs_of(given: argparse.Namespace, folder: Path | None = None, journal: Jour
 
     Raises:
         FileNotFoundError: a name of nothing.
+        OSError: standard input cannot be read.
     """
     place = folder if folder is not None else Path()
     if STREAM in given.images:
         if len(given.images) > 1:
             refuse(given, "- stands for one picture from standard input: name no others beside it")
         # One byte more than what is allowed is enough to refuse it.
-        data = sys.stdin.buffer.read(INPUT_LIMITS.max_file_bytes + 1)
+        data = read_stdin(INPUT_LIMITS.max_file_bytes + 1)
         return [Job(Path(STDIN_NAME), place / STDIN_NAME, data)]
     made = journal.made() if journal is not None else ()
     return plan(find_pictures(given.images, folder, made), place, journal.stems() if journal is not None else None)
@@ -145,6 +162,7 @@ def jobs_of(given: argparse.Namespace, folder: Path | None = None, journal: Jour
 
 def to_stdout(data: bytes) -> None:
     """Write a picture to standard output."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    with writing(sys.stdout):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()

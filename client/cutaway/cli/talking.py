@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
+from cutaway.cli.streams import writing
 from cutaway.errors import CutawayError
 from cutaway.limits import Tier
 
@@ -22,16 +24,21 @@ if TYPE_CHECKING:
 FILE_ERROR = "FILE_ERROR"
 """In JSON the code of what is wrong with a file here, which no server ever answers."""
 
+REASON_LETTERS = 200
+"""So much of a reason is shown to people; JSON has all of it."""
+
 
 def say(text: str, stream: TextIO) -> None:
     """Print a line beside the progress bar; names and servers' words cannot steer the terminal."""
-    tqdm.write("".join(c if c.isprintable() else "�" for c in text), file=stream)
+    with writing(stream):
+        tqdm.write("".join(c if c.isprintable() else "�" for c in text), file=stream)
 
 
 def say_json(form: Mapping[str, Any]) -> None:
     """Print one object on one line. ASCII only: it survives every terminal, pipe and undecodable file name."""
-    tqdm.write(json.dumps(form), file=sys.stdout)
-    sys.stdout.flush()
+    with writing(sys.stdout):
+        tqdm.write(json.dumps(form), file=sys.stdout)
+        sys.stdout.flush()
 
 
 class Teller:
@@ -55,10 +62,11 @@ class Teller:
             for line in lines:
                 say(line, self._people)
 
-    def went_wrong(self, form: Mapping[str, Any], line: str) -> None:
+    def went_wrong(self, form: Mapping[str, Any], *lines: str) -> None:
         if self.as_json:
             say_json(form)
-        say(line, sys.stderr)
+        for line in lines:
+            say(line, sys.stderr)
 
     def only_json(self, form: Mapping[str, Any]) -> None:
         if self.as_json:
@@ -71,9 +79,11 @@ class Teller:
 
 @contextmanager
 def own_log(*, verbose: bool) -> Iterator[None]:
-    """Let the SDK's own log speak where people asked for it, and be silent otherwise: errors tell what matters."""
+    """Let the SDK's own log speak where people asked for it. Otherwise errors tell what matters, but for a cache that
+    does not work: no call fails of it.
+    """
     logger = logging.getLogger("cutaway")
-    handler = _LogLines() if verbose else logging.NullHandler()
+    handler = _LogLines() if verbose else _CacheWarnings(logging.WARNING)
     level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
@@ -92,6 +102,21 @@ class _LogLines(logging.Handler):
         say(f"  {record.name}: {record.getMessage()}", sys.stderr)
 
 
+class _CacheWarnings(logging.Handler):
+    """Each once, however many threads meet it."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.addFilter(logging.Filter("cutaway.cache"))
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._said:
+            self._said.add(message)
+            say(f"warning: {message}", sys.stderr)
+
+
 def readable(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, CutawayError):
@@ -99,6 +124,18 @@ def readable(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error) or type(error).__name__
+
+
+def reasons(error: Exception) -> list[str]:
+    """Why each of those that were asked did not serve, a line each, where several were."""
+    tried = error.details.get("tried") if isinstance(error, CutawayError) else None
+    if not isinstance(tried, list):
+        return []
+    return [
+        f"  {entry.get('provider')}: {textwrap.shorten(str(entry.get('message')), REASON_LETTERS, placeholder=' …')}"
+        for entry in tried
+        if isinstance(entry, dict)
+    ]
 
 
 def error_form(error: Exception) -> dict[str, Any]:

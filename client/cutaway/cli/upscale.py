@@ -10,7 +10,7 @@ from cutaway.cancel import Cancel
 from cutaway.cli.batch import Batch, Finished
 from cutaway.cli.connect import open_client
 from cutaway.cli.files import Job
-from cutaway.cli.sources import plan_of, to_stdout
+from cutaway.cli.sources import Plan, planned, to_stdout
 from cutaway.cli.talking import duration
 
 if TYPE_CHECKING:
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from cutaway.result import UpscaleResult
 
 FORMATS = ("png", "jpg", "jpeg", "webp")
+WRITABLE = ("png", "jpg", "webp")
 
 
 def run(given: argparse.Namespace) -> int:
     """Enlarge the pictures that the command line names; returns the exit code."""
-    plan = plan_of(given, FORMATS)
+    with planned(given, FORMATS, WRITABLE) as plan:
+        return _upscale(given, plan)
+
+
+def _upscale(given: argparse.Namespace, plan: Plan) -> int:
     output = plan.output(given, {"command": "upscale", "scale": given.scale}, FORMATS[0], others=FORMATS[1:])
 
     def finish(job: Job, result: UpscaleResult) -> Finished:

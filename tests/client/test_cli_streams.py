@@ -1,0 +1,116 @@
+"""Standard streams that are closed, full, or read by nobody: one line where somebody can read it, and an exit code.
+
+Real redirections of a real shell, round the command as a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cutaway.cli import codes
+
+from tests.client import commanding
+from tests.client.answers import PNG
+from tests.integration import picture_files as make
+
+FULL = "standard output cannot be written: No space left on device\n"
+CLOSED = "standard output cannot be written: it is closed\n"
+
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jpg").write_bytes(make.jpeg())
+    Path("bad.png").write_bytes(b"no")
+    with commanding.answering() as url:
+        monkeypatch.setenv(codes.URL_VARIABLE, url)
+        yield
+
+
+def shell(line: str, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
+    """The command, as `cutaway` in a line for a shell."""
+    return subprocess.run(
+        line.replace("cutaway", f"{sys.executable} -m cutaway.cli"),
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": unbuffered},
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["health --json", "detect a.jpg", "cut a.jpg", "cut a.jpg --json", "cut a.jpg -o -", "--help"]
+)
+@pytest.mark.parametrize(("where", "said"), [("> /dev/full", FULL), (">&-", CLOSED)])
+def test_standard_output_that_cannot_be_written(line: str, where: str, said: str) -> None:
+    ended = shell(f"cutaway {line} {where}")
+    assert (ended.returncode, ended.stderr, ended.stdout) == (codes.FAILED, said, "")
+    if line in ("cut a.jpg", "cut a.jpg --json"):
+        assert Path("cutouts/a.png").read_bytes() == PNG, "what was made is kept"
+
+
+@pytest.mark.parametrize("line", ["--version", "cut a.jpg --json", "completion bash"])
+def test_without_a_buffer(line: str) -> None:
+    """As containers often have it: each write fails by itself, instead of all at the end."""
+    ended = shell(f"cutaway {line} > /dev/full", unbuffered="1")
+    assert (ended.returncode, ended.stderr) == (codes.FAILED, FULL)
+
+
+def test_a_run_ends_where_nobody_can_be_told() -> None:
+    for number in range(9):
+        Path(f"{number}.jpg").write_bytes(make.jpeg())
+    ended = shell("cutaway cut *.jpg --json --jobs 1 > /dev/full")
+    assert (ended.returncode, ended.stderr) == (codes.FAILED, FULL)
+    assert len(list(Path("cutouts").glob("*.png"))) <= 3, "that one, and those in flight"
+
+
+def test_nothing_to_say_needs_no_standard_output() -> None:
+    ended = shell("cutaway cut a.jpg --quiet >&-")
+    assert (ended.returncode, ended.stderr) == (codes.OK, "")
+    assert Path("cutouts/a.png").read_bytes() == PNG
+
+
+@pytest.mark.parametrize("command", ["cut", "detect"])
+def test_standard_input_that_is_closed(command: str) -> None:
+    ended = shell(f"cutaway {command} - <&-")
+    assert (ended.returncode, ended.stdout) == (codes.USAGE, "")
+    assert ended.stderr.splitlines()[-1].endswith(": error: standard input cannot be read: it is closed")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("cut a.jpg 2>&-", codes.OK),
+        ("cut bad.png 2>&-", codes.FAILED),
+        ("cut bad.png 2> /dev/full", codes.FAILED),
+        ("cut none.jpg 2> /dev/full", codes.USAGE),
+    ],
+)
+def test_standard_error_that_cannot_be_written(line: str, code: int) -> None:
+    ended = shell(f"cutaway {line}")
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert ended.stdout.startswith("a.jpg → cutouts/a.png") == (code == codes.OK)
+
+
+def test_no_file_gets_the_number_of_a_closed_stream() -> None:
+    """What is written to a stream would land in it."""
+    ended = shell("cutaway cut a.jpg <&- >&- 2>&-")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (codes.FAILED, "", "")
+    assert Path("cutouts/a.png").read_bytes() == PNG
+    assert Path("a.jpg").read_bytes() == make.jpeg()
+
+
+def test_a_picture_for_a_reader_that_has_gone() -> None:
+    ended = shell("(cutaway cut a.jpg -o - ; echo $? >&2) | true")
+    assert ended.stderr.splitlines()[-1] in (f"{codes.FAILED}", f"{codes.OK}"), "the pipe may hold it all"
+    assert "Traceback" not in ended.stderr

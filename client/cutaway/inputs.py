@@ -264,7 +264,8 @@ def _encode_pil(image: Any, limits: InputLimits) -> bytes:
 def _encode_plain(plain: Any, limits: InputLimits) -> bytes:
     profile = plain.info.get("icc_profile")
     width, height = plain.size
-    if plain.mode in ("L", "RGB") and not profile and width * height * len(plain.mode) <= BMP_UP_TO_BYTES:
+    bmp_bytes = min(BMP_UP_TO_BYTES, limits.max_file_bytes // 2)
+    if plain.mode in ("L", "RGB") and not profile and width * height * len(plain.mode) <= bmp_bytes:
         return _save(plain, "BMP")
     if plain.mode == "I;16":
         data = _save(plain, "PNG", compress_level=1, icc_profile=profile)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import anyio
 import pytest
 from cutaway.cancel import Cancel
 from cutaway.errors import CorruptImage, RequestCancelled
@@ -134,6 +136,85 @@ def test_a_broken_source_of_pictures_is_raised_and_ends_the_rest() -> None:
         list(outcomes)
 
 
+def test_what_was_taken_before_the_source_broke_is_handed_out_first() -> None:
+    def images() -> Iterator[str]:
+        yield from "abc"
+        raise OSError("the list is gone")
+
+    outcomes = run_many(Work(), images(), jobs=8, ordered=True)
+    assert [next(outcomes).source for _ in range(3)] == ["a", "b", "c"]
+    with pytest.raises(OSError, match="the list is gone"):
+        next(outcomes)
+
+
+class Live:
+    """A source that waits until it is given something; None ends it."""
+
+    def __init__(self) -> None:
+        self.given: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.threads: set[int] = set()
+
+    def __iter__(self) -> Iterator[Any]:
+        while (image := self.given.get(timeout=WAIT_S)) is not None:
+            self.threads.add(threading.get_ident())
+            yield image
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_source_may_wait_for_what_becomes_of_the_pictures_before(ordered: bool) -> None:
+    live = Live()
+    live.given.put(0)
+    found = []
+    for outcome in run_many(Work(), live, jobs=4, ordered=ordered):
+        found.append(outcome.source)
+        live.given.put(len(found) if len(found) < 5 else None)
+    assert found == [0, 1, 2, 3, 4]
+    assert len(live.threads) == 1, "what belongs to a thread, such as a cursor, can be made in the source"
+
+
+def test_leaving_or_cancelling_does_not_wait_for_the_source() -> None:
+    started = time.monotonic()
+    left, cancelled, cancel = Live(), Live(), Cancel()
+    left.given.put("a")
+    outcomes = run_many(Work(), left, jobs=2, ordered=False)
+    assert next(outcomes).source == "a"
+    outcomes.close()
+    canceller = threading.Timer(0.1, cancel.cancel)
+    canceller.start()
+    assert list(run_many(Work(), cancelled, jobs=2, ordered=False, cancel=cancel)) == []
+    canceller.join()
+    assert time.monotonic() - started < WAIT_S / 2
+    left.given.put(None)
+    cancelled.given.put(None)
+
+
+def test_what_has_a_length_is_taken_in_the_caller_s_thread() -> None:
+    class Rows(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            for row in super().__iter__():
+                threads.add(threading.get_ident())
+                yield row
+
+    threads: set[int] = set()
+    assert len(list(run_many(Work(), Rows("abc"), jobs=2, ordered=False))) == 3
+    assert threads == {threading.get_ident()}
+
+
+def test_no_more_than_jobs_are_begun_while_nobody_asks() -> None:
+    taken: list[str] = []
+
+    def images() -> Iterator[str]:
+        for name in "abcdef":
+            taken.append(name)
+            yield name
+
+    outcomes = run_many(Work(), images(), jobs=1, ordered=False)
+    for number, outcome in enumerate(outcomes, 1):
+        time.sleep(0.02)
+        assert outcome.source == taken[number - 1]
+        assert len(taken) <= number + 1
+
+
 @pytest.mark.parametrize("one", ["photo.jpg", b"\xff\xd8"])
 def test_one_picture_is_not_several(one: Any) -> None:
     with pytest.raises(TypeError, match="put it into a list"):
@@ -167,6 +248,68 @@ def test_async_outcomes_bounds_and_failures() -> None:
     assert [outcome.index for outcome in outcomes] == list(range(12))
     assert [outcome.index for outcome in outcomes if not outcome.ok] == [3]
     assert most <= 4
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_async_a_source_may_wait_for_what_becomes_of_the_pictures_before(ordered: bool) -> None:
+    async def work(image: Any) -> Any:
+        return image
+
+    async def main() -> list[Any]:
+        given: asyncio.Queue[Any] = asyncio.Queue()
+        given.put_nowait(0)
+
+        async def images() -> AsyncIterator[Any]:
+            async with anyio.create_task_group():  # must be left in the task in which it was entered
+                while (image := await given.get()) is not None:
+                    yield image
+
+        found = []
+        async for outcome in run_many_async(work, images(), jobs=4, ordered=ordered):
+            found.append(outcome.source)
+            given.put_nowait(len(found) if len(found) < 5 else None)
+        return found
+
+    assert asyncio.run(asyncio.wait_for(main(), WAIT_S / 2)) == [0, 1, 2, 3, 4]
+
+
+def test_async_leaving_does_not_wait_for_the_source_and_a_broken_one_is_raised() -> None:
+    async def work(image: Any) -> Any:
+        return image
+
+    async def waiting() -> AsyncIterator[Any]:
+        yield 0
+        await asyncio.sleep(WAIT_S)
+
+    async def broken() -> AsyncIterator[Any]:
+        yield 0
+        raise OSError("the list is gone")
+
+    async def main() -> None:
+        outcomes = run_many_async(work, waiting(), jobs=2, ordered=False)
+        assert (await anext(outcomes)).ok
+        await outcomes.aclose()
+        outcomes = run_many_async(work, broken(), jobs=2, ordered=False)
+        assert (await anext(outcomes)).ok
+        with pytest.raises(OSError, match="the list is gone"):
+            await anext(outcomes)
+
+    asyncio.run(asyncio.wait_for(main(), WAIT_S / 2))
+
+
+def test_async_jobs_stay_busy_while_the_caller_works_without_awaiting() -> None:
+    begun: list[Any] = []
+
+    async def work(image: Any) -> Any:
+        begun.append(image)
+        return image
+
+    async def main() -> None:
+        async for outcome in run_many_async(work, iter(range(20)), jobs=2, ordered=True):
+            assert len(begun) <= outcome.index + 2 * 2
+
+    asyncio.run(main())
+    assert begun == list(range(20))
 
 
 def test_async_closing_cancels_what_is_in_flight() -> None:

@@ -80,3 +80,8 @@ class Cancel:
 def cancelled() -> RequestCancelled:
     """The error of a call that its caller cancelled."""
     return RequestCancelled("The caller cancelled the request.")
+
+
+def closed() -> RequestCancelled:
+    """The error of a call whose client was closed meanwhile."""
+    return RequestCancelled("The client was closed.")

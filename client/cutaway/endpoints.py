@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from cutaway.cancel import Cancel
-from cutaway.errors import CutawayError, RequestCancelled, ServiceError
+from cutaway.cancel import Cancel, closed
+from cutaway.errors import CutawayError, ServiceError
 from cutaway.resilience import Deadline, Retries, drive, drive_async
 from cutaway.transports.base import InferRequest, ModelInfo
 from cutaway.turns import Answer, AsyncEndpoint, Endpoint, Rules
@@ -63,7 +63,7 @@ class Endpoints(Rules[Endpoint]):
                 # The connection was closed before the request went out.
                 if isinstance(error, CutawayError) or not self._closing.cancelled:
                     raise
-                raise _closed() from None
+                raise closed() from None
 
         return drive(self.asking(deadline, retries, nobody_else), perform)
 
@@ -89,7 +89,7 @@ class Endpoints(Rules[Endpoint]):
         if cancel is not None:
             cancel.check()
         if self._closing.cancelled:
-            raise _closed()
+            raise closed()
 
     def _pause(self, seconds: float, cancel: Cancel | None) -> None:
         over = Cancel()
@@ -125,7 +125,7 @@ class AsyncEndpoints(Rules[AsyncEndpoint]):
             except RuntimeError as error:
                 if isinstance(error, CutawayError) or not self._closing:
                     raise
-                raise _closed() from None
+                raise closed() from None
 
         return await drive_async(self.asking(deadline, retries, nobody_else), perform)
 
@@ -149,7 +149,7 @@ class AsyncEndpoints(Rules[AsyncEndpoint]):
 
     def _check(self) -> None:
         if self._closing:
-            raise _closed()
+            raise closed()
 
     async def _pause(self, seconds: float) -> None:
         pause = asyncio.get_running_loop().create_future()
@@ -158,7 +158,3 @@ class AsyncEndpoints(Rules[AsyncEndpoint]):
             await asyncio.wait({pause}, timeout=seconds)
         finally:
             self._pauses.discard(pause)
-
-
-def _closed() -> RequestCancelled:
-    return RequestCancelled("The client was closed.")

@@ -273,11 +273,36 @@ def test_http_failures(way: str, status: int, body: Any, expected: type[CutawayE
         assert failure.value.retry is (expected is not ServerRefused)
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("soon", 60.0), ("99999999", 60.0), ("-1", 60.0)])
-def test_retry_after_is_heeded_where_it_is_a_number(header: str, seconds: float) -> None:
-    with peers.tcp_peer(peers.http_answer(429, Retry_After=header)) as port, pytest.raises(RateLimitExceeded) as limit:
+@pytest.mark.parametrize(
+    ("header", "asked_s"),
+    [
+        ("7", 7.0),
+        ("60", 60.0),
+        ("1.5", 1.5),
+        ("99999999", 99999999.0),
+        ("Sat, 21 Nov 2020 10:00:30 GMT", 0.0),
+        ("soon", None),
+        ("-1", None),
+    ],
+)
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(429, ""), (500, ""), (503, ""), (503, "not ready"), (503, errors.Overloaded("full").to_json())],
+)
+def test_retry_after_is_heeded(header: str, asked_s: float | None, status: int, body: str) -> None:
+    answer = peers.http_answer(status, body.encode(), Retry_After=header)
+    with peers.tcp_peer(answer) as port, pytest.raises(CutawayError) as failure:
         infer(f"http://127.0.0.1:{port}")
-    assert limit.value.retry_after == seconds
+    advised = errors.ERRORS_BY_CODE[failure.value.code]("no").retry_after
+    assert failure.value.retry_after == (advised if asked_s is None else asked_s)
+    assert failure.value.details.get("retry_after_seconds") == asked_s
+
+
+def test_retry_after_may_be_a_date() -> None:
+    answer = peers.http_answer(503, Retry_After="Fri, 21 Oct 2099 07:28:00 GMT")
+    with peers.tcp_peer(answer) as port, pytest.raises(ServerUnavailable) as failure:
+        infer(f"http://127.0.0.1:{port}")
+    assert failure.value.details["retry_after_seconds"] > 1e9
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -326,7 +351,7 @@ def test_answers_of_other_servers(way: str, body: bytes) -> None:
         infer(f"http://127.0.0.1:{port}", way)
 
 
-@pytest.mark.parametrize("length", ["-1", "9999", "x", "٣"])
+@pytest.mark.parametrize("length", ["-1", "9999", "x", "٣", "1" * 5000])
 @pytest.mark.parametrize("way", WAYS)
 def test_impossible_lengths_of_the_header(way: str, length: str) -> None:
     handler = peers.http_answer(200, b"{}", Inference_Header_Content_Length=length)

@@ -225,6 +225,22 @@ def test_closing_ends_what_is_under_way(scheme: str) -> None:
 # ------------------------------------------------------------------------------------------------------- asyncio
 
 
+@pytest.mark.parametrize("ask", ["infer", "server_ready"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_closing_just_before_a_request_goes_out(scheme: str, ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport: Any = opened(f"{scheme}://127.0.0.1:{peers.dead_port()}")
+    usable = transport._usable
+
+    def usable_and_closed() -> Any:
+        connections = usable()
+        transport.close()
+        return connections
+
+    monkeypatch.setattr(transport, "_usable", usable_and_closed)
+    with pytest.raises(RequestCancelled, match="closed"):
+        transport.infer(REQUEST) if ask == "infer" else transport.server_ready(5.0)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_cancelled_task_ends_here_and_there(scheme: str) -> None:
     async def run(url: str, watch: peers.Watch) -> None:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from cutaway.cancel import Cancel, cancelled
-from cutaway.errors import RequestCancelled, ServerRefused, ServerUnavailable
+from cutaway.cancel import Cancel, cancelled, closed
+from cutaway.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
 from cutaway.transports.connection import Connection
@@ -59,9 +59,11 @@ class GrpcTransport:
             if cancel is not None:
                 unregister = cancel.on_cancel(call.cancel)
             done.acquire()
-        except BaseException:
+        except BaseException as failure:
             if call is not None:
                 call.cancel()
+            if self._ended(failure):
+                raise closed() from None
             raise
         finally:
             if unregister is not None:
@@ -72,7 +74,7 @@ class GrpcTransport:
         if cancel is not None and cancel.cancelled:
             raise cancelled()
         if self._closed:
-            raise RequestCancelled("The client was closed.")
+            raise closed()
         raise failure_of(error, self._address, time.monotonic() - started)
 
     def server_ready(self, timeout_s: float) -> bool:
@@ -114,8 +116,18 @@ class GrpcTransport:
         started = time.monotonic()
         try:
             return question(self._usable(), client_timeout=timeout_s, headers=self._connection.headers)
+        except ValueError as error:
+            if self._ended(error):
+                raise closed() from None
+            raise
         except InferenceServerException as error:
+            if self._closed:
+                raise closed() from None
             raise failure_of(error, self._address, time.monotonic() - started) from None
+
+    def _ended(self, error: BaseException) -> bool:
+        """Whether it is gRPC's complaint about a connection that was closed just before the request went out."""
+        return self._closed and isinstance(error, ValueError)
 
     def _usable(self) -> Any:
         if self._closed:

@@ -15,7 +15,8 @@ import httpx
 
 from cutaway import limits
 from cutaway.addresses import resolve_async
-from cutaway.errors import RequestCancelled, ServerRefused, ServerUnavailable
+from cutaway.cancel import closed
+from cutaway.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports import http_wire
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
@@ -98,7 +99,7 @@ class AsyncHttpTransport:
                             break
         except (*http_wire.TIMEOUTS, *http_wire.BROKEN) as error:
             if self._client is None:
-                raise RequestCancelled("The client was closed.") from None
+                raise closed() from None
             raise http_wire.broken_of(error, self._address, time.monotonic() - started, timeout_s) from None
         except asyncio.CancelledError:
             self._loop.raise_if_closed()

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 
 from cutaway import limits
-from cutaway.cancel import Cancel, cancelled
-from cutaway.errors import RequestCancelled, ServerRefused, ServerUnavailable
+from cutaway.cancel import Cancel, cancelled, closed
+from cutaway.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports import http_wire
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
@@ -106,8 +106,12 @@ class HttpTransport:
             if cancel is not None and cancel.cancelled:
                 raise cancelled() from None
             if self._closing.cancelled:
-                raise RequestCancelled("The client was closed.") from None
+                raise closed() from None
             raise http_wire.broken_of(error, self._address, time.monotonic() - started, timeout_s) from None
+        except RuntimeError:  # httpx's, where the client was closed just before
+            if self._closing.cancelled:
+                raise closed() from None
+            raise
         if response.status_code not in expected:
             raise http_wire.failure_of(response, bytes(body.data), self._address, time.monotonic() - started)
         return response.status_code, response.headers, bytes(body.data)

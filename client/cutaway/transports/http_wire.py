@@ -14,6 +14,7 @@ import httpx
 
 from cutaway import __version__, limits
 from cutaway.errors import CutawayError, ServerUnavailable
+from cutaway.resilience import parse_retry_after
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo, TensorInfo
 from cutaway.transports.connection import Connection
 from cutaway.wire import (
@@ -174,7 +175,7 @@ def failure_of(response: httpx.Response, body: bytes, address: str, elapsed_s: f
         http_message(body) or f"HTTP {code}",
         address=address,
         elapsed_s=elapsed_s,
-        retry_after_s=_seconds(response.headers.get("Retry-After")),
+        retry_after_s=parse_retry_after(response.headers.get("Retry-After")),
     )
 
 
@@ -222,14 +223,16 @@ def tensors_of(headers: Mapping[str, str], body: bytes, address: str) -> dict[st
         InferenceError: they make no sense.
         ServerRefused: it is no Triton's answer.
     """
-    length = headers.get(JSON_LENGTH, str(len(body)))
-    if not length.isascii() or not length.isdigit() or int(length) > len(body):
+    written = headers.get(JSON_LENGTH, str(len(body)))
+    # No longer than any length that there can be: int() refuses thousands of digits in its own way.
+    length = int(written) if written.isascii() and written.isdigit() and len(written) < 20 else -1
+    if not 0 <= length <= len(body):
         raise malformed("the length of its header is impossible")
-    head = _json(body[: int(length)], address)
+    head = _json(body[:length], address)
     outputs = head.get("outputs")
     if not isinstance(outputs, list):
         raise no_triton(address, "JSON without outputs")
-    view, position = memoryview(body), int(length)
+    view, position = memoryview(body), length
     tensors: dict[str, Tensor] = {}
     for output in outputs:
         name, datatype, shape, size = _described(output)
@@ -256,7 +259,7 @@ def model_of(body: bytes, address: str) -> ModelInfo:
             inputs=_infos(head.get("inputs", ())),
             outputs=_infos(head.get("outputs", ())),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise no_triton(address, "JSON that describes no model") from None
 
 
@@ -285,8 +288,3 @@ def _described(output: Any) -> tuple[str, str, list[int], int]:
     if not isinstance(name, str) or not isinstance(datatype, str) or not isinstance(shape, list):
         raise malformed("an output is not described")
     return name, datatype, shape, size
-
-
-def _seconds(text: str | None) -> float | None:
-    """A Retry-After in seconds; its other form, a date, is left alone."""
-    return float(text) if text and text.isascii() and text.isdigit() and len(text) < 7 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cutaway.errors import RequestCancelled
+from cutaway.cancel import closed
 
 
 class OneLoop:
@@ -50,4 +50,4 @@ class OneLoop:
         # Before Python 3.11 nobody knows whether the task was cancelled as well, and a cancellation must not get lost.
         asked = task.cancelling() if task is not None and hasattr(task, "cancelling") else 1
         if self._closed and not asked:
-            raise RequestCancelled("The client was closed.")
+            raise closed()

@@ -86,6 +86,11 @@ def ready_path(connection: Connection) -> str:
     return f"{connection.address.path}/v2/health/ready"
 
 
+QUEUE_TIMEOUT_FACTOR = 1.1
+"""Triton does not see that a caller over HTTP has gone, so it is told how long the request may wait in its queue; a little
+longer than the caller does, who shall be told by the client's own clock."""
+
+
 def message_of(request: InferRequest, headers: Mapping[str, str]) -> tuple[tuple[bytes, ...], dict[str, str]]:
     """The body in pieces, and the headers."""
     n_bytes = 4 + len(request.image)
@@ -93,7 +98,7 @@ def message_of(request: InferRequest, headers: Mapping[str, str]) -> tuple[tuple
     head = json.dumps(
         {
             "id": request.request_id,
-            "parameters": dict(request.parameters),
+            "parameters": {**request.parameters, "timeout": round(request.timeout_s * QUEUE_TIMEOUT_FACTOR * 1e6)},
             "inputs": [
                 {
                     "name": "image",

@@ -87,8 +87,8 @@ def ready_path(connection: Connection) -> str:
 
 
 QUEUE_TIMEOUT_FACTOR = 1.1
-"""Triton does not see that a caller over HTTP has gone, so it is told how long the request may wait in its queue; a little
-longer than the caller does, who shall be told by the client's own clock."""
+"""Triton does not see that a caller over HTTP has gone, so it is told how long the request may wait in its queue: a
+little longer than the caller does, who shall be told by the client's own clock."""
 
 
 def message_of(request: InferRequest, headers: Mapping[str, str]) -> tuple[tuple[bytes, ...], dict[str, str]]:

@@ -299,6 +299,7 @@ def test_a_server_that_forbids_it_says_so(driver: str, scheme: str, server: Any)
             assert "--allow-shared-memory" in refusal.value.user_action
             assert "without shared_memory" in refusal.value.user_action
             assert (refusal.value.retry, refusal.value.details["requests"]) == (False, 1)
+            assert not regions._held, "memory is kept that nobody will read"
         health = client.health()
         assert not health.ok
         assert isinstance(health.error, ServerRefused)
@@ -331,6 +332,7 @@ import os, signal, sys, warnings
 warnings.simplefilter("error")
 warnings.simplefilter("ignore", ResourceWarning)  # the sockets of HTTP clients that nobody closes
 import cutaway
+from cutaway.shared_memory import regions
 
 how, url, picture = sys.argv[1:]
 client = cutaway.Client(url, shared_memory="system")
@@ -342,8 +344,9 @@ if how == "fork":
     pid = os.fork()
     if pid == 0:
         client.cut(picture, subject="all")
+        own = [name for name in regions._held if f"-{os.getpid()}-" in name]
         client.close()
-        os._exit(0)
+        os._exit(0 if len(own) == 1 and not regions._held.intersection(own) else 1)
     assert os.waitpid(pid, 0)[1] == 0
     client.cut(picture, subject="all")
 if how == "async":

@@ -123,7 +123,9 @@ class CudaRegion(Region):
         except cuda.CudaSharedMemoryException as error:
             _held.discard(name)
             self.free(server_reads=False)
-            raise OSError(f"no memory of {n_bytes:,} bytes on GPU {device_id}: {error.__cause__ or error}") from None
+            said = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else error
+            words = said.decode(errors="replace") if isinstance(said, bytes) else said
+            raise OSError(f"no memory of {n_bytes:,} bytes on GPU {device_id}: {words}") from None
         self.told = MemoryRegion("cuda", name, n_bytes, handle=raw, device_id=device_id)
 
     def write(self, image: bytes) -> None:

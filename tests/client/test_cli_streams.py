@@ -111,6 +111,6 @@ def test_no_file_gets_the_number_of_a_closed_stream() -> None:
 
 
 def test_a_picture_for_a_reader_that_has_gone() -> None:
-    ended = shell("(cutaway cut a.jpg -o - ; echo $? >&2) | true")
-    assert ended.stderr.splitlines()[-1] in (f"{codes.FAILED}", f"{codes.OK}"), "the pipe may hold it all"
-    assert "Traceback" not in ended.stderr
+    """Like any program in a pipe: nobody misses it, so there is nothing to say."""
+    ended = shell("(sleep 0.5; cutaway cut a.jpg -o -; echo $? >&2) | true")
+    assert ended.stderr == f"{codes.FAILED}\n"

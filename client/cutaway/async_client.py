@@ -16,6 +16,7 @@ from cutaway.many import Outcome, run_many_async
 from cutaway.options import to_parameters
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
+from cutaway.threads import Threads
 from cutaway.transports.base import AsyncTransport, InferRequest, ModelInfo
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cutaway.composite import CompositeResult, Onto, Placement
     from cutaway.fallback import Fallback
     from cutaway.inputs import ImageInput
+    from cutaway.limits import InputLimits
     from cutaway.many import Progress
     from cutaway.observe import Observer
     from cutaway.options import OptionKeywords, WhoKeywords
@@ -43,7 +45,8 @@ class AsyncClient:
             result = await client.cut("photo.jpg")
 
     Methods, arguments and errors are those of :class:`cutaway.Client`; a call is given up by cancelling its task, and
-    the server sees that. One client belongs to one event loop. What is computed or read from disk here runs in threads.
+    the server sees that. One client belongs to one event loop. What is computed or read from disk here runs in threads
+    of the client's own, and a read that does not end is left alone at the deadline.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class AsyncClient:
             max_decompression_ratio=max_decompression_ratio,
             shared_memory=shared_memory,
         )
+        self._threads = Threads()
         self._endpoints = AsyncEndpoints(
             [
                 AsyncEndpoint(
@@ -128,7 +132,7 @@ class AsyncClient:
     ) -> CutResult:
         """See :meth:`cutaway.Client.cut`."""
         with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, options) as call:
-            await asyncio.to_thread(call.take, image, media_type)
+            await self._take(call, image, media_type)
             return await self._cut(call)
 
     def cut_many(
@@ -162,7 +166,7 @@ class AsyncClient:
     ) -> Detection:
         """See :meth:`cutaway.Client.detect`."""
         with self._settings.begin("detect", DETECTION_OUTPUTS, timeout_s, request_id, options) as call:
-            await asyncio.to_thread(call.take, image, media_type)
+            await self._take(call, image, media_type)
             if not await self._find_cached(call):
                 await self._keep(call, Served(await self._ask(call, DETECTION_OUTPUTS, call.deadline), "triton", 1))
             return call.detection()
@@ -187,19 +191,22 @@ class AsyncClient:
         from cutaway.composite import compose
 
         with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, who) as call:
-            await asyncio.to_thread(call.take, image, media_type)
+            await self._take(call, image, media_type)
             result = await self._cut(call)
-            return await asyncio.to_thread(
-                compose,
-                result,
-                call.data,
-                onto,
-                place=place,
-                match_colour=match_colour,
-                shadow=shadow,
-                output=output,
-                quality=quality,
-                size_px=size_px,
+            return await self._threads.run(
+                "composing",
+                None,
+                lambda: compose(
+                    result,
+                    call.data,
+                    onto,
+                    place=place,
+                    match_colour=match_colour,
+                    shadow=shadow,
+                    output=output,
+                    quality=quality,
+                    size_px=size_px,
+                ),
             )
 
     async def upscale(
@@ -216,7 +223,7 @@ class AsyncClient:
             fallback = self._settings.fallback
             if fallback is None:
                 raise no_upscaler()
-            await asyncio.to_thread(call.take, image, media_type, bounds=UPSCALE_LIMITS)
+            await self._take(call, image, media_type, bounds=UPSCALE_LIMITS)
             served = await fallback.upscale_async(call.data, call.media_type, scale=scale, deadline=call.deadline)
             return call.upscale_result(served)
 
@@ -232,6 +239,15 @@ class AsyncClient:
         self._settings.check_open()
         deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
         return tuple(await self._endpoints.models(MODELS, deadline))
+
+    async def _take(
+        self, call: Call, image: ImageInput, media_type: str | None, *, bounds: InputLimits | None = None
+    ) -> None:
+        call.taken(
+            await self._threads.run(
+                "reading the picture", call.deadline, lambda: call.read(image, media_type, bounds=bounds)
+            )
+        )
 
     async def _cut(self, call: Call) -> CutResult:
         if await self._find_cached(call):
@@ -259,13 +275,15 @@ class AsyncClient:
         return call.answered(answer, outputs)
 
     async def _find_cached(self, call: Call) -> bool:
-        return self._settings.cache is not None and await asyncio.to_thread(call.find_cached)
+        return self._settings.cache is not None and await self._threads.run(
+            "looking into the cache", call.deadline, call.find_cached
+        )
 
     async def _keep(self, call: Call, served: Served[Mapping[str, Tensor]]) -> None:
         if self._settings.cache is None:
             call.keep(served)
         else:
-            await asyncio.to_thread(call.keep, served)
+            await self._threads.run("writing to the cache", None, lambda: call.keep(served))
 
     async def _health_of(self, endpoint: AsyncEndpoint, deadline: Deadline) -> Health:
         health, transport = Health(endpoint.url), endpoint.transport

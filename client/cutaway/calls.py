@@ -221,15 +221,24 @@ class Call(AbstractContextManager["Call"]):
     # --------------------------------------------------------------------------------------------- before
 
     def take(self, image: ImageInput, media_type: str | None, *, bounds: InputLimits | None = None) -> None:
-        """Check the options, and read or encode the picture.
+        """Check the options, and read or encode the picture, however long that takes.
 
         Raises:
             InputError, OSError, TypeError: see :func:`cutaway.inputs.encode`.
         """
-        self.options = parse_options(self._given)
-        self.picture = encode(
+        self.taken(self.read(image, media_type, bounds=bounds))
+
+    def read(
+        self, image: ImageInput, media_type: str | None, *, bounds: InputLimits | None = None
+    ) -> tuple[CutOptions, EncodedPicture]:
+        """The part of :meth:`take` that needs time, which leaves the call itself alone: it may be over meanwhile."""
+        options = parse_options(self._given)
+        return options, encode(
             image, media_type=media_type, limits=bounds or self.settings.limits, verify=self.settings.verify
         )
+
+    def taken(self, read: tuple[CutOptions, EncodedPicture]) -> None:
+        self.options, self.picture = read
         assert self._observation is not None
         self._observation.sent(len(self.picture.data), self.options)
 

@@ -157,7 +157,8 @@ class Client:
             image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a binary file object, a data URI, a PIL
                 image, or an HWC uint8 [0, 255] array (RGB or RGBA).
             media_type: what bytes are declared to be, such as "image/png"; a mismatch is refused.
-            timeout_s: seconds for the whole call; the client's where None.
+            timeout_s: seconds for the whole call; the client's where None. A read that blocks (a pipe, a dead network
+                drive) and Pillow's decoding cannot be interrupted: time they take counts, but they are waited for.
             request_id: for the server's log, up to 128 printable ASCII characters; made up where None.
             cancel: gives the call up from another thread; the server sees it.
             options: see :class:`cutaway.options.OptionKeywords`. Lengths are in pixels.
@@ -194,7 +195,8 @@ class Client:
                     outcome.result.save(f"out/{outcome.source.stem}.png")
 
         Args:
-            images: pictures as :meth:`cut` takes them; taken as they are needed.
+            images: pictures as :meth:`cut` takes them; taken as they are needed, an iterator in a thread of its own,
+                since it may have to wait. Where it raises, that ends the rest.
             jobs: pictures in flight at once.
             ordered: outcomes in the order of the pictures instead of in that of completion.
             progress: called with how many are done and how many there are (None where `images` has no length).

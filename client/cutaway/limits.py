@@ -55,6 +55,10 @@ FALLBACK_TIMEOUT_S = 60.0
 CUT_MANY_JOBS = 4
 """Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
 
+CLIENT_THREADS = 32
+"""Of an asynchronous client, for pictures that are read, checked and composed: as many as asyncio's executor has at
+most."""
+
 RUN_GIVE_UP_FAILURES = 10
 """A command's run over many pictures ends after so many failures of the server in a row: more than a restart or a full
 queue causes with a few pictures in flight, few enough not to fail thousands one by one."""

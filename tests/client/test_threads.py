@@ -1,0 +1,108 @@
+"""An asynchronous client's own threads: busy with nobody else's work, and left alone at the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cutaway import AsyncClient, ProcessingTimeout, ServerUnavailable
+from cutaway.resilience import Deadline, RetryPolicy
+from cutaway.threads import Threads
+
+from tests.client import peers
+from tests.client.hosted.peers import picture
+
+NEVER = RetryPolicy(retries=0)
+
+
+def test_a_busy_executor_does_not_hold_up_calls() -> None:
+    free = threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        others = loop.run_in_executor(None, free.wait, 20)
+        async with AsyncClient(f"http://127.0.0.1:{peers.dead_port()}", retry=NEVER) as client:
+            started = time.monotonic()
+            with pytest.raises(ServerUnavailable):
+                await client.cut(picture(), timeout_s=5)
+            assert time.monotonic() - started < 4
+        free.set()
+        await others
+
+    asyncio.run(main())
+
+
+def test_a_read_that_does_not_end_is_left_at_the_deadline_and_the_client_goes_on(tmp_path: Path) -> None:
+    pipe = tmp_path / "picture.jpg"
+    os.mkfifo(pipe)
+
+    async def main() -> None:
+        async with AsyncClient(f"http://127.0.0.1:{peers.dead_port()}", retry=NEVER) as client:
+            started = time.monotonic()
+            with pytest.raises(ProcessingTimeout, match="while reading the picture") as timeout:
+                await client.cut(pipe, timeout_s=0.2)
+            assert 0.2 <= time.monotonic() - started < 2
+            assert timeout.value.details["elapsed_seconds"] >= 0.2
+            with pytest.raises(ServerUnavailable):
+                await client.cut(picture())
+
+    asyncio.run(main())
+    pipe.open("wb").close()
+
+
+def test_a_read_that_does_not_end_keeps_no_process_from_ending(tmp_path: Path) -> None:
+    pipe = tmp_path / "picture.jpg"
+    os.mkfifo(pipe)
+    code = f"""
+import asyncio, cutaway
+async def main():
+    async with cutaway.AsyncClient("http://127.0.0.1:1") as client:
+        await client.cut({str(pipe)!r}, timeout_s=0.1)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert "ProcessingTimeout" in done.stderr.splitlines()[-1]
+
+
+def test_no_more_at_once_than_allowed_and_nothing_that_nobody_waits_for() -> None:
+    gate, lock = threading.Event(), threading.Lock()
+    now = most = begun = 0
+
+    def work() -> None:
+        nonlocal now, most, begun
+        with lock:
+            begun += 1
+            now += 1
+            most = max(most, now)
+        assert gate.wait(20)
+        with lock:
+            now -= 1
+
+    async def main() -> None:
+        threads = Threads(2)
+        waited_for = [asyncio.ensure_future(threads.run("working", None, work)) for _ in range(4)]
+        await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(ProcessingTimeout):
+                await threads.run("working", Deadline(0.001), work)
+        gate.set()
+        await asyncio.gather(*waited_for)
+
+    asyncio.run(main())
+    assert (most, begun) == (2, 4)
+
+
+def test_whatever_the_work_raises_is_raised() -> None:
+    def work() -> None:
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(Threads().run("working", None, work))

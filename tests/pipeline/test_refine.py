@@ -101,6 +101,22 @@ def test_islands_are_not_the_persons() -> None:
     assert alpha[55:75, 68:85].max() == 0
 
 
+def test_specks_are_dropped_even_under_a_generous_mask() -> None:
+    """The instance mask holds everything: a faint speck and a bright one far off go; a lock of hair, close by, and an
+    arm behind a pole stay."""
+    matte = np.zeros((96, 96), np.uint8)
+    matte[20:80, 30:50] = 255
+    matte[10:13, 70:73] = 40
+    matte[80:82, 80:82] = 255
+    matte[16:18, 38:40] = 200
+    matte[40:60, 60:64] = 255
+    everything = Gate(np.ones((96, 96), bool), np.ones((96, 96), np.float32))
+    alpha = put_back(matte, everything, np.zeros((96, 96, 3), np.uint8))
+    assert alpha[50, 40] == alpha[50, 62] == 255
+    assert alpha[17, 39] > 190
+    assert alpha[5:18, 65:78].max() == alpha[76:86, 76:86].max() == 0
+
+
 @pytest.mark.parametrize("size", [(96, 96), (300, 180), (50, 70)])
 def test_without_a_gate_the_matte_is_enlarged(size: tuple[int, int]) -> None:
     matte = np.zeros((96, 96), np.uint8)

@@ -30,6 +30,8 @@ from pipeline.tuning import (
     ISLAND_EDGE_CELLS,
     NEIGHBOUR_MARGIN,
     NEIGHBOUR_STEEPNESS,
+    SPECK_CELLS,
+    SPECK_SHARE,
     SURE_FROM,
     SURE_OVER,
 )
@@ -118,18 +120,30 @@ def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8
 
 
 def _without_islands(matte: NDArray[np.uint8], gate: Gate) -> NDArray[np.float32]:
-    """The gate's share, 0 where the matte shows something that nowhere touches the person's instance mask."""
+    """The gate's share, 0 where the matte shows something that nowhere touches the person's instance mask, or a speck
+    far from the rest of the person."""
+    if not gate.inside.any():
+        return gate.share
     small = cv2.resize(matte, gate.share.shape[::-1]) * gate.share
-    count, parts = cv2.connectedComponents((small > ISLAND_ALPHA).view(np.uint8))
+    count, parts, stats, _ = cv2.connectedComponentsWithStats((small > ISLAND_ALPHA).view(np.uint8))
+    cells = stats[:, cv2.CC_STAT_AREA]
     own = np.zeros(count, bool)
     own[parts[gate.inside]] = True
-    own[0] = True  # what is in no part
-    if own.all() or not gate.inside.any():
+    own[0] = False  # what is in no part
+    if not own.any():
         return gate.share
-    around = np.ones((2 * ISLAND_EDGE_CELLS + 1, 2 * ISLAND_EDGE_CELLS + 1), np.uint8)
-    islands = cv2.dilate((~own)[parts].view(np.uint8), around) > 0
-    mainland = cv2.dilate((own[parts] & (parts > 0)).view(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    return np.where(islands & ~mainland, np.float32(0), gate.share)
+    large = own & (cells >= SPECK_SHARE * cells[own].max())
+    if count == 1 + np.count_nonzero(large):
+        return gate.share
+    mainland = large[parts].view(np.uint8)
+    near = _grown(mainland, SPECK_CELLS)
+    own &= np.isin(np.arange(count), parts[near])
+    others = (parts > 0) & ~own[parts]
+    return np.where(_grown(others.view(np.uint8), ISLAND_EDGE_CELLS) & ~_grown(mainland, 1), np.float32(0), gate.share)
+
+
+def _grown(cells: NDArray[np.uint8], by: int) -> NDArray[np.bool_]:
+    return cv2.dilate(cells, np.ones((2 * by + 1, 2 * by + 1), np.uint8)) > 0
 
 
 def feather(alpha: NDArray[np.uint8], feather_px: int) -> NDArray[np.uint8]:

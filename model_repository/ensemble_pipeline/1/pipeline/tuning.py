@@ -45,9 +45,13 @@ SURE_FROM, SURE_OVER = 2.0, 2.0
 """Among others a person keeps what the own mask's logit puts above the first, wholly above the sum of both. Mask IoU of
 people in real training scenes .690 → .708, of held-out ones and composites level; from lower logits on it hurts."""
 
-ISLAND_ALPHA = 64
+ISLAND_ALPHA = 24
 """What is connected by alphas above this (0–255) is one part; a part that nowhere touches the person's instance mask is
 not the person's. It hardly shows in IoU and much to the eye."""
+
+SPECK_SHARE, SPECK_CELLS = 0.01, 4
+"""A part that is smaller than this share of the largest one and further from the large ones than so many cells of the
+gate is a speck, even where the instance mask, which is generous, holds it."""
 
 ISLAND_EDGE_CELLS = 2
 """Cells of the gate around such a part that go with it: its soft edge."""

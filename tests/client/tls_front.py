@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import trustme
 
@@ -29,8 +29,10 @@ def tls_front(context: ssl.SSLContext, port: int) -> Iterator[int]:
     """A port on which TLS is spoken; what comes in goes to `port` on this machine."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(_copy(reader, behind_writer), _copy(behind_reader, writer))
+        with closing(writer):
+            behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
+            with closing(behind_writer):
+                await asyncio.gather(_copy(reader, behind_writer), _copy(behind_reader, writer))
 
     with _serving(context, handle) as own_port:
         yield own_port
@@ -41,13 +43,13 @@ def picture_host(context: ssl.SSLContext, files: dict[str, bytes]) -> Iterator[i
     """A port on which JPEGs can be had over https, by path."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
-        body = files.get(path, b"")
-        status = "200 OK" if body else "404 Not Found"
-        head = f"HTTP/1.1 {status}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-        writer.write(f"{head}\r\n".encode() + body)
-        await writer.drain()
-        writer.close()
+        with closing(writer):
+            path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+            body = files.get(path, b"")
+            status = "200 OK" if body else "404 Not Found"
+            head = f"HTTP/1.1 {status}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n"
+            writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+            await writer.drain()
 
     with _serving(context, handle) as own_port:
         yield own_port
@@ -77,8 +79,11 @@ def _serving(
         ready.set()
         await over[0][1].wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # until the connections are closed
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()

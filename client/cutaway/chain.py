@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from cutaway.breaker import CircuitBreaker, Experience
-from cutaway.errors import CutawayError, InputError, RequestCancelled, ServerUnavailable
+from cutaway.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
 from cutaway.resilience import Deadline, drive, drive_async
 
 T = TypeVar("T")
@@ -19,6 +19,14 @@ class NobodyServed(ServerUnavailable):
 
 class NeedsDetection(ServerUnavailable):
     """Single people were asked for, and the server does not even detect: a hosted matte does not tell them apart."""
+
+
+class OutOfTime(ProcessingTimeout):
+    """The time was over in this machine's own work (decoding, composing): no tier is at fault."""
+
+
+SAID_CHARS = 120
+"""So much of what each tier said goes into the message of :class:`NobodyServed`; `details` have all of it."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,12 @@ class Attempt:
     """One tier's turn.
 
     Attributes:
+        timeout_s: what it usually takes at most; that much is kept for it while those before it are asked.
         call: given its deadline, returns the result or raises a CutawayError; a coroutine function in
             :func:`run_chain_async`.
         passed_over: why it is not asked at all; "" where it is.
+        patient: it heeds `timeout_s` itself, and may wait for longer where that is agreed upon (a model that loads):
+            its deadline is all that those after it leave.
     """
 
     provider: str
@@ -76,13 +87,18 @@ class Attempt:
     breaker: CircuitBreaker | None = field(default=None, repr=False)
     experience: Experience | None = field(default=None, repr=False)
     passed_over: str = ""
+    patient: bool = False
+
+    @property
+    def resting(self) -> bool:
+        return self.breaker is not None and self.breaker.rests_for_s > 0.0
 
 
 def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[Any]:
     """Ask one after the other, each once, until one serves.
 
     A tier may take its own timeout, or less where later ones would be left without time: they keep what they may
-    take, up to half of what is left.
+    take, up to half of what is left. For those that rest nothing is kept.
 
     Raises:
         InputError: a tier says that the picture or the options are at fault; nobody else is asked.
@@ -117,9 +133,9 @@ def _chain(attempts: Sequence[Attempt], deadline: Deadline) -> Generator[tuple[A
             if permit is None:
                 pass_over(attempt, f"It failed repeatedly and rests for {attempt.breaker.rests_for_s:.0f} s more.")
                 continue
-        later_s = sum(later.timeout_s for later in attempts[place + 1 :] if not later.passed_over)
+        later_s = sum(later.timeout_s for later in attempts[place + 1 :] if not later.passed_over and not later.resting)
         share_s = max(deadline.left_s / 2, deadline.left_s - later_s) if later_s else deadline.left_s
-        turn = deadline.capped(min(attempt.timeout_s, share_s))
+        turn = deadline.capped(share_s if attempt.patient else min(attempt.timeout_s, share_s))
         try:
             value = yield attempt, turn
         except (InputError, NeedsDetection, RequestCancelled) as error:
@@ -128,8 +144,12 @@ def _chain(attempts: Sequence[Attempt], deadline: Deadline) -> Generator[tuple[A
             error.details["tried"] = [entry.to_dict() for entry in tried]
             raise
         except CutawayError as error:
+            own = isinstance(error, OutOfTime)
             if permit is not None:
-                permit.failed()
+                permit.dropped() if own else permit.failed()
+            if own and deadline.left_s <= 0.0:
+                error.details["tried"] = [entry.to_dict() for entry in tried]
+                raise
             if attempt.experience is not None:
                 attempt.experience.add(False, turn.elapsed_s)
             errors.append(error)
@@ -157,7 +177,12 @@ def _nobody(
         error = deadline.exceeded("No tier")
     else:
         waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
-        names = ", ".join(f"{entry.provider} ({entry.code})" for entry in tried) or "there is none"
-        error = NobodyServed(f"No tier served: {names}.", retry_after=min(waits, default=None))
+        why = "; ".join(f"{entry.provider} ({entry.code}): {_short(entry.message)}" for entry in tried)
+        error = NobodyServed(f"No tier served: {why or 'there is none'}.", retry_after=min(waits, default=None))
     error.details["tried"] = entries
     return error
+
+
+def _short(message: str) -> str:
+    words = " ".join(message.split()).rstrip(". ")
+    return words if len(words) <= SAID_CHARS else words[: SAID_CHARS - 1].rstrip() + "…"

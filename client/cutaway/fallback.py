@@ -11,7 +11,6 @@ What is wrong with the picture or the options ends the chain at once: it would f
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,9 +22,13 @@ from cutaway.cancel import Cancel
 from cutaway.chain import Attempt, NeedsDetection, NobodyServed, Served, Tried, run_chain, run_chain_async
 from cutaway.errors import CutawayError, InputError, InvalidOption, RequestCancelled
 from cutaway.options import CutOptions
-from cutaway.providers.answers import Upscaled
+from cutaway.providers.answers import Matte, Upscaled
+from cutaway.providers.apart import Check, apart, apart_async
 from cutaway.providers.base import Provider
-from cutaway.providers.compose import Person, Sendable, given_people, outputs_of, people_of, sendable
+from cutaway.providers.closing import ended_by, ended_by_async
+from cutaway.providers.compose import outputs_of
+from cutaway.providers.people import Person, given_people, people_of
+from cutaway.providers.sending import Sendable, sendable
 from cutaway.resilience import Deadline
 
 __all__ = ["Fallback", "NeedsDetection", "NobodyServed", "Outputs", "Served", "Tried"]
@@ -34,6 +37,8 @@ Outputs: TypeAlias = "Mapping[str, Any]"
 
 DETECT_SHARE = 1 / 3
 """Of a hosted tier's time so much may go into asking the server who is where."""
+
+DECODING, COMPOSING = "decoding the picture", "putting the cut-out together"
 
 
 class Fallback:
@@ -58,19 +63,27 @@ class Fallback:
         clock: Clock = time.monotonic,
     ) -> None:
         self.providers = tuple(providers)
-        self.breakers = tuple(CircuitBreaker(fail_max=fail_max, reset_s=reset_s, clock=clock) for _ in self.providers)
-        self.experiences = tuple(Experience(clock=clock) for _ in self.providers)
         self._steer = steer
+        # What a provider does well and badly is a matter of the model, and each of these is another one.
+        self._books = {
+            operation: _Books(len(self.providers), fail_max, reset_s, clock)
+            for operation in ("matte", *map(_upscaling, limits.UPSCALE_SCALES))
+        }
 
     def close(self) -> None:
-        """Close idle connections of all providers."""
+        """Close idle connections of all providers; calls that others have running are not disturbed."""
         for provider in self.providers:
             provider.close()
 
     @property
+    def breakers(self) -> tuple[CircuitBreaker, ...]:
+        """Those of the providers' mattes; upscaling has its own."""
+        return self._books["matte"].breakers
+
+    @property
     def order(self) -> list[Provider]:
-        """The providers as they would be asked now."""
-        return [self.providers[index] for index in self._order()]
+        """The providers as they would be asked for a matte now."""
+        return [self.providers[index] for index in self._order("matte")]
 
     def infer(
         self,
@@ -82,6 +95,7 @@ class Fallback:
         primary: Callable[[Deadline], Outputs] | None = None,
         detect: Callable[[Deadline], Outputs] | None = None,
         cancel: Cancel | None = None,
+        closing: Cancel | None = None,
     ) -> Served[Outputs]:
         """Cut a picture out by whoever serves first.
 
@@ -94,6 +108,7 @@ class Fallback:
             detect: asks it for "boxes", "scores" and "report" only. Needed where single people are wanted
                 (`subject` "each", or `select`) and no boxes are given.
             cancel: ends waiting for a hosted model; `primary` and `detect` look after it themselves.
+            closing: the same, for a client that is closed: the error says so.
 
         Returns:
             The outputs of the wire contract. A hosted report says under "fallback" who was tried before, and warns of
@@ -102,21 +117,24 @@ class Fallback:
         Raises:
             InputError: the picture or the options are at fault.
             NeedsDetection: single people are wanted, only hosted tiers are left, and nobody says where the people are.
-            RequestCancelled: by `cancel`.
+            RequestCancelled: by `cancel` or `closing`.
             ProcessingTimeout, NobodyServed: see :func:`run_chain`.
         """
         job = _Job(data, media_type, options)
 
-        def hosted(provider: Provider) -> Callable[[Deadline], Outputs]:
-            def call(turn: Deadline) -> Outputs:
-                picture = job.picture()
-                if job.needs_detection:
-                    job.take_people(_detected(detect, turn))
-                return job.composed(provider.matte(picture.data, picture.media_type, turn, cancel))
+        with ended_by(cancel, closing) as stop:
 
-            return call
+            def hosted(provider: Provider) -> Callable[[Deadline], Outputs]:
+                def call(turn: Deadline) -> Outputs:
+                    picture = apart(job.picture, deadline, DECODING, stop)
+                    if job.needs_detection:
+                        job.take_people(_detected(detect, turn.capped(provider.timeout_s)))
+                    matte = provider.matte(picture.data, picture.media_type, turn, stop)
+                    return apart(job.composing(matte), deadline, COMPOSING, stop)
 
-        return job.finished(run_chain(self._attempts(primary, hosted, _cannot_matte), deadline))
+                return call
+
+            return job.finished(run_chain(self._attempts("matte", primary, hosted, _cannot_matte), deadline))
 
     async def infer_async(
         self,
@@ -127,21 +145,23 @@ class Fallback:
         deadline: Deadline,
         primary: Callable[[Deadline], Awaitable[Outputs]] | None = None,
         detect: Callable[[Deadline], Awaitable[Outputs]] | None = None,
+        closing: Cancel | None = None,
     ) -> Served[Outputs]:
         """The same as :meth:`infer` with asyncio; what is computed here runs in a thread of the loop's executor."""
         job = _Job(data, media_type, options)
 
         def hosted(provider: Provider) -> Callable[[Deadline], Awaitable[Outputs]]:
             async def call(turn: Deadline) -> Outputs:
-                picture = await asyncio.to_thread(job.picture)
+                picture = await apart_async(job.picture, deadline, DECODING)
                 if job.needs_detection:
-                    job.take_people(await _detected_async(detect, turn))
+                    job.take_people(await _detected_async(detect, turn.capped(provider.timeout_s)))
                 matte = await provider.matte_async(picture.data, picture.media_type, turn)
-                return await asyncio.to_thread(job.composed, matte)
+                return await apart_async(job.composing(matte), deadline, COMPOSING)
 
             return call
 
-        return job.finished(await run_chain_async(self._attempts(primary, hosted, _cannot_matte), deadline))
+        chain = run_chain_async(self._attempts("matte", primary, hosted, _cannot_matte), deadline)
+        return job.finished(await ended_by_async(closing, chain))
 
     def upscale(
         self,
@@ -151,48 +171,64 @@ class Fallback:
         scale: int,
         deadline: Deadline,
         cancel: Cancel | None = None,
+        closing: Cancel | None = None,
     ) -> Served[Upscaled]:
         """Enlarge a picture by 2 or 4 along each side, by whichever provider serves first.
 
         Args:
             data: an encoded picture of at most 1440p in either orientation.
             cancel: gives it up from another thread.
+            closing: the same, for a client that is closed: the error says so.
 
         Raises:
             InvalidOption: another scale.
             InputError: the picture is refused, ResolutionTooLarge above 1440p.
-            RequestCancelled: by `cancel`.
+            RequestCancelled: by `cancel` or `closing`.
             ProcessingTimeout, NobodyServed: see :func:`run_chain`.
         """
         _check_scale(scale)
-        picture = sendable(data, media_type, input_limits=limits.UPSCALE_LIMITS)
+        with ended_by(cancel, closing) as stop:
+            picture = apart(_upscalable(data, media_type), deadline, DECODING, stop)
 
-        def hosted(provider: Provider) -> Callable[[Deadline], Upscaled]:
-            return lambda turn: provider.upscale(picture.data, picture.media_type, scale, turn, cancel)
+            def hosted(provider: Provider) -> Callable[[Deadline], Upscaled]:
+                return lambda turn: provider.upscale(picture.data, picture.media_type, scale, turn, stop)
 
-        return run_chain(self._attempts(None, hosted, _cannot_upscale(scale)), deadline)
+            return run_chain(self._attempts(_upscaling(scale), None, hosted, _cannot_upscale(scale)), deadline)
 
     async def upscale_async(
-        self, data: bytes, media_type: str | None = None, *, scale: int, deadline: Deadline
+        self,
+        data: bytes,
+        media_type: str | None = None,
+        *,
+        scale: int,
+        deadline: Deadline,
+        closing: Cancel | None = None,
     ) -> Served[Upscaled]:
         """The same as :meth:`upscale` with asyncio."""
         _check_scale(scale)
-        picture = await asyncio.to_thread(sendable, data, media_type, input_limits=limits.UPSCALE_LIMITS)
 
-        def hosted(provider: Provider) -> Callable[[Deadline], Awaitable[Upscaled]]:
-            return lambda turn: provider.upscale_async(picture.data, picture.media_type, scale, turn)
+        async def work() -> Served[Upscaled]:
+            picture = await apart_async(_upscalable(data, media_type), deadline, DECODING)
 
-        return await run_chain_async(self._attempts(None, hosted, _cannot_upscale(scale)), deadline)
+            def hosted(provider: Provider) -> Callable[[Deadline], Awaitable[Upscaled]]:
+                return lambda turn: provider.upscale_async(picture.data, picture.media_type, scale, turn)
 
-    def _order(self) -> list[int]:
-        return steered(self.experiences) if self._steer else list(range(len(self.providers)))
+            attempts = self._attempts(_upscaling(scale), None, hosted, _cannot_upscale(scale))
+            return await run_chain_async(attempts, deadline)
+
+        return await ended_by_async(closing, work())
+
+    def _order(self, operation: str) -> list[int]:
+        return steered(self._books[operation].experiences) if self._steer else list(range(len(self.providers)))
 
     def _attempts(
         self,
+        operation: str,
         primary: Callable[[Deadline], Any] | None,
         hosted: Callable[[Provider], Callable[[Deadline], Any]],
         cannot: Callable[[Provider], str],
     ) -> list[Attempt]:
+        books = self._books[operation]
         own = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
         return own + [
             Attempt(
@@ -200,13 +236,22 @@ class Fallback:
                 provider.tier,
                 provider.timeout_s,
                 hosted(provider),
-                self.breakers[index],
-                self.experiences[index],
+                books.breakers[index],
+                books.experiences[index],
                 cannot(provider),
+                patient=True,
             )
-            for index in self._order()
+            for index in self._order(operation)
             for provider in (self.providers[index],)
         ]
+
+
+class _Books:
+    """What is remembered of each provider about one operation."""
+
+    def __init__(self, providers: int, fail_max: int, reset_s: float, clock: Clock) -> None:
+        self.breakers = tuple(CircuitBreaker(fail_max=fail_max, reset_s=reset_s, clock=clock) for _ in range(providers))
+        self.experiences = tuple(Experience(clock=clock) for _ in range(providers))
 
 
 class _Job:
@@ -225,20 +270,24 @@ class _Job:
         single = self._options.subject == "each" or self._options.select is not None
         return single and self._options.boxes is None and self._people is None
 
-    def picture(self) -> Sendable:
+    def picture(self, check: Check) -> Sendable:
         if self._picture is None:
-            self._picture = sendable(self._data, self._media_type)
+            picture = sendable(self._data, self._media_type, check=check)
             if self._options.boxes is not None:
-                self._people = given_people(self._options, self._picture.size_wh)
+                self._people = given_people(self._options.boxes, self._options, picture.size_wh)
+            self._picture = picture
         return self._picture
 
     def take_people(self, outputs: Outputs) -> None:
         report = json.loads(outputs["report"][0])
-        self._people = people_of(dict(outputs), report if isinstance(report, dict) else {}, self._options)
+        self._people = people_of(outputs, report if isinstance(report, dict) else {}, self._options)
 
-    def composed(self, matte: Any) -> Outputs:
-        outputs, self._report = outputs_of(self.picture(), matte, self._options, self._people)
-        return outputs
+    def composing(self, matte: Matte) -> Callable[[Check], Outputs]:
+        def compose(check: Check) -> Outputs:
+            outputs, self._report = outputs_of(self.picture(check), matte, self._options, self._people, check)
+            return outputs
+
+        return compose
 
     def finished(self, served: Served[Any]) -> Served[Outputs]:
         """With the report of a hosted answer, which tells of the tiers before it."""
@@ -276,6 +325,14 @@ def _needs_detection() -> NeedsDetection:
         "Hosted models do not tell people apart, and the server that does is not there.",
         user_action="Give boxes, or ask for subject people or all; or try again when the server is back.",
     )
+
+
+def _upscaling(scale: int) -> str:
+    return f"upscale {scale}"
+
+
+def _upscalable(data: bytes, media_type: str | None) -> Callable[[Check], Sendable]:
+    return lambda check: sendable(data, media_type, input_limits=limits.UPSCALE_LIMITS, check=check)
 
 
 def _cannot_matte(provider: Provider) -> str:

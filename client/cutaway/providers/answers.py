@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutaway import limits
-from cutaway.errors import InputError
+from cutaway.errors import InputError, ProcessingTimeout, RequestCancelled
 from cutaway.headers import PictureHeader, check_picture
+from cutaway.providers.apart import Check, unchecked
 from cutaway.providers.errors import InvalidAnswer
+from cutaway.providers.sending import CheckedFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -121,7 +122,7 @@ def answered_header(data: bytes, provider: str) -> PictureHeader:
         raise invalid(provider, f"a picture that cannot be used: {error.message}") from None
 
 
-def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np.uint8]:
+def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str, check: Check = unchecked) -> NDArray[np.uint8]:
     """The alpha in an answered mask or cut-out, brought to the size of the picture that was sent.
 
     Cut-outs carry it in their alpha band. Masks are grey; some come with an alpha band that is opaque throughout.
@@ -136,7 +137,7 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     header = answered_header(data, provider)
     width, height = size_wh
     _check_proportions((header.width_px, header.height_px), size_wh, provider)
-    image = _decoded(data, header, provider)
+    image = _decoded(data, header, provider, check)
     band = _alpha_band(image, provider)
     if band.size != size_wh:
         from PIL import Image
@@ -154,12 +155,15 @@ def _check_proportions(got_wh: tuple[int, int], sent_wh: tuple[int, int], provid
         raise invalid(provider, f"a mask of {got_wh[0]}×{got_wh[1]} pixels for a picture of {sent_wh[0]}×{sent_wh[1]}")
 
 
-def _decoded(data: bytes, header: PictureHeader, provider: str) -> PILImage:
+def _decoded(data: bytes, header: PictureHeader, provider: str, check: Check) -> PILImage:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(data), formats=[header.format.upper()])
+        image = Image.open(CheckedFile(check, data), formats=[header.format.upper()])
         image.load()
+        check()
+    except (ProcessingTimeout, RequestCancelled):
+        raise
     except Exception:  # Pillow's plugins raise whatever a damaged file drives them to
         raise invalid(provider, f"a damaged {header.format.upper()}") from None
     return image

@@ -21,7 +21,7 @@ from cutaway.providers.errors import InvalidAnswer, LicenceNotAccepted
 from cutaway.providers.exchange import Exchange
 from cutaway.providers.guard import check_base_url, check_target
 from cutaway.providers.model import Model, Secret
-from cutaway.providers.steps import Pause, Request, Response, Steps
+from cutaway.providers.steps import Pause, Request, Response, Steps, Work
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
 
 if TYPE_CHECKING:
@@ -33,8 +33,14 @@ MAX_JSON_BYTES = limits.MIB
 
 @dataclass
 class Call:
-    """One call of a provider: its deadline, its retries and what it has sent so far."""
+    """One call of a provider: its time, its retries and what it has sent so far.
 
+    Attributes:
+        overall: all the time that there is, from when the call began.
+        deadline: the provider's own timeout within it.
+    """
+
+    overall: Deadline
     deadline: Deadline
     retries: Retries
     model: Model
@@ -78,8 +84,7 @@ class Provider(ABC):
         self.timeout_s = limits.TIER_TIMEOUTS_S[self.name] if timeout_s is None else float(timeout_s)
         self._accept_noncommercial = accept_noncommercial
         self._check_licence(model)
-        found = token or next((os.environ[name] for name in self.token_variables if os.environ.get(name)), None)
-        self._token = Secret(found)
+        self._token = Secret(token or self._token_of_environment(), self.name)
         self._policy = retry or RetryPolicy()
         self._budget = RetryBudget()
         self._upscalers: dict[int, Model] = {}
@@ -109,7 +114,7 @@ class Provider(ABC):
         Args:
             data: an encoded picture, upright and within the input limits.
             media_type: what it is ("image/jpeg").
-            deadline: overall; the provider's own `timeout_s` counts too.
+            deadline: overall; the provider's own `timeout_s` counts too, but not while a model is loading.
             cancel: gives it up from another thread.
 
         Raises:
@@ -140,7 +145,7 @@ class Provider(ABC):
         return await self._exchange.run_async(self._upscale(data, media_type, scale, deadline))
 
     def close(self) -> None:
-        """Close idle connections; the object stays usable."""
+        """Close idle connections, and those in use when they become idle; the object stays usable."""
         self._exchange.close()
 
     def __repr__(self) -> str:
@@ -172,7 +177,11 @@ class Provider(ABC):
         header = check_picture(data, media_type)
         call = self._call(deadline, self.model)
         answer = yield from self._matte_steps(call, data, media_type)
-        alpha = alpha_of(answer, (header.width_px, header.height_px), self.name)
+        size_wh = header.width_px, header.height_px
+        # The answer is there and paid for: only the overall time can make it worthless.
+        alpha = yield Work(
+            lambda check: alpha_of(answer, size_wh, self.name, check), call.overall, f"reading {self.name}'s answer"
+        )
         call.retries.budget.succeeded()
         return Matte(
             alpha=alpha,
@@ -181,7 +190,7 @@ class Provider(ABC):
             licence=call.model.licence,
             cost=self.cost,
             requests=call.requests,
-            elapsed_ms=call.deadline.elapsed_s * 1000,
+            elapsed_ms=call.overall.elapsed_s * 1000,
             details=call.details,
         )
 
@@ -207,13 +216,17 @@ class Provider(ABC):
             licence=call.model.licence,
             cost=self.cost,
             requests=call.requests,
-            elapsed_ms=call.deadline.elapsed_s * 1000,
+            elapsed_ms=call.overall.elapsed_s * 1000,
             details=call.details,
         )
 
     def _call(self, deadline: Deadline, model: Model, scale: int = 1) -> Call:
-        tier = deadline.capped(self.timeout_s)
-        return Call(tier, Retries(tier, self._policy, self._budget), model, scale)
+        overall, tier = deadline.capped(deadline.left_s), deadline.capped(self.timeout_s)
+        return Call(overall, tier, Retries(tier, self._policy, self._budget), model, scale)
+
+    def _token_of_environment(self) -> str | None:
+        found = (os.environ.get(name, "").strip() for name in self.token_variables)
+        return next((value for value in found if value), None)
 
     def _check_licence(self, model: Model) -> None:
         if not model.commercial and not self._accept_noncommercial:

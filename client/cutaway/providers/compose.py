@@ -6,176 +6,38 @@ said in a warning, or refused: never silently something else.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutaway import limits
-from cutaway.decode import own_alpha, to_srgb
-from cutaway.errors import CorruptImage, NoPersonDetected
-from cutaway.headers import check_picture
 from cutaway.options import Background, CutOptions
 from cutaway.providers.answers import Matte
-from cutaway.providers.foreground import clean_colours
+from cutaway.providers.apart import Check, unchecked
+from cutaway.providers.foreground import bands, clean_colours
+from cutaway.providers.people import Box, Person
+from cutaway.providers.sending import CheckedFile, Sendable
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-Box = tuple[float, float, float, float]
 Frame = tuple[int, int, int, int]
 
-SENT_QUALITY = 95
 REACH = 0.1
 """How far beyond their box a person's hair and hands are looked for, as a share of the box's longer side."""
 
 
-HARMLESS = frozenset(
-    [
-        "jfif",
-        "jfif_version",
-        "jfif_unit",
-        "jfif_density",
-        "dpi",
-        "progressive",
-        "progression",
-        "adobe",
-        "adobe_transform",
-        "gamma",
-        "srgb",
-        "chromaticity",
-        "interlace",
-        "aspect",
-        "background",
-        "loop",
-        "timestamp",
-        "duration",
-    ]
-)
-"""What a file may tell beside its pixels and still be sent as it is; anything else is left out by encoding it anew."""
-
-
-@dataclass(frozen=True)
-class Person:
-    """Somebody to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
-
-    id: int
-    box: Box
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Sendable:
-    """A picture as it is cut, and as it is sent.
-
-    Attributes:
-        rgb: (H, W, 3) uint8, upright, in sRGB.
-        alpha: (H, W) uint8, its own transparency, or None.
-        orientation: the EXIF orientation that was applied, 1 to 8.
-        format: of the file that came in.
-        data: what is sent: upright and without metadata, which may tell a place and a time and is nobody's business.
-        media_type: what `data` is.
-    """
-
-    rgb: NDArray[np.uint8] = field(repr=False)
-    alpha: NDArray[np.uint8] | None = field(repr=False)
-    orientation: int
-    format: str
-    data: bytes = field(repr=False)
-    media_type: str
-
-    @property
-    def size_wh(self) -> tuple[int, int]:
-        return self.rgb.shape[1], self.rgb.shape[0]
-
-
-def sendable(data: bytes, media_type: str | None = None, *, input_limits: limits.InputLimits | None = None) -> Sendable:
-    """Check, decode and put a picture upright, and leave out of what is sent all that is not the picture.
-
-    Raises:
-        InputError: it is refused by its header; CorruptImage where it cannot be decoded.
-    """
-    from PIL import Image, ImageOps
-
-    header = check_picture(data, media_type, limits=input_limits or limits.INPUT_LIMITS)
-    try:
-        with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
-            orientation = image.getexif().get(0x0112, 1)
-            orientation = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-            plain_file = header.format in ("jpeg", "png", "webp") and set(image.info) <= HARMLESS
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
-        own = own_alpha(upright)
-        rgb = to_srgb(upright)
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
-        raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
-    plain_file = plain_file and orientation == 1 and own is None
-    sent, sent_type = (data, header.media_type) if plain_file else _encoded(rgb, header.format)
-    return Sendable(np.asarray(rgb), own, orientation, header.format, sent, sent_type)
-
-
-def _encoded(rgb: PILImage, source_format: str) -> tuple[bytes, str]:
-    """Losslessly where the file was lossless and that stays within the limits of a file."""
-    plain = rgb.copy()
-    plain.info.clear()
-    buffer = io.BytesIO()
-    if source_format in ("png", "bmp"):
-        plain.save(buffer, "PNG", compress_level=3)
-        if buffer.tell() <= limits.INPUT_LIMITS.max_file_bytes:
-            return buffer.getvalue(), "image/png"
-        buffer = io.BytesIO()
-    plain.save(buffer, "JPEG", quality=SENT_QUALITY, subsampling=0)
-    return buffer.getvalue(), "image/jpeg"
-
-
-# ------------------------------------------------------------------------------------------------ the answer
-
-
-def people_of(outputs: dict[str, Any], report: dict[str, Any], options: CutOptions) -> list[Person]:
-    """The people of a server's detection answer.
-
-    Raises:
-        NoPersonDetected: there are none.
-    """
-    entries = report.get("people")
-    ids = [entry["id"] for entry in entries] if isinstance(entries, list) else []
-    found = [
-        Person(id_, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), float(score))
-        for id_, box, score in zip(ids, outputs["boxes"], outputs["scores"], strict=False)
-    ]
-    if not found:
-        raise NoPersonDetected(
-            "Nobody was found in the picture.", details={"min_confidence": options.min_confidence, "tips": []}
-        )
-    return found
-
-
-def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person]:
-    """The boxes of the options as people, largest first, as the server numbers them."""
-    width, height = size_wh
-    clipped = [
-        (min(max(box[0], 0.0), width), min(max(box[1], 0.0), height), min(box[2], width), min(box[3], height))
-        for box in options.boxes or ()
-    ]
-    inside = [box for box in clipped if box[2] - box[0] >= 1 and box[3] - box[1] >= 1]
-    inside.sort(key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))
-    chosen = [Person(place, box, 1.0) for place, box in enumerate(inside)]
-    return [person for person in chosen if options.select is None or person.id in options.select]
-
-
 def outputs_of(
-    picture: Sendable, matte: Matte, options: CutOptions, people: Sequence[Person] | None
+    picture: Sendable, matte: Matte, options: CutOptions, people: Sequence[Person] | None, check: Check = unchecked
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors "images", "boxes" and "scores" of the wire contract, and the report that goes with them.
 
     Args:
-        people: who is cut out; None for whatever stands out in the picture.
+        people: who is cut out, somebody at least; None for whatever stands out in the picture.
     """
     alpha = matte.alpha if picture.alpha is None else np.minimum(matte.alpha, picture.alpha)
     alpha = _feathered(alpha, options.feather_px)
+    behind = None if options.output == "mask" else _behind(picture.rgb, options.background)
+    check()
     width, height = picture.size_wh
     whole = (0, 0, width, height)
     chosen = list(people or ())[: options.max_people]
@@ -185,8 +47,10 @@ def outputs_of(
     for group in groups:
         alone = options.subject == "each"
         frame = _grown(group[0].box, options.padding_px, whole) if alone else whole
-        part = alpha if not group else _kept_near(alpha, group, whole)
-        image = _encode(_rendered(picture, part, frame, options), options.output)
+        part = _cropped(alpha, frame) if people is None else _kept_near(alpha, group, frame, whole)
+        before = None if behind is None else _cropped(behind, frame)
+        pixels = _rendered(_cropped(picture.rgb, frame), part, before, options, check)
+        image = _encode(pixels, options.output, check)
         images.append(image)
         cutouts.append(
             {
@@ -259,23 +123,33 @@ def _warnings(
     return found
 
 
-def _rendered(picture: Sendable, alpha: NDArray[np.uint8], frame: Frame, options: CutOptions) -> NDArray[np.uint8]:
+def _rendered(
+    own: NDArray[np.uint8],
+    alpha: NDArray[np.uint8],
+    behind: NDArray[np.uint8] | None,
+    options: CutOptions,
+    check: Check,
+) -> NDArray[np.uint8]:
     """(h, w) for a mask, (h, w, 3) before a background, (h, w, 4) transparent; all uint8."""
-    x1, y1, x2, y2 = frame
-    part = alpha[y1:y2, x1:x2]
     if options.output == "mask":
-        return part
-    own = picture.rgb[y1:y2, x1:x2]
-    colours = clean_colours(own, part) if options.decontaminate else own
-    if options.background.transparent:
-        return np.dstack([colours, part])
-    behind = _behind(picture.rgb, options.background)[y1:y2, x1:x2]
-    weight = part[..., None].astype(np.float32) / 255
-    mixed: NDArray[np.uint8] = np.rint(colours * weight + behind * (1 - weight)).astype(np.uint8)
-    return mixed
+        return alpha
+    height, width = alpha.shape
+    colours = clean_colours(own, alpha, check) if options.decontaminate else own
+    pixels = np.empty((height, width, 4 if behind is None else 3), np.uint8)
+    for rows in bands(height, width, check):
+        if behind is None:
+            pixels[rows, :, :3] = colours[rows]
+            pixels[rows, :, 3] = alpha[rows]
+        else:
+            weight = alpha[rows, :, None].astype(np.float32) / 255
+            pixels[rows] = np.rint(colours[rows] * weight + behind[rows] * (1 - weight)).astype(np.uint8)
+    return pixels
 
 
-def _behind(rgb: NDArray[np.uint8], background: Background) -> NDArray[np.uint8]:
+def _behind(rgb: NDArray[np.uint8], background: Background) -> NDArray[np.uint8] | None:
+    """(H, W, 3) uint8, what the whole picture is put before; None where that is nothing."""
+    if background.transparent:
+        return None
     if background.colour_rgb is not None:
         return np.broadcast_to(np.array(background.colour_rgb, np.uint8), rgb.shape)
     from PIL import Image, ImageFilter
@@ -292,13 +166,20 @@ def _feathered(alpha: NDArray[np.uint8], feather_px: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(alpha).filter(ImageFilter.GaussianBlur(feather_px / 2)))
 
 
-def _kept_near(alpha: NDArray[np.uint8], group: Sequence[Person], whole: Frame) -> NDArray[np.uint8]:
-    """The alpha in and a little around the people's boxes, and nothing elsewhere."""
-    kept = np.zeros_like(alpha)
+def _cropped(pixels: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+    x1, y1, x2, y2 = frame
+    return pixels[y1:y2, x1:x2]
+
+
+def _kept_near(alpha: NDArray[np.uint8], group: Sequence[Person], frame: Frame, whole: Frame) -> NDArray[np.uint8]:
+    """Within the frame, the alpha in and a little around the people's boxes, and nothing elsewhere."""
+    x1, y1, x2, y2 = frame
+    kept = np.zeros((y2 - y1, x2 - x1), np.uint8)
     for person in group:
         reach = round(REACH * max(person.box[2] - person.box[0], person.box[3] - person.box[1]))
-        x1, y1, x2, y2 = _grown(person.box, reach, whole)
-        kept[y1:y2, x1:x2] = alpha[y1:y2, x1:x2]
+        near = _grown(person.box, reach, whole)
+        left, top, right, bottom = max(near[0], x1), max(near[1], y1), min(near[2], x2), min(near[3], y2)
+        kept[top - y1 : bottom - y1, left - x1 : right - x1] = alpha[top:bottom, left:right]
     return kept
 
 
@@ -321,13 +202,13 @@ def _any_overlap(boxes: Sequence[Box]) -> bool:
     )
 
 
-def _encode(pixels: NDArray[np.uint8], output: str) -> bytes:
+def _encode(pixels: NDArray[np.uint8], output: str, check: Check) -> bytes:
     from PIL import Image
 
-    buffer = io.BytesIO()
+    file = CheckedFile(check)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if output == "webp":
-        image.save(buffer, "WEBP", quality=90, method=2)
+        image.save(file, "WEBP", quality=90, method=2)
     else:
-        image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+        image.save(file, "PNG", compress_level=1)
+    return file.getvalue()

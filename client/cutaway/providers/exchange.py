@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
-import threading
 import time
-import weakref
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -21,9 +19,18 @@ import httpx
 
 from cutaway.cancel import Cancel, cancelled
 from cutaway.errors import RequestCancelled
+from cutaway.providers.apart import apart, apart_async
+from cutaway.providers.connections import (
+    WHOLE_ADDRESS,
+    Connections,
+    WholeAddress,
+    WholeAsyncAddress,
+    tls_context,
+    without_query,
+)
 from cutaway.providers.errors import InvalidAnswer, ProviderUnavailable
 from cutaway.providers.guard import GuardedAsyncTransport, GuardedTransport
-from cutaway.providers.steps import Pause, Request, Response, Step, Steps, T
+from cutaway.providers.steps import Request, Response, Step, Steps, T, Work
 from cutaway.resilience import drive, drive_async
 from cutaway.transports.deadline import DeadlineTransport, deadline
 
@@ -38,6 +45,8 @@ _BROKEN = (
     httpcore.UnsupportedProtocol,
     httpcore.ProxyError,
 )
+_QUOTING = (httpx.ProtocolError, httpcore.ProtocolError)
+"""What may quote a header that was sent, or one that sends it back."""
 
 IDLE_S = 5.0
 """A connection that waits longer may have been closed by the other side, and what costs money is not sent twice."""
@@ -68,8 +77,7 @@ class Exchange:
         self._own = own
         self._transport = transport
         self._async_transport = async_transport
-        self._lock = threading.Lock()
-        self._made: tuple[int, httpx.BaseTransport] | None = None
+        self._connections = Connections(self._guarded)
         self._tls: ssl.SSLContext | None = None
 
     def run(self, steps: Steps[T], cancel: Cancel | None = None) -> T:
@@ -77,10 +85,37 @@ class Exchange:
         Raises:
             RequestCancelled: `cancel` was used; steps that undo what was begun are still performed.
         """
-        client = httpx.Client(transport=self._transport or self._guarded(), trust_env=False)
+        if self._transport is not None:
+            return self._run(steps, cancel, self._transport)
+        with self._connections.borrowed() as transport:
+            return self._run(steps, cancel, transport)
+
+    async def run_async(self, steps: Steps[T]) -> T:
+        if self._async_transport is not None:
+            given = httpx.AsyncClient(transport=WholeAsyncAddress(self._async_transport), trust_env=False)
+            return await drive_async(steps, lambda step: self._perform_async(given, step))
+        # Connections belong to the event loop that made them, so they live as long as the call.
+        guarded = GuardedAsyncTransport(
+            httpx.AsyncHTTPTransport(verify=self._own_tls()),
+            lambda: httpx.AsyncHTTPTransport(
+                verify=self._authorities(), limits=httpx.Limits(max_keepalive_connections=0)
+            ),
+            self._own,
+            self._provider,
+        )
+        async with httpx.AsyncClient(transport=WholeAsyncAddress(guarded), trust_env=False) as client:
+            return await drive_async(steps, lambda step: self._perform_async(client, step))
+
+    def close(self) -> None:
+        """Close idle connections, and those in use when their calls have ended. The next call opens new ones."""
+        self._connections.close()
+
+    def _run(self, steps: Steps[T], cancel: Cancel | None, transport: httpx.BaseTransport) -> T:
+        # The client is not closed: its transport is shared with other calls.
+        client = httpx.Client(transport=WholeAddress(transport), trust_env=False)
         heeded = cancel
 
-        def perform(step: Step) -> Response | None:
+        def perform(step: Step) -> Any:
             nonlocal heeded
             try:
                 return self._perform(client, step, heeded)
@@ -88,70 +123,48 @@ class Exchange:
                 heeded = None
                 raise
 
-        # The client is not closed: its transport is shared with other calls.
         return drive(steps, perform)
 
-    async def run_async(self, steps: Steps[T]) -> T:
-        if self._async_transport is not None:
-            client = httpx.AsyncClient(transport=self._async_transport, trust_env=False)
-            return await drive_async(steps, lambda step: self._perform_async(client, step))
-        # Connections belong to the event loop that made them, so they live as long as the call.
-        guarded = GuardedAsyncTransport(
-            # Without TLS there is nothing to verify, and reading the authorities takes its time.
-            httpx.AsyncHTTPTransport(verify=self._own[0] == "https" and self._authorities()),
-            lambda: httpx.AsyncHTTPTransport(
-                verify=self._authorities(), limits=httpx.Limits(max_keepalive_connections=0)
-            ),
+    def _guarded(self) -> GuardedTransport:
+        return GuardedTransport(
+            DeadlineTransport(idle_s=IDLE_S, ssl_context=self._own_tls()),
+            lambda: DeadlineTransport(max_idle=0, ssl_context=self._authorities()),
             self._own,
             self._provider,
         )
-        async with httpx.AsyncClient(transport=guarded, trust_env=False) as client:
-            return await drive_async(steps, lambda step: self._perform_async(client, step))
 
-    def close(self) -> None:
-        """Close idle connections. The next call opens new ones."""
-        with self._lock:
-            made, self._made = self._made, None
-        if made is not None and made[0] == os.getpid():
-            made[1].close()
-
-    def _guarded(self) -> httpx.BaseTransport:
-        with self._lock:
-            if self._made is None or self._made[0] != os.getpid():
-                guarded = GuardedTransport(
-                    DeadlineTransport(idle_s=IDLE_S),
-                    lambda: DeadlineTransport(max_idle=0),
-                    self._own,
-                    self._provider,
-                )
-                self._made = os.getpid(), guarded
-                weakref.finalize(self, guarded.close)
-            return self._made[1]
+    def _own_tls(self) -> ssl.SSLContext:
+        """For the provider's own address. Without TLS nothing is verified, and reading the authorities takes time."""
+        return self._authorities() if self._own[0] == "https" else tls_context(verifying=False)
 
     def _authorities(self) -> ssl.SSLContext:
-        with self._lock:
-            if self._tls is None:
-                self._tls = ssl.create_default_context()
-            return self._tls
+        # No lock: a fork would take it along for ever, and whoever comes second makes one too many.
+        if self._tls is None:
+            self._tls = tls_context(verifying=True)
+        return self._tls
 
     # ------------------------------------------------------------------------------------------ one request
 
-    def _perform(self, client: httpx.Client, step: Step, cancel: Cancel | None) -> Response | None:
+    def _perform(self, client: httpx.Client, step: Step, cancel: Cancel | None) -> Any:
         if cancel is not None:
             cancel.check()
-        if not isinstance(step, Pause):
+        if isinstance(step, Request):
             return self._send(client, step, cancel)
+        if isinstance(step, Work):
+            return apart(step.do, step.deadline, step.doing, cancel)
         if cancel is None:
             time.sleep(step.seconds)
         elif cancel.wait(step.seconds):
             cancel.check()
         return None
 
-    async def _perform_async(self, client: httpx.AsyncClient, step: Step) -> Response | None:
-        if isinstance(step, Pause):
-            await asyncio.sleep(step.seconds)
-            return None
-        return await self._send_async(client, step)
+    async def _perform_async(self, client: httpx.AsyncClient, step: Step) -> Any:
+        if isinstance(step, Request):
+            return await self._send_async(client, step)
+        if isinstance(step, Work):
+            return await apart_async(step.do, step.deadline, step.doing)
+        await asyncio.sleep(step.seconds)
+        return None
 
     def _send(self, client: httpx.Client, request: Request, cancel: Cancel | None) -> Response:
         started = time.monotonic()
@@ -162,11 +175,12 @@ class Exchange:
                 deadline(left_s, cancel),
                 client.stream(
                     request.method,
-                    request.url,
+                    without_query(request.url),
                     headers={**BASE_HEADERS, **request.headers},
                     content=request.body or None,
                     timeout=left_s,
                     follow_redirects=False,
+                    extensions={WHOLE_ADDRESS: request.url},
                 ) as answer,
             ):
                 body = _Body(request, answer, self._provider)
@@ -180,7 +194,7 @@ class Exchange:
             failure = self._failure(request, cancelled() if given_up else error, started)
             if failure is error:
                 raise
-            raise failure from error
+            raise failure from _shown(error)
         self._log(request, str(response.status), started)
         return response
 
@@ -195,18 +209,19 @@ class Exchange:
             failure = self._failure(request, error, started)
             if failure is error:
                 raise
-            raise failure from error
+            raise failure from _shown(error)
         self._log(request, str(response.status), started)
         return response
 
     async def _receive_async(self, client: httpx.AsyncClient, request: Request) -> Response:
         async with client.stream(
             request.method,
-            request.url,
+            without_query(request.url),
             headers={**BASE_HEADERS, **request.headers},
             content=request.body or None,
             timeout=request.deadline.left_s,
             follow_redirects=False,
+            extensions={WHOLE_ADDRESS: request.url},
         ) as answer:
             body = _Body(request, answer, self._provider)
             async for chunk in answer.aiter_bytes():
@@ -241,6 +256,11 @@ class Exchange:
         logger.debug(
             "%s %s://%s%s: %s, %.0f ms", request.method, parts.scheme, parts.netloc, parts.path, outcome, elapsed_ms
         )
+
+
+def _shown(error: BaseException) -> BaseException | None:
+    """The cause that a traceback may show."""
+    return None if isinstance(error, _QUOTING) else error
 
 
 class _Body:

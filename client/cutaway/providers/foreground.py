@@ -4,12 +4,23 @@ A soft pixel shows ``alpha·F + (1 − alpha)·B``. Put on another background as
 estimated by blur fusion (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021), as the server does with
 OpenCV: F and B are guessed from what is around, weighted by alpha and 1 − alpha, on a small copy; then F is corrected
 so that both together give the pixel again, at full resolution and for soft pixels alone.
+
+The full resolution is gone through in bands of rows: what a band needs stays in the processor's cache, and whoever
+gives the call up is noticed between two of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
+
+from cutaway.providers.apart import Check, unchecked
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 GRID_PX = 512
 """Longer side of the copy on which colours are guessed: they are smooth."""
@@ -17,10 +28,24 @@ GRID_PX = 512
 REACHES_PX = (45, 3)
 """Radii of the windows on that copy: first from far, where the foreground certainly is, then from near."""
 
+BAND_PX = 1 << 17
+"""Pixels that are worked on at once: about 10 ms where all of them are soft."""
+
+MANY_SOFT = 0.25
+"""From this share of a band's pixels on, all of them are computed: picking them out takes longer."""
+
 _EPSILON = np.float32(1e-3)
 
 
-def clean_colours(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def bands(height: int, width: int, check: Check = unchecked) -> Iterator[slice]:
+    """The rows of a picture, band by band, with a check before each."""
+    rows = max(1, BAND_PX // max(1, width))
+    for top in range(0, height, rows):
+        check()
+        yield slice(top, min(top + rows, height))
+
+
+def clean_colours(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], check: Check = unchecked) -> NDArray[np.uint8]:
     """Colours for straight alpha: the picture's where alpha is 255, else an estimate of the foreground's own.
 
     Args:
@@ -30,16 +55,48 @@ def clean_colours(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[n
     Returns:
         (H, W, 3) uint8.
     """
-    rows, columns = np.nonzero(alpha < 255)
-    if rows.size == 0 or not alpha.any():
+    height, width = alpha.shape
+    if not alpha.any() or alpha.min() == 255:
         return rgb
-    foreground, background = (_enlarged(layer, rgb) for layer in _smooth_layers(rgb, alpha))
-    colours = rgb.copy()
-    a = alpha[rows, columns].astype(np.float32)[:, None] / 255
-    f, b = foreground[rows, columns].astype(np.float32), background[rows, columns].astype(np.float32)
-    f += a * (rgb[rows, columns] - a * f - (1 - a) * b)
-    colours[rows, columns] = np.clip(np.rint(f), 0, 255).astype(np.uint8)
+    foreground, background = (_small_image(layer) for layer in _smooth_layers(rgb, alpha))
+    check()
+    colours = np.empty_like(rgb)
+    for rows in bands(height, width, check):
+        band = alpha[rows]
+        if band.min() == 255:
+            colours[rows] = rgb[rows]
+            continue
+        front = _enlarged(foreground, rows, (height, width))
+        soft = (band > 0) & (band < 255)
+        if not soft.any():
+            colours[rows] = np.where(band[..., None] == 0, front, rgb[rows])
+            continue
+        behind = _enlarged(background, rows, (height, width))
+        if np.count_nonzero(soft) < MANY_SOFT * soft.size:
+            found = np.where(band[..., None] == 0, front, rgb[rows])
+            found[soft] = _corrected(rgb[rows][soft], front[soft], behind[soft], band[soft])
+        else:
+            found = _corrected(rgb[rows], front, behind, band)
+        colours[rows] = found
     return colours
+
+
+def _corrected(
+    seen: NDArray[np.uint8], front: NDArray[np.uint8], behind: NDArray[np.uint8], alpha: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """``F + alpha·(I − alpha·F − (1 − alpha)·B)``; the picture's own colour where alpha is 255, and F where it is 0."""
+    a = alpha.astype(np.float32)[..., None]
+    a *= np.float32(1 / 255)
+    f, b = front.astype(np.float32), behind.astype(np.float32)
+    explained = f - b
+    explained *= a
+    explained += b
+    np.subtract(seen, explained, out=explained)
+    explained *= a
+    f += explained
+    f += np.float32(0.5)
+    np.clip(f, 0, 255, out=f)
+    return f.astype(np.uint8)
 
 
 def _smooth_layers(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -84,8 +141,16 @@ def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size_wh, Image.Resampling.BOX))
 
 
-def _enlarged(layer: NDArray[np.float32], like: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _small_image(layer: NDArray[np.float32]) -> PILImage:
     from PIL import Image
 
-    small = Image.fromarray(np.clip(np.rint(layer), 0, 255).astype(np.uint8))
-    return np.asarray(small.resize((like.shape[1], like.shape[0]), Image.Resampling.BILINEAR))
+    return Image.fromarray(np.clip(np.rint(layer), 0, 255).astype(np.uint8))
+
+
+def _enlarged(small: PILImage, rows: slice, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Some rows of the layer at full resolution, the same as if all of it had been enlarged."""
+    from PIL import Image
+
+    height, width = size_hw
+    box = (0, small.height * rows.start / height, small.width, small.height * rows.stop / height)
+    return np.asarray(small.resize((width, rows.stop - rows.start), Image.Resampling.BILINEAR, box=box))

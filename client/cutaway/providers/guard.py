@@ -17,6 +17,7 @@ import httpx
 from cutaway.addresses import PinnedAsyncTransport, PinnedTransport, is_public, origin_of
 from cutaway.errors import InvalidOption
 from cutaway.providers.errors import InvalidAnswer
+from cutaway.transports.deadline import DeadlineTransport
 
 
 def check_base_url(url: str) -> str:
@@ -110,6 +111,12 @@ class GuardedTransport(PinnedTransport):
         self._inner.close()
         if self._made is not None:
             self._made.close()
+
+    def abandon(self) -> None:
+        """After a fork, in the child: let the parent's connections go without a word to the server."""
+        for transport in (self._inner, self._made):
+            if isinstance(transport, DeadlineTransport):
+                transport.abandon()
 
     def _other(self) -> httpx.BaseTransport:
         with self._lock:

@@ -10,7 +10,7 @@ from cutaway import limits
 from cutaway.errors import CutawayError, InvalidOption, Overloaded
 from cutaway.providers.answers import data_uri, decode_base64
 from cutaway.providers.base import MAX_JSON_BYTES, Call, Provider
-from cutaway.providers.model import Model
+from cutaway.providers.model import BRIA_LICENCE, Model, by_name
 from cutaway.providers.steps import Pause, Response, Steps
 from cutaway.resilience import RetryPolicy
 
@@ -24,13 +24,11 @@ FAL_POLL_S = 1.0
 MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")
 """Where an answer holds several segments, the first label of these is the matte."""
 
-_BRIA = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
-
 MODELS = {
     model.name: model
     for model in (
         Model("briaai/RMBG-1.4", "Bria's RMBG-1.4 licence: not for commercial use without one", commercial=False),
-        Model("briaai/RMBG-2.0", _BRIA, commercial=False),
+        Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
         Model("ZhengPeng7/BiRefNet", "MIT"),
         Model("ZhengPeng7/BiRefNet-matting", "MIT"),
         Model("ZhengPeng7/BiRefNet-portrait", "MIT"),
@@ -46,13 +44,15 @@ class HuggingFace(Provider):
 
     - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``, with leave to call inference providers.
     - *Cost*: by compute time against the account's monthly credit; a dedicated endpoint by the hour.
-    - *Licence*: RMBG-1.4 and RMBG-2.0 are **not for commercial use** and need ``accept_noncommercial=True``;
+    - *Licence*: Bria's models (RMBG-1.4, RMBG-2.0) are **not for commercial use** and need
+      ``accept_noncommercial=True``;
       BiRefNet is MIT. Other models: see their page.
     - *Routes*: ``hf-inference`` sends the file as it is and gets a PNG or JSON with a base64 mask. ``fal-ai`` queues
       a data URI and polls. ``endpoint`` posts to ``base_url`` itself: BiRefNet is not served by the router, so it
       needs an endpoint of your own.
-    - *Cold start*: a model that is loading answers 503 with ``estimated_time``; that long is waited, five times at
-      most, as long as the deadline allows. These tries do not draw on the retry budget.
+    - *Cold start*: a model that is loading answers 503 with ``estimated_time``; that long is waited and asked again,
+      five times at most, as long as the overall deadline allows. The waits are not part of `timeout_s`, which begins
+      anew after each, and do not draw on the retry budget.
 
     >>> HuggingFace("briaai/RMBG-1.4", accept_noncommercial=True)
     >>> HuggingFace("briaai/RMBG-2.0", route="fal-ai", accept_noncommercial=True)
@@ -86,7 +86,7 @@ class HuggingFace(Provider):
             route: how the model is reached, see above.
             base_url: the router, or with ``route="endpoint"`` the endpoint's whole address.
             token: takes the place of the environment's.
-            timeout_s: seconds for one call; 10 by default.
+            timeout_s: seconds for one call, less those in which a model loads; 10 by default.
             accept_noncommercial: you may use weights that are not for commercial use.
             upscale_models: which model upscales by 2 and by 4; an empty mapping for none. Not with an endpoint.
             retry: how often failed requests are repeated.
@@ -137,9 +137,10 @@ class HuggingFace(Provider):
             try:
                 return (yield from self._send(call, self._request(call, "POST", path, headers=headers, body=data)))
             except _Loading as loading:
-                if not left or loading.wait_s >= call.deadline.left_s:
+                if not left or loading.wait_s >= call.overall.left_s:
                     raise
                 yield Pause(loading.wait_s)
+                call.deadline = call.retries.deadline = call.overall.capped(self.timeout_s)
         raise AssertionError("the last try returns or raises")
 
     def _failure_of(self, response: Response) -> CutawayError | None:
@@ -223,8 +224,19 @@ class _Loading(Overloaded):
         return max(limits.RETRY_FIRST_DELAY_S, float(self.details["estimated_time"]))
 
 
+_BY_NAME = {name.lower(): model for name, model in MODELS.items()}
+_OF_FAL = {fal_id.lower(): MODELS[name] for name, fal_id in FAL_IDS.items()}
+
+
 def _known(model: str | Model) -> Model:
-    return MODELS.get(model, Model(model)) if isinstance(model, str) else model
+    """With its licence, however its name is written: the service does not mind the case either."""
+    if isinstance(model, Model):
+        return by_name(model)
+    name = model.strip()
+    same = _OF_FAL.get(name.lower())
+    if same is not None:
+        return Model(name, same.licence, same.commercial)
+    return _BY_NAME.get(name.lower()) or by_name(Model(name))
 
 
 def _encoded_in(form: Any) -> str | None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from cutaway.errors import InvalidOption
+
+UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
+BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
+
+_BRIA = re.compile(r"briaai/|.*rmbg", re.IGNORECASE)
+"""Bria's weights by their names, also where somebody else serves them."""
+
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True)
@@ -19,18 +30,37 @@ class Model:
     """
 
     name: str
-    licence: str = "not known to Cutaway: see the model's page"
+    licence: str = UNKNOWN_LICENCE
     commercial: bool = True
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
+def by_name(model: Model) -> Model:
+    """The model as it is where it says its own licence; else with what its name tells."""
+    if model.licence == UNKNOWN_LICENCE and _BRIA.match(model.name):
+        return replace(model, licence=BRIA_LICENCE, commercial=False)
+    return model
+
+
 class Secret:
-    """A token that shows itself nowhere but where it is used."""
+    """A token that shows itself nowhere but where it is used.
+
+    Raises:
+        InvalidOption: it holds what no token can, such as a space; it is not shown. White space around it is dropped: a
+            file that a token is read from ends with a line break.
+    """
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: str | None) -> None:
-        self._value = value or None
+    def __init__(self, value: str | None, of: str) -> None:
+        self._value = (value or "").strip() or None
+        if self._value is not None and not _TOKEN.fullmatch(self._value):
+            allowed = "printable ASCII without spaces"
+            self._value = None
+            raise InvalidOption(
+                f"The token of {of} has to be {allowed}.",
+                details={"name": "token", "value": "not shown", "allowed": allowed},
+            )
 
     def __bool__(self) -> bool:
         return self._value is not None

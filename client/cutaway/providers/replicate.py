@@ -11,7 +11,7 @@ from cutaway import limits
 from cutaway.errors import CutawayError, InvalidOption
 from cutaway.providers.answers import data_uri, decode_base64
 from cutaway.providers.base import MAX_JSON_BYTES, Call, Provider
-from cutaway.providers.model import Model
+from cutaway.providers.model import Model, by_name
 from cutaway.providers.steps import Pause, Response, Steps
 from cutaway.resilience import Deadline, RetryPolicy
 
@@ -222,14 +222,15 @@ _MAX_PREDICTION_BYTES = limits.HOSTED_MAX_ANSWER_BYTES + MAX_JSON_BYTES
 
 def _known(model: str | Model) -> Model:
     if isinstance(model, Model):
-        return model
+        return by_name(model)
+    model = model.strip()
     if not _MODEL.fullmatch(model):
         allowed = "owner/name, owner/name:version, or a version"
         raise InvalidOption(
             f"{model[:100]!r} names no model on Replicate: allowed is {allowed}.",
             details={"name": "model", "value": model[:100], "allowed": allowed},
         )
-    known = MODELS.get(model.partition(":")[0])
+    known = MODELS.get(model.partition(":")[0].lower())
     if known is None:
-        return Model(model)
+        return by_name(Model(model))
     return known if ":" not in model else Model(model, known.licence, known.commercial, known.inputs)

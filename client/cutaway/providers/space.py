@@ -13,7 +13,7 @@ from cutaway import limits
 from cutaway.errors import InvalidOption
 from cutaway.providers.answers import decode_base64
 from cutaway.providers.base import MAX_JSON_BYTES, Call, Provider
-from cutaway.providers.model import Model
+from cutaway.providers.model import Model, by_name
 from cutaway.providers.steps import Response, Steps
 from cutaway.resilience import RetryPolicy
 
@@ -83,7 +83,7 @@ class Space(Provider):
             transport, async_transport: httpx transports, for a proxy or a test.
 
         Raises:
-            LicenceNotAccepted: `model` says that it is not for commercial use.
+            LicenceNotAccepted: `model` says that it is not for commercial use, or the name of the Space does.
             InvalidOption: a name or an address that is none.
         """
         if not _SPACE.fullmatch(space):
@@ -93,7 +93,7 @@ class Space(Provider):
             )
         super().__init__(
             base_url=base_url or f"https://{re.sub(r'[^a-z0-9]+', '-', space.lower()).strip('-')}.hf.space",
-            model=model or Model(space, "the Space's own: see its page"),
+            model=_known(space, model),
             token=token,
             timeout_s=timeout_s,
             accept_noncommercial=accept_noncommercial,
@@ -220,6 +220,13 @@ class Space(Provider):
                     yield from self._files(inner, depth + 1)
         elif isinstance(item, str) and item.startswith("data:image/"):
             yield item
+
+
+def _known(space: str, model: Model | None) -> Model:
+    if model is not None:
+        return by_name(model)
+    named = by_name(Model(space))
+    return named if not named.commercial else Model(space, "the Space's own: see its page")
 
 
 def _events(stream: bytes) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,8 @@
-"""What a provider's work consists of: requests and pauses.
+"""What a provider's work consists of: requests, pauses, and reading pictures.
 
-A provider's work is a generator that yields :class:`Request` and :class:`Pause` and gets a :class:`Response` (or an
-exception) back; :mod:`.exchange` performs the steps. So every rule about retries, polling and giving up is written
-once, and holds for threads and for asyncio.
+A provider's work is a generator that yields :class:`Request`, :class:`Pause` and :class:`Work`, and gets what came of
+it (or an exception) back; :mod:`.exchange` performs the steps. So every rule about retries, polling and giving up is
+written once, and holds for threads and for asyncio.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from cutaway import limits
+from cutaway.providers.apart import Check
 from cutaway.resilience import Deadline
 
 T = TypeVar("T")
@@ -49,6 +50,21 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Compute something that may take its time, where no event loop has to wait for it.
+
+    Attributes:
+        do: is given a check to call now and then; what it returns is sent back.
+        deadline: nobody waits any longer than that.
+        doing: what it does, in words, for the error that says so.
+    """
+
+    do: Callable[[Check], Any] = field(repr=False)
+    deadline: Deadline
+    doing: str
+
+
+@dataclass(frozen=True)
 class Response:
     """What came back.
 
@@ -75,5 +91,5 @@ class Response:
             return None
 
 
-Step: TypeAlias = Request | Pause
+Step: TypeAlias = Request | Pause | Work
 Steps: TypeAlias = Generator[Step, Any, T]

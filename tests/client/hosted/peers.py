@@ -28,6 +28,8 @@ class Received:
     path: str
     headers: dict[str, str]
     body: bytes = field(repr=False)
+    connection: int = 0
+    """The other side's port: the same for all requests over one connection."""
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -120,7 +122,7 @@ class Peer:
             def respond(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                received = Received(self.command, self.path, headers, body)
+                received = Received(self.command, self.path, headers, body, self.client_address[1])
                 peer.received.append(received)
                 peer.send(self, peer.answer(received))
 

@@ -33,6 +33,7 @@ from tests.client.hosted.peers import (
     SIZE_WH,
     HubScript,
     Peer,
+    Received,
     ReplicateScript,
     Reply,
     SpaceScript,
@@ -126,6 +127,11 @@ def test_nobody_serves(serve: Callable[..., Peer], infer: Callable[..., Any]) ->
         infer(fallback, primary=Server(DOWN))
     assert [entry["code"] for entry in caught.value.details["tried"]] == ["UNAVAILABLE", "OVERLOADED", "UNAVAILABLE"]
     assert isinstance(caught.value, ConnectionError)
+    for words in (
+        "triton (UNAVAILABLE): Nothing answers at triton:8001; huggingface (OVERLOADED): huggingface answered 503",
+        "space (UNAVAILABLE): space answered 404.",
+    ):
+        assert words in caught.value.message
     assert [len(peer.received) for peer in peers] == [1, 1]
 
 
@@ -191,6 +197,22 @@ def test_shares_of_the_time() -> None:
     with pytest.raises(ProcessingTimeout):
         run_chain(attempts, Deadline(20, clock=clock))
     assert turns == [10, 5, 5]
+
+
+def test_for_those_that_rest_no_time_is_kept(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """An own server that needs most of the time gets it while nobody else would be asked."""
+    peer, slow = serve(HubScript()), Server(DOWN)
+    fallback = Fallback([hub(peer)], fail_max=1)
+    with pytest.raises(NobodyServed):
+        infer(Fallback([hub(serve(HubScript(Reply(404))))]), primary=slow)
+    permit = fallback.breakers[0].permit()
+    assert permit is not None
+    permit.failed()
+    with pytest.raises(NobodyServed, match="rests for"):
+        infer(fallback, primary=slow)
+    assert slow.turns[0] <= 5.0, "half, while somebody else may be asked"
+    assert slow.turns[1] > 9.0
+    assert peer.received == []
 
 
 def test_no_time_left_is_told(infer: Callable[..., Any], serve: Callable[..., Peer]) -> None:
@@ -305,6 +327,27 @@ def test_upscale_goes_through_the_tiers_that_can(driver: str, serve: Callable[..
     assert served.value.width_px == SIZE_WH[0] * 2
     assert (served.tried[0].provider, served.tried[0].message) == ("space", "It does not upscale by 2.")
     assert mattes_only.received == []
+
+
+def test_upscaling_that_fails_does_not_rest_mattes(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """They are other models: what is remembered of one says nothing about the other, in either direction."""
+
+    def answer(received: Received) -> Reply:
+        return png(mask()) if "RMBG" in received.path else Reply(404)
+
+    peer = serve(answer)
+    fallback = Fallback([hub(peer), Space(base_url=serve(SpaceScript()).base_url)], fail_max=3)
+    for _ in range(4):
+        with pytest.raises(NobodyServed) as caught:
+            fallback.upscale(picture(), scale=2, deadline=Deadline(10))
+    assert "rests" in caught.value.details["tried"][0]["message"]
+    assert len(peer.received) == 3
+    assert [provider.name for provider in fallback.order] == ["huggingface", "space"]
+    assert infer(fallback, subject="all").provider == "huggingface"
+    with pytest.raises(NobodyServed):
+        fallback.upscale(picture(), scale=4, deadline=Deadline(10))
+    fallback.close()
+    assert len(peer.received) == 5, "the model for the other scale was asked"
 
 
 def test_upscale_refuses_before_anything_is_sent(serve: Callable[..., Peer]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import pickle
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -236,6 +237,79 @@ def test_the_token_is_never_shown(
     assert TOKEN not in repr(provider._token) + str(provider._token)
     assert TOKEN not in caplog.text
     assert "POST http://127.0.0.1" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["environment", "argument"])
+def test_white_space_around_a_token_is_dropped(
+    where: str, serve: Callable[..., Peer], matte: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that it is read from ends with a line break; a variable that holds nothing else is not set."""
+    monkeypatch.setenv("HUGGINGFACE_TOKEN", " \n")
+    monkeypatch.setenv("HF_TOKEN", f" {TOKEN}\r\n" if where == "environment" else "another")
+    peer = serve(HubScript())
+    matte(
+        HuggingFace(
+            base_url=peer.base_url, accept_noncommercial=True, token=f"{TOKEN}\n" if where == "argument" else None
+        )
+    )
+    assert peer.received[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+
+@pytest.mark.parametrize("odd", ["\n", " ", "\x00", "\u20ac", "\u200b", "\x7f"])
+@pytest.mark.parametrize("where", ["environment", "argument"])
+def test_what_is_no_token_is_refused_without_being_shown(where: str, odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that cannot be sent would be quoted in httpx's own error."""
+    broken = f"{TOKEN}{odd}{TOKEN}"
+    if where == "environment" and odd != "\x00":
+        monkeypatch.setenv("REPLICATE_API_TOKEN", broken)
+    with pytest.raises(ValueError, match="The token of replicate has to be printable ASCII") as caught:
+        Replicate(token=None if where == "environment" and odd != "\x00" else broken)
+    assert TOKEN not in shown(caught.value) + "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio"])
+def test_an_error_that_quotes_headers_is_no_cause(driver: str) -> None:
+    """Whatever a transport says about a header, a traceback does not repeat it."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.LocalProtocolError(f"Illegal header value {request.headers['authorization']!r}")
+
+    transport = httpx.MockTransport(answer)
+    provider = Replicate(token=TOKEN, transport=transport, async_transport=transport, retry=RetryPolicy(retries=0))
+
+    def ask() -> None:
+        if driver == "threads":
+            provider.matte(picture(), "image/png", Deadline(5))
+        else:
+            asyncio.run(provider.matte_async(picture(), "image/png", Deadline(5)))
+
+    with pytest.raises(ProviderUnavailable) as caught:
+        ask()
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("way", ["file", "redirect"])
+def test_a_signed_address_is_not_logged(
+    way: str, serve: Callable[..., Peer], matte: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """httpx logs where each request goes, at INFO and with the query; the signature in it is as good as a token."""
+    caplog.set_level(logging.DEBUG if way == "file" else logging.INFO)
+    signed = "/files/out.png?X-Signature=" + TOKEN
+    if way == "file":
+        peer = serve(ReplicateScript(states=["succeeded"], output="{base}" + signed))
+    else:
+        script = ReplicateScript(states=["succeeded"])
+
+        def redirecting(received: Received) -> Reply:
+            elsewhere = received.path == "/files/out.png"
+            return Reply(302, headers={"Location": signed}) if elsewhere else script(received)
+
+        peer = serve(redirecting)
+        script.base = peer.base_url
+    matte(Replicate(base_url=peer.base_url))
+    assert peer.paths[-1] == f"GET {signed}"
+    assert "/files/out.png" in caplog.text
+    assert TOKEN not in caplog.text
 
 
 def test_a_provider_with_a_token_is_not_pickled() -> None:

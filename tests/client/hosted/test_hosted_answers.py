@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cutaway.errors import (
     InferenceError,
+    InvalidOption,
     NoPersonDetected,
     ServerUnavailable,
 )
@@ -151,6 +152,36 @@ def test_nobody_in_the_picture_ends_the_chain(serve: Callable[..., Peer], infer:
     with pytest.raises(NoPersonDetected):
         infer(Fallback([hub(peer)]), primary=Server(DOWN), detect=Server(detected()), subject="each")
     assert peer.received == []
+
+
+@pytest.mark.parametrize("subject", ["people", "each"])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"boxes": [[0, 0, 20, 20]], "select": [5]}, "select"),
+        ({"boxes": [[0, 0, 20, 20], [9, 9, 50, 50]], "select": [0, 2]}, "select"),
+        ({"boxes": [[500, 500, 600, 600]]}, "boxes"),
+        ({"boxes": [[0, 0, 20, 20], [159.5, 0, 170, 90]]}, "boxes"),
+    ],
+)
+def test_nobody_that_was_named_is_there(
+    subject: str, options: dict[str, Any], name: str, serve: Callable[..., Peer], infer: Callable[..., Any]
+) -> None:
+    """It is refused as the server refuses it, before anything leaves: nobody never means everything."""
+    peer = serve(HubScript())
+    with pytest.raises(InvalidOption) as caught:
+        infer(Fallback([hub(peer)]), primary=Server(DOWN), subject=subject, **options)
+    assert caught.value.details["name"] == name
+    assert [entry["provider"] for entry in caught.value.details["tried"]] == ["triton"]
+    assert peer.received == []
+
+
+def test_some_of_the_given_boxes_are_chosen(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    result = cut(infer, serve, subject="people", boxes=[[40, 24, 60, 72], [70, 20, 120, 76]], select=[1])
+    alpha = result.cutouts[0].numpy()[..., 3]
+    assert [person.id for person in result.report.people] == [1]
+    assert alpha[48, 50] == 255
+    assert alpha[48, 100] == 0
 
 
 def test_only_the_chosen_people_are_kept(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:

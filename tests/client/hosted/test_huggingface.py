@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import InferenceError, Overloaded
-from cutaway.providers import HuggingFace, InvalidAnswer
+from cutaway.errors import InferenceError, Overloaded, ProcessingTimeout
+from cutaway.fallback import Fallback
+from cutaway.providers import HuggingFace, InvalidAnswer, Space
 from cutaway.resilience import Deadline
 from PIL import Image
 
@@ -154,6 +155,32 @@ def test_a_cold_start_that_outlasts_the_deadline_is_not_waited_for(
     assert caught.value.retry_after == 579.3
     assert len(peer.received) == 1
     assert watch.s < 1
+
+
+SLOWLY = as_json({"error": "loading", "estimated_time": 0.6}, 503)
+
+
+def test_a_cold_start_may_take_longer_than_the_tier(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:
+    """The overall deadline bounds it: the tier's own time begins anew when the model should be there."""
+    peer = serve(HubScript(SLOWLY, png(mask())))
+    assert_right(matte(hub(peer, timeout_s=0.5)))
+    assert len(peer.received) == 2
+
+
+def test_a_cold_start_is_waited_for_within_a_chain(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    peer = serve(HubScript(SLOWLY, png(mask())))
+    served = infer(Fallback([hub(peer, timeout_s=0.5), Space(base_url=peer.base_url)]), subject="all")
+    assert (served.provider, served.tried) == ("huggingface", ())
+    assert len(peer.received) == 2
+
+
+def test_after_a_cold_start_the_tier_s_own_time_counts(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:
+    peer = serve(HubScript(as_json({"error": "loading", "estimated_time": 0.5}, 503), Reply(hang="before")))
+    watch = Stopwatch()
+    with pytest.raises(ProcessingTimeout, match=r"within 0\.5 s"):
+        matte(hub(peer, timeout_s=0.5), 20.0)
+    assert 0.9 < watch.s < 5
+    assert len(peer.received) == 2
 
 
 def test_gone_says_what_to_do(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:

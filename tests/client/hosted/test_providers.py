@@ -90,13 +90,36 @@ def test_an_upscaled_picture_of_another_size_is_refused(serve: Callable[..., Pee
     provider.close()
 
 
-@pytest.mark.parametrize("name", ["briaai/RMBG-1.4", "briaai/RMBG-2.0"])
-def test_noncommercial_weights_need_consent(name: str) -> None:
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [
+        (HuggingFace, "briaai/RMBG-1.4"),
+        (HuggingFace, "briaai/RMBG-2.0"),
+        (HuggingFace, "BRIAAI/rmbg-1.4"),
+        (HuggingFace, " briaai/RMBG-1.4\n"),
+        (HuggingFace, "briaai/BRIA-3.9-something-new"),
+        (HuggingFace, "somebody/RMBG-1.4-onnx"),
+        (HuggingFace, Model("briaai/RMBG-2.0")),
+        (HuggingFace, "fal-ai/bria/background/remove"),
+        (Replicate, "somebody/rmbg-2.0"),
+        (Replicate, "somebody/Bria-RMBG:" + 64 * "0"),
+        (Space, "briaai/BRIA-RMBG-1.4"),
+    ],
+)
+def test_noncommercial_weights_need_consent(provider: Any, name: str | Model) -> None:
+    """However the name is written, and whoever serves them."""
     with pytest.raises(LicenceNotAccepted) as caught:
-        HuggingFace(name)
+        provider(name)
     assert caught.value.details["name"] == "accept_noncommercial"
     assert isinstance(caught.value, ValueError)
-    assert not HuggingFace(name, accept_noncommercial=True).model.commercial
+    assert not provider(name, accept_noncommercial=True).model.commercial
+
+
+def test_a_model_that_says_its_own_licence_is_believed() -> None:
+    bought = Model("briaai/RMBG-2.0", "Bria's licence, bought in 2026")
+    assert HuggingFace(bought).licence == bought.licence
+    assert HuggingFace(" zhengpeng7/birefnet ").model.name == "ZhengPeng7/BiRefNet"
+    assert "MIT" in Replicate(" Men1scus/BiRefNet").licence
 
 
 def test_consent_is_needed_for_a_model_that_says_so_itself() -> None:

@@ -117,6 +117,7 @@ class AsyncClient:
     async def close(self) -> None:
         """End the connections. Calls after this raise RuntimeError."""
         self._settings.closed = True
+        self._settings.closing.cancel()
         await self._endpoints.aclose()
         if self._settings.fallback is not None:
             self._settings.fallback.close()
@@ -224,7 +225,13 @@ class AsyncClient:
             if fallback is None:
                 raise no_upscaler()
             await self._take(call, image, media_type, bounds=UPSCALE_LIMITS)
-            served = await fallback.upscale_async(call.data, call.media_type, scale=scale, deadline=call.deadline)
+            served = await fallback.upscale_async(
+                call.data,
+                call.media_type,
+                scale=scale,
+                deadline=call.deadline,
+                closing=self._settings.closing,
+            )
             return call.upscale_result(served)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
@@ -263,6 +270,7 @@ class AsyncClient:
                 deadline=call.deadline,
                 primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn),
                 detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn),
+                closing=self._settings.closing,
             )
         await self._keep(call, served)
         return call.cut_result()

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cutaway import limits
+from cutaway.cancel import Cancel
 from cutaway.chain import Served
 from cutaway.errors import CutawayError, ServerRefused
 from cutaway.inputs import EncodedPicture, encode
@@ -59,6 +60,8 @@ class Settings:
     shared_memory: SharedMemory | None = None
     budget: RetryBudget = field(default_factory=RetryBudget)
     closed: bool = False
+    closing: Cancel = field(default_factory=Cancel)
+    """Ends the hosted calls of this client; the chain may be another client's too."""
 
     @property
     def urls(self) -> tuple[str, ...]:

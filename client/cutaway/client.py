@@ -137,6 +137,7 @@ class Client:
     def close(self) -> None:
         """End the connections. Calls after this raise RuntimeError."""
         self._settings.closed = True
+        self._settings.closing.cancel()
         self._endpoints.close()
         if self._settings.fallback is not None:
             self._settings.fallback.close()
@@ -314,7 +315,14 @@ class Client:
             if fallback is None:
                 raise no_upscaler()
             call.take(image, media_type, bounds=UPSCALE_LIMITS)
-            served = fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline, cancel=cancel)
+            served = fallback.upscale(
+                call.data,
+                call.media_type,
+                scale=scale,
+                deadline=call.deadline,
+                cancel=cancel,
+                closing=self._settings.closing,
+            )
             return call.upscale_result(served)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
@@ -357,6 +365,7 @@ class Client:
                     primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn, cancel),
                     detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn, cancel),
                     cancel=cancel,
+                    closing=self._settings.closing,
                 )
             )
         return call.cut_result()

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -220,6 +221,20 @@ def test_closing_ends_what_is_under_way(scheme: str) -> None:
             with pytest.raises(RuntimeError, match="closed"):
                 call()
         transport.close()
+
+
+def test_closing_ends_it_although_its_socket_gets_a_successor() -> None:
+    """A socket that is closed under the thread that waits on it gives its number to the next one that is opened, and
+    the thread goes on waiting on that; about every second time, hence the rounds."""
+    with peers.echoing("http", lambda _: 1.5) as url:
+        for _ in range(8):
+            transport = opened(url)
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(transport.infer, REQUEST)
+                time.sleep(0.1)
+                transport.close()
+                with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))):
+                    assert type(waiting.exception(1.0)) is RequestCancelled
 
 
 # ------------------------------------------------------------------------------------------------------- asyncio

@@ -7,6 +7,7 @@ down under the thread that waits on it, which the server sees as a client that w
 
 from __future__ import annotations
 
+import errno
 import queue
 import select
 import socket
@@ -170,30 +171,58 @@ class _Body(httpx.SyncByteStream):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection's socket."""
+    """A connection's socket.
+
+    A socket that another thread waits on is shut down, and closed by that thread when it has woken: its number may be
+    another connection's as soon as it is closed, and Linux' poll looks the number up again when it wakes.
+    """
 
     def __init__(self, used: socket.socket, owner: _Backend) -> None:
         self._socket = used
         self._owner = owner
+        self._lock = threading.RLock()  # a signal handler may close it in the very thread that holds it
+        self._waiting = 0
+        self._closed = False
         owner.streams.add(self)
+
+    @contextmanager
+    def _wait(self) -> Iterator[None]:
+        self._begin_wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                last = self._closed and not self._waiting
+            if last:
+                self._socket.close()
+
+    def _begin_wait(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "the connection is closed")
+            self._waiting += 1
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         left = _begin(self._socket, timeout, httpcore.ReadTimeout)
         try:
-            self._socket.settimeout(left)
-            return self._socket.recv(max_bytes)
+            with self._wait():
+                self._socket.settimeout(left)
+                received = self._socket.recv(max_bytes)
         except TimeoutError as error:
             raise httpcore.ReadTimeout(str(error)) from error
         except OSError as error:
             raise httpcore.ReadError(str(error)) from error
+        return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         view = memoryview(buffer)
         while view:
             left = _begin(self._socket, timeout, httpcore.WriteTimeout)
             try:
-                self._socket.settimeout(left)
-                view = view[self._socket.send(view[:WRITE_SLICE_BYTES]) :]
+                with self._wait():
+                    self._socket.settimeout(left)
+                    view = view[self._socket.send(view[:WRITE_SLICE_BYTES]) :]
             except TimeoutError as error:
                 raise httpcore.WriteTimeout(str(error)) from error
             except OSError as error:
@@ -201,7 +230,13 @@ class _Stream(httpcore.NetworkStream):
 
     def close(self) -> None:
         self._owner.streams.discard(self)
-        self._socket.close()
+        with self._lock:
+            self._closed = True
+            waiting = self._waiting > 0
+        if waiting:
+            _shut_down(self._socket)
+        else:
+            self._socket.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None

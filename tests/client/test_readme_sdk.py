@@ -202,7 +202,7 @@ def test_numbers_of_the_servers_page() -> None:
         f"{limits.RETRIES} times at most",
         f"{limits.RETRY_FIRST_DELAY_S:g} s, doubling up to {limits.RETRY_MAX_DELAY_S:g} s",
         f"up to {limits.RETRY_AFTER_MAX_S:g} s is obeyed",
-        f"{limits.BREAKER_FAIL_MAX} failures in a row",
+        f"{limits.BREAKER_FAIL_MAX} times in a row",
         f"rests for {limits.BREAKER_RESET_S:g} s",
         f"lets {limits.ENDPOINT_LATE_MAX} deadlines in a row pass",
         f"for {limits.ENDPOINT_BACK_S:g} s, or as long as its `Retry-After` says",

@@ -33,7 +33,7 @@ from export.download import (
     writing,
 )
 from export.hub import DEFAULT_HUB, OFFLINE, ask_hub, read_token, status_refusal
-from export.listing import size_text
+from export.listing import add_catalog_argument, size_text
 from export.pins import Pin, add_pin, read_pins
 from export.weights_form import flaw_of
 
@@ -258,17 +258,17 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    catalog = load_catalog()
     parser.description = (
         "Fetch the released weights of a profile: BiRefNet's from the Hugging Face Hub, YOLOv8's from Ultralytics' "
         "releases. Every file is held to a SHA-256; a broken download goes on where it stopped."
     )
     parser.epilog = (
         "Environment: HF_TOKEN or HUGGINGFACE_TOKEN for repositories that want one; HF_ENDPOINT, another address of "
-        "the Hub; HTTPS_PROXY, SSL_CERT_FILE. A token goes to the Hub alone, never to --mirror. `python -m export list` "
-        "shows the profiles and their licences."
+        "the Hub; HTTPS_PROXY, SSL_CERT_FILE. A token goes to the Hub alone, never to --mirror. `python -m export "
+        "list` shows the profiles and their licences."
     )
-    parser.add_argument("profile", metavar="PROFILE", choices=list(catalog.profiles), help=", ".join(catalog.profiles))
+    parser.add_argument("profile", metavar="PROFILE", help=f"one of {', '.join(load_catalog().profiles)}")
+    add_catalog_argument(parser)
     parser.add_argument("--detector", choices="nsmlx", metavar="SIZE", help="another YOLOv8 size: n, s, m, l or x")
     parser.add_argument("--from", dest="folder", metavar="DIR", type=Path, help="take the files from here; no network")
     parser.add_argument(
@@ -310,7 +310,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    catalog = load_catalog()
+    catalog = load_catalog(arguments.catalog)
     profile = catalog.profile(arguments.profile)
     detector = catalog.detector(arguments.detector) if arguments.detector else profile.detector
     wanted = [each for each in (profile.matte, detector) if each.source != BUNDLED]

@@ -52,9 +52,10 @@ def ask_hub(weights: Weights, revision: str, hub: str, token: str | None, patien
         NotThere: it has no such repository, revision or file.
         FetchError: it answers something else, or is no Hub.
     """
-    url = hf_hub_url(weights.repository, weights.file, revision=revision, endpoint=hub)
+    url = hf_hub_url(str(weights.repository), weights.file, revision=revision, endpoint=hub)
     failures = 0
     while True:
+        failures += 1
         try:
             found = get_hf_file_metadata(
                 url, token=token or False, endpoint=hub, timeout=TIMEOUT_S, user_agent="cutaway-export"
@@ -62,17 +63,18 @@ def ask_hub(weights: Weights, revision: str, hub: str, token: str | None, patien
             break
         except OfflineModeIsEnabled:
             raise FetchError(OFFLINE) from None
-        except httpx2.HTTPError as error:  # the Hub's own errors are of this kind, too
-            refused = isinstance(error, HfHubHTTPError)
-            failures += 1
-            if (refused and not _may_pass(error.response.status_code)) or failures >= patience.tries:
-                raise refusal(weights, revision, hub, token, error) if refused else no_network(hub, error) from None
-            time.sleep(patience.wait_s(failures))
+        except HfHubHTTPError as error:
+            if failures >= patience.tries or not _may_pass(error.response.status_code):
+                raise refusal(weights, revision, hub, token, error) from None
+        except httpx2.HTTPError as error:
+            if failures >= patience.tries:
+                raise no_network(hub, error) from None
+        time.sleep(patience.wait_s(failures))
     if found.commit_hash is None:
         raise FetchError(f"{host_of(hub)} does not answer as a Hub does (it names no commit); check its address")
     sha256 = found.etag if found.etag and _SHA256.fullmatch(found.etag) else None
     return Remote(
-        url=hf_hub_url(weights.repository, weights.file, revision=found.commit_hash, endpoint=hub),
+        url=hf_hub_url(str(weights.repository), weights.file, revision=found.commit_hash, endpoint=hub),
         is_fixed=True,
         size_bytes=found.size,
         sha256=sha256,

@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from export.catalog import DETECTOR_SIDE_PX, Catalog, Profile, Weights, load_catalog
+from export.catalog import CATALOG, DETECTOR_SIDE_PX, Catalog, Profile, Weights, load_catalog
 
 MIB = 1024 * 1024
 UNPINNED = "at first download"
@@ -92,15 +93,22 @@ def as_json(catalog: Catalog) -> dict[str, Any]:
     }
 
 
+def add_catalog_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--catalog", metavar="FILE", type=Path, default=CATALOG, help="another table than export/catalog.toml"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "List the profiles of export/catalog.toml and what they are made of."
+    add_catalog_argument(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything the catalogue says, for programs")
     form.add_argument("--markdown", action="store_true", help="the tables of export/README.md")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    catalog = load_catalog()
+    catalog = load_catalog(arguments.catalog)
     if arguments.json:
         print(json.dumps(as_json(catalog), indent=2, ensure_ascii=False))
     else:

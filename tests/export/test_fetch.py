@@ -1,0 +1,497 @@
+"""Fetching one file from a hub, a release or a folder: what arrives is whole and the right one, or nothing does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+
+from export.download import (  # noqa: E402
+    DiskTrouble,
+    FetchError,
+    NoNetwork,
+    NotAllowed,
+    NotThere,
+    WrongContent,
+    check_address,
+    host_of,
+    writing,
+)
+from export.fetch import alone_in, fetch_weights  # noqa: E402
+from export.pins import PinsError  # noqa: E402
+from tests.export.fetching import (  # noqa: E402
+    COMMIT,
+    DETECTOR,
+    LATER,
+    MATTE,
+    MIB,
+    REPOSITORY,
+    TOKEN,
+    archive,
+    digest,
+    files_in,
+    filled,
+    known,
+    safetensors,
+    settings,
+)
+from tests.export.loopback_hub import LoopbackHub, Reply, breaks_after, loopback_hub  # noqa: E402
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with loopback_hub() as running:
+        yield filled(running)
+    huggingface_hub.close_session()
+
+
+def ranges(hub: LoopbackHub) -> list[str | None]:
+    """Of each request to the CDN, what part it asked for."""
+    return [each.headers.get("range") for each in hub.cdn.received]
+
+
+def test_from_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    path = fetch_weights(MATTE, settings(hub, tmp_path))
+    assert path == tmp_path / "weights" / "birefnet-x.safetensors"
+    assert path.read_bytes() == safetensors()
+    assert files_in(path.parent) == {path.name}
+    asked = [(each.method, each.path) for each in hub.hub.received]
+    assert asked == [
+        ("HEAD", f"/{REPOSITORY}/resolve/main/model.safetensors"),
+        ("GET", f"/{REPOSITORY}/resolve/{COMMIT}/model.safetensors"),
+    ]
+
+
+def test_from_a_release(hub: LoopbackHub, tmp_path: Path) -> None:
+    path = fetch_weights(known(DETECTOR, archive()), settings(hub, tmp_path))
+    assert path.name == "yolov8n-seg.pt"
+    assert path.read_bytes() == archive()
+    assert not (tmp_path / "lock.json").exists(), "the catalogue knows the digest: nothing is to be pinned"
+
+
+def test_a_first_download_is_pinned_and_later_ones_are_held_to_it(hub: LoopbackHub, tmp_path: Path) -> None:
+    path = fetch_weights(MATTE, settings(hub, tmp_path))
+    assert json.loads((tmp_path / "lock.json").read_text()) == {
+        "birefnet-x.safetensors": {
+            "sha256": digest(safetensors()),
+            "size_bytes": len(safetensors()),
+            "source": REPOSITORY,
+            "revision": COMMIT,
+        }
+    }
+    # The branch moves on. The pinned commit is fetched all the same.
+    hub.repositories[REPOSITORY].files[LATER] = {"model.safetensors": safetensors(seed=9)}
+    hub.repositories[REPOSITORY].branches["main"] = LATER
+    path.unlink()
+    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+    assert hub.hub.received[-1].path == f"/{REPOSITORY}/resolve/{COMMIT}/model.safetensors"
+
+
+def test_a_file_that_was_changed_at_the_hub_is_refused_before_it_is_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
+    fetch_weights(MATTE, settings(hub, tmp_path)).unlink()
+    hub.repositories[REPOSITORY].files[COMMIT] = {"model.safetensors": safetensors(seed=9)}
+    fetched = len(hub.cdn.received)
+    with pytest.raises(WrongContent, match=r"has another model\.safetensors of owner/BiRefNet_x than was pinned"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert len(hub.cdn.received) == fetched
+    assert files_in(tmp_path / "weights") == set()
+
+
+def test_a_release_asset_that_was_changed_is_refused(hub: LoopbackHub, tmp_path: Path) -> None:
+    fetch_weights(DETECTOR, settings(hub, tmp_path)).unlink()
+    (served,) = (path for path in hub.served if path.startswith("/release"))
+    hub.served[served] = archive(seed=9)
+    with pytest.raises(WrongContent, match=r"bad checksum: yolov8n-seg\.pt from 127\.0\.0\.1 has SHA-256"):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+    assert files_in(tmp_path / "weights") == set()
+
+
+def test_a_digest_of_the_catalogue_is_held_to(hub: LoopbackHub, tmp_path: Path) -> None:
+    with pytest.raises(WrongContent, match=r"nothing was fetched\. To take the new one, change export/catalog\.toml"):
+        fetch_weights(known(MATTE, b"another"), settings(hub, tmp_path))
+    assert hub.cdn.received == []
+
+
+def test_what_the_hub_says_of_a_first_download_is_held_to(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The CDN, or what stands before it, gives other bytes of the same length."""
+    fetch_weights(MATTE, settings(hub, tmp_path)).unlink()
+    (tmp_path / "lock.json").unlink()
+    (served,) = hub.served
+    hub.served[served] = safetensors(seed=9)
+    with pytest.raises(WrongContent, match="bad checksum"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert files_in(tmp_path / "weights") == set()
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_lock_file_that_contradicts_the_catalogue(hub: LoopbackHub, tmp_path: Path) -> None:
+    fetch_weights(MATTE, settings(hub, tmp_path))
+    with pytest.raises(WrongContent, match="delete its entry in the lock file if the catalogue is right"):
+        fetch_weights(known(MATTE, b"another"), settings(hub, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"a.pt": {"sha256": "12"}}', '{"a.pt": 3}'])
+def test_a_lock_file_that_is_none(hub: LoopbackHub, tmp_path: Path, text: str) -> None:
+    (tmp_path / "lock.json").write_text(text)
+    with pytest.raises(PinsError, match="is not a lock file of weights"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert (tmp_path / "lock.json").read_text() == text
+
+
+def test_what_is_there_is_checked_and_not_fetched_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    path = fetch_weights(MATTE, settings(hub, tmp_path))
+    fetched = len(hub.hub.received)
+    assert fetch_weights(MATTE, settings(hub, tmp_path)) == path
+    assert len(hub.hub.received) == fetched
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(WrongContent, match=r"birefnet-x\.safetensors is damaged or another file: its SHA-256 is"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert path.read_bytes() == damaged, "a file that someone may want is not deleted"
+
+
+def test_a_file_of_unknown_origin_is_not_overwritten(hub: LoopbackHub, tmp_path: Path) -> None:
+    path = tmp_path / "weights" / "birefnet-x.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"somebody's own")
+    with pytest.raises(
+        WrongContent, match=r"is another file than 127\.0\.0\.1 has; delete it, or keep it under another"
+    ):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert path.read_bytes() == b"somebody's own"
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_broken_connection_goes_on_where_it_stopped(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults += [breaks_after(MIB + 5), breaks_after(MIB), breaks_after(17)]
+    path = fetch_weights(MATTE, settings(hub, tmp_path))
+    assert path.read_bytes() == safetensors()
+    first, *others = ranges(hub)
+    assert first is None
+    begins = [int(str(each).removeprefix("bytes=").removesuffix("-")) for each in others]
+    assert len(begins) == 3
+    assert begins == sorted(begins)
+    assert begins[-1] > MIB, "no later request asked for what had arrived"
+
+
+@pytest.mark.parametrize("weights", [MATTE, known(DETECTOR, archive())], ids=["hub", "release"])
+def test_a_later_run_goes_on_where_the_first_was_given_up(hub: LoopbackHub, tmp_path: Path, weights: object) -> None:
+    hub.faults += [breaks_after(2 * MIB), *[breaks_after(0)] * 2]
+    with pytest.raises(NoNetwork, match=r"cannot be reached .*; what was fetched is kept"):
+        fetch_weights(weights, settings(hub, tmp_path))  # type: ignore[arg-type]
+    (part,) = files_in(tmp_path / "weights")
+    assert part.endswith(".part")
+    size = (tmp_path / "weights" / part).stat().st_size
+    assert size > MIB
+    before = len(hub.cdn.received)
+    path = fetch_weights(weights, settings(hub, tmp_path))  # type: ignore[arg-type]
+    assert path.read_bytes() in (safetensors(), archive())
+    assert ranges(hub)[before:] == [f"bytes={size}-"]
+    assert files_in(tmp_path / "weights") == {path.name}
+
+
+def test_an_asset_that_changes_while_the_connection_is_broken_is_fetched_anew(hub: LoopbackHub, tmp_path: Path) -> None:
+    """Without a known digest a part is joined only with the rest of the same version."""
+
+    def change(reply: Reply) -> Reply:
+        (served,) = hub.served
+        hub.served[served] = archive(seed=9)
+        return breaks_after(2 * MIB)(reply)
+
+    hub.faults.append(change)
+    assert fetch_weights(DETECTOR, settings(hub, tmp_path)).read_bytes() == archive(seed=9)
+
+
+def test_a_part_of_an_asset_without_a_known_digest_is_not_used_in_a_later_run(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults += [breaks_after(2 * MIB), *[breaks_after(0)] * 2]
+    with pytest.raises(NoNetwork):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+    (served,) = hub.served
+    hub.served[served] = archive(seed=9)
+    before = len(hub.cdn.received)
+    assert fetch_weights(DETECTOR, settings(hub, tmp_path)).read_bytes() == archive(seed=9)
+    assert ranges(hub)[before:] == [None]
+
+
+def test_a_server_without_ranges_sends_the_file_anew(hub: LoopbackHub, tmp_path: Path) -> None:
+    def whole(_: Reply) -> Reply:
+        return Reply(200, {}, safetensors())
+
+    hub.faults += [breaks_after(2 * MIB), whole]
+    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+
+
+def test_a_server_that_sends_another_part_is_not_believed(hub: LoopbackHub, tmp_path: Path) -> None:
+    def shifted(reply: Reply) -> Reply:
+        size = len(safetensors())
+        return Reply(206, {"Content-Range": f"bytes 0-{size - 1}/{size}"}, safetensors())
+
+    hub.faults += [breaks_after(2 * MIB), shifted]
+    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+    assert ranges(hub)[-1] is None
+
+
+def test_a_part_that_is_whole_is_not_fetched_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / f"birefnet-x.safetensors.{digest(safetensors())[:12]}.part").write_bytes(safetensors())
+    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+    assert hub.cdn.received == []
+
+
+def test_a_part_with_wrong_bytes_is_found_out(hub: LoopbackHub, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    part = weights / f"birefnet-x.safetensors.{digest(safetensors())[:12]}.part"
+    part.write_bytes(b"x" * MIB)
+    with pytest.raises(WrongContent, match="bad checksum"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert files_in(weights) == set()
+    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+
+
+def test_more_bytes_than_announced(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults.append(lambda reply: Reply(200, {}, safetensors() + b"more"))
+    with pytest.raises(WrongContent, match=r"sends \d+ bytes, where \d+ were announced"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+
+
+def test_a_busy_server_is_asked_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.hub_faults += [Reply(503), Reply(429)]
+    hub.faults += [lambda _: Reply(503, {"Retry-After": "0"}), lambda _: Reply(500)]
+    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+
+
+def test_a_server_that_stays_busy(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.hub_faults += [Reply(503)] * 3
+    with pytest.raises(FetchError, match=r"127\.0\.0\.1 is overloaded or out of order \(status 503\); try again later"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    hub.faults += [lambda _: Reply(502)] * 3
+    with pytest.raises(FetchError, match=r"127\.0\.0\.1 keeps failing \(it answered 502\)"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+
+
+def test_a_page_in_place_of_the_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults.append(lambda _: Reply(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>Log in"))
+    with pytest.raises(WrongContent, match="answered with a web page in place of the file"):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"<html>" * 20, safetensors()[:-1], safetensors() + b"x"])
+def test_a_file_of_another_form_is_never_pinned(hub: LoopbackHub, tmp_path: Path, content: bytes) -> None:
+    hub.repositories[REPOSITORY].files[COMMIT] = {"model.safetensors": content}
+    with pytest.raises(WrongContent, match=r"is no safetensors file|bytes, where its header says"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert files_in(tmp_path / "weights") == set()
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_an_archive_of_another_form_is_never_pinned(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.assets["owner/assets/v1/yolov8n-seg.pt"] = safetensors()
+    with pytest.raises(WrongContent, match="is no PyTorch archive"):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+    assert files_in(tmp_path / "weights") == set()
+
+
+def test_the_token_goes_to_the_hub_and_no_further(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[REPOSITORY].gated = True
+    hub.repositories[REPOSITORY].allowed = (TOKEN,)
+    fetch_weights(MATTE, settings(hub, tmp_path, token=TOKEN))
+    fetch_weights(DETECTOR, settings(hub, tmp_path, token=TOKEN))
+    with_token = [each.path for each in hub.hub.received if each.headers.get("authorization") == f"Bearer {TOKEN}"]
+    assert len(with_token) == 2
+    assert all("/resolve/" in each for each in with_token)
+    assert all(TOKEN not in str(each.headers) for each in hub.cdn.received)
+    assert TOKEN not in repr(settings(hub, tmp_path, token=TOKEN))
+
+
+@pytest.mark.parametrize(
+    ("gated", "token", "kind", "line"),
+    [
+        (
+            True,
+            None,
+            NotAllowed,
+            "owner/BiRefNet_x is gated; accept its licence at {hub}/owner/BiRefNet_x, make a token",
+        ),
+        (
+            True,
+            TOKEN,
+            NotAllowed,
+            "the account of your token has no access; accept its licence at {hub}/owner/BiRefNet_x",
+        ),
+        (
+            False,
+            "hf_wrong",
+            NotAllowed,
+            "127.0.0.1 refused your token for owner/BiRefNet_x (status 401); make a new one",
+        ),
+    ],
+)
+def test_401_and_403(
+    hub: LoopbackHub, tmp_path: Path, gated: bool, token: str | None, kind: type[Exception], line: str
+) -> None:
+    hub.repositories[REPOSITORY].gated = gated
+    with pytest.raises(kind) as refused:
+        fetch_weights(MATTE, settings(hub, tmp_path, token=token))
+    assert line.format(hub=hub.url) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert token is None or token not in str(refused.value)
+    assert len(hub.hub.received) == 1, "asking again would not help"
+
+
+@pytest.mark.parametrize(
+    ("change", "token", "line"),
+    [
+        (
+            {"repository": "owner/none"},
+            None,
+            "127.0.0.1 has no repository owner/none, or it is private; for a private one",
+        ),
+        (
+            {"repository": "owner/none"},
+            TOKEN,
+            "owner/none, or it is private; the account of your token does not see it",
+        ),
+        ({"revision": "v9"}, None, "127.0.0.1 has no revision v9 of owner/BiRefNet_x"),
+        ({"file": "none.safetensors"}, None, "127.0.0.1 has no none.safetensors in owner/BiRefNet_x at main"),
+    ],
+)
+def test_404_of_the_hub(hub: LoopbackHub, tmp_path: Path, change: dict[str, str], token: str | None, line: str) -> None:
+    with pytest.raises(NotThere) as missing:
+        fetch_weights(replace(MATTE, **change), settings(hub, tmp_path, token=token))  # type: ignore[arg-type]
+    assert line in str(missing.value)
+    assert "\n" not in str(missing.value)
+
+
+def test_404_and_403_of_a_release(hub: LoopbackHub, tmp_path: Path) -> None:
+    with pytest.raises(NotThere, match=r"127\.0\.0\.1 has no yolov8n-seg\.pt in release v2 of owner/assets"):
+        fetch_weights(replace(DETECTOR, revision="v2"), settings(hub, tmp_path))
+    hub.faults.append(lambda _: Reply(403))
+    with pytest.raises(NotAllowed, match=r"refuses yolov8n-seg\.pt of release v1 of owner/assets \(status 403\)"):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+
+
+def test_a_signature_that_ran_out_is_made_anew_by_the_next_run(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults.append(lambda _: Reply(403))
+    with pytest.raises(NotAllowed, match="wants a token for owner/BiRefNet_x"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+
+
+def test_a_server_that_is_no_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.hub_faults.append(Reply(200, {"Content-Type": "text/plain"}, b"hello"))
+    with pytest.raises(FetchError, match="does not answer as a Hub does"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+
+
+@pytest.mark.parametrize("weights", [MATTE, DETECTOR], ids=["hub", "release"])
+def test_no_network(tmp_path: Path, weights: object) -> None:
+    with loopback_hub() as stopped:
+        nobody = settings(stopped, tmp_path)
+    with pytest.raises(
+        NoNetwork, match=r"127\.0\.0\.1 cannot be reached \(.*\); check the network, or take the files"
+    ) as gone:
+        fetch_weights(weights, nobody)  # type: ignore[arg-type]
+    assert "\n" not in str(gone.value)
+
+
+def test_a_redirect_to_an_open_address_is_not_followed(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.hub_faults.append(Reply(302, {"Location": "http://example.invalid/yolov8n-seg.pt"}))
+    with pytest.raises(FetchError, match=r"example\.invalid, to which the download was sent on, must be an https"):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+
+
+def test_a_redirect_in_a_circle(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.hub_faults += [Reply(302, {"Location": "/circle"})] * 50
+    with pytest.raises(FetchError, match="sends on in a circle"):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "place", ["birefnet-x.safetensors", "BiRefNet_x/model.safetensors", f"{REPOSITORY}/model.safetensors"]
+)
+def test_from_a_folder_without_a_network(tmp_path: Path, place: str) -> None:
+    with loopback_hub() as gone:
+        nobody = settings(gone, tmp_path, folder=tmp_path / "stick")
+    source = tmp_path / "stick" / place
+    source.parent.mkdir(parents=True)
+    source.write_bytes(safetensors())
+    path = fetch_weights(MATTE, nobody)
+    assert path.read_bytes() == safetensors()
+    assert files_in(path.parent) == {path.name}
+    pinned = json.loads((tmp_path / "lock.json").read_text())[path.name]
+    assert (pinned["sha256"], pinned["source"], pinned["revision"]) == (digest(safetensors()), "folder", None)
+    path.unlink()
+    source.write_bytes(safetensors(seed=9))
+    with pytest.raises(WrongContent, match="bad checksum"):
+        fetch_weights(MATTE, nobody)
+    assert files_in(path.parent) == set()
+    assert source.exists()
+
+
+def test_a_folder_that_lacks_the_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    with pytest.raises(NotThere, match=r"there is no folder .*/none"):
+        fetch_weights(MATTE, settings(hub, tmp_path, folder=tmp_path / "none"))
+    (tmp_path / "model.safetensors").write_bytes(safetensors())  # of which repository, nobody can say
+    with pytest.raises(NotThere, match=r"has none of birefnet-x\.safetensors, BiRefNet_x/model\.safetensors, owner/"):
+        fetch_weights(MATTE, settings(hub, tmp_path, folder=tmp_path))
+    assert hub.hub.received == []
+
+
+def test_a_folder_that_cannot_be_written_to(hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("a file")
+    with pytest.raises(DiskTrouble, match=r"cannot write to .*/weights: .*; choose another folder: --output DIR"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+
+
+def test_a_disk_with_too_little_room_is_seen_before_anything_is_fetched(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * MIB))
+    with pytest.raises(DiskTrouble, match=r"weights has 2 MiB free, and 3 MiB are to come; free some room"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    assert hub.cdn.received == []
+    with pytest.raises(DiskTrouble, match="has 2 MiB free"):
+        fetch_weights(DETECTOR, settings(hub, tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_each_kind_of_a_full_disk(tmp_path: Path, number: int) -> None:
+    with pytest.raises(DiskTrouble, match="is full; what was fetched is kept"), writing(tmp_path):
+        raise OSError(number, "no room")
+
+
+def test_two_fetches_do_not_write_the_same_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(FetchError, match="another fetch is writing to"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://a.b", "http://example.org", "example.org", "https://", "http://127.0.0.1.evil.org"]
+)
+def test_addresses_that_are_not_safe(address: str) -> None:
+    with pytest.raises(FetchError, match="--mirror must be an https:// address"):
+        check_address(address, "--mirror")
+
+
+@pytest.mark.parametrize(
+    "address", ["https://hub.example.org/path", "http://127.0.0.1:80", "http://localhost:8080", "http://[::1]:1"]
+)
+def test_addresses_that_are(address: str) -> None:
+    check_address(address, "--mirror")
+
+
+def test_an_address_shows_without_its_password() -> None:
+    assert host_of("https://me:secret@hub.example.org/x") == "hub.example.org"

@@ -15,9 +15,11 @@ import errno
 import os
 import re
 import shutil
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -275,7 +277,7 @@ def _once(
             check_room(part.parent, total - have)
         progress.reset(total)
         progress.update(have)
-        for chunk in answer.iter_raw(CHUNK_BYTES):
+        for chunk in answer.iter_raw():  # as it arrives: what is gathered first is lost when the connection breaks
             if total is not None and file.tell() + len(chunk) > total:
                 _empty(part, file)
                 raise WrongContent(f"{host_of(remote.url)} sends more than the {total} bytes it announced")
@@ -328,7 +330,13 @@ def _client() -> httpx.Client:
     def check(request: httpx.Request) -> None:
         check_address(str(request.url), f"{request.url.host}, to which the download was sent on,")
 
-    return httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, event_hooks={"request": [check]})
+    return httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, verify=_trust(), event_hooks={"request": [check]})
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    """Whom to trust, by SSL_CERT_FILE where it is set. Read once: it takes longer than a small file."""
+    return httpx.create_ssl_context()
 
 
 def _given_up(url: str, why: Exception) -> FetchError:

@@ -183,6 +183,7 @@ def copy_part(found: Path, final: Path) -> Path:
         raise NotThere(f"{found} cannot be read: {error.strerror or error}") from None
     try:
         with source, writing(final.parent):
+            final.parent.mkdir(parents=True, exist_ok=True)
             check_room(final.parent, os.fstat(source.fileno()).st_size)
             with part.open("wb") as target:
                 while chunk := source.read(CHUNK_BYTES):

@@ -33,12 +33,13 @@ class Received:
 
 @dataclass
 class Reply:
-    """An answer; `stop_after` breaks the connection after so many bytes of the body."""
+    """An answer; `stop_after` ends the connection after so many bytes of the body, `reset` in the rude way."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     stop_after: int | None = None
+    reset: bool = False
 
 
 @dataclass
@@ -81,15 +82,21 @@ class Site:
                 if reply.stop_after is not None:
                     self.wfile.flush()
                     self.close_connection = True
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.connection.shutdown(socket.SHUT_WR)
+                    if reply.reset:
+                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    else:
+                        self.connection.shutdown(socket.SHUT_WR)
 
             do_GET = do_HEAD = _serve  # noqa: N815 - the names that http.server calls
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A client that hangs up early is what some tests are about."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -194,11 +201,11 @@ def _error(status: int, code: str, message: str) -> Reply:
     return Reply(status, headers, json.dumps({"error": message}).encode())
 
 
-def breaks_after(size_bytes: int) -> Callable[[Reply], Reply]:
-    """A fault: the connection ends in the middle of the body."""
+def breaks_after(size_bytes: int, reset: bool = False) -> Callable[[Reply], Reply]:
+    """A fault: the connection ends in the middle of the body. After a reset even less may have arrived."""
 
     def fault(reply: Reply) -> Reply:
-        reply.stop_after = size_bytes
+        reply.stop_after, reply.reset = size_bytes, reset
         return reply
 
     return fault

@@ -30,6 +30,13 @@ from tests.export.test_catalog import SMALL  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    """One client of huggingface_hub for all tests, and none after them."""
+    yield
+    huggingface_hub.close_session()
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
@@ -37,7 +44,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     with loopback_hub() as running:
         yield filled(running)
-    huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -249,6 +249,8 @@ def _once(
         if have == remote.size_bytes:
             return
         have = _empty(part, file)
+    if have and not remote.is_fixed and not version.etag:
+        have = _empty(part, file)  # nothing would say whether the rest is of the same version
     headers = {**remote.headers, "Accept-Encoding": "identity", "User-Agent": "cutaway-export"}
     if have:
         headers["Range"] = f"bytes={have}-"

@@ -5,28 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub")
 
-from export.download import (  # noqa: E402
+from export.download import (
     DiskTrouble,
     FetchError,
-    NoNetwork,
-    NotAllowed,
     NotThere,
     WrongContent,
     check_address,
     host_of,
     writing,
 )
-from export.fetch import alone_in, fetch_weights  # noqa: E402
-from export.pins import PinsError  # noqa: E402
-from tests.export.fetching import (  # noqa: E402
+from export.fetch import alone_in, fetch_weights
+from export.pins import PinsError
+from tests.export.fetching import (
     COMMIT,
     DETECTOR,
     LATER,
@@ -37,30 +33,11 @@ from tests.export.fetching import (  # noqa: E402
     archive,
     digest,
     files_in,
-    filled,
     known,
     safetensors,
     settings,
 )
-from tests.export.loopback_hub import LoopbackHub, Reply, breaks_after, loopback_hub  # noqa: E402
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """One client of huggingface_hub for all tests, and none after them."""
-    yield
-    huggingface_hub.close_session()
-
-
-@pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
-    with loopback_hub() as running:
-        yield filled(running)
-
-
-def ranges(hub: LoopbackHub) -> list[str | None]:
-    """Of each request to the CDN, what part it asked for."""
-    return [each.headers.get("range") for each in hub.cdn.received]
+from tests.export.loopback_hub import LoopbackHub, loopback_hub
 
 
 def test_from_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -98,6 +75,17 @@ def test_a_first_download_is_pinned_and_later_ones_are_held_to_it(hub: LoopbackH
     path.unlink()
     assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
     assert hub.hub.received[-1].path == f"/{REPOSITORY}/resolve/{COMMIT}/model.safetensors"
+
+
+def test_a_pin_leaves_the_others_alone(hub: LoopbackHub, tmp_path: Path) -> None:
+    for weights in (MATTE, DETECTOR):
+        fetch_weights(weights, settings(hub, tmp_path))
+    pins = json.loads((tmp_path / "lock.json").read_text())
+    assert {name: pin["sha256"] for name, pin in pins.items()} == {
+        "birefnet-x.safetensors": digest(safetensors()),
+        "yolov8n-seg.pt": digest(archive()),
+    }
+    assert (pins["yolov8n-seg.pt"]["source"], pins["yolov8n-seg.pt"]["revision"]) == ("owner/assets", "v1")
 
 
 def test_a_file_that_was_changed_at_the_hub_is_refused_before_it_is_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -176,125 +164,6 @@ def test_a_file_of_unknown_origin_is_not_overwritten(hub: LoopbackHub, tmp_path:
     assert not (tmp_path / "lock.json").exists()
 
 
-def test_a_broken_connection_goes_on_where_it_stopped(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults += [breaks_after(MIB + 5), breaks_after(MIB), breaks_after(17)]
-    path = fetch_weights(MATTE, settings(hub, tmp_path))
-    assert path.read_bytes() == safetensors()
-    first, *others = ranges(hub)
-    assert first is None
-    begins = [int(str(each).removeprefix("bytes=").removesuffix("-")) for each in others]
-    assert begins == [MIB + 5, 2 * MIB + 5, 2 * MIB + 22]
-
-
-def test_connections_that_are_reset(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults += [breaks_after(2 * MIB, reset=True), breaks_after(9, reset=True)]
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
-    assert len(hub.cdn.received) == 3
-
-
-@pytest.mark.parametrize("weights", [MATTE, known(DETECTOR, archive())], ids=["hub", "release"])
-def test_a_later_run_goes_on_where_the_first_was_given_up(hub: LoopbackHub, tmp_path: Path, weights: object) -> None:
-    hub.faults += [breaks_after(2 * MIB), *[breaks_after(0)] * 2]
-    with pytest.raises(NoNetwork, match=r"cannot be reached .*; what was fetched is kept"):
-        fetch_weights(weights, settings(hub, tmp_path))  # type: ignore[arg-type]
-    (part,) = files_in(tmp_path / "weights")
-    assert part.endswith(".part")
-    size = (tmp_path / "weights" / part).stat().st_size
-    assert size == 2 * MIB
-    before = len(hub.cdn.received)
-    path = fetch_weights(weights, settings(hub, tmp_path))  # type: ignore[arg-type]
-    assert path.read_bytes() in (safetensors(), archive())
-    assert ranges(hub)[before:] == [f"bytes={size}-"]
-    assert files_in(tmp_path / "weights") == {path.name}
-
-
-def test_an_asset_that_changes_while_the_connection_is_broken_is_fetched_anew(hub: LoopbackHub, tmp_path: Path) -> None:
-    """Without a known digest a part is joined only with the rest of the same version."""
-
-    def change(reply: Reply) -> Reply:
-        (served,) = hub.served
-        hub.served[served] = archive(seed=9)
-        return breaks_after(2 * MIB)(reply)
-
-    hub.faults.append(change)
-    assert fetch_weights(DETECTOR, settings(hub, tmp_path)).read_bytes() == archive(seed=9)
-
-
-def test_a_part_of_an_asset_without_a_known_digest_is_not_used_in_a_later_run(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults += [breaks_after(2 * MIB), *[breaks_after(0)] * 2]
-    with pytest.raises(NoNetwork):
-        fetch_weights(DETECTOR, settings(hub, tmp_path))
-    (served,) = hub.served
-    hub.served[served] = archive(seed=9)
-    before = len(hub.cdn.received)
-    assert fetch_weights(DETECTOR, settings(hub, tmp_path)).read_bytes() == archive(seed=9)
-    assert ranges(hub)[before:] == [None]
-
-
-def test_a_server_without_ranges_sends_the_file_anew(hub: LoopbackHub, tmp_path: Path) -> None:
-    def whole(_: Reply) -> Reply:
-        return Reply(200, {}, safetensors())
-
-    hub.faults += [breaks_after(2 * MIB), whole]
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
-
-
-def test_a_server_that_sends_another_part_is_not_believed(hub: LoopbackHub, tmp_path: Path) -> None:
-    def shifted(reply: Reply) -> Reply:
-        size = len(safetensors())
-        return Reply(206, {"Content-Range": f"bytes 0-{size - 1}/{size}"}, safetensors())
-
-    hub.faults += [breaks_after(2 * MIB), shifted]
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
-    assert ranges(hub)[-1] is None
-
-
-def test_a_part_that_is_whole_is_not_fetched_again(hub: LoopbackHub, tmp_path: Path) -> None:
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    (weights / f"birefnet-x.safetensors.{digest(safetensors())[:12]}.part").write_bytes(safetensors())
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
-    assert hub.cdn.received == []
-
-
-def test_a_part_with_wrong_bytes_is_found_out(hub: LoopbackHub, tmp_path: Path) -> None:
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    part = weights / f"birefnet-x.safetensors.{digest(safetensors())[:12]}.part"
-    part.write_bytes(b"x" * MIB)
-    with pytest.raises(WrongContent, match="bad checksum"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-    assert files_in(weights) == set()
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
-
-
-def test_more_bytes_than_announced(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults.append(lambda reply: Reply(200, {}, safetensors() + b"more"))
-    with pytest.raises(WrongContent, match=r"sends \d+ bytes, where \d+ were announced"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-
-
-def test_a_busy_server_is_asked_again(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.hub_faults += [Reply(503), Reply(429)]
-    hub.faults += [lambda _: Reply(503, {"Retry-After": "0"}), lambda _: Reply(500)]
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
-
-
-def test_a_server_that_stays_busy(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.hub_faults += [Reply(503)] * 3
-    with pytest.raises(FetchError, match=r"127\.0\.0\.1 is overloaded or out of order \(status 503\); try again later"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-    hub.faults += [lambda _: Reply(502)] * 3
-    with pytest.raises(FetchError, match=r"127\.0\.0\.1 keeps failing \(it answered 502\)"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-
-
-def test_a_page_in_place_of_the_file(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults.append(lambda _: Reply(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>Log in"))
-    with pytest.raises(WrongContent, match="answered with a web page in place of the file"):
-        fetch_weights(DETECTOR, settings(hub, tmp_path))
-
-
 @pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"<html>" * 20, safetensors()[:-1], safetensors() + b"x"])
 def test_a_file_of_another_form_is_never_pinned(hub: LoopbackHub, tmp_path: Path, content: bytes) -> None:
     hub.repositories[REPOSITORY].files[COMMIT] = {"model.safetensors": content}
@@ -321,109 +190,6 @@ def test_the_token_goes_to_the_hub_and_no_further(hub: LoopbackHub, tmp_path: Pa
     assert all("/resolve/" in each for each in with_token)
     assert all(TOKEN not in str(each.headers) for each in hub.cdn.received)
     assert TOKEN not in repr(settings(hub, tmp_path, token=TOKEN))
-
-
-@pytest.mark.parametrize(
-    ("gated", "token", "kind", "line"),
-    [
-        (
-            True,
-            None,
-            NotAllowed,
-            "owner/BiRefNet_x is gated; accept its licence at {hub}/owner/BiRefNet_x, make a token",
-        ),
-        (
-            True,
-            TOKEN,
-            NotAllowed,
-            "the account of your token has no access; accept its licence at {hub}/owner/BiRefNet_x",
-        ),
-        (
-            False,
-            "hf_wrong",
-            NotAllowed,
-            "127.0.0.1 refused your token for owner/BiRefNet_x (status 401); make a new one",
-        ),
-    ],
-)
-def test_401_and_403(
-    hub: LoopbackHub, tmp_path: Path, gated: bool, token: str | None, kind: type[Exception], line: str
-) -> None:
-    hub.repositories[REPOSITORY].gated = gated
-    with pytest.raises(kind) as refused:
-        fetch_weights(MATTE, settings(hub, tmp_path, token=token))
-    assert line.format(hub=hub.url) in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert token is None or token not in str(refused.value)
-    assert len(hub.hub.received) == 1, "asking again would not help"
-
-
-@pytest.mark.parametrize(
-    ("change", "token", "line"),
-    [
-        (
-            {"repository": "owner/none"},
-            None,
-            "127.0.0.1 has no repository owner/none, or it is private; for a private one",
-        ),
-        (
-            {"repository": "owner/none"},
-            TOKEN,
-            "owner/none, or it is private; the account of your token does not see it",
-        ),
-        ({"revision": "v9"}, None, "127.0.0.1 has no revision v9 of owner/BiRefNet_x"),
-        ({"file": "none.safetensors"}, None, "127.0.0.1 has no none.safetensors in owner/BiRefNet_x at main"),
-    ],
-)
-def test_404_of_the_hub(hub: LoopbackHub, tmp_path: Path, change: dict[str, str], token: str | None, line: str) -> None:
-    with pytest.raises(NotThere) as missing:
-        fetch_weights(replace(MATTE, **change), settings(hub, tmp_path, token=token))  # type: ignore[arg-type]
-    assert line in str(missing.value)
-    assert "\n" not in str(missing.value)
-
-
-def test_404_and_403_of_a_release(hub: LoopbackHub, tmp_path: Path) -> None:
-    with pytest.raises(NotThere, match=r"127\.0\.0\.1 has no yolov8n-seg\.pt in release v2 of owner/assets"):
-        fetch_weights(replace(DETECTOR, revision="v2"), settings(hub, tmp_path))
-    hub.faults.append(lambda _: Reply(403))
-    with pytest.raises(NotAllowed, match=r"refuses yolov8n-seg\.pt of release v1 of owner/assets \(status 403\)"):
-        fetch_weights(DETECTOR, settings(hub, tmp_path))
-
-
-def test_a_signature_that_ran_out_is_made_anew_by_the_next_run(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults.append(lambda _: Reply(403))
-    with pytest.raises(NotAllowed, match="wants a token for owner/BiRefNet_x"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
-
-
-def test_a_server_that_is_no_hub(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.hub_faults.append(Reply(200, {"Content-Type": "text/plain"}, b"hello"))
-    with pytest.raises(FetchError, match="does not answer as a Hub does"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-
-
-@pytest.mark.parametrize("weights", [MATTE, DETECTOR], ids=["hub", "release"])
-def test_no_network(tmp_path: Path, weights: object) -> None:
-    with loopback_hub() as stopped:
-        nobody = settings(stopped, tmp_path)
-    with pytest.raises(
-        NoNetwork, match=r"127\.0\.0\.1 cannot be reached \(.*\); check the network, or take the files"
-    ) as gone:
-        fetch_weights(weights, nobody)  # type: ignore[arg-type]
-    assert "\n" not in str(gone.value)
-
-
-def test_a_redirect_to_an_open_address_is_not_followed(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.hub_faults.append(Reply(302, {"Location": "http://example.invalid/yolov8n-seg.pt"}))
-    with pytest.raises(FetchError, match=r"example\.invalid, to which the download was sent on, must be an https"):
-        fetch_weights(DETECTOR, settings(hub, tmp_path))
-
-
-def test_a_redirect_in_a_circle(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.hub_faults += [Reply(302, {"Location": "/circle"})] * 50
-    with pytest.raises(FetchError, match="sends on in a circle"):
-        fetch_weights(DETECTOR, settings(hub, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 
 import pytest
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub")
 
-from export.__main__ import main  # noqa: E402
-from export.catalog import load_catalog  # noqa: E402
-from tests.export.fetching import (  # noqa: E402
+from export.__main__ import main
+from export.catalog import load_catalog
+from tests.export.fetching import (
     MIB,
     REPOSITORY,
     TOKEN,
     archive,
     digest,
     files_in,
-    filled,
     safetensors,
 )
-from tests.export.loopback_hub import LoopbackHub, loopback_hub  # noqa: E402
-from tests.export.test_catalog import SMALL  # noqa: E402
+from tests.export.loopback_hub import LoopbackHub, Reply, breaks_after
+from tests.export.test_catalog import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """One client of huggingface_hub for all tests, and none after them."""
-    yield
-    huggingface_hub.close_session()
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    with loopback_hub() as running:
-        yield filled(running)
 
 
 @pytest.fixture
@@ -200,3 +184,32 @@ def test_a_disk_that_fills_up_in_the_middle(hub: LoopbackHub, tmp_path: Path, ta
     assert main(arguments(tmp_path, table, "--mirror", hub.url)) == 0
     assert [each.headers.get("range") for each in hub.cdn.received][1] == f"bytes={2 * MIB}-"
     assert (tmp_path / "weights" / "birefnet-lite.safetensors").read_bytes() == safetensors()
+
+
+def test_stopped_by_hand(hub: LoopbackHub, tmp_path: Path, table: Path) -> None:
+    """Ctrl-C while the file is on its way: one line, no traceback, and the next run goes on from there."""
+    on_its_way, let_go = threading.Event(), threading.Event()
+
+    def hangs(reply: Reply) -> Reply:
+        on_its_way.set()
+        let_go.wait(30)
+        return reply
+
+    hub.faults += [breaks_after(MIB), hangs]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "export", *arguments(tmp_path, table, "--mirror", hub.url)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "client")))},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with running:
+        try:
+            assert on_its_way.wait(30)
+            running.send_signal(signal.SIGINT)
+            _, errors = running.communicate(timeout=30)
+        finally:
+            let_go.set()
+            running.kill()
+    assert (running.returncode, errors) == (130, "export: stopped; run it again to go on from here\n")
+    (part,) = files_in(tmp_path / "weights")
+    assert (tmp_path / "weights" / part).stat().st_size == MIB

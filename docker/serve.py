@@ -1,0 +1,235 @@
+"""What the GPU image runs: NVIDIA's tritonserver on the mounted repository, watched by a small picture.
+
+Triton of this release reports ready although a model's process is dead, and Docker does not restart what is only
+unhealthy. So this process sends the small picture itself and ends when nothing comes back: the restart policy of
+docker-compose.yml then starts the container anew.
+
+Settings come from the environment; .env.example explains them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from runtime.checks import RuntimeProblem, shm_shortage
+from runtime.compose import SOURCE, read_config
+from runtime.health import CANARY_INTERVAL_S, Probe, Watch
+from runtime.process import (
+    ALLOCATOR,
+    CLOSED_APIS,
+    EXIT_TIMEOUT_S,
+    KILL_MARGIN_S,
+    SHM_GROWTH_BYTES,
+    SHM_START_BYTES,
+    Extras,
+)
+
+TRITONSERVER = Path("/opt/tritonserver/bin/tritonserver")
+HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
+"""Inside the container; docker-compose.yml says where they appear outside."""
+
+CLOSED = (*CLOSED_APIS, "model-config")
+"""The endpoints that only who has the key may use. Statistics stay open: they tell no more than the metrics do."""
+KEY_HEADER = "cutaway-admin"
+"""The HTTP header that carries the key; over gRPC it is `triton-grpc-protocol-cutaway-admin`."""
+KEY_FORM = re.compile(r"[A-Za-z0-9._-]{16,}")
+
+LOOK_INTERVAL_S = 0.5
+PLAN = "model.plan"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How Triton is to run.
+
+    Attributes:
+        repository: the model repository, which may be read-only.
+        key: opens the closed endpoints; a random one that nobody knows where none was given.
+        exit_timeout_s: how long pictures under way may take when the container is stopped.
+        verbose: Triton's own log level, 0 to 4.
+        traces_url: where OTLP over HTTP takes spans; none where empty.
+        address, http_port, grpc_port, metrics_port: where Triton listens.
+        tritonserver: the program.
+    """
+
+    repository: Path
+    key: str
+    exit_timeout_s: int = EXIT_TIMEOUT_S
+    verbose: int = 0
+    traces_url: str = ""
+    address: str = "0.0.0.0"  # noqa: S104 - inside a container; the compose file publishes on loopback by default
+    http_port: int = HTTP_PORT
+    grpc_port: int = GRPC_PORT
+    metrics_port: int = METRICS_PORT
+    tritonserver: Path = TRITONSERVER
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """The settings in an environment. An empty variable counts as none.
+
+        Raises:
+            RuntimeProblem: with one line that names the variable at fault.
+        """
+        key = environment.get("CUTAWAY_ADMIN_KEY") or secrets.token_hex(16)
+        if not KEY_FORM.fullmatch(key):
+            raise RuntimeProblem("CUTAWAY_ADMIN_KEY needs at least 16 letters, digits, dots, dashes or underscores")
+        return cls(
+            repository=SOURCE,
+            key=key,
+            exit_timeout_s=_whole(environment, "CUTAWAY_EXIT_TIMEOUT_S", EXIT_TIMEOUT_S, 1, 3600),
+            verbose=_whole(environment, "CUTAWAY_LOG_VERBOSE", 0, 0, 4),
+            traces_url=environment.get("CUTAWAY_TRACES_URL", ""),
+        )
+
+
+def _whole(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = environment.get(name) or str(default)
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise RuntimeProblem(f"{name} is to be a whole number from {least} to {most}, and is {text!r}")
+    return int(text)
+
+
+def command(settings: Settings) -> list[str]:
+    """Triton's command line."""
+    closed = f"{','.join(CLOSED)}:{KEY_HEADER}={settings.key}"
+    return [
+        str(settings.tritonserver),
+        f"--model-repository={settings.repository}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        f"--exit-timeout-secs={settings.exit_timeout_s}",
+        f"--http-address={settings.address}",
+        f"--http-port={settings.http_port}",
+        f"--grpc-address={settings.address}",
+        f"--grpc-port={settings.grpc_port}",
+        f"--metrics-address={settings.address}",
+        f"--metrics-port={settings.metrics_port}",
+        f"--http-restricted-api={closed}",
+        f"--grpc-restricted-protocol={closed}",
+        f"--backend-config=python,shm-default-byte-size={SHM_START_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+        "--backend-config=python,stub-timeout-seconds=120",
+        f"--log-verbose={settings.verbose}",
+        *Extras(traces_url=settings.traces_url).arguments,
+    ]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with what the models' processes want, where nothing else was asked for."""
+    wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **ALLOCATOR}
+    return {**wanted, **os.environ}
+
+
+def check_repository(repository: Path) -> int:
+    """How many Python processes the repository needs.
+
+    Raises:
+        RuntimeProblem: where a TensorRT plan is missing.
+    """
+    processes = 0
+    for folder in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
+        config = read_config(folder)
+        if config.backend == "python":
+            processes += sum(group.count for group in config.instance_group)
+        elif config.platform == "tensorrt_plan" and not any(folder.glob(f"[1-9]*/{PLAN}")):
+            raise RuntimeProblem(
+                f"{folder.name} has no TensorRT plan ({folder / '1' / PLAN}); plans are built on the machine that "
+                "serves them, see docs/deploy.md"
+            )
+    if not processes:
+        raise RuntimeProblem(f"there is no pipeline in {repository}; is CUTAWAY_MODELS the model repository?")
+    return processes
+
+
+def supervise(
+    triton: subprocess.Popen[bytes],
+    probe: Probe,
+    stopping: threading.Event,
+    *,
+    patience_s: float,
+    canary_interval_s: float = CANARY_INTERVAL_S,
+) -> int:
+    """Watch Triton until it ends, and return the container's exit status: 0 only where the end was asked for.
+
+    Args:
+        triton: the running server. Whoever sets `stopping` has told it to end.
+        probe: asks it.
+        stopping: set when the container is to stop.
+        patience_s: how long the server may take to end then.
+        canary_interval_s: how often an idle server is sent the small picture.
+    """
+    watch: Watch | None = None
+    try:
+        while not stopping.wait(LOOK_INTERVAL_S):
+            if triton.poll() is not None:
+                status = _exit_status(triton)
+                say(f"Triton ended by itself with status {status}; its last lines say why")
+                return status or 1
+            if watch is None:
+                if probe.ready():
+                    say("the models are loaded")
+                    watch = Watch(probe, interval_s=canary_interval_s)
+                continue
+            complaint = watch.look()
+            if complaint is not None:
+                say(f"the server is no longer of use ({complaint}); ending, so that the container is restarted")
+                return 1
+        say("stopping: pictures under way are finished")
+        try:
+            triton.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            say(f"Triton did not end within {patience_s:g} s and is killed")
+        return 0
+    finally:
+        if watch is not None:
+            watch.close()
+        if triton.poll() is None:
+            triton.kill()
+            triton.wait()
+
+
+def _exit_status(triton: subprocess.Popen[bytes]) -> int:
+    return triton.returncode if triton.returncode >= 0 else 128 - triton.returncode
+
+
+def say(line: str) -> None:
+    print(f"cutaway: {line}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    try:
+        settings = Settings.read(os.environ)
+        processes = check_repository(settings.repository)
+    except RuntimeProblem as problem:
+        say(f"error: {problem}")
+        return 1
+    shortage = shm_shortage(processes)
+    if shortage is not None:
+        say(f"warning: {shortage}; CUTAWAY_SHM_SIZE sets it")
+    stopping = threading.Event()
+    triton = subprocess.Popen(command(settings), env=environment())
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        if triton.poll() is None:
+            triton.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    probe = Probe("127.0.0.1", settings.http_port)
+    return supervise(triton, probe, stopping, patience_s=settings.exit_timeout_s + KILL_MARGIN_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""docker-compose.yml keeps to its schema, its settings are explained, and its services are closed up and sized."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.checks import SHM_BYTES_PER_PROCESS
+from runtime.compose import PIPELINE, SOURCE, read_config
+from runtime.devices import MAX_INSTANCES
+from runtime.process import KILL_MARGIN_S
+from runtime.weights import NETWORKS
+from tests.docker.parts import COMPOSE, ROOT, VARIABLE, bytes_of, final_stage, script, seconds, services
+
+EXAMPLE = ROOT / ".env.example"
+SERVICES = services()
+SERVERS = ("server", "cpu")
+SHM_FACTOR = 2
+"""Twice what one process may need, since regions grow in steps and are not given back."""
+
+
+def settings() -> dict[str, str]:
+    """The settings of .env.example."""
+    return dict(re.findall(r"^(\w+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
+
+
+def check_schema(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_it_keeps_to_the_compose_schema(tmp_path: Path) -> None:
+    checked = check_schema(COMPOSE)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text(COMPOSE.read_text().replace("read_only: true", "readonly: true"))
+    assert check_schema(wrong).returncode == 1
+
+
+def test_every_setting_is_explained_with_its_default() -> None:
+    used: dict[str, set[str]] = {}
+    for name, default in VARIABLE.findall(COMPOSE.read_text()):
+        used.setdefault(name, set()).add(default)
+    assert {name: {value} for name, value in settings().items()} == used
+
+
+def test_the_page_on_deploying_lists_every_setting() -> None:
+    listed = re.findall(r"`(CUTAWAY_\w+)`", (ROOT / "docs" / "deploy.md").read_text())
+    assert set(listed) == set(settings())
+
+
+def test_every_setting_has_words_before_it() -> None:
+    explained = False
+    for line in EXAMPLE.read_text().splitlines():
+        if line.startswith("#"):
+            explained = not line.startswith("# ----")
+        elif not line:
+            explained = False
+        else:
+            assert explained, f"{line} is not explained"
+
+
+def test_every_setting_in_a_container_is_read_there() -> None:
+    pipeline = (SOURCE / PIPELINE / "1" / "model.py").read_text()
+    readers = {
+        "server": (ROOT / "docker" / "serve.py").read_text(),
+        "cpu": (ROOT / "docker" / "serve_cpu.sh").read_text(),
+    }
+    for service, reader in readers.items():
+        for name in SERVICES[service]["environment"]:
+            assert name in reader + pipeline, f"{service} sets {name}, which nothing reads"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_closed_up_and_its_log_is_rotated(name: str) -> None:
+    service = SERVICES[name]
+    assert service["user"] == "1000:1000"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"max-size", "max-file"} <= set(service["logging"]["options"])
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_is_published_on_loopback_and_reads_its_models_only(name: str) -> None:
+    service = SERVICES[name]
+    assert [port.split(":")[0] for port in service["ports"]] == ["127.0.0.1"] * 3
+    assert [volume.rsplit(":", 1)[1] for volume in service["volumes"]] == ["ro"]
+
+
+def test_plans_are_built_in_the_image_that_serves_them() -> None:
+    server, export = SERVICES["server"], SERVICES["export"]
+    for key in ("image", "build", "deploy"):
+        assert export[key] == server[key], key
+    assert export["volumes"][0] == server["volumes"][0].removesuffix(":ro")
+
+
+def test_only_the_gpu_server_starts_by_itself() -> None:
+    assert {name: service.get("profiles") for name, service in SERVICES.items()} == {
+        "server": None,
+        "export": ["export"],
+        "cpu": ["cpu"],
+    }
+
+
+def test_shared_memory_is_reckoned_from_the_processes() -> None:
+    pipelines = sum(group.count for group in read_config(SOURCE / PIPELINE).instance_group)
+    each = SHM_FACTOR * SHM_BYTES_PER_PROCESS
+    assert bytes_of(SERVICES["server"]["shm_size"]) == pipelines * each
+    assert bytes_of(SERVICES["cpu"]["shm_size"]) == (MAX_INSTANCES + len(NETWORKS)) * each
+    assert f"({pipelines})" in EXAMPLE.read_text(), ".env.example names another number of instances"
+
+
+def test_docker_waits_for_pictures_under_way() -> None:
+    exit_timeout_s = float(SERVICES["server"]["environment"]["CUTAWAY_EXIT_TIMEOUT_S"])
+    for name in SERVERS:
+        assert seconds(SERVICES[name]["stop_grace_period"]) >= exit_timeout_s + 2 * KILL_MARGIN_S
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_health_is_the_canary_and_has_time_for_it(name: str) -> None:
+    check = SERVICES[name]["healthcheck"]
+    assert check["test"][-1] == "/opt/cutaway/docker/healthcheck.py"
+    assert seconds(check["timeout"]) > 2 * script("healthcheck").TIMEOUT_S
+    own = next(one for one in final_stage(ROOT / SERVICES[name]["build"]["dockerfile"]) if one.name == "HEALTHCHECK")
+    assert check["test"][-1] in own.text, "the image itself has another health check"
+
+
+def test_settings_reach_the_services() -> None:
+    chosen = {"CUTAWAY_BIND": "0.0.0.0", "CUTAWAY_HTTP_PORT": "9000", "CUTAWAY_SHM_SIZE": "1024m"}
+    server = services(chosen)["server"]
+    assert server["ports"][0] == "0.0.0.0:9000:8000"
+    assert server["shm_size"] == "1024m"

@@ -1,0 +1,298 @@
+"""What the containers start: settings into command lines, the health check, the supervision. No Docker needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc
+
+from runtime.__main__ import _parser
+from runtime.checks import RuntimeProblem, check_machine, free_ports
+from runtime.compose import SOURCE
+from runtime.health import Answer, Probe, Verdict
+from runtime.process import STUB_NAME, _environment
+from tests.docker.parts import ROOT, script
+
+serve, healthcheck, export = script("serve"), script("healthcheck"), script("export")
+KEY = "a-key-of-these-tests"
+START_S = 120.0
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def test_triton_knows_every_flag() -> None:
+    settings = serve.Settings.read({"CUTAWAY_TRACES_URL": "http://collector:4318/v1/traces"})
+    files = check_machine()
+    shown = subprocess.run(
+        [files.server, "--help"], env=_environment(files), capture_output=True, text=True, check=False
+    )
+    known = set(re.findall(r"^\s+(--[a-z-]+)", shown.stdout + shown.stderr, re.MULTILINE))
+    flags = {argument.split("=")[0] for argument in serve.command(settings)[1:]}
+    assert "--trace-config" in flags
+    assert flags <= known
+
+
+def test_settings_are_read_and_empty_ones_are_none() -> None:
+    settings = serve.Settings.read({"CUTAWAY_EXIT_TIMEOUT_S": "5", "CUTAWAY_LOG_VERBOSE": "", "CUTAWAY_ADMIN_KEY": KEY})
+    assert (settings.exit_timeout_s, settings.verbose, settings.key) == (5, 0, KEY)
+    command = serve.command(settings)
+    assert "--exit-timeout-secs=5" in command
+    assert f"--model-repository={SOURCE}" in command
+    assert not any(argument.startswith("--trace-config") for argument in command)
+
+
+def test_a_key_that_nobody_gave_is_another_each_time() -> None:
+    keys = {serve.Settings.read({"CUTAWAY_ADMIN_KEY": ""}).key for _ in range(3)}
+    assert len(keys) == 3 and all(len(key) == 32 for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CUTAWAY_ADMIN_KEY", "short"),
+        ("CUTAWAY_ADMIN_KEY", "sixteen-letters,and:more=bad"),
+        ("CUTAWAY_EXIT_TIMEOUT_S", "0"),
+        ("CUTAWAY_EXIT_TIMEOUT_S", "30s"),
+        ("CUTAWAY_LOG_VERBOSE", "5"),
+    ],
+)
+def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+    with pytest.raises(RuntimeProblem, match=f"^{name} "):
+        serve.Settings.read({name: value})
+
+
+def test_plans_have_to_be_there(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("*.plan"))
+    for name in ("birefnet_trt", "yolov8_seg"):
+        with pytest.raises(RuntimeProblem, match=f"^{name} has no TensorRT plan"):
+            serve.check_repository(repository)
+        (repository / name / "1").mkdir(exist_ok=True)
+        (repository / name / "1" / "model.plan").touch()
+    assert serve.check_repository(repository) == 4
+    with pytest.raises(RuntimeProblem, match="CUTAWAY_MODELS"):
+        serve.check_repository(tmp_path / "nothing")
+
+
+def test_a_profile_alone_means_its_plans() -> None:
+    assert export.arguments(["general", "--force"]) == ["plan", "general", "--force"]
+    assert export.arguments(["verify", "--reference", "x"]) == ["verify", "--reference", "x"]
+    assert export.arguments([]) == ["--help"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_settings_of_the_cpu_server_are_arguments_that_it_knows(tmp_path: Path, named: bool) -> None:
+    told = tmp_path / "python"
+    told.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    told.chmod(0o755)
+    values = {
+        "CUTAWAY_PROFILE": "lite",
+        "CUTAWAY_INSTANCES": "3",
+        "CUTAWAY_THREADS": "2",
+        "CUTAWAY_QUEUE_SIZE": "5",
+        "CUTAWAY_LOG_VERBOSE": "1",
+        "CUTAWAY_TRACES_URL": "http://collector:4318/v1/traces",
+    }
+    environment = {name: value if named else "" for name, value in values.items()}
+    said = subprocess.run(
+        [ROOT / "docker" / "serve_cpu.sh"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert said[:2] == ["-m", "runtime"]
+    options = _parser().parse_args(said[2:])
+    assert (options.address, options.device, str(options.cache_dir)) == ("0.0.0.0", "cpu", "/var/cache/cutaway")
+    chosen = (options.profile, options.instances, options.threads, options.queue_size, options.verbose)
+    assert chosen == (("lite", 3, 2, 5, 1) if named else ("nano", None, None, None, 0))
+    assert options.traces_url == (values["CUTAWAY_TRACES_URL"] if named else "")
+
+
+# -------------------------------------------------------------------------------------------- health check
+
+
+@dataclass
+class Server:
+    """Answers a probe as told."""
+
+    verdict: Verdict
+    counts: list[int | None]
+
+    def finished(self) -> int | None:
+        return self.counts.pop(0)
+
+    def canary(self, _timeout_s: float) -> Answer:
+        return Answer(self.verdict, "")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "counts", "well"),
+    [
+        (Verdict.WELL, [3], True),
+        (Verdict.BUSY, [3], True),
+        (Verdict.BROKEN, [3], False),
+        (Verdict.SILENT, [3, 3], False),
+        (Verdict.SILENT, [3, 4], True),
+        (Verdict.SILENT, [None], False),
+        (Verdict.SILENT, [3, None], False),
+    ],
+)
+def test_health_is_a_picture_or_progress(verdict: Verdict, counts: list[int | None], well: bool) -> None:
+    assert healthcheck.healthy(Server(verdict, counts))[0] is well
+
+
+# ----------------------------------------------------------------------- the GPU image's command, on the bundled Triton
+
+
+@dataclass
+class Running:
+    settings: Any
+    triton: subprocess.Popen[bytes]
+
+    @property
+    def probe(self) -> Probe:
+        return Probe("127.0.0.1", self.settings.http_port)
+
+    def wait_ready(self) -> None:
+        waiting = threading.Event()
+        for _ in range(int(START_S / 0.1)):
+            if self.probe.ready():
+                return
+            assert self.triton.poll() is None, "Triton ended while starting"
+            waiting.wait(0.1)
+        raise AssertionError("Triton did not come up")
+
+    def status(self, path: str, **headers: str) -> int:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.settings.http_port}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    def stub(self, model: str) -> int:
+        """The process of a model."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                except OSError:
+                    continue
+                if (
+                    parent == self.triton.pid
+                    and Path(os.fsdecode(words[0])).name == STUB_NAME
+                    and model.encode() in words[1]
+                ):
+                    return int(entry.name)
+        raise AssertionError(f"{model} has no process")
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nano repository and a backend folder, as runtime/ writes them."""
+    from runtime.runs import open_run
+
+    folder = tmp_path_factory.mktemp("docker")
+    command = ["-m", "runtime", "compose", "--device", "cpu", "--instances", "1", str(folder / "repository")]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    run = open_run(folder / "cache")
+    run.link_backend(check_machine())
+    (folder / "backends").symlink_to(run.backends)
+    return folder
+
+
+@pytest.fixture
+def running(composed: Path) -> Iterator[Running]:
+    """A Triton with the command line of the GPU image, but for the addresses, the models and the backend's folder."""
+    files = check_machine()
+    ports = free_ports("127.0.0.1", 3)
+    settings = serve.Settings(composed / "repository", KEY, 5, 0, "", "127.0.0.1", *ports, files.server)
+    command = [*serve.command(settings), f"--backend-directory={composed / 'backends'}"]
+    with (composed / "log").open("wb") as log:
+        triton = subprocess.Popen(command, env=_environment(files), stdout=log, stderr=log, start_new_session=True)
+    server = Running(settings, triton)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(triton.pid, signal.SIGKILL)
+        triton.wait()
+
+
+@pytest.mark.triton
+def test_closed_endpoints_open_with_the_key(running: Running) -> None:
+    closed = (
+        "/v2/models/ensemble_pipeline/config",
+        "/v2/systemsharedmemory/status",
+        "/v2/logging",
+        "/v2/trace/setting",
+    )
+    for path in closed:
+        assert running.status(path) == 403, path
+        assert running.status(path, **{serve.KEY_HEADER: "not-the-key-at-all"}) == 403, path
+        assert running.status(path, **{serve.KEY_HEADER: KEY}) == 200, path
+    for path in ("/v2/health/ready", "/v2/models/ensemble_pipeline", "/v2/models/ensemble_pipeline/stats"):
+        assert running.status(path) == 200, path
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.settings.grpc_port}") as client:
+        for ask in (client.get_model_repository_index, client.get_system_shared_memory_status):
+            with pytest.raises(tritonclient.grpc.InferenceServerException, match="restricted"):
+                ask()
+            ask(headers={f"triton-grpc-protocol-{serve.KEY_HEADER}": KEY})
+
+
+@pytest.mark.triton
+def test_a_dead_pipeline_is_noticed_though_triton_says_ready(
+    running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = str(running.settings.http_port)
+    assert healthcheck.main([port]) == 0
+    outcome: list[int] = []
+    stopping = threading.Event()
+    watcher = threading.Thread(
+        target=lambda: outcome.append(
+            serve.supervise(running.triton, running.probe, stopping, patience_s=1.0, canary_interval_s=3.0)
+        )
+    )
+    watcher.start()
+    os.kill(running.stub("ensemble_pipeline"), signal.SIGKILL)
+    assert running.probe.ready(), "this Triton notices by itself; the health check could be simpler"
+    assert healthcheck.main([port]) == 1
+    watcher.join(60)
+    stopping.set()
+    assert outcome == [1]
+    assert running.triton.poll() is not None
+    assert "no longer of use" in capsys.readouterr().err
+
+
+@pytest.mark.triton
+def test_the_end_that_was_asked_for_is_no_failure(running: Running) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    running.triton.terminate()
+    assert serve.supervise(running.triton, running.probe, stopping, patience_s=30.0) == 0
+    assert running.triton.returncode == 0
+
+
+def test_an_end_that_nobody_asked_for_is_a_failure() -> None:
+    for status, told in ((3, 3), (0, 1)):
+        gone = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"])
+        assert serve.supervise(gone, Probe("127.0.0.1", 9), threading.Event(), patience_s=1.0) == told

@@ -89,6 +89,18 @@ def test_what_is_started_is_in_the_image(dockerfile: Path, tmp_path: Path) -> No
         assert file.suffix == ".py" or os.access(file, os.X_OK), f"{path} cannot be executed"
 
 
+@each
+def test_packages_reach_an_isolated_python(dockerfile: Path) -> None:
+    """The bundled Triton's Python backend ignores PYTHONPATH, so the images use a .pth file and look as it does."""
+    runs = [one.text for one in final_stage(dockerfile) if one.name == "RUN"]
+    setup = next(text for text in runs if "cutaway.pth" in text)
+    assert "/opt/cutaway/client" in setup
+    imported = re.search(r"python3? -I -c 'import ([^;']+)", setup)
+    assert imported is not None, "nothing looks whether an isolated Python finds the packages"
+    assert {"cutaway", "cv2", "isal", "numpy", "PIL"} <= set(imported[1].split(", "))
+    assert not any("PYTHONPATH" in one.text for one in final_stage(dockerfile) if one.name == "ENV")
+
+
 def run_in(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a laid-out image: the checkout is not on its path."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}:{folder / 'client'}", "PYTHONSAFEPATH": "1"}

@@ -1,8 +1,8 @@
 """What the GPU image runs: NVIDIA's tritonserver on the mounted repository, watched by a small picture.
 
 Triton of this release reports ready although a model's process is dead, and Docker does not restart what is only
-unhealthy. So this process sends the small picture itself and ends when nothing comes back: the restart policy of
-docker-compose.yml then starts the container anew.
+unhealthy. So this process watches the models' processes, sends the small picture itself, and ends when one is gone or
+nothing comes back: the restart policy of docker-compose.yml then starts the container anew.
 
 Settings come from the environment; .env.example explains them.
 """
@@ -32,6 +32,9 @@ from runtime.process import (
     SHM_GROWTH_BYTES,
     SHM_START_BYTES,
     Extras,
+    Stub,
+    is_gone,
+    stubs_of,
 )
 
 TRITONSERVER = Path("/opt/tritonserver/bin/tritonserver")
@@ -170,6 +173,7 @@ def supervise(
         canary_interval_s: how often an idle server is sent the small picture.
     """
     watch: Watch | None = None
+    stubs: list[Stub] = []
     try:
         while not stopping.wait(LOOK_INTERVAL_S):
             if triton.poll() is not None:
@@ -179,9 +183,11 @@ def supervise(
             if watch is None:
                 if probe.ready():
                     say("the models are loaded")
+                    stubs = stubs_of(triton.pid)
                     watch = Watch(probe, interval_s=canary_interval_s)
                 continue
-            complaint = watch.look()
+            gone = next((stub for stub in stubs if is_gone(stub)), None)
+            complaint = f"the process of {gone.model} ({gone.pid}) is gone" if gone else watch.look()
             if complaint is not None:
                 say(f"the server is no longer of use ({complaint}); ending, so that the container is restarted")
                 return 1

@@ -191,16 +191,7 @@ class TritonProcess:
 
     def stubs(self) -> list[Stub]:
         """The model processes there are now."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                fields = _stat(int(entry.name))
-                if fields is not None and fields.parent == self.pid and fields.state != "Z":
-                    with contextlib.suppress(OSError):
-                        words = (entry / "cmdline").read_bytes().split(b"\0")
-                        if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
-                            found.append(Stub(int(entry.name), fields.start_ticks, _model_of(os.fsdecode(words[1]))))
-        return found
+        return stubs_of(self.pid)
 
     def log_text(self) -> str:
         """What this life has written to the log so far."""
@@ -214,6 +205,20 @@ class TritonProcess:
     def last_complaint(self) -> str:
         """The line of the log that most likely says why Triton ended, "" where there is none."""
         return last_complaint(self.log_text())
+
+
+def stubs_of(triton: int) -> list[Stub]:
+    """The model processes that the tritonserver with this process id has now."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            fields = _stat(int(entry.name))
+            if fields is not None and fields.parent == triton and fields.state != "Z":
+                with contextlib.suppress(OSError):
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
+                        found.append(Stub(int(entry.name), fields.start_ticks, _model_of(os.fsdecode(words[1]))))
+    return found
 
 
 def is_gone(stub: Stub) -> bool:

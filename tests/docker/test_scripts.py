@@ -22,9 +22,9 @@ import tritonclient.grpc
 
 from runtime.__main__ import _parser
 from runtime.checks import RuntimeProblem, check_machine, free_ports
-from runtime.compose import SOURCE
+from runtime.compose import PIPELINE, SOURCE
 from runtime.health import Answer, Probe, Verdict
-from runtime.process import STUB_NAME, _environment
+from runtime.process import _environment, stubs_of
 from tests.docker.parts import ROOT, script
 
 serve, healthcheck, export = script("serve"), script("healthcheck"), script("export")
@@ -187,22 +187,24 @@ class Running:
             with error:
                 return error.code
 
-    def stub(self, model: str) -> int:
-        """The process of a model."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                except OSError:
-                    continue
-                if (
-                    parent == self.triton.pid
-                    and Path(os.fsdecode(words[0])).name == STUB_NAME
-                    and model.encode() in words[1]
-                ):
-                    return int(entry.name)
+    def kill(self, model: str) -> None:
+        """Kill the process of a model."""
+        for stub in stubs_of(self.triton.pid):
+            if stub.model == model:
+                os.kill(stub.pid, signal.SIGKILL)
+                return
         raise AssertionError(f"{model} has no process")
+
+    def supervise(self, canary_interval_s: float, stopping: threading.Event, outcome: list[int]) -> threading.Thread:
+        """Supervise in a thread that adds the exit status to `outcome`."""
+
+        def run() -> None:
+            options = {"patience_s": 1.0, "canary_interval_s": canary_interval_s}
+            outcome.append(serve.supervise(self.triton, self.probe, stopping, **options))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
 
 
 @pytest.fixture(scope="module")
@@ -260,27 +262,34 @@ def test_closed_endpoints_open_with_the_key(running: Running) -> None:
 
 
 @pytest.mark.triton
-def test_a_dead_pipeline_is_noticed_though_triton_says_ready(
+def test_the_canary_notices_a_dead_pipeline_though_triton_says_ready(
     running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = str(running.settings.http_port)
     assert healthcheck.main([port]) == 0
-    outcome: list[int] = []
-    stopping = threading.Event()
-    watcher = threading.Thread(
-        target=lambda: outcome.append(
-            serve.supervise(running.triton, running.probe, stopping, patience_s=1.0, canary_interval_s=3.0)
-        )
-    )
-    watcher.start()
-    os.kill(running.stub("ensemble_pipeline"), signal.SIGKILL)
+    running.kill(PIPELINE)
     assert running.probe.ready(), "this Triton notices by itself; the health check could be simpler"
     assert healthcheck.main([port]) == 1
+    stopping, outcome = threading.Event(), list[int]()
+    watcher = running.supervise(1.0, stopping, outcome)
     watcher.join(60)
     stopping.set()
     assert outcome == [1]
     assert running.triton.poll() is not None
-    assert "no longer of use" in capsys.readouterr().err
+    assert "is not healthy" in capsys.readouterr().err
+
+
+@pytest.mark.triton
+def test_a_process_that_dies_is_noticed_without_a_canary(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    stopping, outcome = threading.Event(), list[int]()
+    watcher = running.supervise(3600.0, stopping, outcome)
+    watcher.join(2 * serve.LOOK_INTERVAL_S + 0.5)
+    assert watcher.is_alive()
+    running.kill("birefnet_trt")
+    watcher.join(30)
+    stopping.set()
+    assert outcome == [1]
+    assert "the process of birefnet_trt (" in capsys.readouterr().err
 
 
 @pytest.mark.triton

@@ -112,20 +112,9 @@ class Origin:
     from_cache: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Detection:
-    """Who is where.
+class _Served:
+    """An answer, whose origin's attributes are its own, too."""
 
-    Attributes:
-        boxes: (N, 4) float32, x1, y1, x2, y2 in pixels of the upright picture, largest person first.
-        scores: (N,) float32, the detector's confidence, 0 to 1.
-        report: everything else the server tells.
-        origin: who served it and why not those before; its attributes are this object's, too.
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    report: Report
     origin: Origin
 
     @property
@@ -147,6 +136,23 @@ class Detection:
     @property
     def elapsed_ms(self) -> float:
         return self.origin.elapsed_ms
+
+
+@dataclass(frozen=True, eq=False)
+class Detection(_Served):
+    """Who is where.
+
+    Attributes:
+        boxes: (N, 4) float32, x1, y1, x2, y2 in pixels of the upright picture, largest person first.
+        scores: (N,) float32, the detector's confidence, 0 to 1.
+        report: everything else the server tells.
+        origin: who served it and why not those before; its attributes are this object's, too.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    report: Report
+    origin: Origin
 
     @property
     def requests(self) -> int:
@@ -220,7 +226,7 @@ class CutResult(Detection):
 
 
 @dataclass(frozen=True, eq=False)
-class UpscaleResult:
+class UpscaleResult(_Served):
     """An enlarged picture.
 
     Attributes:
@@ -242,26 +248,6 @@ class UpscaleResult:
     licence: str
     cost: str
     origin: Origin
-
-    @property
-    def provider(self) -> str:
-        return self.origin.provider
-
-    @property
-    def tier(self) -> int:
-        return self.origin.tier
-
-    @property
-    def tried(self) -> tuple[Tried, ...]:
-        return self.origin.tried
-
-    @property
-    def request_id(self) -> str:
-        return self.origin.request_id
-
-    @property
-    def elapsed_ms(self) -> float:
-        return self.origin.elapsed_ms
 
     @property
     def extension(self) -> str:

@@ -8,8 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from PIL import Image
 from tests.client import peers as tcp
 from tests.client.commanding import read_jsonl, run
 from tests.client.hosted import peers
-from tests.client.hosted.peers import TOKEN, HubScript, Peer, Received, Reply, SpaceScript, as_json
+from tests.client.hosted.peers import TOKEN, HubScript, Peer, Reply, SpaceScript, as_json
 from tests.client.own_server import own_server
 
 SIZE = peers.SIZE_WH
@@ -38,19 +37,6 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(codes.URL_VARIABLE, f"http://127.0.0.1:{tcp.dead_port()}")
     for name in ("a.png", "b.png"):
         Path(name).write_bytes(peers.picture())
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[Received], Reply]], Peer]]:
-    with ExitStack() as stack:
-
-        def start(script: Callable[[Received], Reply]) -> Peer:
-            peer = stack.enter_context(Peer(script))
-            if hasattr(script, "base"):
-                script.base = peer.base_url
-            return peer
-
-        yield start
 
 
 # -------------------------------------------------------------------------------------------------- specifications

@@ -1,10 +1,9 @@
-"""Peers that are closed after each test, and an environment without tokens."""
+"""Providers asked through each driver, and an environment without tokens."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,27 +13,13 @@ from cutaway.providers import Provider
 from cutaway.resilience import Deadline
 
 from tests.client.hosted.asking import Server
-from tests.client.hosted.peers import SIZE_WH, Peer, Received, Reply, picture
+from tests.client.hosted.peers import SIZE_WH, picture
 
 
 @pytest.fixture(autouse=True)
 def _no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HUGGINGFACE_TOKEN", "HF_TOKEN", "REPLICATE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[Received], Reply]], Peer]]:
-    """Start a peer for a script; a script with a `base` learns its own address."""
-    with ExitStack() as stack:
-
-        def start(script: Callable[[Received], Reply]) -> Peer:
-            peer = stack.enter_context(Peer(script))
-            if hasattr(script, "base"):
-                script.base = peer.base_url
-            return peer
-
-        yield start
 
 
 @pytest.fixture(params=["threads", "asyncio"])

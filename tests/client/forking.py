@@ -10,9 +10,11 @@ import gc
 import os
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cutaway.transports import Connection, open_async_transport, open_transport
@@ -72,6 +74,12 @@ def synchronous(url: str) -> None:
         in_child(work)
         # The child must not have touched the parent's connection.
         assert transport.infer(request(b"parent again")) == {"images": [b"parent again"]}
+    if url.startswith("http"):
+        with ThreadPoolExecutor(1) as pool:  # nor end what is under way on it
+            under_way = pool.submit(transport.infer, request(b"slow"))
+            time.sleep(0.2)
+            in_child(work)
+            assert under_way.result() == {"images": [b"slow"]}
     transport.close()
 
 

@@ -238,6 +238,10 @@ class _Stream(httpcore.NetworkStream):
         else:
             self._socket.close()
 
+    def abandon(self) -> None:
+        """In a forked child, where none of the threads waits that waited in the parent, whose connection it stays."""
+        self._socket.close()
+
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
@@ -294,7 +298,7 @@ class _Backend(httpcore.NetworkBackend):
 
     def abandon(self) -> None:
         for stream in list(self.streams):
-            stream.close()
+            stream.abandon()
 
 
 def _addresses(host: str, port: int, timeout: float | None) -> list[str]:

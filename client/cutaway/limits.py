@@ -379,7 +379,9 @@ ENDPOINT_SILENT_S = 25.0
 deadline that passes says more about the caller's hurry."""
 
 ENDPOINT_BACK_S = 1.0
-"""So long a server that has no room, or lets deadlines pass, is asked after the others: queues empty within seconds."""
+"""A server that has had no room for so long and served nobody meanwhile, or lets deadlines pass, is asked after the
+others for so long. One whose queue is full now and then serves as many as it can: were it passed over, too many would
+come to the others."""
 
 ENDPOINT_LATE_MAX = 2
 """Deadlines in a row that a server may let pass before it is asked after the others: one picture may be slow."""

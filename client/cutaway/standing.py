@@ -47,9 +47,10 @@ class Turn:
 class Standing:
     """What calls found a server to be like, lately; thread-safe.
 
-    Shedding a call once makes it stand back, letting a deadline pass only :data:`cutaway.limits.ENDPOINT_LATE_MAX`
-    times in a row: one picture may be slow. It stands back for :data:`cutaway.limits.ENDPOINT_BACK_S`, or as long as it
-    asks for itself; then one call tries it, and each failed trial doubles the time, up to that of a breaker.
+    It stands back when it has shed calls for :data:`cutaway.limits.ENDPOINT_BACK_S` and served none, or asks for a time
+    itself, or lets :data:`cutaway.limits.ENDPOINT_LATE_MAX` deadlines in a row pass: one picture may be slow. That is
+    for :data:`cutaway.limits.ENDPOINT_BACK_S`, or as long as it asks; then one call tries it, and each failed trial
+    doubles the time, up to that of a breaker.
     """
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
@@ -61,6 +62,7 @@ class Standing:
         self._until = 0.0
         self._trial: Turn | None = None
         self._has_shed = False
+        self._sheds_since: float | None = None
         self._healthy = False
 
     @property
@@ -95,6 +97,7 @@ class Standing:
     def succeeded(self, turn: Turn) -> None:
         """It answered, be it that the picture is at fault."""
         with self._lock:
+            self._sheds_since = None
             if self._has_shed and turn.generation != self._generation:
                 return  # begun before it had no more room
             self._back_s, self._late, self._trial, self._has_shed, self._healthy = 0.0, 0, None, False, True
@@ -114,6 +117,12 @@ class Standing:
     def shed(self, turn: Turn, asked_s: float | None) -> None:
         """It has no room; it may have said how long to leave it alone."""
         with self._lock:
+            now = self._clock()
+            self._healthy = False
+            if self._sheds_since is None:
+                self._sheds_since = now
+            if asked_s is None and not self._back_s and now - self._sheds_since < limits.ENDPOINT_BACK_S:
+                return
             self._stand_back(turn, asked_s)
             self._has_shed = True
 

@@ -210,7 +210,8 @@ class Rules(Generic[M]):
             if permit is not None:
                 return _Leave(member, permit, turn)
             member.standing.dropped(turn)
-        for member in sorted(among, key=lambda each: each.standing.back_for_s):
+        # Those that will soon be back take turns: one alone could not take what was too much for all.
+        for member in sorted(among, key=lambda each: max(limits.ENDPOINT_BACK_S, each.standing.back_for_s)):
             permit = member.breaker.permit()
             if permit is not None:
                 return _Leave(member, permit, member.standing.turn_anyway())

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,10 +101,11 @@ class Fleet:
     def _in_loop(self, deadline: Deadline, retries: Retries) -> None:
         asyncio.run(self._tasks.infer(REQUEST, deadline, retries))
 
-    def ask(self, times: int = 1, *, timeout_s: float = 10.0, policy: RetryPolicy = QUICK) -> int:
+    def ask(self, times: int = 1, *, timeout_s: float = 10.0, policy: RetryPolicy = QUICK, every_s: float = 0.0) -> int:
         """How many of so many calls, one after the other, failed."""
         failed = 0
         for _ in range(times):
+            self.clock.now += every_s
             deadline = Deadline(timeout_s)
             try:
                 self._ask(deadline, Retries(deadline, policy, self.budget))
@@ -124,19 +126,51 @@ def well(request: InferRequest) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "most"),
     [
-        lambda: Overloaded("full"),
-        lambda: RateLimitExceeded("slow down", retry_after=60.0),
-        lambda: ProcessingTimeout("the gateway gave up"),
+        (lambda: Overloaded("full"), 10),
+        (lambda: RateLimitExceeded("slow down", retry_after=60.0), 1),
+        (lambda: ProcessingTimeout("the gateway gave up"), 6),
     ],
     ids=["full", "limited", "gateway"],
 )
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_no_call_fails_while_another_server_has_room(driver: str, error: Callable[[], CutawayError]) -> None:
+def test_no_call_fails_while_another_server_has_room(driver: str, error: Callable[[], CutawayError], most: int) -> None:
+    """A hundred calls in ten seconds, half of which would come to the server that is of no use."""
     fleet = Fleet(driver, failing(error), well)
-    assert fleet.ask(60) == 0
-    assert fleet.asked[0] <= limits.ENDPOINT_LATE_MAX, "it is not asked first any more"
+    assert fleet.ask(100, every_s=0.1) == 0
+    assert fleet.asked[0] <= most, "it is not asked first any more"
+
+
+def test_servers_that_are_full_now_and_then_go_on_sharing_the_work() -> None:
+    """Room for eighty, and sixty-four that ask: were those that were full for a moment left alone, the others would be
+    too full."""
+
+    def served(seconds: float, room: threading.Semaphore, request: InferRequest) -> None:
+        if not room.acquire(blocking=False):
+            raise Overloaded("full")
+        try:
+            time.sleep(seconds)
+        finally:
+            room.release()
+
+    servers = [Server(partial(served, 0.02, threading.Semaphore(20))) for _ in range(4)]
+    endpoints = Endpoints([Endpoint(f"http://{number}", each) for number, each in enumerate(servers)])  # type: ignore[arg-type]
+    budget = RetryBudget()
+
+    def caller(_: int) -> int:
+        failed = 0
+        for _ in range(20):
+            deadline = Deadline(10)
+            try:
+                endpoints.infer(REQUEST, deadline, Retries(deadline, QUICK, budget))
+            except CutawayError:
+                failed += 1
+        return failed
+
+    with ThreadPoolExecutor(64) as pool:
+        assert sum(pool.map(caller, range(64))) <= 0.02 * 64 * 20
+    assert max(each.asked for each in servers) < 1.2 * min(each.asked for each in servers)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -150,10 +184,10 @@ def test_a_silent_server_is_found_out_by_what_others_need(driver: str) -> None:
 
 def test_it_comes_back_when_it_has_room_again() -> None:
     fleet = Fleet("threads", failing(lambda: Overloaded("full")), well)
+    fleet.ask(20, every_s=limits.ENDPOINT_BACK_S / 10)
+    fleet.servers[0].behave, fleet.servers[0].asked = well, 0
     fleet.ask(10)
-    fleet.servers[0].behave = well
-    fleet.ask(10)
-    assert fleet.asked[0] == 1
+    assert fleet.asked[0] == 0
     fleet.clock.now += limits.ENDPOINT_BACK_S
     fleet.ask(20)
     assert fleet.asked[0] >= 10
@@ -197,7 +231,7 @@ def test_a_server_without_room_is_left_for_a_healthy_one_whatever_the_budget() -
     fleet.ask(2)
     fleet.servers[0].behave = failing(lambda: Overloaded("full"))
     assert fleet.ask(20) == 0
-    assert fleet.asked == [2, 21]
+    assert fleet.asked == [11, 21]
 
 
 def test_a_failed_one_is_not() -> None:
@@ -240,11 +274,24 @@ def test_an_outage_seen_by_many_threads_is_not_amplified() -> None:
 
 def back(clock: Clock, asked_s: float | None = None) -> Standing:
     standing = Standing(clock=clock)
-    turn = standing.turn()
-    assert turn is not None
-    standing.shed(turn, asked_s)
+    for _ in range(1 if asked_s is not None else 2):
+        clock.now += limits.ENDPOINT_BACK_S
+        turn = standing.turn()
+        assert turn is not None
+        standing.shed(turn, asked_s)
     assert standing.turn() is None
     return standing
+
+
+def test_one_that_serves_between_its_refusals_does_not_stand_back() -> None:
+    clock = Clock()
+    standing = Standing(clock=clock)
+    for _ in range(10):
+        clock.now += 0.9 * limits.ENDPOINT_BACK_S
+        for outcome in (lambda turn: standing.shed(turn, None), standing.succeeded):
+            turn = standing.turn()
+            assert turn is not None
+            outcome(turn)
 
 
 def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
@@ -263,6 +310,8 @@ def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
 def test_calls_under_way_together_count_once() -> None:
     clock = Clock()
     standing = Standing(clock=clock)
+    standing.shed(standing.turn_anyway(), None)
+    clock.now += limits.ENDPOINT_BACK_S
     for turn in [standing.turn_anyway() for _ in range(20)]:
         standing.shed(turn, None)
     assert standing.back_for_s == limits.ENDPOINT_BACK_S

@@ -196,7 +196,7 @@ class AsyncClient:
             result = await self._cut(call)
             return await self._threads.run(
                 "composing",
-                None,
+                call.deadline,
                 lambda: compose(
                     result,
                     call.data,
@@ -288,10 +288,10 @@ class AsyncClient:
         )
 
     async def _keep(self, call: Call, served: Served[Mapping[str, Tensor]]) -> None:
-        if self._settings.cache is None:
-            call.keep(served)
+        if self._settings.cache is None or served.tier != 1:
+            call.keep(served)  # nothing is written
         else:
-            await self._threads.run("writing to the cache", None, lambda: call.keep(served))
+            await self._threads.run("writing to the cache", call.deadline, lambda: call.keep(served))
 
     async def _health_of(self, endpoint: AsyncEndpoint, deadline: Deadline) -> Health:
         health, transport = Health(endpoint.url), endpoint.transport

@@ -8,15 +8,20 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cutaway import AsyncClient, ProcessingTimeout, ServerUnavailable
+from cutaway import AsyncClient, ProcessingTimeout, ResultCache, ServerUnavailable
+from cutaway.limits import CLIENT_THREADS
 from cutaway.resilience import Deadline, RetryPolicy
 from cutaway.threads import Threads
+from cutaway.transports.base import InferRequest
+from cutaway.wire import Tensor
 
-from tests.client import peers
+from tests.client import answers, peers
 from tests.client.hosted.peers import picture
 
 NEVER = RetryPolicy(retries=0)
@@ -53,6 +58,22 @@ def test_a_read_that_does_not_end_is_left_at_the_deadline_and_the_client_goes_on
             assert timeout.value.details["elapsed_seconds"] >= 0.2
             with pytest.raises(ServerUnavailable):
                 await client.cut(picture())
+
+    asyncio.run(main())
+    pipe.open("wb").close()
+
+
+def test_however_many_reads_do_not_end_the_client_goes_on(tmp_path: Path) -> None:
+    pipe = tmp_path / "picture.jpg"
+    os.mkfifo(pipe)
+
+    async def main() -> None:
+        async with AsyncClient(f"http://127.0.0.1:{peers.dead_port()}", retry=NEVER) as client:
+            stuck = [client.cut(pipe, timeout_s=0.2) for _ in range(CLIENT_THREADS + 2)]
+            failed = await asyncio.gather(*stuck, return_exceptions=True)
+            assert {type(error) for error in failed} == {ProcessingTimeout}
+            with pytest.raises(ServerUnavailable):
+                await client.cut(picture(), timeout_s=1)
 
     asyncio.run(main())
     pipe.open("wb").close()
@@ -106,3 +127,86 @@ def test_whatever_the_work_raises_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="StopIteration"):
         asyncio.run(Threads().run("working", None, work))
+
+
+class Answering:
+    """A server that answers at once."""
+
+    async def infer(self, request: InferRequest) -> Mapping[str, Tensor]:
+        del request
+        return answers.outputs()
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("doing", ["composing", "writing to the cache"])
+def test_what_comes_after_the_answer_ends_with_the_deadline_too(doing: str, tmp_path: Path) -> None:
+    pipe, free = tmp_path / "background.jpg", threading.Event()
+    os.mkfifo(pipe)
+
+    class Slow(ResultCache):
+        def put(self, key: str, outputs: Mapping[str, Tensor]) -> None:
+            free.wait(20)
+            super().put(key, outputs)
+
+    async def main() -> None:
+        with Slow(tmp_path / "cache") as cache:
+            async with AsyncClient(transport=Answering(), cache=None if doing == "composing" else cache) as client:
+                call = client.composite(picture(), pipe, timeout_s=0.5)
+                with pytest.raises(ProcessingTimeout, match=f"while {doing}"):
+                    await asyncio.wait_for(call, 1.5)
+            free.set()
+
+    asyncio.run(main())
+    if doing == "composing":
+        pipe.open("wb").close()
+
+
+def test_what_nobody_waits_for_takes_no_place_and_is_not_kept() -> None:
+    class Picture:
+        pass
+
+    free = threading.Event()
+
+    async def main() -> None:
+        threads = Threads(1)
+
+        def given_up(seconds: float) -> tuple[asyncio.Task[bool], weakref.ref[Picture]]:
+            taken = Picture()
+            gone = weakref.ref(taken)
+
+            def work(keeping: object = taken) -> bool:
+                return free.wait(20) and keeping is taken
+
+            return asyncio.ensure_future(threads.run("reading", Deadline(seconds), work)), gone
+
+        endless, _ = given_up(0.3)
+        behind, gone = given_up(0.1)
+        turn = asyncio.ensure_future(threads.run("working", Deadline(5), lambda: "its turn"))
+        for call in (behind, endless):
+            with pytest.raises(ProcessingTimeout):
+                await call
+        del behind, call
+        assert await asyncio.wait_for(turn, 1) == "its turn"
+        assert gone() is None
+        assert await asyncio.wait_for(threads.run("working", None, lambda: "the next"), 1) == "the next"
+        free.set()
+
+    asyncio.run(main())
+
+
+def test_where_there_are_no_more_threads_calls_fail_until_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        threads = Threads(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    await asyncio.wait_for(threads.run("working", None, int), 1)
+        assert await asyncio.wait_for(threads.run("working", None, int), 1) == 0
+
+    asyncio.run(main())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,27 @@ def test_folders_may_be_called_anything(own: OwnServer) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- one at a time
+
+
+def test_a_folder_that_comes_and_goes_is_held_by_one() -> None:
+    """A lock is of a file's number: it must be that of the folder that is there, not of one just removed."""
+    at_work, together, held = [0], [0], [0]
+
+    def run_often() -> None:
+        for _ in range(500):
+            with suppress(FolderInUse), claimed(Path("new/out")):
+                at_work[0] += 1
+                held[0] += 1
+                together[0] += at_work[0] > 1
+                time.sleep(0)
+                at_work[0] -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(run_often) for _ in range(4)]:
+            future.result(30)
+    assert held[0] > 100
+    assert together[0] == 0
+    assert not Path("new/out").exists()
 
 
 def test_a_second_run_in_a_folder_ends_at_once(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import cutaway
 import httpx
 import numpy as np
 import pytest
-from cutaway.errors import NoPersonDetected, ProcessingTimeout, RequestCancelled, ServerRefused
+from cutaway.errors import NoPersonDetected, Overloaded, ProcessingTimeout, RequestCancelled, ServerRefused
 from cutaway.resilience import RetryPolicy
 from cutaway.shared_memory import regions
 from PIL import Image
@@ -374,6 +375,21 @@ if how == "async":
     asyncio.run(other.cut(picture, subject="all"))
 print("served", flush=True)
 """
+
+
+@pytest.mark.parametrize(("driver", "scheme"), WAYS)
+def test_no_room_for_a_region_is_like_a_full_queue(driver: str, scheme: str, sharing: Any) -> None:
+    """The limit of a file's size stands for a full /dev/shm: the kernel refuses either way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with driven(driver, address(sharing, scheme), shared_memory="system", retry=ONCE) as client:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (regions.SMALLEST_BYTES // 2, before[1]))
+        try:
+            with pytest.raises(Overloaded, match="This machine has no shared memory of") as failure:
+                client.cut(png(1), request_id="echo-1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "--shm-size" in failure.value.user_action
+        assert list(client.cut(png(1), request_id="echo-1").images) == [png(1)]
 
 
 def other_process(how: str, url: str) -> subprocess.Popen[str]:

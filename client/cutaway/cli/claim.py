@@ -29,18 +29,34 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     with ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.callback(_remove_empty, missing)
         if fcntl is not None:
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FolderInUse(f"{folder}: another run of cutaway is at work in this folder") from None
-            except OSError:
-                pass
+            stack.callback(os.close, _locked(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(_remove_empty, missing)  # while nobody else can hold it
         yield
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder that is there now: whoever held it before may just have removed it."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        except (FileExistsError, FileNotFoundError):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise FolderInUse(f"{folder}: another run of cutaway is at work in this folder") from None
+        except OSError:
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        os.close(descriptor)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -75,7 +75,7 @@ class Lender:
         """One request with its picture in a region.
 
         Raises:
-            OSError: there is no room for another region.
+            Overloaded: there is no room for another region; nothing was sent.
             CutawayError: as the request itself; ServerRefused where the server takes no shared memory.
         """
         if self._pid != os.getpid():
@@ -156,7 +156,14 @@ class Lender:
 
     def _new(self, n_bytes: int, deadline: Deadline) -> Generator[Step, Any, Region]:
         """Make and register a region."""
-        region = make_region(self._settings.kind, n_bytes, self._settings.device_id)
+        try:
+            region = make_region(self._settings.kind, n_bytes, self._settings.device_id)
+        except OSError as error:
+            raise Overloaded(
+                f"This machine has {error.strerror or error}",
+                user_action="Try again when fewer calls are under way, give shared memory more room (in a container "
+                "--shm-size), or make the client without shared_memory.",
+            ) from error
         with self._lock:
             self._lent.add(region)
             sweep, self._swept = not self._swept, True

@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cutaway
 import pytest
+from cutaway.cancel import Cancel
 from cutaway.errors import RequestCancelled
+from cutaway.providers import Replicate
+from cutaway.providers.closing import ended_by_async
 from cutaway.resilience import RetryPolicy
 
 from tests.client import peers
 from tests.client.hosted.asking import hub
-from tests.client.hosted.peers import HubScript, Peer, Reply, Stopwatch, picture
+from tests.client.hosted.peers import HubScript, Peer, ReplicateScript, Reply, Stopwatch, picture
 
 
 def test_sync() -> None:
@@ -47,3 +50,73 @@ def test_async() -> None:
 
     with Peer(HubScript(Reply(hang="before"))) as peer:
         asyncio.run(main(peer))
+
+
+@pytest.mark.parametrize("order", [("cancel", "close"), ("close", "cancel"), ("close",), ("cancel",)])
+def test_a_prediction_is_cancelled_whoever_ends_the_call_and_a_cancelled_task_stays_one(order: tuple[str, ...]) -> None:
+    url = f"http://127.0.0.1:{peers.dead_port()}"
+    script = ReplicateScript(states=["processing"])
+
+    async def main(peer: Peer) -> None:
+        chain = [Replicate(base_url=peer.base_url)]
+        client = cutaway.AsyncClient(url, fallback=chain, retry=RetryPolicy(retries=0))
+        call = asyncio.ensure_future(client.cut(picture(), timeout_s=20))
+        while len(peer.received) < 2:
+            await asyncio.sleep(0.01)
+        for what in order:
+            if what == "cancel":
+                call.cancel()
+            else:
+                await client.close()
+                await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError if "cancel" in order else RequestCancelled):
+            await call
+        await client.close()
+
+    with Peer(script) as peer:
+        script.base = peer.base_url
+        asyncio.run(main(peer))
+    assert script.cancelled == 1
+
+
+@pytest.mark.parametrize("first", ["timeout", "close"])
+def test_undoing_is_not_disturbed_and_a_timeout_is_a_timeout(first: str) -> None:
+    undone = False
+
+    async def work() -> None:
+        nonlocal undone
+        try:
+            await asyncio.sleep(20)
+        finally:
+            await asyncio.sleep(0.2)
+            undone = True
+
+    async def main() -> None:
+        closing = Cancel()
+        call = asyncio.ensure_future(ended_by_async(closing, work()))
+        asyncio.get_running_loop().call_later(0.15 if first == "timeout" else 0.05, closing.cancel)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(call, 0.1)
+
+    asyncio.run(main())
+    assert undone
+
+
+def test_a_caller_who_cancels_again_does_not_wait_for_the_undoing() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.sleep(20)
+        finally:
+            await asyncio.sleep(20)
+
+    async def main() -> None:
+        call = asyncio.ensure_future(ended_by_async(Cancel(), work()))
+        for _ in range(2):
+            await asyncio.sleep(0.05)
+            call.cancel("enough")
+        watch = Stopwatch()
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await call
+        assert watch.s < 1
+
+    asyncio.run(main())

@@ -45,6 +45,23 @@ def test_a_busy_executor_does_not_hold_up_calls() -> None:
     asyncio.run(main())
 
 
+def test_a_busy_executor_does_not_hold_up_the_end_of_a_client() -> None:
+    free = threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        others = loop.run_in_executor(None, free.wait, 20)
+        client = AsyncClient(f"http://127.0.0.1:{peers.dead_port()}", shared_memory="system")
+        try:
+            await asyncio.wait_for(client.close(), 1)
+        finally:
+            free.set()
+            await others
+
+    asyncio.run(main())
+
+
 def test_a_read_that_does_not_end_is_left_at_the_deadline_and_the_client_goes_on(tmp_path: Path) -> None:
     pipe = tmp_path / "picture.jpg"
     os.mkfifo(pipe)

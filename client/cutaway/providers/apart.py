@@ -6,7 +6,6 @@ time; the work is told so the next time that it asks, which it does between piec
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections.abc import Callable
@@ -15,12 +14,18 @@ from typing import Generic, TypeVar
 
 from cutaway.cancel import Cancel, cancelled
 from cutaway.chain import OutOfTime
+from cutaway.errors import ProcessingTimeout
 from cutaway.resilience import Deadline
+from cutaway.threads import Threads
 
 T = TypeVar("T")
 
 Check = Callable[[], None]
 """Called between pieces of work; raises where nobody waits for the result any more."""
+
+
+_THREADS = Threads()
+"""Of all calls under asyncio; they may be in several event loops."""
 
 
 def unchecked() -> None:
@@ -53,23 +58,12 @@ def apart(work: Callable[[Check], T], deadline: Deadline, doing: str, cancel: Ca
 
 
 async def apart_async(work: Callable[[Check], T], deadline: Deadline, doing: str) -> T:
-    """The same as :func:`apart` for asyncio, in a thread of the loop's executor."""
+    """The same as :func:`apart` for asyncio; so many pieces at once as an asynchronous client has threads."""
     piece = _Piece(work, deadline, doing, None)
     piece.check()
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-
-    def settle() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    def done() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle)
-
     try:
-        loop.run_in_executor(None, piece.run, done)
-        await asyncio.wait([ended], timeout=deadline.left_s)
+        with suppress(ProcessingTimeout):  # whether it was done in time, the piece itself knows
+            await _THREADS.run(doing, deadline, lambda: piece.run(lambda: None))
     finally:
         piece.abandoned = True
     return piece.result()

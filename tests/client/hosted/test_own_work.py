@@ -119,6 +119,23 @@ def test_the_answer_is_not_read_in_the_event_loop(serve: Callable[..., Peer], mo
     assert threading.get_ident() not in threads
 
 
+def test_a_busy_executor_does_not_hold_up_hosted_calls(serve: Callable[..., Peer]) -> None:
+    fallback, free = Fallback([hub(serve(HubScript()))]), threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        others = loop.run_in_executor(None, free.wait, 20)
+        try:
+            served = await fallback.infer_async(picture(), options=parse_options({}), deadline=Deadline(1.5))
+            assert served.tier == 2
+        finally:
+            free.set()
+            await others
+
+    asyncio.run(main())
+
+
 def test_a_cancel_ends_composing(serve: Callable[..., Peer]) -> None:
     answered, cancel = threading.Event(), Cancel()
 

@@ -109,14 +109,17 @@ def test_a_caller_who_cancels_again_does_not_wait_for_the_undoing() -> None:
         finally:
             await asyncio.sleep(20)
 
+    async def ask() -> None:
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await ended_by_async(Cancel(), work())
+
     async def main() -> None:
-        call = asyncio.ensure_future(ended_by_async(Cancel(), work()))
+        call = asyncio.ensure_future(ask())
         for _ in range(2):
             await asyncio.sleep(0.05)
             call.cancel("enough")
         watch = Stopwatch()
-        with pytest.raises(asyncio.CancelledError, match="enough"):
-            await call
+        await call
         assert watch.s < 1
 
     asyncio.run(main())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
 from cutaway.chain import Served
 from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints
-from cutaway.errors import CutawayError
+from cutaway.errors import CutawayError, ProcessingTimeout
 from cutaway.health import Health, canary, combined
 from cutaway.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.many import Outcome, run_many_async
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
     from cutaway.cache import ResultCache
     from cutaway.composite import CompositeResult, Onto, Placement
     from cutaway.fallback import Fallback
-    from cutaway.inputs import ImageInput
+    from cutaway.inputs import EncodedPicture, ImageInput
     from cutaway.limits import InputLimits
     from cutaway.many import Progress
     from cutaway.observe import Observer
-    from cutaway.options import OptionKeywords, WhoKeywords
+    from cutaway.options import CutOptions, OptionKeywords, WhoKeywords
     from cutaway.providers.base import Provider
     from cutaway.resilience import RetryPolicy
     from cutaway.shared_memory import SharedMemory
     from cutaway.transports.base import MemoryKind
     from cutaway.transports.connection import Tls
     from cutaway.wire import Tensor
+
+INLINE_BYTES = 1_000_000
+"""The checks of an encoded file up to this size take less time than a thread's start, since they read its header."""
 
 
 class AsyncClient:
@@ -250,11 +254,13 @@ class AsyncClient:
     async def _take(
         self, call: Call, image: ImageInput, media_type: str | None, *, bounds: InputLimits | None = None
     ) -> None:
-        call.taken(
-            await self._threads.run(
-                "reading the picture", call.deadline, lambda: call.read(image, media_type, bounds=bounds)
-            )
-        )
+        def read() -> tuple[CutOptions, EncodedPicture]:
+            return call.read(image, media_type, bounds=bounds)
+
+        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not self._settings.verify:
+            call.taken(read())
+        else:
+            call.taken(await self._threads.run("reading the picture", call.deadline, read))
 
     async def _cut(self, call: Call) -> CutResult:
         if await self._find_cached(call):
@@ -288,10 +294,10 @@ class AsyncClient:
         )
 
     async def _keep(self, call: Call, served: Served[Mapping[str, Tensor]]) -> None:
-        if self._settings.cache is None or served.tier != 1:
-            call.keep(served)  # nothing is written
-        else:
-            await self._threads.run("writing to the cache", call.deadline, lambda: call.keep(served))
+        call.take_served(served)
+        if self._settings.cache is not None and served.tier == 1:
+            with suppress(ProcessingTimeout):  # the answer is there
+                await self._threads.run("writing to the cache", call.deadline, call.store)
 
     async def _health_of(self, endpoint: AsyncEndpoint, deadline: Deadline) -> Health:
         health, transport = Health(endpoint.url), endpoint.transport

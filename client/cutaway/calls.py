@@ -315,9 +315,17 @@ class Call(AbstractContextManager["Call"]):
 
     def keep(self, served: Served[Mapping[str, Tensor]]) -> None:
         """Take what was served and, if it came from a server of ours, put it into the cache; writes to disk."""
+        self.take_served(served)
+        self.store()
+
+    def take_served(self, served: Served[Mapping[str, Tensor]]) -> None:
+        """Take what was served."""
         self._served = served
-        cache = self.settings.cache
-        if cache is not None and served.tier == 1:
+
+    def store(self) -> None:
+        """Put what was served into the cache, if it came from a server of ours; writes to disk."""
+        cache, served = self.settings.cache, self._served
+        if cache is not None and served is not None and served.tier == 1:
             if cache.keep_uploads:
                 cache.put_upload(self.data)
             cache.put(self._key(cache), dict(served.value))

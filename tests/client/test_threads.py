@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cutaway import AsyncClient, ProcessingTimeout, ResultCache, ServerUnavailable
@@ -157,10 +157,21 @@ class Answering:
         pass
 
 
-@pytest.mark.parametrize("doing", ["composing", "writing to the cache"])
-def test_what_comes_after_the_answer_ends_with_the_deadline_too(doing: str, tmp_path: Path) -> None:
-    pipe, free = tmp_path / "background.jpg", threading.Event()
+def test_composing_ends_with_the_deadline_too(tmp_path: Path) -> None:
+    pipe = tmp_path / "background.jpg"
     os.mkfifo(pipe)
+
+    async def main() -> None:
+        async with AsyncClient(transport=Answering()) as client:
+            with pytest.raises(ProcessingTimeout, match="while composing"):
+                await asyncio.wait_for(client.composite(picture(), pipe, timeout_s=0.5), 1.5)
+
+    asyncio.run(main())
+    pipe.open("wb").close()
+
+
+def test_an_answer_does_not_wait_for_the_cache_beyond_the_deadline(tmp_path: Path) -> None:
+    free = threading.Event()
 
     class Slow(ResultCache):
         def put(self, key: str, outputs: Mapping[str, Tensor]) -> None:
@@ -169,61 +180,27 @@ def test_what_comes_after_the_answer_ends_with_the_deadline_too(doing: str, tmp_
 
     async def main() -> None:
         with Slow(tmp_path / "cache") as cache:
-            async with AsyncClient(transport=Answering(), cache=None if doing == "composing" else cache) as client:
-                call = client.composite(picture(), pipe, timeout_s=0.5)
-                with pytest.raises(ProcessingTimeout, match=f"while {doing}"):
-                    await asyncio.wait_for(call, 1.5)
+            async with AsyncClient(transport=Answering(), cache=cache) as client:
+                assert (await asyncio.wait_for(client.cut(picture(), timeout_s=0.5), 1.5)).images
             free.set()
 
     asyncio.run(main())
-    if doing == "composing":
-        pipe.open("wb").close()
 
 
-def test_what_nobody_waits_for_takes_no_place_and_is_not_kept() -> None:
-    class Picture:
-        pass
+@pytest.mark.parametrize("verify", [False, True])
+def test_small_files_are_checked_at_once(verify: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    run = Threads.run
 
-    free = threading.Event()
+    async def counted(self: Threads, doing: str, *rest: Any) -> Any:
+        begun.append(doing)
+        return await run(self, doing, *rest)
 
-    async def main() -> None:
-        threads = Threads(1)
-
-        def given_up(seconds: float) -> tuple[asyncio.Task[bool], weakref.ref[Picture]]:
-            taken = Picture()
-            gone = weakref.ref(taken)
-
-            def work(keeping: object = taken) -> bool:
-                return free.wait(20) and keeping is taken
-
-            return asyncio.ensure_future(threads.run("reading", Deadline(seconds), work)), gone
-
-        endless, _ = given_up(0.3)
-        behind, gone = given_up(0.1)
-        turn = asyncio.ensure_future(threads.run("working", Deadline(5), lambda: "its turn"))
-        for call in (behind, endless):
-            with pytest.raises(ProcessingTimeout):
-                await call
-        del behind, call
-        assert await asyncio.wait_for(turn, 1) == "its turn"
-        assert gone() is None
-        assert await asyncio.wait_for(threads.run("working", None, lambda: "the next"), 1) == "the next"
-        free.set()
-
-    asyncio.run(main())
-
-
-def test_where_there_are_no_more_threads_calls_fail_until_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(Threads, "run", counted)
 
     async def main() -> None:
-        threads = Threads(2)
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", fail)
-            for _ in range(3):
-                with pytest.raises(RuntimeError, match="can't start new thread"):
-                    await asyncio.wait_for(threads.run("working", None, int), 1)
-        assert await asyncio.wait_for(threads.run("working", None, int), 1) == 0
+        async with AsyncClient(transport=Answering(), verify=verify) as client:
+            await client.cut(picture())
 
     asyncio.run(main())
+    assert begun == (["reading the picture"] if verify else [])

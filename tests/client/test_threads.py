@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,3 +205,52 @@ def test_small_files_are_checked_at_once(verify: bool, monkeypatch: pytest.Monke
 
     asyncio.run(main())
     assert begun == (["reading the picture"] if verify else [])
+
+
+def test_what_nobody_waits_for_takes_no_place_and_is_not_kept() -> None:
+    class Picture:
+        pass
+
+    free = threading.Event()
+
+    async def main() -> None:
+        threads = Threads(1)
+
+        def given_up(seconds: float) -> tuple[asyncio.Task[bool], weakref.ref[Picture]]:
+            taken = Picture()
+            gone = weakref.ref(taken)
+
+            def work(keeping: object = taken) -> bool:
+                return free.wait(20) and keeping is taken
+
+            return asyncio.ensure_future(threads.run("reading", Deadline(seconds), work)), gone
+
+        endless, _ = given_up(0.3)
+        behind, gone = given_up(0.1)
+        turn = asyncio.ensure_future(threads.run("working", Deadline(5), lambda: "its turn"))
+        for call in (behind, endless):
+            with pytest.raises(ProcessingTimeout):
+                await call
+        del behind, call
+        assert await asyncio.wait_for(turn, 1) == "its turn"
+        assert gone() is None
+        assert await asyncio.wait_for(threads.run("working", None, lambda: "the next"), 1) == "the next"
+        free.set()
+
+    asyncio.run(main())
+
+
+def test_where_there_are_no_more_threads_calls_fail_until_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        threads = Threads(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    await asyncio.wait_for(threads.run("working", None, int), 1)
+        assert await asyncio.wait_for(threads.run("working", None, int), 1) == 0
+
+    asyncio.run(main())

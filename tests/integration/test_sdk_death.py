@@ -116,7 +116,7 @@ def mortal(options: ServerOptions) -> Iterator[Mortal]:
     yield mortal
     mortal.stop()
     assert options.cache_dir is not None
-    assert_nothing_left(options.cache_dir)
+    assert_nothing_left(options.cache_dir, seconds=5)  # killed ones may be about to end
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("another")
     with Another(ServerOptions(cache_dir=folder, canary_interval_s=NEVER_S)) as server:
         yield server
-    assert_nothing_left(folder)
+    assert_nothing_left(folder, seconds=5)
 
 
 @pytest.mark.parametrize(("driver", "scheme"), WAYS)

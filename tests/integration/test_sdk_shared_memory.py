@@ -242,7 +242,7 @@ def test_a_region_of_a_request_given_up_is_not_used_again(driver: str, scheme: s
 @pytest.mark.parametrize(("driver", "scheme"), WAYS)
 def test_a_cancelled_call_leaves_nothing(driver: str, scheme: str, sharing: Any) -> None:
     """Nor does closing the client at once, while the server is still at it."""
-    request_id = f"slow-1.5-cancelled-{driver}-{scheme}"
+    request_id = f"slow-0.7-cancelled-{driver}-{scheme}"
     with driven(driver, address(sharing, scheme), shared_memory="system", retry=ONCE) as client:
         if driver == "threads":
             cancel = cutaway.Cancel()

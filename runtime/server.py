@@ -359,12 +359,14 @@ class Server:
         watch = Watch(self.probe, interval_s=self.options.canary_interval_s)
         try:
             while not self._stopping.wait(LOOK_INTERVAL_S):
+                gone = next((stub for stub in self._stubs if is_gone(stub)), None)
+                if gone is not None and self._stopping.wait(LOOK_INTERVAL_S):  # it may be Triton's end that ended it
+                    return None
                 status = process.exit_status()
                 if status is not None:
                     return f"Triton ended by itself (status {status}: {process.last_complaint() or 'it said nothing'})"
-                for stub in self._stubs:
-                    if is_gone(stub):
-                        return f"the process of {stub.model} ({stub.pid}) is gone"
+                if gone is not None:
+                    return f"the process of {gone.model} ({gone.pid}) is gone"
                 complaint = watch.look()
                 if complaint is not None:
                     return f"the server is no longer of use ({complaint})"

@@ -1,6 +1,6 @@
 """The wheel in an empty environment: small, complete, typed, and it cuts.
 
-`make test` tries the running Python, `make test-wheel` every supported one that this machine has.
+`make test-wheel` tries every supported Python that this machine has.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ One module per subcommand; :mod:`.parser` has the command line, :mod:`.batch` th
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ __all__ = ["build_parser", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would stand among what the command says
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows another one

@@ -5,11 +5,11 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PROFILE ?= nano
 TORCH  := torch==2.13.0
-# Tests run side by side, a file at a time. Every worker starts servers of its own, and waits for them half of the time.
-WORKERS ?= 3
+# Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-export test-wheel lint format quality bench-pipeline bench-overhead lock clean
+.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,11 @@ serve: $(VENV)/.serve  ## run the server: make serve [PROFILE=nano]
 	@$(PY) -m runtime serve --profile $(PROFILE)
 
 test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
+	  --ignore-glob 'tests/integration/test_sdk_*'
+
+test-faults: $(VENV)/.dev  ## the client against a real Triton that is killed, full or slow, or shares memory with it
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/integration/test_sdk_*.py
 
 test-export: $(VENV)/.export  ## the tests that need torch
 	$(PY) -m pytest -q tests/export

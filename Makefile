@@ -7,6 +7,8 @@ PROFILE ?= nano
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
+SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_faults.py \
+  tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead lock clean
@@ -42,10 +44,10 @@ serve: $(VENV)/.serve  ## run the server: make serve [PROFILE=nano]
 
 test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
-	  --ignore-glob 'tests/integration/test_sdk_*'
+	  $(addprefix --ignore ,$(SLOW))
 
-test-faults: $(VENV)/.dev  ## the client against a real Triton that is killed, full or slow, or shares memory with it
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/integration/test_sdk_*.py
+test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full or slow, containers' scripts, the pages' code
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(SLOW)
 
 test-export: $(VENV)/.export  ## the tests that need torch
 	$(PY) -m pytest -q tests/export

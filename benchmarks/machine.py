@@ -1,11 +1,12 @@
-"""What a benchmark says of the machine that it ran on."""
+"""What a benchmark says of the machine that it ran on, and where it says what it found."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,11 @@ def _cpu_name() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def publish(folder: Path, name: str, report: Mapping[str, Any], text: str) -> None:
+    """Write a report into a folder, as `name`.json and, for people, `name`.md, and print the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
+    print(text)

@@ -37,7 +37,7 @@ from cutaway.limits import PROCESSING_TIMEOUT_S
 from cutaway.options import to_parameters
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS
 
-from benchmarks.machine import load_before, machine, sentence, versions
+from benchmarks.machine import load_before, machine, publish, sentence, versions
 from runtime.checks import RuntimeProblem
 from runtime.demo import SAMPLES, find_pictures
 from runtime.server import Server, ServerOptions
@@ -111,11 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeProblem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "overhead.json").write_text(json.dumps(report, indent=1) + "\n")
-    text = markdown(report)
-    (options.output / "overhead.md").write_text(text)
-    print(text)
+    publish(options.output, "overhead", report, markdown(report))
     return 0
 
 

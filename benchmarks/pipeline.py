@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import io
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-from benchmarks.machine import load_before, machine, sentence, versions
+from benchmarks.machine import load_before, machine, publish, sentence, versions
 from runtime.checks import RuntimeProblem
 from runtime.demo import SAMPLES, find_pictures
 from runtime.devices import cores
@@ -97,11 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeProblem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "pipeline.json").write_text(json.dumps(report, indent=1) + "\n")
-    text = markdown(report)
-    (options.output / "pipeline.md").write_text(text)
-    print(text)
+    publish(options.output, "pipeline", report, markdown(report))
     return 0
 
 

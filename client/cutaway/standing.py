@@ -138,7 +138,6 @@ class Standing:
 
     def _stand_back(self, turn: Turn, asked_s: float | None) -> None:
         now = self._clock()
-        self._healthy = False
         if turn is self._trial:
             self._trial = None
             self._back_s = min(2 * self._back_s, limits.BREAKER_RESET_S)

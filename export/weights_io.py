@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from export import ExportError
+
 #: SHA-256 of Ultralytics' YOLOv8n detector (COCO), 6,549,796 bytes.
 YOLOV8N_SHA256 = "f59b3d833e2ff32e194b5bb8e08d211dc7c5bdf144b90d2c8412c47ccfc83b36"
 
@@ -32,7 +34,7 @@ _STORAGE_DTYPES: dict[str, torch.dtype] = {
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(ExportError, ValueError):
     """A weights file is not what it should be: wrong checksum, wrong form, or no tensors in it."""
 
 
@@ -171,4 +173,21 @@ def load_ultralytics(path: Path, sha256: str | None = None) -> dict[str, torch.T
     tensors = module_state_dict(module)
     if not tensors:
         raise WeightsError(f"{path.name}: its model holds no tensors")
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a `.safetensors` file as a float32 state dict; released files hold float16 or float32.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        WeightsError: it is no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path.name}: not a readable safetensors file ({error})") from error
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}

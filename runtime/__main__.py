@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="folder of yolov8_seg.onnx, birefnet_trt.onnx and SHA256SUMS "
-        "(default: $CUTAWAY_WEIGHTS, else export/weights/PROFILE)",
+        "(default: $CUTAWAY_WEIGHTS, else models/PROFILE, else export/weights/PROFILE)",
     )
     group.add_argument(
         "--device",

@@ -20,7 +20,7 @@ from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, pl
 from runtime.health import CANARY_INTERVAL_S, Probe, Verdict, Watch
 from runtime.process import Addresses, Extras, Stub, TritonProcess, is_gone
 from runtime.runs import Run, default_cache_dir, open_run
-from runtime.weights import load_networks
+from runtime.weights import load_networks, profile_folder
 
 LOOK_INTERVAL_S = 0.25
 """How often the processes are looked at: a dead one is noticed within this time."""
@@ -43,7 +43,8 @@ class ServerOptions:
     """What a server is to be.
 
     Attributes:
-        profile: the model pair; its weights lie in `export/weights/<profile>` unless `weights` says otherwise.
+        profile: the model pair; its files lie in `models/<profile>` where they were made, else in
+            `export/weights/<profile>`, unless `weights` says otherwise.
         weights: a folder with `yolov8_seg.onnx`, `birefnet_trt.onnx` and SHA256SUMS; where None, the environment
             variable CUTAWAY_WEIGHTS, then the profile's folder.
         address: the IPv4 address or name to listen on; "0.0.0.0" lets other machines reach it.
@@ -86,7 +87,7 @@ class ServerOptions:
         if self.weights is not None:
             return self.weights
         named = os.environ.get(WEIGHTS_VARIABLE)
-        return Path(named) if named else CHECKOUT / "export" / "weights" / self.profile
+        return Path(named) if named else profile_folder(self.profile)
 
 
 class StartGivenUp(Exception):

@@ -12,6 +12,17 @@ from runtime.onnx_file import Signature, read_signature
 CHECKSUMS = "SHA256SUMS"
 NETWORKS = ("yolov8_seg", "birefnet_trt")
 """The models that are networks; a profile's folder holds one `<name>.onnx` for each."""
+CHECKOUT = Path(__file__).resolve().parents[1]
+MADE, BUNDLED = CHECKOUT / "models", CHECKOUT / "export" / "weights"
+"""Where `python -m export onnx` puts profiles' folders, and where the bundled ones are."""
+
+
+def profile_folder(profile: str, made: Path = MADE, bundled: Path = BUNDLED) -> Path:
+    """The folder of a profile's files: the one that was made here where there is one, else the bundled one.
+
+    A folder counts as made when it has its checksums, which are written last.
+    """
+    return made / profile if (made / profile / CHECKSUMS).is_file() else bundled / profile
 
 
 @dataclass(frozen=True)
@@ -30,10 +41,15 @@ def load_networks(folder: Path) -> dict[str, Network]:
     Raises:
         RuntimeProblem: when a file is missing, differs from its checksum or is not an ONNX model.
     """
+    if not folder.is_dir() and folder.parent == BUNDLED:
+        raise RuntimeProblem(
+            f"the profile {folder.name} is not bundled; make its files first (make models PROFILE={folder.name}), or "
+            "name a folder that has them: --weights DIR"
+        )
     for name in NETWORKS:
         if not (folder / f"{name}.onnx").is_file():
             raise RuntimeProblem(
-                f"the weight file {folder / f'{name}.onnx'} is missing; restore it (git checkout), "
+                f"the weight file {folder / f'{name}.onnx'} is missing; restore it (git checkout, or make models), "
                 "or name the folder that has it: --weights DIR"
             )
     expected = read_checksums(folder)

@@ -37,7 +37,19 @@ INPUT_LIMITS = InputLimits()
 
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
 
-PROFILES = ("nano", "lite", "general", "portrait", "matting", "hr", "dynamic")
+PROFILES = (
+    "nano",
+    "lite",
+    "512",
+    "general",
+    "portrait",
+    "matting",
+    "dynamic",
+    "legacy",
+    "dis",
+    "lite-2k",
+    "hr",
+)
 """Names of the model pairs: ``nano`` is bundled, the others are BiRefNet's released variants."""
 
 LOW_CONFIDENCE = 0.5

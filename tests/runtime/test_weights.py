@@ -9,7 +9,7 @@ import pytest
 
 from runtime.checks import RuntimeProblem
 from runtime.server import WEIGHTS_VARIABLE, ServerOptions
-from runtime.weights import NETWORKS, load_networks
+from runtime.weights import BUNDLED, CHECKSUMS, NETWORKS, load_networks, profile_folder
 
 
 @pytest.fixture
@@ -77,3 +77,20 @@ def test_where_weights_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv(WEIGHTS_VARIABLE, "elsewhere")
     assert ServerOptions().weights_dir == Path("elsewhere")
     assert ServerOptions(weights=tmp_path).weights_dir == tmp_path
+
+
+def test_made_files_go_before_bundled_ones(tmp_path: Path) -> None:
+    """A folder counts as made when its checksums, which are written last, are there."""
+    made, bundled = tmp_path / "models", tmp_path / "bundled"
+    (made / "nano").mkdir(parents=True)
+    assert profile_folder("nano", made, bundled) == bundled / "nano"
+    (made / "nano" / CHECKSUMS).write_text("")
+    assert profile_folder("nano", made, bundled) == made / "nano"
+    assert profile_folder("lite", made, bundled) == bundled / "lite"
+
+
+def test_a_profile_that_was_never_made() -> None:
+    """It is said how to make it, not that a file be restored that was never there."""
+    text = problem_of(BUNDLED / "never-made")
+    assert "make models PROFILE=never-made" in text
+    assert "--weights DIR" in text

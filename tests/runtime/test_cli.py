@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cutaway.limits import PROFILES
 
 from runtime.server import ServerOptions
+from runtime.weights import profile_folder
 from tests.runtime.conftest import ROOT, Command
 from tests.runtime.leftovers import assert_nothing_left, processes_of, wait_for
 
@@ -106,8 +108,9 @@ def test_missing_weights(tmp_path: Path) -> None:
 
 
 def test_profile_without_weights(tmp_path: Path) -> None:
-    done = run("compose", "--profile=portrait", str(tmp_path / "repository"), env=without("CUTAWAY_WEIGHTS"))
-    assert "export/weights/portrait/yolov8_seg.onnx is missing" in problem_of(done)
+    never_made = next(each for each in PROFILES if not profile_folder(each).is_dir())
+    done = run("compose", f"--profile={never_made}", str(tmp_path / "repository"), env=without("CUTAWAY_WEIGHTS"))
+    assert f"make models PROFILE={never_made}" in problem_of(done)
 
 
 def test_damaged_weights(tmp_path: Path) -> None:

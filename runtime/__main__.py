@@ -80,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         "--queue-size", type=_positive, metavar="N", help="pictures that may wait before more are refused (default: 64)"
     )
     group.add_argument(
+        "--processing-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long a picture may take before it is given up (default: 30); large networks on a CPU need more",
+    )
+    group.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",
@@ -169,6 +175,7 @@ def _serve(options: argparse.Namespace) -> int:
             instances=options.instances,
             threads=options.threads,
             queue_size=options.queue_size,
+            processing_timeout_s=options.processing_timeout,
             device=options.device,
             cache_dir=options.cache_dir,
             verbose=options.verbose,
@@ -213,6 +220,7 @@ def _demo(options: argparse.Namespace) -> int:
             instances=options.instances,
             threads=options.threads,
             queue_size=options.queue_size,
+            processing_timeout_s=options.processing_timeout,
             device=options.device,
             cache_dir=options.cache_dir,
         ),
@@ -240,6 +248,7 @@ def _compose(options: argparse.Namespace) -> int:
         device=choose_device(options.device, networks["yolov8_seg"].path),
         plan=plan(cores(), options.instances, options.threads),
         queue_size=options.queue_size,
+        processing_timeout_s=options.processing_timeout,
     )
     _say(f"{composed.folder}: {composed.processes} model processes, mattes of {composed.matte_side_px} px")
     return 0
@@ -273,6 +282,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("above 0")
     return number
 
 

@@ -72,6 +72,7 @@ def compose(
     device: Device,
     plan: Plan,
     queue_size: int | None = None,
+    processing_timeout_s: float | None = None,
     source: Path = SOURCE,
 ) -> Composed:
     """Write the repository into the empty or missing folder `target`.
@@ -83,6 +84,8 @@ def compose(
         device: what the networks run on.
         plan: processes and threads.
         queue_size: how many pictures may wait; as `model_repository/` says where None.
+        processing_timeout_s: how long a picture may wait, and then how long it may take; as `model_repository/` says
+            where None.
         source: the repository to derive from.
 
     Raises:
@@ -100,7 +103,7 @@ def compose(
                 shutil.copyfile(ONNX_MODEL, target / folder.name / "1" / "model.py")
                 (target / folder.name / "1" / "model.onnx").symlink_to(networks[folder.name].path)
             else:
-                _pipeline_model(config, profile, networks, side, device, plan, queue_size)
+                _pipeline_model(config, profile, networks, side, device, plan, queue_size, processing_timeout_s)
                 _copy_python(folder / "1", target / folder.name / "1")
             processes += sum(group.count for group in config.instance_group)
             text = text_format.MessageToString(config)
@@ -151,11 +154,15 @@ def _pipeline_model(
     device: Device,
     plan: Plan,
     queue_size: int | None,
+    processing_timeout_s: float | None,
 ) -> None:
     del config.instance_group[:]
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=plan.instances)
     if queue_size is not None:
         config.dynamic_batching.default_queue_policy.max_queue_size = queue_size
+    if processing_timeout_s is not None:
+        config.dynamic_batching.default_queue_policy.default_timeout_microseconds = round(processing_timeout_s * 1e6)
+        _set(config, processing_timeout_s=f"{processing_timeout_s:g}")
     _set(config, profile=profile, device=device.name, matte_side_px=str(side))
     for network in networks.values():
         _set(config, **{f"{network.name}_sha256": network.sha256})

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from cutaway.limits import PROCESSING_TIMEOUT_S
+
 from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_port, free_ports, resolve, shm_shortage
 from runtime.compose import CHECKOUT, SOURCE, Composed, compose
 from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, plan
-from runtime.health import CANARY_INTERVAL_S, Probe, Verdict, Watch
+from runtime.health import CANARY_INTERVAL_S, PATIENCE_S, Probe, Verdict, Watch
 from runtime.process import Addresses, Extras, Stub, TritonProcess, is_gone
 from runtime.runs import Run, default_cache_dir, open_run
 from runtime.weights import load_networks, profile_folder
@@ -28,6 +30,7 @@ START_POLL_S = 0.05
 START_NEWS_S = 10.0
 """How often a slow start says that it goes on."""
 FIRST_PICTURE_TIMEOUT_S = 120.0
+"""For detection and for matting each, or four times as long as a picture may take."""
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
 """More than `MAX_RESTARTS` restarts within this time mean that restarting does not help."""
@@ -52,6 +55,8 @@ class ServerOptions:
         instances: pictures served at once; as many as fit the cores where None.
         threads: threads of one network's run; all cores where None.
         queue_size: pictures that may wait; as `model_repository/` says where None.
+        processing_timeout_s: how long a picture may take before it is given up; 30 s where None. A large network on a
+            CPU needs more.
         device: "auto" takes CUDA where it works, "cuda" insists on it.
         cache_dir: where repositories and logs are written; `.cache/runtime` of the checkout where None.
         verbose: Triton's own log level, 0 to 4.
@@ -72,6 +77,7 @@ class ServerOptions:
     instances: int | None = None
     threads: int | None = None
     queue_size: int | None = None
+    processing_timeout_s: float | None = None
     device: DeviceChoice = "auto"
     cache_dir: Path | None = None
     verbose: int = 0
@@ -198,6 +204,7 @@ class Server:
                 device=device,
                 plan=layout,
                 queue_size=options.queue_size,
+                processing_timeout_s=options.processing_timeout_s,
                 source=options.source,
             )
             self._processes = composed.processes
@@ -231,6 +238,11 @@ class Server:
             self._process.stop()
         if self._run is not None:
             self._run.close()
+
+    @property
+    def _timeout_s(self) -> float:
+        given_s = self.options.processing_timeout_s
+        return PROCESSING_TIMEOUT_S if given_s is None else given_s
 
     @property
     def _where(self) -> str:
@@ -304,9 +316,15 @@ class Server:
         self._stubs = process.stubs()
         if len(self._stubs) < self._processes:
             raise RuntimeProblem(f"a model's process ended while starting; see {_short(self.log)}")
-        answer = probe.canary(FIRST_PICTURE_TIMEOUT_S)
+        loaded = time.monotonic()
+        answer = probe.canary(max(FIRST_PICTURE_TIMEOUT_S, 4 * self._timeout_s))
         if answer.verdict not in (Verdict.WELL, Verdict.BUSY):
             raise RuntimeProblem(f"the first picture failed: {answer.message}; see {_short(self.log)}")
+        if (took_s := time.monotonic() - loaded) > self._timeout_s / 2:
+            self._say(
+                f"warning: a small picture took {took_s:.0f} s, and one that takes more than {self._timeout_s:g} s is "
+                "given up; change that with --processing-timeout SECONDS, and give callers' requests as long"
+            )
 
     def _death_at_start(self, process: TritonProcess) -> str:
         status = process.exit_status()
@@ -357,7 +375,8 @@ class Server:
     def _wait_for_death(self) -> str | None:
         """Why the running Triton is no longer of use, or None when the end was asked for."""
         process = self.process
-        watch = Watch(self.probe, interval_s=self.options.canary_interval_s)
+        patience_s = max(PATIENCE_S, 2 * self._timeout_s)
+        watch = Watch(self.probe, interval_s=self.options.canary_interval_s, patience_s=patience_s)
         try:
             while not self._stopping.wait(LOOK_INTERVAL_S):
                 gone = next((stub for stub in self._stubs if is_gone(stub)), None)

@@ -134,6 +134,17 @@ def test_queue_size_can_be_set(networks: dict[str, Network], tmp_path: Path) -> 
     assert policy.max_queue_size == 2
 
 
+def test_a_picture_may_be_given_more_time(networks: dict[str, Network], tmp_path: Path) -> None:
+    """It may wait as long as it may take, as in the source."""
+    plan = Plan(instances=1, threads=1)
+    composed = compose(
+        tmp_path / "r", profile="nano", networks=networks, device=CPU, plan=plan, processing_timeout_s=240
+    )
+    config = read_config(composed.folder / "ensemble_pipeline")
+    assert config.parameters["processing_timeout_s"].string_value == "240"
+    assert config.dynamic_batching.default_queue_policy.default_timeout_microseconds == 240_000_000
+
+
 def test_cuda_is_passed_on(networks: dict[str, Network], tmp_path: Path) -> None:
     device = Device("cuda", "cuda (NVIDIA H200)")
     plan = Plan(instances=1, threads=1)

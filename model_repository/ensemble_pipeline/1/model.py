@@ -45,6 +45,7 @@ class TritonPythonModel:
             name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
         }
         self.matte_side_px = int(parameters["matte_side_px"])
+        self.processing_timeout_s = float(parameters.get("processing_timeout_s", PROCESSING_TIMEOUT_S))
         self.device = parameters["device"]
         versions = Path(args["model_repository"]).parent
         self.description = {
@@ -85,7 +86,7 @@ class TritonPythonModel:
             ),
             wants_images="images" in wanted,
             max_decompression_ratio=self.max_decompression_ratio,
-            proceed=_patience(request),
+            proceed=_patience(request, self.processing_timeout_s),
         )
         return pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
 
@@ -110,7 +111,7 @@ def _tensors(answer: Answer) -> list[Any]:
     ]
 
 
-def _patience(request: Any) -> Callable[[], None]:
+def _patience(request: Any, timeout_s: float) -> Callable[[], None]:
     """A check that gives the picture up once it takes too long or its caller has gone."""
     started = time.monotonic()
 
@@ -118,9 +119,9 @@ def _patience(request: Any) -> Callable[[], None]:
         if request.is_cancelled():
             raise RequestCancelled("The caller gave the request up.")
         elapsed = time.monotonic() - started
-        if elapsed > PROCESSING_TIMEOUT_S:
+        if elapsed > timeout_s:
             raise ProcessingTimeout(
-                f"The picture took more than {PROCESSING_TIMEOUT_S:g} s.",
+                f"The picture took more than {timeout_s:g} s.",
                 details={"elapsed_seconds": round(elapsed, 1)},
             )
 

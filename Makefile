@@ -31,9 +31,11 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 	@touch $@
 
 # torch stands outside the hashed lock: which build is right (CPU, which CUDA) depends on the machine.
-$(VENV)/.export: requirements/export.txt $(VENV)/.dev
+# The oracle of the detector's tests is installed without its dependencies: requirements/oracle.in says why.
+$(VENV)/.export: requirements/export.txt requirements/oracle.txt $(VENV)/.dev
 	$(PIP) install --quiet $(TORCH)
 	$(PIP) install --quiet --require-hashes -r requirements/export.txt
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/oracle.txt
 	@touch $@
 
 demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Triton; about two minutes the first time

@@ -25,6 +25,7 @@ COMMANDS = {
     "list": Command("export.listing", "profiles, and the released weights they are made of"),
     "fetch": Command("export.fetch", "download a profile's released weights, or take them from a folder"),
     "verify": Command("export.verify", "compare BiRefNet with figures of the public implementation"),
+    "verify-detector": Command("export.verify_detector", "compare YOLOv8-seg with Ultralytics' own predict"),
 }
 
 

@@ -100,7 +100,7 @@ class Comparison(NamedTuple):
         square_pixels: how many pixels of the masks differ in the letterbox.
         square_area: pixels of Ultralytics' masks there.
         aside_pixels: how many pixels of the masks in the picture are further than a pixel from where they should be.
-        edge_pixels: how many are elsewhere, but no further.
+        edge_pixels: how many are elsewhere, but no further, or at the edge of a box.
         area: pixels of Ultralytics' masks in the picture.
         last_score: of the candidates that leave the graph, the worst one's.
     """
@@ -229,12 +229,17 @@ def square_masks(ours: Ours) -> NDArray[np.bool_]:
     from cutaway.limits import DETECTOR_SIDE_PX as SIDE
 
     masks = np.zeros((len(ours.square_boxes), SIDE, SIDE), bool)
-    corners = np.arange(SIDE)
-    for mask, logits, (x1, y1, x2, y2) in zip(masks, ours.detections.masks, ours.square_boxes, strict=True):
+    for mask, logits, box in zip(masks, ours.detections.masks, ours.square_boxes, strict=True):
         enlarged = cv2.resize(logits, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
-        rows, columns = (corners >= y1) & (corners < y2), (corners >= x1) & (corners < x2)
-        mask[:] = (enlarged > 0) & rows[:, None] & columns
+        mask[:] = (enlarged > 0) & _inside(box, mask.shape, 0.0)
     return masks
+
+
+def _inside(box: NDArray[np.float32], size_hw: tuple[int, ...], place: float) -> NDArray[np.bool_]:
+    """Pixels [H, W] in a box: those whose place is, 0 for the upper left corner, 0.5 for the centre."""
+    x1, y1, x2, y2 = box
+    rows, columns = (np.arange(side) + place for side in size_hw)
+    return ((rows >= y1) & (rows < y2))[:, None] & (columns >= x1) & (columns < x2)
 
 
 def picture_masks(ours: Ours) -> NDArray[np.bool_]:
@@ -251,11 +256,11 @@ def compare(ours: Ours, expected: Found) -> Comparison:
     """Hold the pipeline's people to Ultralytics'.
 
     Not differences, since meant: the pipeline drops a box of which less than a pixel is in the picture, Ultralytics one
-    whose mask is empty, so people without a mask are left out here; in the picture the pipeline's masks may be a
-    pixel off, because of how boxes cut them (see `square_masks`) and because OpenCV samples at 32 places between two
-    prototypes; of the letterbox's pixels, of the picture's where they are larger. And 300 candidates leave the graph,
-    best first: whoever scores no better than the last of them may be lost, and nobody else is touched, since nobody is
-    suppressed by someone who scores less.
+    whose mask is empty, so people without a mask are left out here; boxes cut masks otherwise (see `square_masks`), and
+    the rows and columns where that matters are left out; in the picture the masks' edges may be a pixel off (of the
+    letterbox, or of the picture where that is larger), because OpenCV samples at 32 places between two prototypes and
+    Ultralytics enlarges in two steps. And 300 candidates leave the graph, best first: whoever scores no better than the
+    last of them may be lost, and nobody else is touched, since nobody is suppressed by someone who scores less.
     """
     squares = square_masks(ours)
     # Clear of the last one, which is on one side only by rounding.
@@ -272,7 +277,10 @@ def compare(ours: Ours, expected: Found) -> Comparison:
     scale = np.array([placement.scale_x, placement.scale_y] * 2)
     masks = picture_masks(ours)[there]
     reach_px = max(1, round(1 / min(placement.scale_x, placement.scale_y)))
-    aside = sum(_aside(mask, wanted, reach_px) for mask, wanted in zip(masks, expected.masks, strict=True))
+    aside = 0
+    for mask, wanted, box in zip(masks, expected.masks, expected.boxes, strict=True):
+        cut_otherwise = _inside(box, wanted.shape, 0.0) ^ _inside(box, wanted.shape, 0.5)
+        aside += _aside(np.where(cut_otherwise, wanted, mask), wanted, reach_px)
     return Comparison(
         *counts,
         _largest((boxes.astype(np.float64) - expected.boxes) * scale),

@@ -46,6 +46,7 @@ __all__ = [
     "export_detector",
     "export_graph",
     "export_nano_matte",
+    "write_birefnet",
 ]
 
 OPSET = 18
@@ -185,22 +186,23 @@ def export_birefnet(
     Raises:
         ValueError: when the side is no multiple of 32.
     """
-    if side_px < SIDE_MULTIPLE_PX or side_px % SIDE_MULTIPLE_PX:
-        raise ValueError(f"the side must be a multiple of {SIDE_MULTIPLE_PX} px, not {side_px}")
-    if deform == "grid":
-        _export_birefnet_grid(network, side_px, path)
-    else:
-        _export_birefnet_native(network, side_px, path)
+    write_birefnet(network, side_px, path, deform)
     gc.collect()
     return compare(MatteGraph(BehindImageNet(network.eval())), path, side_px, MATTE_OUTPUTS)
 
 
-def _export_birefnet_grid(network: BiRefNet, side_px: int, path: Path) -> None:
-    graph = MatteGraph(BehindImageNet(export_form(network, side_px)))
-    export_graph(graph, side_px, MATTE_OUTPUTS, path)
+def write_birefnet(network: BiRefNet, side_px: int, path: Path, deform: Literal["grid", "native"] = "grid") -> None:
+    """What `export_birefnet` writes, without the comparison.
 
-
-def _export_birefnet_native(network: BiRefNet, side_px: int, path: Path) -> None:
+    Raises:
+        ValueError: when the side is no multiple of 32.
+    """
+    if side_px < SIDE_MULTIPLE_PX or side_px % SIDE_MULTIPLE_PX:
+        raise ValueError(f"the side must be a multiple of {SIDE_MULTIPLE_PX} px, not {side_px}")
+    if deform == "grid":
+        graph = MatteGraph(BehindImageNet(export_form(network, side_px)))
+        export_graph(graph, side_px, MATTE_OUTPUTS, path)
+        return
     network.freeze(side_px, side_px)
     use_onnx_operator(network)
     try:

@@ -4,10 +4,13 @@ Everything here is an exact rewrite, so the result differs from the network's ow
 
 - Batch norms are part of the convolutions before them, the factor 2 of the modulation mask and Swin's scale of the
   queries part of weights. What depends only on weights and side is a constant.
+- Swin makes queries, keys and values apart, so that they need not be taken apart; where its feed-forward networks are
+  wide, they work through the map in strips.
 - A deformable convolution takes its offsets and its mask from one convolution, and works through the map in strips:
   all taps of some rows are sampled, weighted, combined and narrowed before the next rows are begun.
 - The pyramid's last convolution, over all branches side by side, is the sum of one for each branch. The branch of the
   global mean becomes one vector for each image.
+- A convolution over two maps side by side is the sum of one over each, so they need not be joined.
 - The last convolution comes before the last upsampling, and with what it reads of the image it is two small
   convolutions at full resolution in place of two wide ones.
 - Heads that only training uses are left out.
@@ -21,14 +24,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.networks.birefnet import BiRefNet
-from export.networks.birefnet_blocks import DeformableBranch, DeformablePyramid, InputBlock, resize_like
+from export.networks.birefnet_blocks import (
+    DecoderBlock,
+    DeformableBranch,
+    DeformablePyramid,
+    InputBlock,
+    resize_like,
+    split_into_tiles,
+)
 from export.networks.birefnet_decoder import Decoder
-from export.networks.swin import SwinTransformer, WindowAttention
+from export.networks.swin import FeedForward, SwinBlock, WindowAttention
 from export.rewrites import convolution, fold_norm, norm_as_scale
 
 STRIP_BYTES = 50 * 2**20
-"""The most that the samples of one strip take, as float32 and for one image. All taps of a 7×7 kernel on 64 channels of
-256×256 would be 822 MB; strips of 16 rows are 51 MB, and faster, since more of them stays in the caches."""
+"""The most that the largest map of one strip takes, as float32 and for one image. All taps of a 7×7 kernel on 64
+channels of 256×256 would be 822 MB; strips of 16 rows are 51 MB, and faster, since more of them stays in the caches."""
 
 
 def rows_at_once(height: int, row_bytes: int) -> int:
@@ -171,64 +181,133 @@ class LogitsForm(nn.Module):
         self.gather = convolution(torch.eye(9).reshape(1, 9, 3, 3), None, padding=1)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        return resize_like(self.narrow(x), image) + self.gather(self.nine(image))
+        # They are added without their channel: a runtime that makes sums part of convolutions would otherwise compute
+        # the nine maps, for which it needs nothing else, first of all and hold them until the end.
+        return (resize_like(self.narrow(x), image).squeeze(1) + self.gather(self.nine(image)).squeeze(1)).unsqueeze(1)
 
 
-class ExportForm(nn.Module):
-    """The network at one side: (N, 3, S, S) → logits (N, 1, S, S). Make one with `export_form`."""
+class SplitAttention(nn.Module):
+    """`WindowAttention` with a map of its own for queries, keys and values; the queries' has the scale in it."""
 
-    def __init__(self, network: BiRefNet, logits: LogitsForm) -> None:
+    bias: Tensor
+
+    def __init__(self, attention: WindowAttention) -> None:
         super().__init__()
-        self.network = network
-        self.logits = logits
+        self.num_heads = attention.num_heads
+        weights = attention.qkv.weight.detach().double().chunk(3)
+        biases = attention.qkv.bias.detach().double().chunk(3)
+        factors = (attention.scale, 1.0, 1.0)
+        self.query, self.key, self.value = (
+            linear(weight * factor, bias * factor)
+            for weight, bias, factor in zip(weights, biases, factors, strict=True)
+        )
+        self.proj = attention.proj
+        self.register_buffer("bias", attention.position_bias().detach())
 
-    def forward(self, image: Tensor) -> Tensor:
-        squeezed, laterals = self.network.encode(image)
-        x, _ = self.network.decoder.run(image, squeezed, laterals)
-        return self.logits(x, image)
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """As `WindowAttention.forward`."""
+        windows, tokens, channels = (int(size) for size in x.shape[1:])
+
+        def heads(y: Tensor) -> Tensor:
+            return y.reshape(-1, windows, tokens, self.num_heads, channels // self.num_heads).transpose(2, 3)
+
+        scores = heads(self.query(x)) @ heads(self.key(x)).transpose(-2, -1) + self.bias
+        if mask is not None:
+            scores = scores + mask
+        mixed = (scores.softmax(dim=-1) @ heads(self.value(x))).transpose(2, 3)
+        return self.proj(mixed.reshape(-1, windows, tokens, channels))
 
 
-def export_form(network: BiRefNet, side_px: int) -> ExportForm:
-    """The network's export form for square images of this side, a multiple of 32.
+class StripFeedForward(nn.Module):
+    """`FeedForward` on (N, H, W, C), some rows at a time where its hidden layer would be larger than a strip."""
 
-    The network stays as it is. What is not rewritten, above all the encoder's weights, is shared with it, so neither
-    should change while the other is in use. For inference only.
+    def __init__(self, whole: FeedForward) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = int(x.shape[1]), int(x.shape[2])
+        rows = rows_at_once(height, 4 * self.whole.fc1.out_features * width)
+        if rows == height:
+            return self.whole(x)
+        return torch.cat([self.whole(x[:, top : top + rows]) for top in range(0, height, rows)], dim=1)
+
+
+class BlockForm(nn.Module):
+    """A `DecoderBlock` that takes apart what it would be given side by side: two (N, ·, h, w) → (N, D, h, w)."""
+
+    def __init__(self, block: DecoderBlock, tile_channels: int, side: int) -> None:
+        super().__init__()
+        joined = fold_norm(block.conv_in, block.bn_in)
+        own = joined.in_channels - tile_channels
+        weight, bias = joined.weight.detach(), joined.bias.detach()
+        self.conv_in = convolution(weight[:, :own], bias, padding=1)
+        self.conv_tiles = convolution(weight[:, own:], None, padding=1) if tile_channels else None
+        self.pyramid = StripPyramid(block.dec_att, side, side)
+        self.conv_out = fold_norm(block.conv_out, block.bn_out)
+
+    def forward(self, x: Tensor, tiles: Tensor | None = None) -> Tensor:
+        x = self.conv_in(x)
+        if self.conv_tiles is not None and tiles is not None:
+            x = x + self.conv_tiles(tiles)
+        return self.conv_out(self.pyramid(F.relu(x)))
+
+
+class DecoderForm(nn.Module):
+    """The decoder without the heads that only training uses; arguments and result as those of `Decoder`."""
+
+    def __init__(self, decoder: Decoder, side_px: int) -> None:
+        super().__init__()
+        blocks, edges = [], []
+        for number in (4, 3, 2, 1):
+            block: DecoderBlock = decoder.part("decoder_block", number)
+            tiles: InputBlock = decoder.part("ipt_blk", number + 1)
+            blocks.append(BlockForm(block, tiles.conv_out.out_channels, side_px // 2 ** (number + 1)))
+            if number > 1:
+                conv, norm, _ = decoder.part("gdt_convs_", number)
+                edges.append(nn.Sequential(fold_norm(conv, norm), nn.ReLU()))
+        self.blocks, self.edges = nn.ModuleList(blocks), nn.ModuleList(edges)
+        self.tiles = nn.ModuleList(decoder.part("ipt_blk", number) for number in (5, 4, 3, 2))
+        self.gates = nn.ModuleList(decoder.part("gdt_convs_attn_", number) for number in (4, 3, 2))
+        self.lateral = nn.ModuleList(decoder.part("lateral_block", number) for number in (4, 3, 2))
+        self.logits = LogitsForm(decoder)
+
+    def forward(self, image: Tensor, squeezed: Tensor, laterals: tuple[Tensor, ...]) -> Tensor:
+        x = squeezed
+        for i, lateral in enumerate(reversed(laterals)):
+            x = self.blocks[i](x, self.read(i, image, x))
+            x = x * torch.sigmoid(self.gates[i](self.edges[i](x)))
+            x = resize_like(x, lateral) + self.lateral[i](lateral)
+        return self.logits(self.blocks[3](x, self.read(3, image, x)), image)
+
+    def read(self, i: int, image: Tensor, like: Tensor) -> Tensor:
+        return self.tiles[i](split_into_tiles(image, int(like.shape[2]), int(like.shape[3])))
+
+
+def export_form(network: BiRefNet, side_px: int) -> BiRefNet:
+    """The network's export form for square images of this side, a multiple of 32: (N, 3, S, S) → logits (N, 1, S, S).
+
+    The network stays as it is. What is not rewritten, above all most of the encoder's weights, is shared with it, so
+    neither should change while the other is in use. For inference only.
     """
     # The modules are copied, their tensors are not.
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
     form = copy.deepcopy(network, shared).eval()
     form.freeze(side_px, side_px)
-    if isinstance(form.bb, SwinTransformer):
-        for module in form.bb.modules():
-            if isinstance(module, WindowAttention):
-                scale_queries(module)
-    decoder = form.decoder
-    blocks = [(form.squeeze_module[0], 32), *((decoder.part("decoder_block", n), 2 ** (n + 1)) for n in (4, 3, 2, 1))]
-    for block, step_px in blocks:
-        side = side_px // step_px
-        block.conv_in = fold_norm(block.conv_in, block.bn_in)
-        block.conv_out = fold_norm(block.conv_out, block.bn_out)
-        block.bn_in, block.bn_out = nn.Identity(), nn.Identity()
-        block.dec_att = StripPyramid(block.dec_att, side, side)
-    logits = LogitsForm(decoder)
-    for number in (4, 3, 2):
-        edges = decoder.part("gdt_convs_", number)
-        edges[0], edges[1] = fold_norm(edges[0], edges[1]), nn.Identity()
-        for head in ("conv_ms_spvn_", "gdt_convs_pred_"):
-            delattr(decoder, f"{head}{number}")
-    del decoder.conv_out1, decoder.ipt_blk1
-    return ExportForm(form, logits)
+    for module in list(form.bb.modules()):
+        if isinstance(module, SwinBlock):
+            module.attn = SplitAttention(module.attn)
+            module.mlp = StripFeedForward(module.mlp)
+    form.squeeze_module = BlockForm(form.squeeze_module[0], 0, side_px // 32)
+    form.decoder = DecoderForm(form.decoder, side_px)
+    return form
 
 
-def scale_queries(attention: WindowAttention) -> None:
-    """Put the scale of the queries into the weights that make them, which become the module's own."""
-    qkv, channels = attention.qkv, attention.qkv.in_features
-    factor = torch.ones(3 * channels, dtype=torch.float64)
-    factor[:channels] = attention.scale
-    scaled = nn.Linear(channels, 3 * channels)
-    scaled.weight = nn.Parameter((qkv.weight.detach().double() * factor[:, None]).float(), requires_grad=False)
-    scaled.bias = nn.Parameter((qkv.bias.detach().double() * factor).float(), requires_grad=False)
-    attention.qkv, attention.scale = scaled, 1.0
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A float32 module for the weight [out, in] and the bias [out]."""
+    module = nn.Linear(weight.shape[1], weight.shape[0])
+    module.weight, module.bias = constant(weight), constant(bias)
+    return module
 
 
 def constant(values: Tensor) -> nn.Parameter:

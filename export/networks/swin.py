@@ -151,9 +151,7 @@ class WindowAttention(nn.Module):
         windows, tokens, channels = (int(size) for size in x.shape[1:])
         qkv = self.qkv(x).reshape(-1, windows, tokens, 3, self.num_heads, channels // self.num_heads)
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
-        # The export form has the scale in the weights.
-        query = query if self.scale == 1.0 else query * self.scale
-        scores = query @ key.transpose(-2, -1) + self.position_bias()
+        scores = (query * self.scale) @ key.transpose(-2, -1) + self.position_bias()
         if mask is not None:
             scores = scores + mask
         mixed = (scores.softmax(dim=-1) @ value).transpose(2, 3)

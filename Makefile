@@ -11,7 +11,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_fau
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead bench-precision lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead bench-precision bench-onnx lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tr
 
 bench-precision: $(VENV)/.export  ## what half precision costs, by what stays float32
 	$(PY) -m benchmarks.precision
+
+bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
+	$(PY) -m benchmarks.birefnet_onnx
 
 lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh

@@ -210,9 +210,11 @@ def compare_mattes(choice: str, found: Mattes, wanted: Mattes, sampled_px: Seque
 def worth_trying(model: onnx.ModelProto, choices: Sequence[Choice]) -> list[Choice]:
     """Those of the choices that make a difference to this graph."""
     reasons = staying_float32(model, PARTS)
-    there = set(reasons.values())
+    there = set(reasons.values()) & set(PARTS)
     differing: dict[object, Choice] = {}
     for choice in choices:
+        if there <= set(choice.keep):
+            continue
         stepwise = choice.stepwise and bool(there & {"norms", "softmax"})
         differing.setdefault((frozenset(choice.keep) & there, stepwise, choice.plain), choice)
     return list(differing.values())
@@ -232,7 +234,7 @@ def measure_matte(
         begun = time.perf_counter()
         found = mattes(emulate(half_model(source, choice), choice.stepwise), pictures)
         rows.append(compare_mattes(choice.name, found, wanted, sampled_px))
-        say(f"{source.parent.name}: {choice.name}: mean {rows[-1].mean:.3f} ({time.perf_counter() - begun:.0f} s)")
+        say(f"{choice.name}: mean {rows[-1].mean:.3f} ({time.perf_counter() - begun:.0f} s)")
     return rows
 
 

@@ -89,14 +89,13 @@ def matte_table(rows: Sequence[MatteRow]) -> str:
 
 def detector_table(rows: Sequence[DetectorRow]) -> str:
     lines = [
-        "| choice | candidates | found again | box, mean px | largest | score, largest |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| choice | candidates | found again | box, mean px | 99 of 100 below | largest | score, largest |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         lines.append(
             f"| {row.choice} | {row.candidates} | {row.matched} | {row.box_mean_px:.3f} | {row.box_p99_px:.3f} | "
-            f"{row.box_px:.3f} | "
-            f"{row.score:.4f} |"
+            f"{row.box_px:.3f} | {row.score:.4f} |"
         )
     return "\n".join(lines)
 

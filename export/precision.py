@@ -43,6 +43,15 @@ rest: all that is in no other part: convolutions, matrix products, what lies bet
 PARTS: tuple[Part, ...] = get_args(Part)
 
 KEEP: tuple[Part, ...] = ("input", "output", "boxes", "coordinates", "sampling", "means")
+"""The default, by the tables in docs/precision.md and for little: these are nodes of few channels or of few values.
+
+Coordinates move sampling by hundredths of a pixel on a map of 256 px and more on larger ones; and TensorRT wants the
+features that GridSample reads in the type of its grid. The output is where a grey level is decided, the input where a
+picture's values would be rounded three times instead of once, boxes are pixels up to 640, where half precision counts
+in halves. A mean over a map of 256×256 may sum its 65536 values in half precision, whose range ends there. Norms and
+softmax are not in it: ONNX has the statistics of LayerNormalization computed in float32 whatever its type, and
+float32 nodes around them bring no more, since half nodes read what they give.
+"""
 
 SMALL = 64
 """Values of a tensor that inference may want to know: sizes, axes."""

@@ -53,7 +53,7 @@ OPSET = 18
 """Not 20 or later: there the bilinear GridSample is called "linear", which TensorRT's parser does not know and silently
 takes for nearest. 18 has LayerNormalization as one node and is read by every TensorRT since 8.6."""
 #: Scores closer than this are a tie: float32 in another order of summation differs by about 1e-6.
-CLEAR_SCORE_GAP = 1e-5
+TIE = 1e-5
 #: Batches at which an exported file is compared with PyTorch.
 CHECKED_BATCHES = (1, 3)
 
@@ -122,8 +122,7 @@ def example_pictures(batch: int, side_px: int, seed: int = 0) -> NDArray[np.uint
 def compare(graph: nn.Module, path: Path, side_px: int, outputs: tuple[str, ...]) -> list[Difference]:
     """Run the file in ONNX Runtime and the graph in PyTorch on the same pictures, for `CHECKED_BATCHES`.
 
-    Candidates of almost equal score may change places, so of the detector's candidates those are compared whose
-    score differs from their neighbours' by more than `CLEAR_SCORE_GAP`.
+    Candidates of almost equal score may change places, so they are compared by pairs (`_same_candidates`).
     """
     import onnxruntime
 
@@ -137,11 +136,12 @@ def compare(graph: nn.Module, path: Path, side_px: int, outputs: tuple[str, ...]
     differences = []
     for batch, pictures in batches.items():
         found = session.run(list(outputs), {"images": pictures})
-        clear = _clearly_placed(wanted[batch][outputs.index("scores")]) if "scores" in outputs else None
+        same = _same_candidates(wanted[batch], found, outputs) if "scores" in outputs else None
         for name, torch_result, result in zip(outputs, wanted[batch], found, strict=True):
             gap = np.abs(torch_result.astype(np.float64) - result.astype(np.float64))
-            if clear is not None and gap.shape[:2] == clear.shape:
-                gap = gap[clear]
+            if same is not None and name in ("boxes", "classes", "coefficients"):
+                ours, theirs = torch_result[same.pictures, same.wanted], result[same.pictures, same.found]
+                gap = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
             differences.append(Difference(name, batch, float(gap.max()), float(gap.mean())))
     return differences
 
@@ -152,11 +152,33 @@ def _run(graph: nn.Module, pictures: NDArray[np.uint8]) -> list[NDArray[np.gener
     return [each.numpy() for each in (results if isinstance(results, tuple) else (results,))]
 
 
-def _clearly_placed(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which of the descending scores, [N, 300], stand clear of both neighbours. The last one's is unknown."""
-    gaps = -np.diff(scores.astype(np.float64), axis=1) > CLEAR_SCORE_GAP
-    edge = np.ones((len(scores), 1), bool)
-    return np.concatenate((edge, gaps), axis=1) & np.concatenate((gaps, ~edge), axis=1)
+class _Same(NamedTuple):
+    """Which candidate of the file is which of PyTorch's: three lists of the same length."""
+
+    pictures: NDArray[np.intp]
+    wanted: NDArray[np.intp]
+    found: NDArray[np.intp]
+
+
+def _same_candidates(
+    wanted: list[NDArray[np.generic]], found: list[NDArray[np.generic]], outputs: tuple[str, ...]
+) -> _Same:
+    """Pair the candidates: of those whose score is the same but for `TIE`, the one with the nearest box.
+
+    Left out are those that tie with the last one, since which of them come in is a matter of rounding.
+
+    Raises:
+        ValueError: when all candidates tie with the last one, so that nothing can be compared.
+    """
+    score, box = outputs.index("scores"), outputs.index("boxes")
+    scores = wanted[score].astype(np.float64)
+    tie = np.abs(scores[:, :, np.newaxis] - found[score].astype(np.float64)[:, np.newaxis, :]) <= TIE
+    apart = np.abs(wanted[box][:, :, np.newaxis].astype(np.float64) - found[box][:, np.newaxis]).max(axis=-1)
+    nearest = np.where(tie, apart, np.inf).argmin(axis=2)
+    pictures, places = np.nonzero(scores > scores[:, -1:] + TIE)
+    if not len(places):
+        raise ValueError("no candidate scores more than the last one: there is nothing to compare")
+    return _Same(pictures, places, nearest[pictures, places])
 
 
 def export_nano_matte(model: NanoMatte, side_px: int, path: Path) -> list[Difference]:

@@ -19,6 +19,7 @@ from export.onnx_export import (
     OPSET,
     DetectorGraph,
     MatteGraph,
+    _same_candidates,
     compare,
     example_pictures,
     export_graph,
@@ -160,4 +161,33 @@ def test_exported_candidates_are_the_best(tmp_path: Path) -> None:
         np.testing.assert_allclose(boxes[0, k], everything.boxes[0, anchor].numpy(), atol=1e-2)
         np.testing.assert_allclose(coefficients[0, k], everything.coefficients[0, anchor].numpy(), atol=1e-3)
         assert found_classes[0, k] == classes[anchor]
-    assert {each.output for each in compare(graph, path, DETECTOR_SIDE_PX, DETECTOR_OUTPUTS)} == set(DETECTOR_OUTPUTS)
+    differences = compare(graph, path, DETECTOR_SIDE_PX, DETECTOR_OUTPUTS)
+    assert {each.output for each in differences} == set(DETECTOR_OUTPUTS)
+    assert max(each.largest for each in differences if each.output == "boxes") <= 0.05
+
+    class Shifted(torch.nn.Module):
+        """The same graph with each box half a pixel aside."""
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            boxes, *others = graph(images)
+            return boxes + 0.5, *others
+
+    shifted = compare(Shifted(), path, DETECTOR_SIDE_PX, DETECTOR_OUTPUTS)
+    assert min(each.largest for each in shifted if each.output == "boxes") >= 0.45
+
+
+def test_nothing_to_compare_is_no_agreement() -> None:
+    """Where all candidates tie, a comparison of none of them must not look like one that went well."""
+    results = [np.zeros((1, 300, 4)), np.full((1, 300), 0.01)]
+    with pytest.raises(ValueError, match="nothing to compare"):
+        _same_candidates(results, results, ("boxes", "scores"))
+
+
+def test_candidates_that_changed_places_are_paired() -> None:
+    """Two of the same score are told apart by their boxes."""
+    scores = np.array([[0.9, 0.5, 0.5, 0.1]])
+    boxes = np.arange(16.0).reshape(1, 4, 4)
+    places = [0, 2, 1, 3]
+    same = _same_candidates([boxes, scores], [boxes[:, places], scores[:, places]], ("boxes", "scores"))
+    assert same.wanted.tolist() == [0, 1, 2]
+    assert same.found.tolist() == [0, 2, 1]

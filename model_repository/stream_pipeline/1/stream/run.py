@@ -37,7 +37,7 @@ class Answer:
         frame: (H, W, 3) uint8 in the order of the stream's channels.
         alpha: (H, W) uint8.
         jpeg: the frame as a JPEG; empty where none was asked for.
-        report: JSON values: size, people, milliseconds per stage, whether the frame is untouched, warnings.
+        report: JSON values, in the form of `pipeline.report` without cut-outs, and whether the frame is untouched.
     """
 
     frame: NDArray[np.uint8]
@@ -125,8 +125,9 @@ def run(
             untouched_file = bool(warnings) and isinstance(given, bytes) and given.startswith(b"\xff\xd8")
             jpeg = bytes(given) if untouched_file else _jpeg(made, swap, options.quality)
     report = {
-        "frame": {"width_px": width, "height_px": height},
+        "picture": {"width_px": width, "height_px": height, "orientation": 1},
         "people": people,
+        "cutouts": [],
         "untouched": bool(warnings),
         "milliseconds": watch.milliseconds(),
         "warnings": [notice.to_dict() for notice in warnings],
@@ -152,13 +153,13 @@ def _decoded(given: NDArray[np.uint8] | bytes, swap: bool) -> NDArray[np.uint8]:
 def _people(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], fit: Fit, width: int, height: int
 ) -> list[dict[str, Any]]:
-    """People's boxes in pixels of the frame, best first."""
+    """People's boxes in pixels of the frame, best first; their ids are places in this frame's list and no names."""
     scale = np.array([width / fit.inner_width, height / fit.inner_height] * 2)
     in_frame = (boxes - np.array([fit.left, fit.top] * 2)) * scale
     in_frame = np.clip(in_frame, 0, [width, height, width, height])
     return [
-        {"box": [round(float(value), 1) for value in box], "confidence": round(float(score), 4)}
-        for box, score in zip(in_frame, scores, strict=True)
+        {"id": place, "box": [round(float(value), 1) for value in box], "confidence": round(float(score), 4)}
+        for place, (box, score) in enumerate(zip(in_frame, scores, strict=True))
     ]
 
 

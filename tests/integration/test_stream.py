@@ -209,13 +209,14 @@ def test_still_scene_does_not_flicker(server: Any, frame: NDArray[np.uint8]) -> 
 
 
 def test_moving_person_leaves_no_ghost(server: Any, frame: NDArray[np.uint8]) -> None:
-    """Each frame's mask, smoothed, is the one that this frame has alone."""
+    """The last frame's mask, smoothed, is nearly the one that it has alone, though all before it differ."""
     frames = [video.noisy(video.shifted(frame, 16 * step), step) for step in range(5)]
     smoothed = alphas(server, frames, smoothing=0.8)[-1]
     alone = alphas(server, frames[-1:], smoothing=0.8)[0]
-    before = alphas(server, frames[:1], smoothing=0.8)[0]
-    assert np.abs(alone - before).mean() > 0.05  # there is something to lag behind
-    assert np.abs(smoothed - alone).mean() < 0.1 * np.abs(alone - before).mean()
+    before = alphas(server, frames[-2:-1], smoothing=0.8)[0]
+    step = np.abs(alone - before).mean()
+    assert step > 0.02  # there is something to lag behind
+    assert np.abs(smoothed - alone).mean() < 0.15 * step
 
 
 def test_two_streams_do_not_mix(server: Any, frame: NDArray[np.uint8]) -> None:

@@ -11,9 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.tuning import MOTION_FROM, MOTION_FULL, MOTION_REACH_CELLS, NOISE_LEAST
+from stream.tuning import MOTION_FROM, MOTION_FULL, MOTION_REACH_CELLS, NOISE_LEAST, NOISE_MOST
 
-_MEDIAN_TO_DEVIATION = 1.4826
+_STILL_SHARE = 0.25
+"""A quarter of the frame at least stands still or is flat; from that quarter's differences the noise is told."""
+_SHARE_TO_DEVIATION = 3.138
+"""The normal distribution's standard deviation as a multiple of that quantile of its absolute values."""
 _REACH = np.ones((2 * MOTION_REACH_CELLS + 1, 2 * MOTION_REACH_CELLS + 1), np.uint8)
 
 
@@ -50,10 +53,12 @@ class Smoother:
 def motion(grey: NDArray[np.float32], before: NDArray[np.float32]) -> NDArray[np.float32]:
     """How surely a cell's picture has changed, 0 to 1: (rows, columns) float32 from two grey ones, 0 to 255.
 
-    The noise is that of the frame itself: the median of all differences, most of which are no motion.
+    The noise is told from the frame itself, within bounds: where nearly everything moves, or the light changes, what
+    looks like noise is not.
     """
-    difference = cv2.blur(grey - before, (3, 3), borderType=cv2.BORDER_REFLECT)
-    difference = np.abs(difference - np.median(difference))  # what the whole frame's brightness did is no motion
-    noise = max(NOISE_LEAST, _MEDIAN_TO_DEVIATION * float(np.median(difference)))
+    difference = np.abs(cv2.blur(grey - before, (3, 3), borderType=cv2.BORDER_REFLECT))
+    place = int(difference.size * _STILL_SHARE)
+    noise = _SHARE_TO_DEVIATION * float(np.partition(difference.ravel(), place)[place])
+    noise = min(max(noise, NOISE_LEAST), NOISE_MOST)
     change = np.clip((difference / noise - MOTION_FROM) / (MOTION_FULL - MOTION_FROM), 0, 1)
     return np.asarray(cv2.dilate(change.astype(np.float32), _REACH), np.float32)

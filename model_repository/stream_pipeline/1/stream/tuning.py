@@ -22,14 +22,15 @@ STAY_FACTOR = 0.6
 STAY_IOU = 0.4
 """…and is the same if the boxes overlap by so much."""
 
-MOTION_FROM, MOTION_FULL = 2.5, 6.0
-"""A cell has changed from so many times the frame's own noise on, and wholly from the second. Noise that is smoothed
-over 5 × 5 cells stays below the first."""
+MOTION_FROM, MOTION_FULL = 4.0, 7.0
+"""A cell has changed from so many times the frame's own noise on, and wholly from the second. At three times there
+would be a false change somewhere in most frames, and each spreads to its neighbours."""
 
-NOISE_LEAST = 0.6
-"""Grey levels of noise, at least: cameras that denoise show none at all, and the least change would be motion."""
+NOISE_LEAST, NOISE_MOST = 0.3, 2.0
+"""Grey levels of noise, over 3 × 3 cells. Cameras that denoise show none at all, and the least change would be motion;
+a webcam in the dark has one and a half."""
 
-MOTION_REACH_CELLS = 3
+MOTION_REACH_CELLS = 4
 """Cells around a change count as changed: a mask's edge moves beside what moves."""
 
 EDGE_STEEPNESS = 2.0

@@ -60,16 +60,22 @@ def _tidy(mask: NDArray[np.float32]) -> None:
     inside = (mask > 0).view(np.uint8)
     area = int(np.count_nonzero(inside))
     rows, columns = mask.shape
-    holes = np.zeros(mask.shape, np.uint8)
+    holes = np.zeros(mask.shape, bool)
     count, parts, stats, _ = cv2.connectedComponentsWithStats(1 - inside, connectivity=4)
     for part in range(1, count):
         x, y, width, height, cells = stats[part]
         if cells < HOLE_SHARE * area and x > 0 and y > 0 and x + width < columns and y + height < rows:
-            holes[parts == part] = 1
-    if holes.any():  # with their rims, where the network is in doubt
-        mask[cv2.dilate(holes, np.ones((5, 5), np.uint8)) > 0] = 1
+            holes |= parts == part
+    if holes.any():
+        mask[_with_rims(holes)] = 1
     count, parts, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     largest = max((int(stats[part, cv2.CC_STAT_AREA]) for part in range(1, count)), default=0)
-    for part in range(1, count):
-        if stats[part, cv2.CC_STAT_AREA] < ISLAND_SHARE * largest:
-            mask[parts == part] = -1
+    small = [part for part in range(1, count) if stats[part, cv2.CC_STAT_AREA] < ISLAND_SHARE * largest]
+    if small:
+        islands = np.isin(parts, small)
+        mask[_with_rims(islands) & ((parts == 0) | islands)] = -1
+
+
+def _with_rims(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Two cells more on every side, where the network is in doubt."""
+    return cv2.dilate(cells.view(np.uint8), np.ones((5, 5), np.uint8)) > 0

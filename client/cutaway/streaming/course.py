@@ -53,7 +53,9 @@ class Course:
         self._waiting: Waiting | None = None
         self._done: deque[StreamFrame] = deque()
         self._id = 0
-        self._sequence = 0
+        # One id for good: a beginning under the same one takes the old place at the server, and no second one.
+        self._sequence = 1 + secrets.randbelow(2**62)
+        self._begun = False
         self._rests_until = 0.0
         self._rest_s = 0.0
         self._why: CutawayError = ServerUnavailable("The server was not asked yet.")
@@ -116,14 +118,14 @@ class Course:
         if time.monotonic() < self._rests_until:
             return self._untouched(waiting, self._why)
         while True:
-            begins = not self._sequence
+            begins = not self._begun
             try:
                 outputs = yield self._request(waiting)
                 frame = self._made(waiting, outputs)
             except (InputError, RequestCancelled) as error:
                 return self._untouched(waiting, error)
             except CutawayError as error:
-                self._sequence = 0
+                self._begun = False
                 # It may only have forgotten this stream, or have come back without knowing it.
                 if begins or isinstance(error, ProcessingTimeout):
                     self._rest(error)
@@ -134,16 +136,14 @@ class Course:
 
     def end(self) -> InferRequest | None:
         """What tells the server of the end; None where it knows of no stream."""
-        if not self._sequence:
+        if not self._begun:
             return None
+        self._begun = False
         part = SequencePart(self._sequence, ends=True)
-        self._sequence = 0
         return InferRequest(STREAM, b"", ("report",), inputs=(), sequence=part, timeout_s=END_TIMEOUT_S)
 
     def _request(self, waiting: Waiting) -> InferRequest:
-        begins = not self._sequence
-        if begins:
-            self._sequence = 1 + secrets.randbelow(2**62)
+        begins, self._begun = not self._begun, True
         raw = not isinstance(waiting.image, bytes)
         inputs = [InputTensor("frame" if raw else "file", waiting.image)]
         if begins and self._picture is not None:

@@ -11,7 +11,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_fau
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead bench-stream lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead bench-stream bench-precision bench-onnx lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +31,12 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 	@touch $@
 
 # torch stands outside the hashed lock: which build is right (CPU, which CUDA) depends on the machine.
-$(VENV)/.export: requirements/export.txt $(VENV)/.dev
+# The oracle of the detector's tests is installed without its dependencies: requirements/oracle.in says why.
+$(VENV)/.export: requirements/export.txt requirements/oracle.txt requirements/rtx.txt $(VENV)/.dev
 	$(PIP) install --quiet $(TORCH)
 	$(PIP) install --quiet --require-hashes -r requirements/export.txt
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/oracle.txt
+	$(PIP) install --quiet --require-hashes -r requirements/rtx.txt
 	@touch $@
 
 demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Triton; about two minutes the first time
@@ -41,6 +44,18 @@ demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Trito
 
 serve: $(VENV)/.serve  ## run the server: make serve [PROFILE=nano]
 	@$(PY) -m runtime serve --profile $(PROFILE)
+
+# On a GPU host plans are built by the image that serves them; elsewhere the ONNX files are the result.
+models:  ## a profile's files for Triton, plans where there is a GPU: make models PROFILE=general
+	@mkdir -p models
+	@if command -v docker >/dev/null && nvidia-smi >/dev/null 2>&1; then \
+	  CUTAWAY_UID=$$(id -u) CUTAWAY_GID=$$(id -g) docker compose run --rm --build export $(PROFILE); \
+	else \
+	  $(MAKE) --no-print-directory models-here; \
+	fi
+
+models-here: $(VENV)/.export
+	@$(PY) -m export models $(PROFILE)
 
 test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
@@ -75,6 +90,12 @@ bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, an
 
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
+
+bench-precision: $(VENV)/.export  ## what half precision costs, by what stays float32
+	$(PY) -m benchmarks.precision
+
+bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
+	$(PY) -m benchmarks.birefnet_onnx
 
 lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh

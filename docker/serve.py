@@ -1,4 +1,7 @@
-"""What the GPU image runs: NVIDIA's tritonserver on the mounted repository, watched by a small picture.
+"""What the GPU image runs: NVIDIA's tritonserver with the plans of a mounted profile, watched by a small picture.
+
+At each start the plans are held against this machine (`runtime.plans`), and the repository that Triton loads is
+composed anew: from the image's, with links to the plans.
 
 Triton of this release reports ready although a model's process is dead, and Docker does not restart what is only
 unhealthy. So this process watches the models' processes, sends the small picture itself, and ends when one is gone or
@@ -15,15 +18,20 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from cutaway.limits import PROFILES
+
 from runtime.checks import RuntimeProblem, shm_shortage
-from runtime.compose import SOURCE, read_config
+from runtime.compose import Composed, compose_plans
+from runtime.gpus import Host, look_at_host
 from runtime.health import CANARY_INTERVAL_S, Probe, Watch
+from runtime.plans import check_plans
 from runtime.process import (
     ALLOCATOR,
     CLOSED_APIS,
@@ -36,6 +44,7 @@ from runtime.process import (
     is_gone,
     stubs_of,
 )
+from runtime.weights import MADE
 
 TRITONSERVER = Path("/opt/tritonserver/bin/tritonserver")
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
@@ -48,7 +57,7 @@ KEY_HEADER = "cutaway-admin"
 KEY_FORM = re.compile(r"[A-Za-z0-9._-]{16,}")
 
 LOOK_INTERVAL_S = 0.5
-PLAN = "model.plan"
+PROFILE = "general"
 
 
 @dataclass(frozen=True)
@@ -56,16 +65,17 @@ class Settings:
     """How Triton is to run.
 
     Attributes:
-        repository: the model repository, which may be read-only.
+        profile: the model pair to serve.
         key: opens the closed endpoints; a random one that nobody knows where none was given.
         exit_timeout_s: how long pictures under way may take when the container is stopped.
         verbose: Triton's own log level, 0 to 4.
         traces_url: where OTLP over HTTP takes spans; none where empty.
         address, http_port, grpc_port, metrics_port: where Triton listens.
         tritonserver: the program.
+        models: the profiles' folders, which may be read-only.
     """
 
-    repository: Path
+    profile: str
     key: str
     exit_timeout_s: int = EXIT_TIMEOUT_S
     verbose: int = 0
@@ -75,6 +85,7 @@ class Settings:
     grpc_port: int = GRPC_PORT
     metrics_port: int = METRICS_PORT
     tritonserver: Path = TRITONSERVER
+    models: Path = MADE
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -86,8 +97,11 @@ class Settings:
         key = environment.get("CUTAWAY_ADMIN_KEY") or secrets.token_hex(16)
         if not KEY_FORM.fullmatch(key):
             raise RuntimeProblem("CUTAWAY_ADMIN_KEY needs at least 16 letters, digits, dots, dashes or underscores")
+        profile = environment.get("CUTAWAY_PROFILE") or PROFILE
+        if profile not in PROFILES:
+            raise RuntimeProblem(f"CUTAWAY_PROFILE is to be one of {', '.join(PROFILES)}, and is {profile!r}")
         return cls(
-            repository=SOURCE,
+            profile=profile,
             key=key,
             exit_timeout_s=_whole(environment, "CUTAWAY_EXIT_TIMEOUT_S", EXIT_TIMEOUT_S, 1, 3600),
             verbose=_whole(environment, "CUTAWAY_LOG_VERBOSE", 0, 0, 4),
@@ -102,12 +116,12 @@ def _whole(environment: Mapping[str, str], name: str, default: int, least: int, 
     return int(text)
 
 
-def command(settings: Settings) -> list[str]:
-    """Triton's command line."""
+def command(settings: Settings, repository: Path) -> list[str]:
+    """Triton's command line, for a model repository."""
     closed = f"{','.join(CLOSED)}:{KEY_HEADER}={settings.key}"
     return [
         str(settings.tritonserver),
-        f"--model-repository={settings.repository}",
+        f"--model-repository={repository}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--strict-readiness=true",
@@ -134,25 +148,22 @@ def environment() -> dict[str, str]:
     return {**wanted, **os.environ}
 
 
-def check_repository(repository: Path) -> int:
-    """How many Python processes the repository needs.
+def compose_repository(settings: Settings, host: Host, target: Path) -> Composed:
+    """Write the repository of the profile's plans into the empty folder `target`.
 
     Raises:
-        RuntimeProblem: where a TensorRT plan is missing.
+        RuntimeProblem: a plan is missing or does not fit this machine; the line says which and what helps.
     """
-    processes = 0
-    for folder in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
-        config = read_config(folder)
-        if config.backend == "python":
-            processes += sum(group.count for group in config.instance_group)
-        elif config.platform == "tensorrt_plan" and not any(folder.glob(f"[1-9]*/{PLAN}")):
-            raise RuntimeProblem(
-                f"{folder.name} has no TensorRT plan ({folder / '1' / PLAN}); plans are built on the machine that "
-                "serves them, see docs/deploy.md"
-            )
-    if not processes:
-        raise RuntimeProblem(f"there is no pipeline in {repository}; is CUTAWAY_MODELS the model repository?")
-    return processes
+    folder = settings.models / settings.profile
+    try:
+        plans = check_plans(folder, host)
+    except RuntimeProblem as problem:
+        if host.problem is not None and host.problem in str(problem):
+            raise
+        raise RuntimeProblem(f"{problem}; in containers: docker compose run --rm export {settings.profile}") from None
+    for warning in (line for plan in plans.values() for line in plan.warnings):
+        say(f"warning: {warning}")
+    return compose_plans(target, profile=settings.profile, plans=plans, device=host.device)
 
 
 def supervise(
@@ -214,17 +225,24 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    try:
-        settings = Settings.read(os.environ)
-        processes = check_repository(settings.repository)
-    except RuntimeProblem as problem:
-        say(f"error: {problem}")
-        return 1
-    shortage = shm_shortage(processes)
+    with tempfile.TemporaryDirectory(prefix="cutaway-repository-") as folder:
+        try:
+            settings = Settings.read(os.environ)
+            composed = compose_repository(settings, look_at_host(), Path(folder))
+        except RuntimeProblem as problem:
+            say(f"error: {problem}")
+            return 1
+        say(f"serving {settings.profile}: mattes of {composed.matte_side_px} px, {composed.processes} model processes")
+        return run(settings, composed)
+
+
+def run(settings: Settings, composed: Composed) -> int:
+    """Run Triton on the repository until it ends or is told to; the container's exit status."""
+    shortage = shm_shortage(composed.processes)
     if shortage is not None:
         say(f"warning: {shortage}; CUTAWAY_SHM_SIZE sets it")
     stopping = threading.Event()
-    triton = subprocess.Popen(command(settings), env=environment())
+    triton = subprocess.Popen(command(settings, composed.folder), env=environment())
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         stopping.set()

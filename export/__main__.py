@@ -24,7 +24,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "list": Command("export.listing", "profiles, and the released weights they are made of"),
     "fetch": Command("export.fetch", "download a profile's released weights, or take them from a folder"),
+    "onnx": Command("export.onnx_models", "make ONNX files of a profile's weights"),
+    "plan": Command("export.plan", "build TensorRT plans of the ONNX files, and prove them"),
+    "models": Command("export.models", "all of it: fetch, onnx, and plan where TensorRT is installed"),
     "verify": Command("export.verify", "compare BiRefNet with figures of the public implementation"),
+    "verify-detector": Command("export.verify_detector", "compare YOLOv8-seg with Ultralytics' own predict"),
 }
 
 

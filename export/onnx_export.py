@@ -1,136 +1,99 @@
 """From PyTorch networks to ONNX files with the inputs and outputs that the model repository declares.
 
-Normalisation, decoding and rounding are in the graph, so that uint8 pictures travel and no client can get them
-wrong. Opset 18: TensorRT reads the bilinear GridSample of later opsets as nearest. Only the batch is dynamic.
+Normalisation, decoding and rounding are in the graph (`export.graphs`). Sides are fixed, only the batch is dynamic, and
+every file is run and compared with PyTorch before anybody else gets it.
 """
 
+import gc
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.networks.nano import DecoderStage, DeformableBranch, NanoMatte
+from export.graphs import (
+    CANDIDATES,
+    DETECTOR_OUTPUTS,
+    DETECTOR_SIDE_PX,
+    MATTE_OUTPUTS,
+    BehindImageNet,
+    DetectorGraph,
+    MatteGraph,
+)
+from export.networks.birefnet import SIDE_MULTIPLE_PX, BiRefNet
+from export.networks.birefnet_export import export_form
+from export.networks.deform_onnx import DEFORM_CONV_OPSET, use_onnx_operator
+from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
+from export.onnx_tidy import tidy
+from export.rewrites import fold_deformable_norms, fold_patches
+
+__all__ = [
+    "CANDIDATES",
+    "DETECTOR_OUTPUTS",
+    "DETECTOR_SIDE_PX",
+    "MATTE_OUTPUTS",
+    "OPSET",
+    "DetectorGraph",
+    "Difference",
+    "MatteGraph",
+    "compare",
+    "example_pictures",
+    "export_birefnet",
+    "export_detector",
+    "export_graph",
+    "export_nano_matte",
+    "write_birefnet",
+]
 
 OPSET = 18
-DETECTOR_SIDE_PX = 640
-#: Candidates that leave the detector, best first; suppression of overlaps is the caller's.
-CANDIDATES = 300
-DETECTOR_OUTPUTS = ("boxes", "scores", "classes", "coefficients", "prototypes")
-MATTE_OUTPUTS = ("alphas",)
+"""Not 20 or later: there the bilinear GridSample is called "linear", which TensorRT's parser does not know and silently
+takes for nearest. 18 has LayerNormalization as one node and is read by every TensorRT since 8.6."""
 #: Scores closer than this are a tie: float32 in another order of summation differs by about 1e-6.
 CLEAR_SCORE_GAP = 1e-5
 #: Batches at which an exported file is compared with PyTorch.
 CHECKED_BATCHES = (1, 3)
 
 
-class DetectorGraph(nn.Module):
-    """YOLOv8-seg from uint8 pictures to its best candidates."""
-
-    def __init__(self, model: YoloV8) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Map letterboxed RGB, uint8 [N, 640, 640, 3], to the outputs of the model repository's `yolov8_seg`.
-
-        Returns:
-            boxes float32 [N, 300, 4] (x1, y1, x2, y2, letterboxed pixels), scores float32 [N, 300] (best class,
-            descending), classes int32 [N, 300], coefficients float32 [N, 300, 32] and prototypes float32
-            [N, 32, 160, 160].
-        """
-        detections = self.model(images.permute(0, 3, 1, 2).float() / 255.0)
-        best, classes = detections.class_scores.max(dim=2)
-        scores, order = best.topk(CANDIDATES, dim=1)
-        boxes = detections.boxes.gather(1, order[..., None].expand(-1, -1, 4))
-        coefficients = detections.coefficients
-        coefficients = coefficients.gather(1, order[..., None].expand(-1, -1, int(coefficients.shape[2])))
-        return boxes, scores, classes.gather(1, order).int(), coefficients, detections.prototypes
-
-
-class MatteGraph(nn.Module):
-    """A matting network from uint8 pictures to uint8 alpha.
-
-    Args:
-        model: maps float RGB [N, 3, S, S] in [0, 1] to logits [N, 1, S, S].
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map RGB, uint8 [N, S, S, 3], to alpha, uint8 [N, S, S]."""
-        logits = self.model(images.permute(0, 3, 1, 2).float() / 255.0)
-        return (logits.squeeze(1).sigmoid() * 255.0).round().to(torch.uint8)
-
-
-def fold_deformable_norms(model: nn.Module) -> None:
-    """Put the batch normalisation that follows each deformable convolution into its weights, in place.
-
-    The exporter does this for plain convolutions; a deformable one is a matrix product by then.
-    """
-    for branch in model.modules():
-        if isinstance(branch, DeformableBranch) and isinstance(branch.bn, nn.BatchNorm2d):
-            norm, conv = branch.bn, branch.conv.regular_conv
-            scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
-            conv.weight.data.mul_(scale[:, None, None, None])
-            bias = conv.bias.detach() if conv.bias is not None else torch.zeros_like(scale)
-            conv.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias.detach())
-            branch.bn = nn.Identity()
-
-
-def fold_patches(model: nn.Module) -> None:
-    """Make one strided convolution of the cutting into patches and the 1x1 convolution that follows, in place.
-
-    The same sums in another order; as a transpose, the cutting alone takes a fifth of the network's time.
-    """
-    for stage in model.modules():
-        if isinstance(stage, DecoderStage) and isinstance(stage.unshuffle, nn.PixelUnshuffle):
-            side_px = stage.unshuffle.downscale_factor
-            narrow = stage.patches[0][0]
-            strided = nn.Conv2d(3, narrow.out_channels, side_px, stride=side_px, bias=False)
-            strided.weight.data.copy_(narrow.weight.detach().reshape(strided.weight.shape))
-            stage.patches[0][0] = strided
-            stage.unshuffle = nn.Identity()
-
-
-def export_graph(graph: nn.Module, side_px: int, outputs: tuple[str, ...], path: Path) -> None:
+def export_graph(graph: nn.Module, side_px: int, outputs: tuple[str, ...], path: Path, opset: int = OPSET) -> None:
     """Trace a graph that takes `images`, uint8 [N, side, side, 3], and write it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     example = torch.zeros((1, side_px, side_px, 3), dtype=torch.uint8)
-    with warnings.catch_warnings():
+    shapes: list[torch.Size] = []
+
+    def note_shapes(_module: nn.Module, _inputs: object, results: Tensor | tuple[Tensor, ...]) -> None:
+        shapes[:] = [each.shape for each in (results if isinstance(results, tuple) else (results,))]
+
+    # Without no_grad the trace would keep every map of the network until its end.
+    with warnings.catch_warnings(), torch.no_grad(), graph.eval().register_forward_hook(note_shapes):
         # Sizes become constants on purpose; the exporter is the older one on purpose.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            graph.eval().to(memory_format=torch.contiguous_format),
+            graph.to(memory_format=torch.contiguous_format),
             (example,),
             str(path),
             input_names=["images"],
             output_names=list(outputs),
             dynamic_axes={name: {0: "batch"} for name in ("images", *outputs)},
-            opset_version=OPSET,
+            opset_version=opset,
             dynamo=False,
         )
-    _name_shapes(path, graph, example)
+    _finish(path, shapes)
 
 
-def _name_shapes(path: Path, graph: nn.Module, example: Tensor) -> None:
-    """Write every fixed dimension of the outputs into the file: tracing leaves some unnamed."""
+def _finish(path: Path, shapes: list[torch.Size]) -> None:
+    """Tidy the file, write every fixed dimension of the outputs into it (tracing leaves some unnamed), and check it."""
     import onnx
 
-    with torch.no_grad():
-        results = graph(example)
-    results = results if isinstance(results, tuple) else (results,)
     model = onnx.load(path)
-    for value, result in zip(model.graph.output, results, strict=True):
+    for value, found in zip(model.graph.output, shapes, strict=True):
         shape = value.type.tensor_type.shape
-        for dimension, size in zip(shape.dim[1:], result.shape[1:], strict=True):
+        for dimension, size in zip(shape.dim[1:], found[1:], strict=True):
             dimension.dim_value = int(size)
+    tidy(model)
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -164,21 +127,29 @@ def compare(graph: nn.Module, path: Path, side_px: int, outputs: tuple[str, ...]
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    batches = {batch: example_pictures(batch, side_px) for batch in CHECKED_BATCHES}
+    wanted = {batch: _run(graph, pictures) for batch, pictures in batches.items()}
+    # No arena: what one run needed is free before the next.
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     differences = []
-    for batch in CHECKED_BATCHES:
-        pictures = example_pictures(batch, side_px)
-        with torch.no_grad():
-            wanted = graph(torch.from_numpy(pictures))
-        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    for batch, pictures in batches.items():
         found = session.run(list(outputs), {"images": pictures})
-        clear = _clearly_placed(wanted[outputs.index("scores")].numpy()) if "scores" in outputs else None
-        for name, torch_result, result in zip(outputs, wanted, found, strict=True):
-            gap = np.abs(torch_result.numpy().astype(np.float64) - result.astype(np.float64))
+        clear = _clearly_placed(wanted[batch][outputs.index("scores")]) if "scores" in outputs else None
+        for name, torch_result, result in zip(outputs, wanted[batch], found, strict=True):
+            gap = np.abs(torch_result.astype(np.float64) - result.astype(np.float64))
             if clear is not None and gap.shape[:2] == clear.shape:
                 gap = gap[clear]
             differences.append(Difference(name, batch, float(gap.max()), float(gap.mean())))
     return differences
+
+
+def _run(graph: nn.Module, pictures: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
+    with torch.no_grad():
+        results = graph.eval()(torch.from_numpy(pictures))
+    return [each.numpy() for each in (results if isinstance(results, tuple) else (results,))]
 
 
 def _clearly_placed(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -195,6 +166,49 @@ def export_nano_matte(model: NanoMatte, side_px: int, path: Path) -> list[Differ
     graph = MatteGraph(model).eval()
     export_graph(graph, side_px, MATTE_OUTPUTS, path)
     return compare(graph, path, side_px, MATTE_OUTPUTS)
+
+
+def export_birefnet(
+    network: BiRefNet, side_px: int, path: Path, deform: Literal["grid", "native"] = "grid"
+) -> list[Difference]:
+    """Write a released network as `birefnet_trt` and compare it with PyTorch.
+
+    Args:
+        network: with its weights; it stays as it is.
+        side_px: of the pictures, a multiple of 32.
+        path: the file to write.
+        deform: "grid" for what is served: the export form in standard operators, which every TensorRT takes. "native"
+            for the published structure with ONNX's `DeformConv`: slower and larger, and what "grid" is checked against.
+
+    Returns:
+        How far the file's alpha is from the network's own, in grey levels.
+
+    Raises:
+        ValueError: when the side is no multiple of 32.
+    """
+    write_birefnet(network, side_px, path, deform)
+    gc.collect()
+    return compare(MatteGraph(BehindImageNet(network.eval())), path, side_px, MATTE_OUTPUTS)
+
+
+def write_birefnet(network: BiRefNet, side_px: int, path: Path, deform: Literal["grid", "native"] = "grid") -> None:
+    """What `export_birefnet` writes, without the comparison.
+
+    Raises:
+        ValueError: when the side is no multiple of 32.
+    """
+    if side_px < SIDE_MULTIPLE_PX or side_px % SIDE_MULTIPLE_PX:
+        raise ValueError(f"the side must be a multiple of {SIDE_MULTIPLE_PX} px, not {side_px}")
+    if deform == "grid":
+        graph = MatteGraph(BehindImageNet(export_form(network, side_px)))
+        export_graph(graph, side_px, MATTE_OUTPUTS, path)
+        return
+    network.freeze(side_px, side_px)
+    use_onnx_operator(network)
+    try:
+        export_graph(MatteGraph(BehindImageNet(network)), side_px, MATTE_OUTPUTS, path, DEFORM_CONV_OPSET)
+    finally:
+        use_onnx_operator(network, False)
 
 
 def export_detector(model: YoloV8, path: Path) -> list[Difference]:

@@ -26,13 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from export import ExportError
-from export.networks.birefnet import BiRefNet
+from export.networks.birefnet import SIDE_MULTIPLE_PX, BiRefNet
 from export.networks.birefnet_config import VARIANTS
+from export.networks.birefnet_export import export_form
 from export.networks.birefnet_weights import Shape, StateDictMismatch, load_strict
+from export.networks.deform_direct import use_definition
 
 TOLERANCE = 1e-3
 """Largest difference of a logit that still counts as the same network. The logits span about -18 to +4, and float32
 in another order of summation gives differences of about 1e-4."""
+
+SIDE_PX = 1024
+"""Side that the released networks are served at."""
 
 LOGITS = re.compile(r"logits_(\d+)x(\d+)")
 
@@ -41,6 +46,13 @@ class ReferenceFolderError(ExportError, ValueError):
     """The reference folder, or a file in it, is absent or unreadable.
 
     no keys_lite.json in ../shared/birefnet_reference
+    """
+
+
+class BadSide(ExportError, ValueError):
+    """The networks do not take images of this side.
+
+    --side must be a multiple of 32 px, not 1000
     """
 
 
@@ -167,6 +179,14 @@ def build(variant: str, reference: Reference) -> BiRefNet:
     return network
 
 
+def filled(variant: str) -> BiRefNet:
+    """The variant's network with the weights of the rule for its own names, for inference. Needs no folder."""
+    network = BiRefNet(VARIANTS[variant]).eval()
+    own = network.state_dict()
+    fill_by_rule(network, {k: Entry(tuple(v.shape), not v.is_floating_point()) for k, v in own.items()})
+    return network
+
+
 def compare_logits(network: nn.Module, variant: str, reference: Reference, height: int, width: int) -> Agreement:
     """Run the network on the image of this size and compare."""
     suffix = f"_mean_std_{height}x{width}"
@@ -231,6 +251,35 @@ def verify_variant(variant: str, folder: Path, tolerance: float) -> bool:
     return all_agree
 
 
+def verify_export_form(variant: str, side_px: int, tolerance: float) -> bool:
+    """Compare the export form with the plain network on one image; print what comes out; say whether they agree.
+
+    Raises:
+        BadSide: when the side is no multiple of 32.
+    """
+    if side_px % SIDE_MULTIPLE_PX:
+        raise BadSide(f"--side must be a multiple of {SIDE_MULTIPLE_PX} px, not {side_px}")
+    network = filled(variant)
+    image = torch.from_numpy(image_for(side_px, side_px))
+    started = time.perf_counter()
+    with torch.inference_mode():
+        use_definition(network)
+        plain = network(image)
+        use_definition(network, False)
+        logits = export_form(network, side_px)(image)
+    seconds = time.perf_counter() - started
+    difference = float((logits.double() - plain.double()).abs().max())
+    of_alpha = float((logits.double().sigmoid() - plain.double().sigmoid()).abs().max())
+    within = difference <= tolerance
+    print(
+        f"{variant:8} {side_px}x{side_px}  export form: largest difference {difference:.2e} of logits from "
+        f"{float(plain.min()):.1f} to {float(plain.max()):.1f}, {of_alpha:.2e} of alpha  "
+        f"{'ok' if within else f'FAILED (over {tolerance:g})'}  {seconds:.1f} s",
+        flush=True,
+    )
+    return within
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -241,15 +290,28 @@ def positive(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compare this implementation of BiRefNet with figures of the public one: names and shapes of all weights, "
-        "and the logits for deterministic weights and images. Exit status 1 when a logit differs by more than the "
-        "tolerance, or a name or shape by anything."
+        "and the logits for deterministic weights and images. Or compare the form that is exported with the plain "
+        "network. Exit status 1 when a logit differs by more than the tolerance, or a name or shape by anything."
     )
-    parser.add_argument(
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
         "--reference",
         metavar="DIR",
         type=Path,
-        required=True,
         help="folder with keys_<variant>.json and expected_<variant>.npz",
+    )
+    subject.add_argument(
+        "--export-form",
+        action="store_true",
+        help="compare the form that is exported with the plain network, whose deformable convolutions are then "
+        "computed from their definition in float64; needs no folder",
+    )
+    parser.add_argument(
+        "--side",
+        metavar="PX",
+        type=positive,
+        default=SIDE_PX,
+        help="with --export-form: side of the image, a multiple of 32 (default: %(default)d)",
     )
     parser.add_argument(
         "--variant",
@@ -275,7 +337,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    results = [
-        verify_variant(variant, arguments.reference, arguments.tolerance) for variant in arguments.variant or VARIANTS
-    ]
+    variants = arguments.variant or VARIANTS
+    if arguments.export_form:
+        results = [verify_export_form(variant, arguments.side, arguments.tolerance) for variant in variants]
+    else:
+        results = [verify_variant(variant, arguments.reference, arguments.tolerance) for variant in variants]
     return 0 if all(results) else 1

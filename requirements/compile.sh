@@ -18,3 +18,8 @@ compile export --extra serve --extra dev $sdk --extra export --constraint requir
 # The GPU image: what its Triton serves with, and what builds plans in it (docker/Dockerfile.gpu).
 compile gpu --extra pipeline --constraint requirements/serve.txt
 compile plan --extra plan --constraint requirements/gpu.txt
+# TensorRT for RTX, which builds engines without a GPU, beside what the tests of exporters have.
+compile rtx --extra rtx --constraint requirements/export.txt
+# What YOLOv8-seg is compared with: two packages without what they ask for (requirements/oracle.in says why).
+uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
+    --no-emit-index-url --no-emit-find-links --no-deps requirements/oracle.in --output-file requirements/oracle.txt

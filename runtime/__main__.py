@@ -149,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Write the repository that Triton would load into a folder, to look at or to serve by other means.",
     )
     composing.add_argument("target", type=Path, metavar="FOLDER", help="a folder that is empty or not there yet")
+    composing.add_argument(
+        "--plans",
+        action="store_true",
+        help="with the profile's TensorRT plans, for a Triton of your own that has the TensorRT backend; they are "
+        "checked against this machine first",
+    )
     composing.set_defaults(run=_compose)
 
     doctor = commands.add_parser(
@@ -240,6 +246,8 @@ def _compose(options: argparse.Namespace) -> int:
     if options.target.exists() and (not options.target.is_dir() or any(options.target.iterdir())):
         raise RuntimeProblem(f"{options.target} is not an empty folder; name another one")
     folder = ServerOptions(profile=options.profile, weights=options.weights).weights_dir
+    if options.plans:
+        return _compose_plans(options.target, options.profile, folder)
     networks = load_networks(folder)
     composed = compose(
         options.target,
@@ -251,6 +259,20 @@ def _compose(options: argparse.Namespace) -> int:
         processing_timeout_s=options.processing_timeout,
     )
     _say(f"{composed.folder}: {composed.processes} model processes, mattes of {composed.matte_side_px} px")
+    return 0
+
+
+def _compose_plans(target: Path, profile: str, folder: Path) -> int:
+    from runtime.compose import compose_plans
+    from runtime.gpus import look_at_host
+    from runtime.plans import check_plans
+
+    host = look_at_host()
+    plans = check_plans(folder, host)
+    for warning in (line for plan in plans.values() for line in plan.warnings):
+        _say(f"warning: {warning}")
+    composed = compose_plans(target, profile=profile, plans=plans, device=host.device)
+    _say(f"{composed.folder}: TensorRT plans and {composed.processes} pipelines, mattes of {composed.matte_side_px} px")
     return 0
 
 

@@ -1,13 +1,15 @@
-"""Writes the repository that Triton loads here from `model_repository/`, which stays what a GPU Triton loads.
+"""Writes the repository that a Triton loads from `model_repository/`, which itself is never edited.
 
-Names, inputs, outputs, batching and queues are kept. What differs: the platform (the Python backend with
-`onnx_model/model.py` in place of a TensorRT plan), the instance groups, the matte's side (the ONNX file says it), the
-warm-up (one picture; each size of a batch on a GPU), the pipeline's parameters, and the files.
+Names, inputs, outputs, batching and queues are kept. For the bundled Triton (`compose`) these differ: the platform (the
+Python backend with `onnx_model/model.py` in place of a TensorRT plan), the instance groups, the matte's side (the ONNX
+file says it), the warm-up (one picture; each size of a batch on a GPU), the pipeline's parameters, and the files. For
+NVIDIA's Triton on a GPU (`compose_plans`) only the matte's side, the pipeline's parameters and the files do.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tritonclient.grpc import model_config_pb2
 from runtime.checks import RuntimeProblem, unwritable
 from runtime.devices import Device, Plan
 from runtime.onnx_file import TensorInfo
+from runtime.plans import CheckedPlan
 from runtime.weights import FREE_DETECTOR, Network
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -103,11 +106,10 @@ def compose(
     Raises:
         RuntimeProblem: when a network does not fit its model's contract, or `target` cannot be written.
     """
-    models = sorted(folder for folder in source.iterdir() if (folder / "config.pbtxt").is_file())
     side = _matte_side(networks[MATTING])
     processes = 0
     try:
-        for folder in models:
+        for folder in _models(source):
             config = read_config(folder)
             (target / folder.name / "1").mkdir(parents=True)
             if folder.name in networks:
@@ -127,6 +129,80 @@ def compose(
     except OSError as error:
         raise unwritable(target, error) from None
     return Composed(target, side, processes)
+
+
+def compose_plans(
+    target: Path,
+    *,
+    profile: str,
+    plans: Mapping[str, CheckedPlan],
+    device: str,
+    source: Path = SOURCE,
+) -> Composed:
+    """Write the repository of NVIDIA's Triton into the empty or missing folder `target`, with plans that were checked.
+
+    Args:
+        target: the folder to fill; the plans are linked, not copied.
+        profile: the name of the model pair, for the answers' report.
+        plans: by model name, see `runtime.plans.check_plans`.
+        device: what they run on, for the answers' report.
+        source: the repository to derive from.
+
+    Raises:
+        RuntimeProblem: when a plan does not fit its model's contract, or `target` cannot be written.
+    """
+    side = plans[MATTING].record.side_px
+    processes = 0
+    try:
+        for folder in _models(source):
+            config = read_config(folder)
+            (target / folder.name / "1").mkdir(parents=True)
+            if folder.name in plans:
+                _plan_model(config, plans[folder.name])
+                (target / folder.name / "1" / "model.plan").symlink_to(plans[folder.name].path)
+            elif folder.name == STREAM:
+                _set(config, device=device)
+                _copy_python(folder / "1", target / folder.name / "1")
+            else:
+                _set(config, profile=profile, device=device, matte_side_px=str(side))
+                for name, plan in plans.items():
+                    _set(config, **{f"{name}_sha256": plan.record.plan_sha256})
+                _copy_python(folder / "1", target / folder.name / "1")
+            if config.backend == "python":
+                processes += sum(group.count for group in config.instance_group)
+            (target / folder.name / "config.pbtxt").write_text(text_format.MessageToString(config))
+    except OSError as error:
+        raise unwritable(target, error) from None
+    return Composed(target, side, processes)
+
+
+def _models(source: Path) -> list[Path]:
+    """The models' folders of a repository."""
+    return sorted(folder for folder in source.iterdir() if (folder / "config.pbtxt").is_file())
+
+
+def _plan_model(config: Any, plan: CheckedPlan) -> None:
+    """Fit the configuration to a plan, in place."""
+    if config.name == MATTING:
+        _set_side(config, plan.record.side_px)
+    side, largest = config.input[0].dims[0], plan.record.options["batches"][-1]
+    if plan.record.side_px != side:
+        raise RuntimeProblem(
+            f"the plan {plan.path} takes pictures of {plan.record.side_px} px, and {config.name} is given {side} px"
+        )
+    if largest < config.max_batch_size:
+        raise RuntimeProblem(
+            f"the plan {plan.path} takes batches of up to {largest}, and {config.name} is given up to "
+            f"{config.max_batch_size}; build it again without --batch-max"
+        )
+
+
+def _set_side(config: Any, side: int) -> None:
+    """Another side of the square picture, wherever it stands."""
+    source_side = config.input[0].dims[0]
+    warmups = [value for warmup in config.model_warmup for value in warmup.inputs.values()]
+    for tensor in [*config.input, *config.output, *warmups]:
+        tensor.dims[:] = [side if size == source_side else size for size in tensor.dims]
 
 
 def _copy_python(source: Path, target: Path) -> None:
@@ -176,9 +252,7 @@ def _network_model(config: Any, network: Network, side: int, device: Device, pla
     config.platform = ""
     config.backend = "python"
     if config.name == MATTING:
-        source_side = config.input[0].dims[0]
-        for tensor in [*config.input, *config.output]:
-            tensor.dims[:] = [side if size == source_side else size for size in tensor.dims]
+        _set_side(config, side)
     _check_fit(config, network)
     del config.instance_group[:]
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)

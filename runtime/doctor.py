@@ -24,6 +24,8 @@ from runtime.checks import (
 )
 from runtime.compose import CHECKOUT
 from runtime.devices import choose_device, cores, plan
+from runtime.gpus import look_at_host
+from runtime.plans import PLAN, check_plans
 from runtime.runs import default_cache_dir
 from runtime.server import ServerOptions
 from runtime.weights import NETWORKS, load_networks
@@ -45,6 +47,7 @@ def examine(options: ServerOptions) -> Iterator[Finding]:
     yield _finding("triton", _triton)
     yield _finding("packages", _packages)
     yield _finding("weights", lambda: _weights(options))
+    yield from _plans(options)
     yield _device(options)
     layout = plan(cores(), options.instances, options.threads)
     yield Finding(
@@ -94,6 +97,26 @@ def _weights(options: ServerOptions) -> str:
     networks = load_networks(options.weights_dir)
     sizes = ", ".join(f"{name} {network.path.stat().st_size / MIB:.1f} MiB" for name, network in networks.items())
     return f"{sizes}; checksums hold"
+
+
+def _plans(options: ServerOptions) -> Iterator[Finding]:
+    """Whether the TensorRT plans beside the weights could be served here, where there are any.
+
+    The bundled Triton needs none, so that one that does not fit is no problem of its own.
+    """
+    folder = options.weights_dir
+    if not any(folder.glob(f"*{PLAN}")):
+        return
+    try:
+        plans = check_plans(folder, look_at_host())
+    except RuntimeProblem as problem:
+        yield Finding("warning", "plans", str(problem))
+        return
+    warnings = [line for each in plans.values() for line in each.warnings]
+    yield from (Finding("warning", "plans", line) for line in warnings)
+    if not warnings:
+        made = next(iter(plans.values())).record
+        yield Finding("ok", "plans", f"of TensorRT {made.tensorrt} for this {made.gpu}, compared with their networks")
 
 
 def _device(options: ServerOptions) -> Finding:

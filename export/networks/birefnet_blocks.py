@@ -1,5 +1,7 @@
 """The parts that BiRefNet's decoder is built of. Module names are those of the released state dicts."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +12,13 @@ from export.networks.deform import DeformableConv2d
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:
     """Bilinear with the corner pixels' centres held in place, as the weights were trained with."""
-    if (int(x.shape[2]), int(x.shape[3])) == (height, width):
+    own = int(x.shape[2]), int(x.shape[3])
+    if own == (height, width):
         return x
+    factors = height / own[0], width / own[1]
+    if all(math.frexp(factor)[0] == 0.5 for factor in factors):
+        # A power of two says the same as the size, and in a traced graph it is a constant, whatever the batch.
+        return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=True)
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
 
 

@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         return torch.cat((x, self.part("ipt_blk", number)(tiles)), dim=1)
 
     def run(self, image: Tensor, squeezed: Tensor, laterals: tuple[Tensor, ...]) -> tuple[Tensor, list[GatedStage]]:
-        """Logits (N, 1, H, W), and what the gated stages computed on the way."""
+        """What the last stage computed (N, C, H/4, W/4), and what the gated stages did on the way."""
         x, gated = squeezed, []
         for number, lateral in zip((4, 3, 2), reversed(laterals), strict=True):
             block = self.part("decoder_block", number)(self.with_tiles(x, image, number + 1))
@@ -90,8 +90,11 @@ class Decoder(nn.Module):
             gated.append(GatedStage(number, block, edges))
             x = block * torch.sigmoid(self.part("gdt_convs_attn_", number)(edges))
             x = resize_like(x, lateral) + self.part("lateral_block", number)(lateral)
-        x = self.part("decoder_block", 1)(self.with_tiles(x, image, 2))
-        return self.conv_out1(self.with_tiles(resize_like(x, image), image, 1)), gated
+        return self.part("decoder_block", 1)(self.with_tiles(x, image, 2)), gated
+
+    def to_logits(self, x: Tensor, image: Tensor) -> Tensor:
+        """(N, C, H/4, W/4) → (N, 1, H, W), with the image beside it."""
+        return self.conv_out1(self.with_tiles(resize_like(x, image), image, 1))
 
     def forward(self, image: Tensor, squeezed: Tensor, laterals: tuple[Tensor, ...]) -> Tensor:
         """Logits (N, 1, H, W).
@@ -99,13 +102,13 @@ class Decoder(nn.Module):
         `image` (N, 3, H, W), normalised; `squeezed` (N, C, H/32, W/32); `laterals` the encoder's maps at 1/4, 1/8 and
         1/16, in this order.
         """
-        return self.run(image, squeezed, laterals)[0]
+        return self.to_logits(self.run(image, squeezed, laterals)[0], image)
 
     def supervise(self, image: Tensor, squeezed: Tensor, laterals: tuple[Tensor, ...]) -> Supervised:
         """As `forward`, with the outputs of the heads that only training uses."""
-        logits, gated = self.run(image, squeezed, laterals)
+        x, gated = self.run(image, squeezed, laterals)
         return Supervised(
-            logits,
+            self.to_logits(x, image),
             [self.part("conv_ms_spvn_", stage.number)(stage.block) for stage in gated],
             [self.part("gdt_convs_pred_", stage.number)(stage.edges) for stage in gated],
         )

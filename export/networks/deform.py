@@ -5,6 +5,8 @@ operator `DeformConv` (opset 19, a deprecated plugin in TensorRT) is needed. Eac
 `grid_sample` of the input at its shifted place, and the taps are combined by a matrix product.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,10 @@ class DeformableConv2d(nn.Module):
         bias: whether `regular_conv` has a bias.
     """
 
+    convolve: Callable[..., Tensor]
+    """What does the arithmetic, with the arguments and result of `deformable_conv2d`, which it is unless another
+    implementation is set on the module: ONNX's own operator, or one to check against."""
+
     def __init__(
         self,
         in_channels: int,
@@ -55,6 +61,7 @@ class DeformableConv2d(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
+        self.convolve = deformable_conv2d
         self.kernel_hw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.padding_hw = (padding, padding) if isinstance(padding, int) else padding
         self.stride = stride
@@ -72,7 +79,7 @@ class DeformableConv2d(nn.Module):
         """Map float [N, C, H, W] to float [N, out_channels, H', W']."""
         offsets = self.offset_conv(features)
         mask = 2.0 * torch.sigmoid(self.modulator_conv(features))
-        return deformable_conv2d(
+        return self.convolve(
             features, offsets, mask, self.regular_conv.weight, self.regular_conv.bias, self.stride, self.padding_hw
         )
 

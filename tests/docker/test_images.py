@@ -120,7 +120,8 @@ def test_the_gpu_image_starts_up_to_the_missing_plans(tmp_path: Path) -> None:
     image = lay_out(GPU, tmp_path)
     done = run_in(image, str(image / "docker" / "serve.py"))
     assert done.returncode == 1
-    assert done.stderr.startswith("cutaway: error: birefnet_trt has no TensorRT plan ("), done.stderr
+    missing = rf"cutaway: error: {image}/models/general has no TensorRT plan of \w+ .*run --rm export general\n"
+    assert re.fullmatch(missing, done.stderr), done.stderr
     assert run_in(image, str(image / "docker" / "export.py"), "--help").stdout.startswith("usage: python -m export")
 
 
@@ -147,6 +148,14 @@ def test_containers_get_the_packages_that_are_tested() -> None:
             assert versions == served.get(name, versions), f"{name} differs in {lock}"
     assert all(version.startswith("1.") for lock in ("gpu.txt", "plan.txt") for version in pins(lock)["numpy"])
     assert {"numpy", "opencv-python-headless", "isal", "pillow"} <= set(pins("gpu.txt"))
+
+
+def test_the_gpu_image_has_pictures_to_prove_plans_on(tmp_path: Path) -> None:
+    """Where `export plan` looks by itself."""
+    image = lay_out(GPU, tmp_path)
+    code = "from export.plans.pictures import PIPELINE, SAMPLES, find_pictures\n"
+    done = run_in(image, "-c", code + "assert find_pictures(SAMPLES) and PIPELINE.is_dir()")
+    assert done.returncode == 0, done.stderr
 
 
 def test_python_of_the_packages_is_python_of_the_image() -> None:

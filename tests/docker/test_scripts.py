@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +22,10 @@ import tritonclient.grpc
 
 from runtime.__main__ import _parser
 from runtime.checks import RuntimeProblem, check_machine, free_ports
-from runtime.compose import PIPELINE, SOURCE
+from runtime.compose import PIPELINE, read_config
+from runtime.gpus import Gpu, Host
 from runtime.health import Answer, Probe, Verdict
+from runtime.plans import PlanRecord, sha256_of
 from runtime.process import _environment, stubs_of
 from tests.docker.parts import ROOT, script
 
@@ -37,12 +39,13 @@ START_S = 120.0
 
 def test_triton_knows_every_flag() -> None:
     settings = serve.Settings.read({"CUTAWAY_TRACES_URL": "http://collector:4318/v1/traces"})
+    repository = Path("repository")
     files = check_machine()
     shown = subprocess.run(
         [files.server, "--help"], env=_environment(files), capture_output=True, text=True, check=False
     )
     known = set(re.findall(r"^\s+(--[a-z-]+)", shown.stdout + shown.stderr, re.MULTILINE))
-    flags = {argument.split("=")[0] for argument in serve.command(settings)[1:]}
+    flags = {argument.split("=")[0] for argument in serve.command(settings, repository)[1:]}
     assert "--trace-config" in flags
     assert flags <= known
 
@@ -50,9 +53,11 @@ def test_triton_knows_every_flag() -> None:
 def test_settings_are_read_and_empty_ones_are_none() -> None:
     settings = serve.Settings.read({"CUTAWAY_EXIT_TIMEOUT_S": "5", "CUTAWAY_LOG_VERBOSE": "", "CUTAWAY_ADMIN_KEY": KEY})
     assert (settings.exit_timeout_s, settings.verbose, settings.key) == (5, 0, KEY)
-    command = serve.command(settings)
+    assert settings.profile == "general"
+    assert serve.Settings.read({"CUTAWAY_PROFILE": "lite-2k"}).profile == "lite-2k"
+    command = serve.command(settings, Path("/tmp/repository"))
     assert "--exit-timeout-secs=5" in command
-    assert f"--model-repository={SOURCE}" in command
+    assert "--model-repository=/tmp/repository" in command
     assert not any(argument.startswith("--trace-config") for argument in command)
 
 
@@ -69,6 +74,8 @@ def test_a_key_that_nobody_gave_is_another_each_time() -> None:
         ("CUTAWAY_EXIT_TIMEOUT_S", "0"),
         ("CUTAWAY_EXIT_TIMEOUT_S", "30s"),
         ("CUTAWAY_LOG_VERBOSE", "5"),
+        ("CUTAWAY_PROFILE", "genral"),
+        ("CUTAWAY_PROFILE", "../general"),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
@@ -76,21 +83,71 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
         serve.Settings.read({name: value})
 
 
-def test_plans_have_to_be_there(tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("*.plan"))
-    for name in ("birefnet_trt", "yolov8_seg"):
-        with pytest.raises(RuntimeProblem, match=f"^{name} has no TensorRT plan"):
-            serve.check_repository(repository)
-        (repository / name / "1").mkdir(exist_ok=True)
-        (repository / name / "1" / "model.plan").touch()
-    assert serve.check_repository(repository) == 4
-    with pytest.raises(RuntimeProblem, match="CUTAWAY_MODELS"):
-        serve.check_repository(tmp_path / "nothing")
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Profiles' folders with plans of `lite`, as they are built on an L4; the plans are a header and noise."""
+    folder = tmp_path / "models" / "lite"
+    folder.mkdir(parents=True)
+    for name, side_px in (("birefnet_trt", 768), ("yolov8_seg", 640)):
+        plan = folder / f"{name}.plan"
+        plan.write_bytes(b"ftrt" + bytes(20) + bytes((10, 13, 3, 9)) + name.encode())
+        PlanRecord(
+            model=name,
+            profile="lite",
+            made="2026-11-21T12:00:00+00:00",
+            library="tensorrt",
+            tensorrt="10.13.3.9",
+            cuda="13.0",
+            driver_cuda="13.0",
+            gpu="NVIDIA L4",
+            compute_capabilities=("8.9",),
+            onnx={"name": f"{name}.fp16.onnx", "sha256": "0" * 64},
+            reference={"name": f"{name}.onnx", "sha256": "0" * 64},
+            plan_sha256=sha256_of(plan),
+            side_px=side_px,
+            options={"batches": [1, 4, 8]},
+            parity={"passed": True},
+        ).write(folder / f"{name}.plan.json")
+    return folder.parent
 
 
-def test_a_profile_alone_means_its_plans() -> None:
-    assert export.arguments(["general", "--force"]) == ["plan", "general", "--force"]
+L4 = Host("10.13.3.9", "13.0", (Gpu("NVIDIA L4", "8.9"),))
+
+
+def test_the_repository_is_composed_of_the_plans_that_fit(models: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(serve.Settings.read({"CUTAWAY_PROFILE": "lite"}), models=models)
+    composed = serve.compose_repository(settings, L4, tmp_path / "repository")
+    assert (composed.matte_side_px, composed.processes) == (768, 6)
+    config = read_config(composed.folder / "birefnet_trt")
+    assert config.platform == "tensorrt_plan" and list(config.input[0].dims) == [768, 768, 3]
+    assert (composed.folder / "birefnet_trt" / "1" / "model.plan").resolve() == models / "lite" / "birefnet_trt.plan"
+    pipeline = read_config(composed.folder / PIPELINE)
+    assert pipeline.parameters["profile"].string_value == "lite"
+
+
+@pytest.mark.parametrize(
+    ("host", "profile", "said"),
+    [
+        (L4, "general", "general has no TensorRT plan of .*docker compose run --rm export general$"),
+        (Host("10.14.1.48", "13.0", L4.gpus), "lite", "this machine has 10.14.1.48.*run --rm export lite$"),
+        (Host("10.13.3.9", "13.0", (Gpu("NVIDIA T4", "7.5"),)), "lite", "the NVIDIA T4 here has 7.5"),
+        (Host(problem="there is no NVIDIA driver"), "lite", "cannot be served here: there is no NVIDIA driver$"),
+    ],
+)
+def test_plans_that_do_not_fit_are_not_served(
+    models: Path, tmp_path: Path, host: Host, profile: str, said: str
+) -> None:
+    settings = dataclasses.replace(serve.Settings.read({"CUTAWAY_PROFILE": profile}), models=models)
+    with pytest.raises(RuntimeProblem, match=said) as problem:
+        serve.compose_repository(settings, host, tmp_path / "repository")
+    assert "\n" not in str(problem.value)
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_profile_alone_means_all_of_it() -> None:
+    """tests/export holds the command line against `python -m export`, which needs more packages."""
+    given = export.arguments(["general", "--detector", "x"])
+    assert (given[:2], given[-2:]) == (["models", "general"], ["--detector", "x"])
     assert export.arguments(["verify", "--reference", "x"]) == ["verify", "--reference", "x"]
     assert export.arguments([]) == ["--help"]
 
@@ -226,8 +283,8 @@ def running(composed: Path) -> Iterator[Running]:
     """A Triton with the command line of the GPU image, but for the addresses, the models and the backend's folder."""
     files = check_machine()
     ports = free_ports("127.0.0.1", 3)
-    settings = serve.Settings(composed / "repository", KEY, 5, 0, "", "127.0.0.1", *ports, files.server)
-    command = [*serve.command(settings), f"--backend-directory={composed / 'backends'}"]
+    settings = serve.Settings("nano", KEY, 5, 0, "", "127.0.0.1", *ports, files.server)
+    command = [*serve.command(settings, composed / "repository"), f"--backend-directory={composed / 'backends'}"]
     with (composed / "log").open("wb") as log:
         triton = subprocess.Popen(command, env=_environment(files), stdout=log, stderr=log, start_new_session=True)
     server = Running(settings, triton)

@@ -4,12 +4,16 @@ The reference below follows the definition of modulated deformable convolution t
 interpolation whose four corners read zero outside the input); it shares no code with the module.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from export.networks import deform_direct
 from export.networks.deform import DeformableConv2d, deformable_conv2d, tap_groups
+from export.networks.deform_direct import direct_deformable_conv2d
 
 
 def bilinear(plane: np.ndarray, y: float, x: float) -> float:
@@ -59,8 +63,17 @@ def reference(
         ((5, 3), 2, (2, 0), 2.0),
     ],
 )
-def test_equals_the_definition(kernel: tuple[int, int], stride: int, padding: tuple[int, int], reach_px: float) -> None:
+@pytest.mark.parametrize("implementation", [deformable_conv2d, direct_deformable_conv2d])
+def test_equals_the_definition(
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, int],
+    reach_px: float,
+    implementation: Callable[..., torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """For any kernel, stride, padding and offsets, far outside too, the result is the definition's."""
+    monkeypatch.setattr(deform_direct, "ROWS_BYTES", 3 * 8 * 5 * 3 * 11)  # three rows at a time
     rng = np.random.default_rng(3)
     height, width, taps = 8, 11, kernel[0] * kernel[1]
     out_h = (height + 2 * padding[0] - kernel[0]) // stride + 1
@@ -71,8 +84,8 @@ def test_equals_the_definition(kernel: tuple[int, int], stride: int, padding: tu
     weight = rng.normal(size=(4, 3, *kernel)).astype(np.float32)
     wanted = reference(*(each.astype(np.float64) for each in (features, offsets, mask, weight)), stride, padding)
     tensors = (torch.from_numpy(each) for each in (features, offsets, mask, weight))
-    found = deformable_conv2d(*tensors, stride=stride, padding_hw=padding).numpy()
-    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    found = implementation(*tensors, stride=stride, padding_hw=padding).numpy()
+    np.testing.assert_allclose(found, wanted, atol=2e-4 if implementation is deformable_conv2d else 3e-6)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 7])

@@ -15,9 +15,14 @@ GREY = 114
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture lies in the square: ``square = picture · scale + (left, top)``."""
+    """How a picture lies in the square: ``square = picture · (scale_x, scale_y) + (left, top)``.
 
-    scale: float
+    Both scales are the same but for the rounding of the resized picture to whole pixels, which at its far edge is up
+    to half a pixel of the square.
+    """
+
+    scale_x: float
+    scale_y: float
     left: int
     top: int
     width: int
@@ -27,23 +32,23 @@ class Letterbox:
         """Boxes (N, 4) float32 in pixels of the square → in pixels of the picture, clipped to it."""
         offset = np.array([self.left, self.top, self.left, self.top], np.float32)
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
-        return np.clip((boxes - offset) / np.float32(self.scale), 0, limit).astype(np.float32)
+        scale = np.array([self.scale_x, self.scale_y, self.scale_x, self.scale_y], np.float32)
+        return np.clip((boxes - offset) / scale, 0, limit).astype(np.float32)
 
 
 def place(width: int, height: int, side: int = DETECTOR_SIDE_PX) -> Letterbox:
     """Where Ultralytics' LetterBox puts a picture of this size: scaled to fit, centred, rounded as there."""
-    scale = min(side / height, side / width)
-    inner_width, inner_height = _inner_size(width, height, scale)
+    inner_width, inner_height = _inner_size(width, height, side)
     left = round((side - inner_width) / 2 - 0.1)
     top = round((side - inner_height) / 2 - 0.1)
-    return Letterbox(scale, left, top, width, height)
+    return Letterbox(inner_width / width, inner_height / height, left, top, width, height)
 
 
 def letterbox(rgb: NDArray[np.uint8], side: int = DETECTOR_SIDE_PX) -> tuple[NDArray[np.uint8], Letterbox]:
     """(H, W, 3) uint8 RGB → (side, side, 3) uint8 RGB and its placement."""
     height, width = rgb.shape[:2]
     placement = place(width, height, side)
-    inner_width, inner_height = _inner_size(width, height, placement.scale)
+    inner_width, inner_height = _inner_size(width, height, side)
     square = np.full((side, side, 3), GREY, np.uint8)
     inner = square[placement.top : placement.top + inner_height, placement.left : placement.left + inner_width]
     if (inner_width, inner_height) == (width, height):
@@ -53,5 +58,6 @@ def letterbox(rgb: NDArray[np.uint8], side: int = DETECTOR_SIDE_PX) -> tuple[NDA
     return square, placement
 
 
-def _inner_size(width: int, height: int, scale: float) -> tuple[int, int]:
+def _inner_size(width: int, height: int, side: int) -> tuple[int, int]:
+    scale = min(side / height, side / width)
     return max(1, round(width * scale)), max(1, round(height * scale))

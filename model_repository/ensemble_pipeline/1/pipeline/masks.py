@@ -60,11 +60,11 @@ def _grid_to_prototypes(
 ) -> NDArray[np.float64]:
     """(2, 3) affine map from grid indices to prototype indices, centre to centre."""
     placement = detections.placement
-    scale = placement.scale * proto_scale
+    scale_x, scale_y = placement.scale_x * proto_scale, placement.scale_y * proto_scale
     return np.array(
         [
-            [step_x * scale, 0, (rect.x1 + step_x / 2) * scale + placement.left * proto_scale - 0.5],
-            [0, step_y * scale, (rect.y1 + step_y / 2) * scale + placement.top * proto_scale - 0.5],
+            [step_x * scale_x, 0, (rect.x1 + step_x / 2) * scale_x + placement.left * proto_scale - 0.5],
+            [0, step_y * scale_y, (rect.y1 + step_y / 2) * scale_y + placement.top * proto_scale - 0.5],
         ]
     )
 

@@ -30,7 +30,7 @@ def find(raw: Mapping[str, NDArray[Any]], fit: Fit, min_confidence: float, known
     Returns:
         Boxes in pixels of the network's input.
     """
-    placement = Letterbox(1.0, 0, 0, fit.width, fit.height)
+    placement = Letterbox(1.0, 1.0, 0, 0, fit.width, fit.height)
     found = read_detections(raw, placement, min_confidence * STAY_FACTOR)
     keep = found.scores >= min_confidence
     if known.size and not keep.all():

@@ -1,0 +1,351 @@
+"""`python -m export onnx PROFILE`: a profile's weights as the ONNX files that Triton's models are made of.
+
+What comes out is a profile's folder, `models/<profile>/`: for each model a float32 graph and one in half precision,
+their checksums, and a card that says what they were made of and how far they are from PyTorch. `runtime` serves the
+float32 graphs; `python -m export plan` builds TensorRT plans of either. Every float32 graph is run in ONNX Runtime and
+compared with PyTorch before it is kept.
+"""
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import gc
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from export import ExportError
+from export.catalog import BUNDLED, CATALOG, DETECTOR_SIDE_PX, SIDE_MULTIPLE_PX, Profile, Weights, load_catalog
+from export.fetch import CHECKOUT, DEFAULT_LOCK, DEFAULT_OUTPUT, hold_to, sha256_of
+from export.listing import add_catalog_argument, size_text
+from export.pins import read_pins
+
+DEFAULT_MODELS = CHECKOUT / "models"
+MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
+CARD, CHECKSUMS = "profile.json", "SHA256SUMS"
+HALF_SUFFIX = ".fp16.onnx"
+PACKAGES = ("torch", "onnx", "onnxruntime")
+
+TOLERANCES = {"alphas": 1.0, "boxes": 0.05, "scores": 1e-4, "classes": 0.0, "coefficients": 1e-2, "prototypes": 1e-2}
+"""Largest difference between PyTorch and ONNX Runtime that is still rounding: grey levels, pixels, probabilities, …"""
+
+
+class NotFetched(ExportError):
+    """The profile's weights are not in the folder.
+
+    .cache/weights has no birefnet-lite.safetensors; run: python -m export fetch lite
+    """
+
+
+class Departs(ExportError):
+    """An exported graph is not its network: a difference from PyTorch is larger than rounding."""
+
+
+class Made(NamedTuple):
+    """One exported network: how far each output is from PyTorch's, and the side of its input."""
+
+    differences: list[Any]
+    side_px: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made.
+
+    Attributes:
+        profile: the profile.
+        detector: its detector, or the one that was asked for instead.
+        weights: the folder of fetched weights.
+        lock: the lock file that `fetch` keeps.
+        folder: the profile's folder.
+        side_px: side of the matting network's square input.
+        deform: "grid", or "native" for the operator DeformConv.
+        half: whether graphs in half precision are made, too.
+    """
+
+    profile: Profile
+    detector: Weights
+    weights: Path
+    lock: Path
+    folder: Path
+    side_px: int
+    deform: str = "grid"
+    half: bool = True
+
+
+def square_side_px(profile: Profile) -> int:
+    """The side that the pipeline serves a profile at: squares, of the area that its network was made for.
+
+    2560×1440 has the area of 1920×1920.
+    """
+    width, height = profile.input_wh_px
+    return round((width * height) ** 0.5 / SIDE_MULTIPLE_PX) * SIDE_MULTIPLE_PX
+
+
+def fetched(weights: Weights, order: Order) -> Path:
+    """The fetched file, held to the digest of the catalogue or the lock file.
+
+    Raises:
+        NotFetched: it is not there.
+        WrongContent: it is another file.
+    """
+    path = order.weights / weights.saved_as
+    if not path.is_file():
+        raise NotFetched(
+            f"{order.weights} has no {weights.saved_as}; run: python -m export fetch {order.profile.name}"
+            + (f" --detector {weights.network[6]}" if weights is order.detector is not order.profile.detector else "")
+        )
+    pin = read_pins(order.lock).get(weights.saved_as)
+    known = weights.sha256 or (pin.sha256 if pin else None)
+    if known:
+        hold_to(path, known, "delete it and fetch it again")
+    return path
+
+
+def export_matte(order: Order, target: Path) -> Made:
+    """The profile's BiRefNet as `birefnet_trt`."""
+    from export.networks.birefnet import BiRefNet
+    from export.networks.birefnet_config import VARIANTS
+    from export.networks.birefnet_weights import load_strict
+    from export.onnx_export import export_birefnet
+    from export.weights_io import load_safetensors
+
+    weights = order.profile.matte
+    state = load_safetensors(fetched(weights, order))
+    network = BiRefNet(VARIANTS[weights.network])
+    load_strict(network, state)
+    del state
+    return Made(export_birefnet(network.eval(), order.side_px, target, deform=order.deform), order.side_px)
+
+
+def export_yolo(order: Order, target: Path) -> Made:
+    """The profile's YOLOv8-seg as `yolov8_seg`."""
+    from export.networks.birefnet_weights import load_strict
+    from export.networks.yolov8 import YoloV8
+    from export.onnx_export import export_detector
+    from export.weights_io import load_safetensors, load_ultralytics
+
+    path = fetched(order.detector, order)
+    state = load_safetensors(path) if path.suffix == ".safetensors" else load_ultralytics(path)
+    network = YoloV8(order.detector.network[6])
+    load_strict(network, state)
+    return Made(export_detector(network.eval(), target), DETECTOR_SIDE_PX)
+
+
+def bundled(weights: Weights, side_px: int, target: Path) -> Made:
+    """A copy of a file that is in this repository; it was compared with PyTorch when it was made."""
+    source = CHECKOUT / weights.file
+    hold_to(source, str(weights.sha256), "restore it: git checkout")
+    shutil.copyfile(source, target)
+    return Made([], side_px)
+
+
+def judge(made: Made) -> list[str]:
+    """Lines that say how far each output is from PyTorch's.
+
+    Raises:
+        Departs: one is further away than rounding.
+    """
+    lines, bad = [], []
+    for each in made.differences:
+        line = f"{each.output}, batch of {each.batch}: largest difference {each.largest:.2g}, mean {each.mean:.2g}"
+        lines.append(line)
+        if not each.largest <= TOLERANCES[each.output]:
+            bad.append(line)
+    if bad:
+        raise Departs("the graph is not the network that it was made of: " + "; ".join(bad))
+    return lines
+
+
+def make(order: Order, say: Callable[[str], None] = print) -> Path:
+    """Make the profile's folder; its path. What was there under the same names is replaced when all is well.
+
+    Raises:
+        ExportError: the kinds named above.
+    """
+    draft = order.folder / ".making"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        models = {name: _one(order, name, draft, say) for name in (DETECTOR, MATTE)}
+        files = sorted(draft.glob("*.onnx"))
+        (draft / CARD).write_text(json.dumps(card(order, models), indent=2, ensure_ascii=False) + "\n")
+        (draft / CHECKSUMS).write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in files))
+        for stale in order.folder.glob("*.onnx"):
+            stale.unlink()
+        # The checksums last: without them nobody takes the folder for whole.
+        for path in [*files, draft / CARD, draft / CHECKSUMS]:
+            path.replace(order.folder / path.name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return order.folder
+
+
+def _one(order: Order, name: str, draft: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """One model's files in the draft, and what the card says of it."""
+    weights = order.profile.matte if name == MATTE else order.detector
+    target = draft / f"{name}.onnx"
+    say(f"{name}: {weights.name}, {weights.parameters / 1e6:.1f} M parameters …")
+    began = time.perf_counter()
+    if weights.source == BUNDLED:
+        made = bundled(weights, order.side_px if name == MATTE else DETECTOR_SIDE_PX, target)
+    else:
+        made = export_matte(order, target) if name == MATTE else export_yolo(order, target)
+    gc.collect()
+    for line in judge(made):
+        say(f"  against PyTorch: {line}")
+    say(f"  {target.name}: {size_text(target.stat().st_size)}, {time.perf_counter() - began:.0f} s")
+    entry: dict[str, Any] = {
+        "weights": weights.name,
+        "network": weights.network,
+        "source": weights.source,
+        "repository": weights.repository,
+        "revision": weights.revision,
+        "weights_sha256": sha256_of(CHECKOUT / weights.file if weights.source == BUNDLED else fetched(weights, order)),
+        "licence": weights.licence,
+        "licence_url": weights.licence_url,
+        "parameters": weights.parameters,
+        "side_px": made.side_px,
+        "against_pytorch": [each._asdict() for each in made.differences],
+    }
+    if order.half and order.deform == "grid":
+        from export.precision import to_half
+
+        half = draft / f"{name}{HALF_SUFFIX}"
+        report = to_half(target, half)
+        say(f"  {half.name}: {report}")
+        entry["half"] = asdict(report)
+    return entry
+
+
+def card(order: Order, models: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the folder's card says."""
+    return {
+        "profile": order.profile.name,
+        "purpose": order.profile.purpose,
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "deformable_convolution": order.deform,
+        "packages": {name: version(name) for name in PACKAGES},
+        "models": models,
+    }
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second export out of the folder.
+
+    Raises:
+        ExportError: another one is at it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".exporting").open("wb")
+    except OSError as error:
+        raise ExportError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another: --models DIR"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExportError(
+                f"another export is writing to {folder}; wait for it, or choose another: --models DIR"
+            ) from None
+        yield
+
+
+def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `onnx` and `models` have in common."""
+    parser.add_argument("profile", metavar="PROFILE", help=f"one of {', '.join(load_catalog(CATALOG).profiles)}")
+    add_catalog_argument(parser)
+    parser.add_argument("--detector", choices="nsmlx", metavar="SIZE", help="another YOLOv8 size: n, s, m, l or x")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        type=Path,
+        default=DEFAULT_MODELS,
+        help="where the profiles' folders are (default: models)",
+    )
+    parser.add_argument(
+        "--side", metavar="PX", type=side, help="another side of the matting network's input; a multiple of 32"
+    )
+    parser.add_argument(
+        "--weights", metavar="DIR", type=Path, default=DEFAULT_OUTPUT, help="fetched weights (default: .cache/weights)"
+    )
+    parser.add_argument(
+        "--lock",
+        metavar="FILE",
+        type=Path,
+        default=DEFAULT_LOCK,
+        help="the lock file that `fetch` keeps (default: export/weights.lock.json)",
+    )
+
+
+def side(text: str) -> int:
+    """A side from the command line."""
+    value = int(text)
+    if value < SIDE_MULTIPLE_PX or value % SIDE_MULTIPLE_PX:
+        raise argparse.ArgumentTypeError(f"a multiple of {SIDE_MULTIPLE_PX}, not {text}")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make ONNX files of a profile's fetched weights: float32, and half precision as TensorRT wants it. Each is run "
+        "in ONNX Runtime, at batches of 1 and 3, and compared with PyTorch."
+    )
+    parser.epilog = "Swin-L at 1024 px takes minutes and about 10 GB of memory. `runtime` serves what comes out."
+    add_profile_arguments(parser)
+    parser.add_argument(
+        "--deform",
+        choices=("grid", "native"),
+        default="grid",
+        help="deformable convolution by GridSample, which every TensorRT takes, or as the operator DeformConv: an "
+        "oracle for comparisons (default: grid)",
+    )
+    parser.add_argument("--no-half", action="store_true", help="leave the graphs in half precision out")
+
+
+def order_of(arguments: argparse.Namespace) -> Order:
+    """From the command line.
+
+    Raises:
+        CatalogError: no such profile or detector.
+        ExportError: a side that bundled weights do not have.
+    """
+    catalog = load_catalog(arguments.catalog)
+    profile = catalog.profile(arguments.profile)
+    native_px = square_side_px(profile)
+    if arguments.side not in (None, native_px) and profile.matte.source == BUNDLED:
+        raise ExportError(f"{profile.name} is bundled as a file of {native_px} px; it has no other side")
+    return Order(
+        profile=profile,
+        detector=catalog.detector(arguments.detector) if arguments.detector else profile.detector,
+        weights=arguments.weights,
+        lock=arguments.lock,
+        folder=arguments.models / profile.name,
+        side_px=arguments.side or native_px,
+        deform=arguments.deform,
+        half=not arguments.no_half,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    order = order_of(arguments)
+    try:
+        with alone_in(order.folder):
+            make(order, say=lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("export: stopped; what was there before is as it was", file=sys.stderr)
+        return 130
+    licences = ", ".join(sorted({each.licence for each in (order.profile.matte, order.detector)}))
+    print(f"{order.folder}: side {order.side_px} px, licences {licences}")
+    print(f"serve it here: make serve PROFILE={order.profile.name}")
+    return 0

@@ -1,0 +1,255 @@
+"""The gate: does a plan compute what its network does?
+
+Several versions of TensorRT got GridSample wrong without a word (sampled the nearest value, or shifted), so that a plan
+is compared with ONNX Runtime running the float32 file, on photographs, before it is installed. What is compared is any
+callable, so that the gate's own tests put broken networks in the plan's place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export import ExportError
+
+Run = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
+"""uint8 [N, side, side, 3] → the outputs by name, each with N in front."""
+Arrays = dict[str, NDArray[Any]]
+
+MEAN_ALPHA_ERROR = 0.001
+"""Bound of the mean difference of alpha (0 to 1) over all pictures: a quarter of a grey level. The bundled network in
+half precision throughout is at 0.0003, and with GridSample taking the nearest value at 0.0022; the tests show both."""
+WORST_PICTURE_FACTOR = 3.0
+"""One picture may be this much worse than the bound of the mean: edges of hair weigh more in some than in others. Half
+precision is at 0.0011, the nearest value at 0.0044."""
+MIN_IOU = 0.98
+"""Of each picture's foreground, alpha at least a half."""
+
+MEAN_BOX_PX, WORST_BOX_PX = 1.0, 4.0
+"""Bounds of the detector's boxes, in letterboxed pixels; half precision throughout: 0.20 and 0.44."""
+MEAN_SCORE, WORST_SCORE = 0.01, 0.15
+"""Bounds of its scores; half precision: 0.004 and 0.08."""
+MEAN_MASK_IOU = 0.98
+"""Bound of its masks; half precision: 0.999."""
+SCORE_FROM = 0.25
+"""Candidates that are compared: what scores less, the pipeline does not look at by default."""
+
+BATCHES = (1, 3)
+"""Sizes of batches that are run beside the largest."""
+CLEAR_SHARE = (0.01, 0.99)
+"""A picture of which less or more is foreground says little."""
+
+
+class NothingToCompare(ExportError):
+    """The pictures show nothing that the network finds, so that agreement would prove nothing.
+
+    of 8 pictures none has a foreground; name a folder of photographs of people: --pictures DIR
+    """
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a plan.
+
+    Attributes:
+        passed: whether it may be installed.
+        reasons: why not, in words.
+        figures: what was measured, with the bounds; JSON values.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def batches(count: int, largest: int) -> list[list[int]]:
+    """Which pictures go into which run: some alone and by threes, and all of them in the largest batches."""
+    rows, start = [], 0
+    for size in BATCHES:
+        rows.append([(start + place) % count for place in range(min(size, largest, count))])
+        start += len(rows[-1])
+    rows += [list(range(at, min(at + largest, count))) for at in range(0, count, largest)]
+    return rows
+
+
+def one_by_one(run: Run, images: NDArray[np.uint8]) -> Arrays:
+    """Outputs of each picture alone, stacked: what a plan is compared with."""
+    rows = [run(image[None]) for image in images]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def judge_matte(
+    run: Run, images: NDArray[np.uint8], wanted: Arrays, batch_max: int, bound: float = MEAN_ALPHA_ERROR
+) -> Verdict:
+    """Hold a matting network to the float32 one.
+
+    Args:
+        run: the plan.
+        images: uint8 [N, side, side, 3].
+        wanted: `alphas`, uint8 [N, side, side], of the float32 network, picture by picture.
+        batch_max: the plan's largest batch.
+        bound: of the mean alpha error.
+
+    Raises:
+        NothingToCompare: see there.
+    """
+    goal = wanted["alphas"]
+    shares = (goal >= 128).mean(axis=(1, 2))
+    if not ((shares > CLEAR_SHARE[0]) & (shares < CLEAR_SHARE[1])).any():
+        raise NothingToCompare(
+            f"of {len(goal)} pictures none has a foreground; name a folder of photographs of people: --pictures DIR"
+        )
+    rows = batches(len(images), batch_max)
+    found = _run_batches(run, images, rows, wanted)
+    if isinstance(found, str):
+        return Verdict(False, (found,))
+    means, worst, ious, mixed = [], 0, [], ""
+    for row, outputs in zip(rows, found, strict=True):
+        for place, index in enumerate(row):
+            errors = np.abs(outputs["alphas"][place].astype(np.int16) - goal[index])
+            means.append(float(errors.mean()) / 255)
+            worst = max(worst, int(errors.max()))
+            ious.append(_iou(outputs["alphas"][place] >= 128, goal[index] >= 128))
+            mixed = mixed or _mix_up(outputs["alphas"][place], goal, index, means[-1], bound)
+    figures = {
+        "mean_alpha_error": float(np.mean(means)),
+        "worst_picture_mean_alpha_error": max(means),
+        "max_alpha_error": worst / 255,
+        "min_iou": min(ious),
+        "bound_mean_alpha_error": bound,
+        **_about(images, rows),
+    }
+    reasons = []
+    if not figures["mean_alpha_error"] <= bound:
+        reasons.append(f"its mean alpha error is {figures['mean_alpha_error']:.4f}, above the bound of {bound:g}")
+    if not max(means) <= WORST_PICTURE_FACTOR * bound:
+        reasons.append(
+            f"of one picture the mean alpha error is {max(means):.4f}, above {WORST_PICTURE_FACTOR * bound:g}"
+        )
+    if not min(ious) >= MIN_IOU:
+        reasons.append(f"of one picture the foreground overlaps by {min(ious):.3f} only, less than {MIN_IOU}")
+    return Verdict(not reasons, (*reasons, mixed) if reasons and mixed else tuple(reasons), figures)
+
+
+def judge_detector(run: Run, images: NDArray[np.uint8], wanted: Arrays, batch_max: int) -> Verdict:
+    """Hold a detector to the float32 one, by the candidates from `SCORE_FROM` on.
+
+    Candidates come in the order of their scores, and rounding changes it, so each is compared with its nearest of the
+    same class on the other side; from both sides, so that neither a lost nor an added one goes unnoticed.
+
+    Args:
+        run: the plan.
+        images: letterboxed, uint8 [N, 640, 640, 3].
+        wanted: the float32 network's outputs, picture by picture.
+        batch_max: the plan's largest batch.
+
+    Raises:
+        NothingToCompare: see there.
+    """
+    if not (wanted["scores"] >= SCORE_FROM).any():
+        raise NothingToCompare(
+            f"in {len(images)} pictures the detector finds nothing; name a folder of photographs of people: "
+            "--pictures DIR"
+        )
+    rows = batches(len(images), batch_max)
+    found = _run_batches(run, images, rows, wanted)
+    if isinstance(found, str):
+        return Verdict(False, (found,))
+    pairs: list[tuple[float, float, float]] = []
+    for row, outputs in zip(rows, found, strict=True):
+        for place, index in enumerate(row):
+            here = {name: values[place] for name, values in outputs.items()}
+            there = {name: values[index] for name, values in wanted.items()}
+            pairs += [*_nearest(there, here), *_nearest(here, there)]
+    boxes, scores, ious = (np.array(column) for column in zip(*pairs, strict=True))
+    figures = {
+        "mean_box_px": float(boxes.mean()),
+        "max_box_px": float(boxes.max()),
+        "mean_score_error": float(scores.mean()),
+        "max_score_error": float(scores.max()),
+        "mean_mask_iou": float(ious.mean()),
+        "min_mask_iou": float(ious.min()),
+        "candidates": len(pairs),
+        "bound_mean_box_px": MEAN_BOX_PX,
+        "bound_mean_score_error": MEAN_SCORE,
+        "bound_mean_mask_iou": MEAN_MASK_IOU,
+        **_about(images, rows),
+    }
+    checks = (
+        (figures["mean_box_px"] <= MEAN_BOX_PX, f"boxes are off by {boxes.mean():.2f} px on average"),
+        (figures["max_box_px"] <= WORST_BOX_PX, f"a box is off by {boxes.max():.1f} px, or has no counterpart"),
+        (figures["mean_score_error"] <= MEAN_SCORE, f"scores are off by {scores.mean():.3f} on average"),
+        (figures["max_score_error"] <= WORST_SCORE, f"a score is off by {scores.max():.2f}"),
+        (figures["mean_mask_iou"] >= MEAN_MASK_IOU, f"masks overlap by {ious.mean():.3f} on average"),
+    )
+    reasons = tuple(words for well, words in checks if not well)
+    return Verdict(not reasons, reasons, figures)
+
+
+def _run_batches(
+    run: Run, images: NDArray[np.uint8], rows: Sequence[Sequence[int]], wanted: Arrays
+) -> list[Mapping[str, NDArray[Any]]] | str:
+    """The outputs of each batch, or what is wrong with their form."""
+    found = []
+    for row in rows:
+        outputs = run(images[list(row)])
+        for name, values in wanted.items():
+            output = outputs.get(name)
+            if output is None:
+                return f"it has no output {name}"
+            if output.shape != (len(row), *values.shape[1:]) or output.dtype != values.dtype:
+                return (
+                    f"its output {name} is {output.dtype} {list(output.shape)} for a batch of {len(row)}, and should "
+                    f"be {values.dtype} {[len(row), *values.shape[1:]]}"
+                )
+            if not np.isfinite(output).all():
+                return f"its output {name} has values that are no numbers"
+        found.append(outputs)
+    return found
+
+
+def _mix_up(alpha: NDArray[np.uint8], goal: NDArray[np.uint8], index: int, mean: float, bound: float) -> str:
+    """Whether a wrong alpha is that of another picture, in words."""
+    if mean <= bound:
+        return ""
+    distances = [float(np.abs(alpha.astype(np.int16) - each).mean()) / 255 for each in goal]
+    nearest = int(np.argmin(distances))
+    return "pictures of one batch are mixed up" if nearest != index and distances[nearest] <= bound else ""
+
+
+def _nearest(source: Arrays, target: Arrays) -> list[tuple[float, float, float]]:
+    """For each candidate of one side its distance to the nearest of the other: of box (px), score and mask (IoU)."""
+    pairs = []
+    for place in np.flatnonzero(source["scores"] >= SCORE_FROM):
+        same = target["classes"] == source["classes"][place]
+        apart_px = np.abs(target["boxes"] - source["boxes"][place]).max(axis=1)
+        apart = np.abs(target["scores"] - source["scores"][place])
+        # A hundredth of score counts as much as a pixel.
+        nearest = int(np.where(same, apart_px + 100 * apart, np.inf).argmin())
+        if not same[nearest]:
+            pairs.append((float(target["boxes"].max()), 1.0, 0.0))
+            continue
+        masks = [_mask(side, at, source["boxes"][place]) for side, at in ((source, place), (target, nearest))]
+        pairs.append((float(apart_px[nearest]), float(apart[nearest]), _iou(*masks)))
+    return pairs
+
+
+def _mask(outputs: Arrays, place: int, box: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """A candidate's mask within a box, on the prototypes' grid."""
+    prototypes = outputs["prototypes"]
+    step = 640 / prototypes.shape[2]
+    x1, y1, x2, y2 = np.clip(np.round(box / step), 0, prototypes.shape[2]).astype(int)
+    window = prototypes[:, y1:y2, x1:x2]
+    mask: NDArray[np.bool_] = np.tensordot(outputs["coefficients"][place], window, axes=1) > 0
+    return mask
+
+
+def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    joint = int((first | second).sum())
+    return int((first & second).sum()) / joint if joint else 1.0
+
+
+def _about(images: NDArray[np.uint8], rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    return {"pictures": len(images), "batches": sorted({len(row) for row in rows})}

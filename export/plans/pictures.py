@@ -1,0 +1,122 @@
+"""What the comparison shows to a plan: photographs, cut as the pipeline cuts them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export import ExportError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SAMPLES = CHECKOUT / "samples"
+PIPELINE = CHECKOUT / "model_repository" / "ensemble_pipeline" / "1"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+VIEWS = 8
+"""Fewest pictures, so that a full batch has no two alike and mixed-up batch-mates show."""
+MOST = 24
+"""Most pictures: float32 on the CPU takes its time for each."""
+MIN_CONFIDENCE = 0.25
+
+Detector = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
+"""uint8 [N, 640, 640, 3] → the outputs of `yolov8_seg` by name."""
+
+
+class PicturesMissing(ExportError):
+    """There is nothing to compare on.
+
+    samples has no pictures (.jpg, .jpeg, .png, .webp, .bmp); name a folder that has: --pictures DIR
+    """
+
+
+class Pictures(NamedTuple):
+    """What the two networks see of the same views of photographs.
+
+    squares: letterboxed, for the detector: uint8 [N, 640, 640, 3].
+    crops: the largest person of each view with context, or the whole view: uint8 [N, side, side, 3].
+    names: the file of each.
+    """
+
+    squares: NDArray[np.uint8]
+    crops: NDArray[np.uint8]
+    names: list[str]
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Up to `MOST` picture files of a folder, by name.
+
+    Raises:
+        PicturesMissing: see there.
+    """
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise PicturesMissing(
+            f"{folder} has no pictures ({', '.join(SUFFIXES)}); name a folder that has: --pictures DIR"
+        )
+    return found[:MOST]
+
+
+def take_pictures(files: list[Path], detector: Detector, side_px: int) -> Pictures:
+    """At least `VIEWS` views of the files as the pipeline would feed them.
+
+    Args:
+        files: encoded pictures.
+        detector: finds the people; the float32 network, so that every plan of it sees the same crops.
+        side_px: side of the matting network's input.
+
+    Raises:
+        PicturesMissing: a file cannot be read.
+    """
+    if str(PIPELINE) not in sys.path:
+        sys.path.insert(0, str(PIPELINE))
+    from cutaway.errors import InputError
+    from pipeline.crop import crop_rect
+    from pipeline.decode import decode
+    from pipeline.detect import read_detections
+    from pipeline.geometry import whole
+    from pipeline.letterbox import letterbox
+    from pipeline.matte import matte_crops
+    from pipeline.people import rank
+
+    squares: list[NDArray[np.uint8]] = []
+    crops: list[NDArray[np.uint8]] = []
+    names = []
+
+    def keep(cut: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        crops.extend(cut)
+        return np.zeros(cut.shape[:3], np.uint8)
+
+    try:
+        decoded = [(path.name, decode(path.read_bytes()).rgb) for path in files]
+    except (InputError, OSError) as error:
+        raise PicturesMissing(f"a picture for the comparison cannot be read: {error}") from None
+    for name, rgb in _views(decoded):
+        square, placement = letterbox(rgb)
+        outputs = {key: values[0] for key, values in detector(square[None]).items()}
+        people = rank(read_detections(outputs, placement, MIN_CONFIDENCE))
+        frame = whole(rgb.shape[1], rgb.shape[0])
+        matte_crops(rgb, [crop_rect(people[0].box, frame) if people else frame], keep, side_px)
+        squares.append(square)
+        names.append(name)
+    return Pictures(np.stack(squares), np.stack(crops), names)
+
+
+def _views(pictures: list[tuple[str, NDArray[np.uint8]]]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The pictures; where they are few their mirror images too, then ever tighter cuts from both."""
+    count, margin = 0, 0
+    while True:
+        for mirrored in (False, True):
+            for name, rgb in pictures:
+                height, width = rgb.shape[:2]
+                view = rgb[
+                    height * margin // 16 : height - height * margin // 16,
+                    width * margin // 16 : width - width * margin // 16,
+                ]
+                yield name, np.ascontiguousarray(view[:, ::-1] if mirrored else view)
+                count += 1
+            if count >= VIEWS:
+                return
+        margin = min(margin + 2, 6)

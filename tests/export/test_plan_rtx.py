@@ -1,0 +1,221 @@
+"""Real engines, built without a GPU by TensorRT for RTX: its parser and types take what plans are built from."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.__main__ import main
+from export.onnx_export import example_pictures, export_birefnet
+from export.plans.builder import NodeRefused, Options, OutOfMemory, PlanProblem, build, load_tensorrt
+from export.plans.graph import Graph, GraphRefused, cast_first, read_graph
+from export.plans.watching import Progress
+from export.precision import to_half
+from runtime.checks import RuntimeProblem
+from runtime.gpus import Gpu, Host
+from runtime.onnx_file import TensorInfo, read_signature
+from runtime.plans import PlanRecord, check_plans, plan_version, sha256_of
+from runtime.weights import read_checksums
+from tests.export.small_lite import as_published
+
+pytest.importorskip(
+    "tensorrt_rtx_bindings", reason="TensorRT for RTX is for Linux on x86-64 alone (requirements/rtx.txt)"
+)
+
+MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
+TARGETS = ("8.6", "8.9")
+RTX_VERSION = "1.7.1.116"
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the profile `nano`, as `export onnx` makes it."""
+    models = tmp_path_factory.mktemp("models")
+    assert main(["onnx", "nano", "--models", str(models)]) == 0
+    return models / "nano"
+
+
+def built(graph: Graph, log: Path, **options: Any) -> Any:
+    with Progress("test") as progress:
+        return build(load_tensorrt("rtx"), graph, Options(compute_capabilities=TARGETS, **options), log, None, progress)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_engines_of_both_models_are_built_and_not_served(
+    nano: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "nano", "--models", str(nano.parent), "--trt-major", "rtx", "--precision", precision]) == 0
+    assert "TensorRT takes both graphs" in capsys.readouterr().out
+    sums = read_checksums(nano)
+    for name, side_px in ((MATTE, 512), (DETECTOR, 640)):
+        plan = nano / f"{name}.plan"
+        record = PlanRecord.read(nano / f"{name}.plan.json")
+        assert plan_version(plan) == ("TensorRT for RTX", RTX_VERSION)
+        assert sums[plan.name] == record.plan_sha256 == sha256_of(plan)
+        suffix = ".fp16.onnx" if precision == "fp16" else ".onnx"
+        assert record.onnx == {"name": name + suffix, "sha256": sums[name + suffix]}
+        assert (record.library, record.tensorrt, record.side_px) == ("tensorrt-rtx", RTX_VERSION, side_px)
+        assert (record.compute_capabilities, record.gpu) == (TARGETS, None)
+        assert record.options["batches"] == [1, 4, 8] and record.options["precision"] == precision
+        assert "[VERBOSE]" in (nano / f"{name}.plan.log").read_text()
+        signature = read_signature(nano / f"{name}.onnx")
+        content = plan.read_bytes()
+        assert all(tensor.encode() in content for tensor in (*signature.inputs, *signature.outputs))
+        # Half the weights' bytes, where weights are halves.
+        assert (len(content) < 30e6) == (precision == "fp16" or name == DETECTOR)
+    host = Host("10.13.3.9", "13.0", (Gpu("NVIDIA L4", "8.9"),))
+    with pytest.raises(RuntimeProblem, match=r"was never compared with its network .*without a GPU to run it on"):
+        check_plans(nano, host)
+
+
+def test_tensorrt_reads_the_contract(nano: Path, tmp_path: Path) -> None:
+    graph = read_graph(nano / f"{DETECTOR}.fp16.onnx")
+    engine = built(graph, tmp_path / "log")
+    assert engine.inputs == {"images": TensorInfo("UINT8", (-1, 640, 640, 3))}
+    assert engine.outputs == {
+        "boxes": TensorInfo("FP32", (-1, 300, 4)),
+        "scores": TensorInfo("FP32", (-1, 300)),
+        "classes": TensorInfo("INT32", (-1, 300)),
+        "coefficients": TensorInfo("FP32", (-1, 300, 32)),
+        "prototypes": TensorInfo("FP32", (-1, 32, 160, 160)),
+    }
+
+
+def test_an_engine_of_birefnet_is_built(tmp_path: Path) -> None:
+    """BiRefNet with Swin-T, whole, in half precision, at a small side: sizes change, nodes and types do not."""
+    export_birefnet(as_published(), 64, tmp_path / "lite.onnx")
+    to_half(tmp_path / "lite.onnx", tmp_path / "lite.fp16.onnx")
+    graph = read_graph(tmp_path / "lite.fp16.onnx")
+    assert graph.operators["GridSample"] >= 20 and not graph.operators["DeformConv"]
+    engine = built(graph, tmp_path / "log")
+    assert engine.outputs == {"alphas": TensorInfo("UINT8", (-1, 64, 64))}
+    # 44 million weights of two bytes, and little beside them: they are halves, and there once.
+    assert 88e6 < len(engine.plan) < 150e6
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def small_graph(path: Path, operator: str, opset: int = 19, **attributes: Any) -> Path:
+    """A graph in which one operator works on what a convolution says of the picture."""
+    floats = {
+        "offset_weights": np.zeros((18 if operator == "DeformConv" else 2, 3, 3, 3), np.float32),
+        "weights": np.ones((1, 3, 3, 3), np.float32),
+    }
+    constants = [numpy_helper.from_array(values, name) for name, values in floats.items()]
+    constants.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "offset_weights"], ["offsets"], pads=[1] * 4),
+    ]
+    if operator == "DeformConv":
+        nodes.append(
+            helper.make_node(
+                operator, ["planes", "weights", "offsets"], ["result"], "/decoder/DeformConv", pads=[1] * 4
+            )
+        )
+    else:
+        nodes += [
+            helper.make_node("Transpose", ["offsets"], ["grid"], perm=[0, 2, 3, 1]),
+            helper.make_node(operator, ["planes", "grid"], ["sampled"], "/sample", **attributes),
+            helper.make_node("ReduceMax", ["sampled", "axis"], ["result"], keepdims=1),
+        ]
+    nodes += [
+        helper.make_node("Squeeze", ["result", "axis"], ["alpha"]),
+        helper.make_node("Cast", ["alpha"], ["alphas"], to=TensorProto.UINT8),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 32, 32, 3])
+    alphas = helper.make_tensor_value_info("alphas", TensorProto.UINT8, ["batch", 32, 32])
+    graph = helper.make_graph(nodes, "small", [images], [alphas], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_node_that_is_refused_is_named(tmp_path: Path) -> None:
+    graph = read_graph(small_graph(tmp_path / "deform.onnx", "DeformConv"))
+    with pytest.raises(
+        NodeRefused, match=r"^TensorRT refuses the node /decoder/DeformConv \(DeformConv\): \S+"
+    ) as told:
+        built(graph, tmp_path / "log")
+    assert "Plugin not found" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_sampling_that_tensorrt_would_misread_is_refused_before(tmp_path: Path) -> None:
+    """Opset 20 says "linear", which TensorRT takes for nearest without a word."""
+    read_graph(small_graph(tmp_path / "fine.onnx", "GridSample", opset=18, mode="bilinear"))
+    misread = small_graph(tmp_path / "misread.onnx", "GridSample", opset=20, mode="linear")
+    with pytest.raises(GraphRefused, match="GridSample of opset 20"):
+        read_graph(misread)
+
+
+def test_the_picture_is_cast_first(nano: Path, tmp_path: Path) -> None:
+    """As PyTorch writes them, the bundled files are refused; exchanged, they compute the same."""
+    model = onnx.load(nano / f"{DETECTOR}.onnx")
+    before = model.SerializeToString()
+    assert cast_first(model) == 1
+    assert cast_first(model) == 0
+    onnx.checker.check_model(model, full_check=True)
+    pictures = example_pictures(2, 640)
+    answers = []
+    for content in (before, model.SerializeToString()):
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        answers.append(session.run(None, {"images": pictures}))
+    for first, second in zip(*answers, strict=True):
+        np.testing.assert_array_equal(first, second)
+    graph = read_graph(nano / f"{DETECTOR}.onnx")
+    as_written = Graph(before, graph.signature, graph.side_px, graph.opset, graph.operators)
+    with pytest.raises(NodeRefused, match=r"the node /Transpose \(Transpose\): .*UInt8"):
+        built(as_written, tmp_path / "log")
+
+
+def test_too_small_a_workspace_is_said(nano: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match=r"its workspace of 0.01 GiB .*--workspace-gib.*--batch-max"):
+        built(read_graph(nano / f"{MATTE}.onnx"), tmp_path / "log", workspace_gib=0.01)
+
+
+def test_a_target_that_is_not_known_is_named(nano: Path, tmp_path: Path) -> None:
+    graph = read_graph(nano / f"{DETECTOR}.onnx")
+    options = Options(compute_capabilities=("9.0",))
+    with pytest.raises(PlanProblem, match=r"not build for compute capability 9\.0, but for 7\.5, .*8\.9"):
+        build(load_tensorrt("rtx"), graph, options, tmp_path / "log", None, Progress("test"))
+
+
+def test_ctrl_c_stops_a_build(nano: Path, tmp_path: Path) -> None:
+    """Between two steps of TensorRT's, and not by an exception within its callbacks, which would end the process."""
+    graph = read_graph(nano / f"{MATTE}.onnx")
+    before = signal.getsignal(signal.SIGINT)
+    pressed = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    pressed.start()
+
+    def build_for_ever() -> None:
+        while True:
+            built(graph, tmp_path / "log")
+
+    with pytest.raises(KeyboardInterrupt):
+        build_for_ever()
+    pressed.join()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_engines_do_not_take_the_place_of_plans(nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = nano / f"{MATTE}.plan.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "library": "tensorrt"}))
+    try:
+        assert main(["plan", "nano", "--models", str(nano.parent), "--trt-major", "rtx"]) == 2
+    finally:
+        path.write_text(json.dumps(values))
+    assert "holds plans that can be served" in capsys.readouterr().err

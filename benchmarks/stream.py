@@ -1,7 +1,7 @@
 """How quick and how steady a stream is (`make bench-stream`).
 
 In every round one frame of 640 × 480 goes through the detector alone, in this process and at the size that the stream
-gives it, and through a real server: raw and as JPEG, with `cutaway.Stream` as a caller has it, and raw with bare
+gives it, and through a real server: raw and as JPEG, with `cutaway.Stream` as a caller has it, and with bare
 tritonclient as single calls and as one bidirectional gRPC stream. Which comes first changes from round to round. Then
 frames are handed over faster than they can be served, and those that come back are counted.
 
@@ -139,8 +139,10 @@ def _latencies(
             "detector alone": lambda index: session.run(None, {"images": canvas[index]}),
             "raw": lambda index: through(raw, frames[index], stages),
             "jpeg": lambda index: through(jpeg, files[index], {}),
-            "bare, calls": lambda index: bare.call(frames[index]),
-            "bare, bidirectional": lambda index: bare.stream(frames[index]),
+            "raw, bare calls": lambda index: bare.call(frames[index]),
+            "raw, bare and bidirectional": lambda index: bare.stream(frames[index]),
+            "jpeg, bare calls": lambda index: bare.call(files[index]),
+            "jpeg, bare and bidirectional": lambda index: bare.stream(files[index]),
         }
         ms: dict[str, list[float]] = {way: [] for way in ways}
         names = list(ways)
@@ -171,25 +173,29 @@ class _Bare:
         self._client.stop_stream()
         self._client.close()
 
-    def call(self, frame: Frame, outputs: Sequence[str] = ("frame", "report")) -> Any:
-        return self._client.infer(**self._message(frame, 1, outputs))
+    def call(self, frame: Frame | bytes) -> Any:
+        return self._client.infer(**self._message(frame, 1))
 
-    def stream(self, frame: Frame) -> Any:
-        self._client.async_stream_infer(**self._message(frame, 2, ("frame", "report")))
+    def stream(self, frame: Frame | bytes) -> Any:
+        self._client.async_stream_infer(**self._message(frame, 2))
         result, error = self._answers.get(timeout=PATIENCE_S)
         if error is not None:
             raise RuntimeProblem(f"the gRPC stream failed: {error}")
         return result
 
-    def _message(self, frame: Frame, sequence: int, outputs: Sequence[str]) -> dict[str, Any]:
-        tensor = triton.InferInput("frame", list(frame.shape), "UINT8")
-        tensor.set_data_from_numpy(frame)
+    def _message(self, frame: Frame | bytes, sequence: int) -> dict[str, Any]:
+        if isinstance(frame, bytes):
+            tensor, output = triton.InferInput("file", [1], "BYTES"), "jpeg"
+            tensor.set_data_from_numpy(np.array([frame], np.object_))
+        else:
+            tensor, output = triton.InferInput("frame", list(frame.shape), "UINT8"), "frame"
+            tensor.set_data_from_numpy(frame)
         begins = sequence not in self._begun
         self._begun.add(sequence)
         return {
             "model_name": STREAM,
             "inputs": [tensor],
-            "outputs": [triton.InferRequestedOutput(name) for name in outputs],
+            "outputs": [triton.InferRequestedOutput(name) for name in (output, "report")],
             "sequence_id": sequence,
             "sequence_start": begins,
         }

@@ -47,7 +47,7 @@ def examine(options: ServerOptions) -> Iterator[Finding]:
     yield _finding("triton", _triton)
     yield _finding("packages", _packages)
     yield _finding("weights", lambda: _weights(options))
-    yield from _plans(options)
+    yield from plans(options)
     yield _device(options)
     layout = plan(cores(), options.instances, options.threads)
     yield Finding(
@@ -99,7 +99,7 @@ def _weights(options: ServerOptions) -> str:
     return f"{sizes}; checksums hold"
 
 
-def _plans(options: ServerOptions) -> Iterator[Finding]:
+def plans(options: ServerOptions) -> Iterator[Finding]:
     """Whether the TensorRT plans beside the weights could be served here, where there are any.
 
     The bundled Triton needs none, so that one that does not fit is no problem of its own.
@@ -108,14 +108,14 @@ def _plans(options: ServerOptions) -> Iterator[Finding]:
     if not any(folder.glob(f"*{PLAN}")):
         return
     try:
-        plans = check_plans(folder, look_at_host())
+        checked = check_plans(folder, look_at_host())
     except RuntimeProblem as problem:
         yield Finding("warning", "plans", str(problem))
         return
-    warnings = [line for each in plans.values() for line in each.warnings]
+    warnings = [line for each in checked.values() for line in each.warnings]
     yield from (Finding("warning", "plans", line) for line in warnings)
     if not warnings:
-        made = next(iter(plans.values())).record
+        made = next(iter(checked.values())).record
         yield Finding("ok", "plans", f"of TensorRT {made.tensorrt} for this {made.gpu}, compared with their networks")
 
 

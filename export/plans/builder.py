@@ -178,7 +178,7 @@ def build(trt: Any, graph: Graph, options: Options, log: Path, cache: Path | Non
             builder = trt.Builder(logger)
         except TypeError:  # what the bindings make of a null pointer
             raise NoGpu(f"TensorRT does not start: {_first(logger.errors)}; plans are built on a GPU") from None
-        trt.init_libnvinfer_plugins(logger, "")
+        load_plugins(trt, logger)
         network = builder.create_network(_network_flags(trt))
         parse(trt, network, graph, logger)
         config = builder.create_builder_config()
@@ -197,6 +197,12 @@ def build(trt: Any, graph: Graph, options: Options, log: Path, cache: Path | Non
         if cache is not None and hasattr(config, "get_timing_cache"):
             _write_cache(config, cache)
         return Built(bytes(plan), inputs, outputs, time.monotonic() - began)
+
+
+def load_plugins(trt: Any, logger: Any) -> None:
+    """Make TensorRT's own plugins known, where this TensorRT has any."""
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(logger, "")
 
 
 def parse(trt: Any, network: Any, graph: Graph, logger: Any) -> None:
@@ -226,7 +232,8 @@ def _configure(trt: Any, builder: Any, config: Any, graph: Graph, options: Optio
     profile = builder.create_optimization_profile()
     picture = graph.signature.inputs[INPUT].dims[1:]
     profile.set_shape(INPUT, *((batch, *picture) for batch in options.batches))
-    config.add_optimization_profile(profile)
+    if config.add_optimization_profile(profile) < 0:
+        raise PlanProblem(f"TensorRT does not take batches of {options.batches} of pictures {picture}")
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
     if options.float32:
@@ -235,8 +242,9 @@ def _configure(trt: Any, builder: Any, config: Any, graph: Graph, options: Optio
         _aim(trt, config, options.compute_capabilities)
     if cache is not None:
         known = cache.read_bytes() if cache.is_file() else b""
-        # Timings of another GPU or version are not taken; then there are none.
-        if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
+        # Timings of another GPU or version, or a damaged file, are not taken; then there are none.
+        timings = config.create_timing_cache(known)
+        if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 

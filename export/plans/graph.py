@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, NodeProto
 
 from export import ExportError
+from export.precision import cast_pictures_first
 from runtime.onnx_file import Signature, read_signature
 
 GRID_SAMPLE_OPSET = 19
@@ -62,44 +62,5 @@ def read_graph(path: Path) -> Graph:
         raise GraphRefused(
             f"{path}: GridSample of opset {opset}, which TensorRT reads as nearest; export it at opset 18"
         )
-    cast_first(model)
+    cast_pictures_first(model)
     return Graph(model.SerializeToString(), signature, images.dims[1], opset, operators)
-
-
-def cast_first(model: ModelProto) -> int:
-    """Exchange a Transpose of the uint8 picture with the Casts that follow, in place; how many were exchanged.
-
-    TensorRT takes uint8 at the edges of a network alone: nothing but a Cast may read such an input. Moving numbers and
-    changing their type gives the same in either order.
-    """
-    graph = model.graph
-    pictures = {each.name for each in graph.input if each.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
-    moved = 0
-    for transpose in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in pictures]:
-        readers = [node for node in graph.node if transpose.output[0] in node.input]
-        if transpose.output[0] in {each.name for each in graph.output} or not readers:
-            continue
-        if any(node.op_type != "Cast" for node in readers):
-            continue
-        place = list(graph.node).index(transpose)
-        pairs = [_exchanged(transpose, cast) for cast in readers]
-        replaced = {node.output[0] for node in (transpose, *readers)}
-        kept = [node for node in graph.node if node.output[0] not in replaced]
-        nodes = [*kept[:place], *(node for pair in pairs for node in pair), *kept[place:]]
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
-        moved += len(pairs)
-    return moved
-
-
-def _exchanged(transpose: NodeProto, cast: NodeProto) -> tuple[NodeProto, NodeProto]:
-    """The Cast of the picture, and the Transpose of what it gives, under the name that others read."""
-    between = f"{cast.output[0]}/cast_first"
-    first, second = NodeProto(), NodeProto()
-    first.CopyFrom(cast)
-    second.CopyFrom(transpose)
-    first.input[0], first.output[0] = transpose.input[0], between
-    second.input[0], second.output[0] = between, cast.output[0]
-    second.name = f"{transpose.name} of {cast.name}"
-    return first, second

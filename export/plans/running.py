@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.plans.builder import PlanProblem
+from export.plans.builder import PlanProblem, load_plugins
 from export.plans.graph import INPUT
 
 
@@ -34,7 +34,7 @@ class PlanRun:
         self._cuda = load_cuda()
         self._stream = self._ask(self._cuda.cudaStreamCreate())
         self._logger = trt.Logger(trt.Logger.ERROR)
-        trt.init_libnvinfer_plugins(self._logger, "")
+        load_plugins(trt, self._logger)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:

@@ -19,6 +19,8 @@ def make_logger(trt: Any, file: IO[str]) -> Any:
     Its `errors` are the messages of errors, as they came.
     """
 
+    serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+
     class FileLogger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -28,7 +30,7 @@ def make_logger(trt: Any, file: IO[str]) -> Any:
         def log(self, severity: Any, message: str) -> None:
             with self._lock:
                 file.write(f"[{severity.name}] {message}\n")
-                if severity <= trt.ILogger.Severity.ERROR:
+                if severity in serious:
                     self.errors.append(message)
 
     return FileLogger()

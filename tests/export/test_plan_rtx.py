@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -17,10 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.__main__ import main
 from export.onnx_export import example_pictures, export_birefnet
+from export.plan import Reference
 from export.plans.builder import NodeRefused, Options, OutOfMemory, PlanProblem, build, load_tensorrt
-from export.plans.graph import Graph, GraphRefused, cast_first, read_graph
+from export.plans.graph import Graph, GraphRefused, read_graph
 from export.plans.watching import Progress
-from export.precision import to_half
+from export.precision import cast_pictures_first, to_half
 from runtime.checks import RuntimeProblem
 from runtime.gpus import Gpu, Host
 from runtime.onnx_file import TensorInfo, read_signature
@@ -103,6 +105,81 @@ def test_an_engine_of_birefnet_is_built(tmp_path: Path) -> None:
     assert 88e6 < len(engine.plan) < 150e6
 
 
+class Remembering(Reference):
+    """ONNX Runtime, but what one network was asked once is not computed again."""
+
+    answers: ClassVar[dict[tuple[str, bytes], dict[str, np.ndarray]]] = {}
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._file = path.name
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        key = (self._file, images.tobytes())
+        if key not in self.answers:
+            self.answers[key] = super().__call__(images)
+        return self.answers[key]
+
+
+class InThePlansPlace:
+    """ONNX Runtime where a GPU would run the plan; the matting network answers for the wrong picture if asked to."""
+
+    mixed_up = False
+
+    def __init__(self, _trt: object, plan: Path) -> None:
+        assert plan.is_file() and plan.name.endswith(".part")
+        self._matte = MATTE in plan.name
+        self._run = Remembering(plan.parent / f"{MATTE if self._matte else DETECTOR}.onnx")
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return self._run(np.roll(images, 1, axis=0) if self._matte and self.mixed_up else images)
+
+    def __enter__(self) -> InThePlansPlace:
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
+def test_the_whole_way_of_a_plan(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU host, but TensorRT for RTX builds in TensorRT's place, and ONNX Runtime runs in the plan's."""
+    folder = tmp_path / "nano"
+    folder.mkdir()
+    for path in [*nano.glob("*.onnx"), nano / "SHA256SUMS"]:
+        shutil.copy(path, folder)
+    rtx, host = load_tensorrt("rtx"), Host(RTX_VERSION, "13.0", (Gpu("NVIDIA L4", "8.9"),))
+    monkeypatch.setattr("export.plan.load_tensorrt", lambda _major: rtx)
+    monkeypatch.setattr("export.plan.look_at_host", lambda: host)
+    monkeypatch.setattr("export.plan.PlanRun", InThePlansPlace)
+    monkeypatch.setattr("export.plan.Reference", Remembering)
+    # Without a GPU its target has to be named.
+    monkeypatch.setattr(
+        "export.plan.Options",
+        lambda batch_max, workspace_gib, float32, _targets: Options(batch_max, workspace_gib, float32, ("8.9",)),
+    )
+    command = ["plan", "nano", "--models", str(tmp_path), "--trt-major", "10"]
+    assert main(command) == 0
+    plans = check_plans(folder, host)
+    assert plans[MATTE].record.parity["mean_alpha_error"] < 1e-4
+    assert plans[MATTE].record.parity["batches"] == [1, 3, 8] == plans[DETECTOR].record.parity["batches"]
+    assert {plan.record.gpu for plan in plans.values()} == {"NVIDIA L4"}
+    assert (folder / "timing.cache").stat().st_size > 0
+    proven = {name: plan.path.read_bytes() for name, plan in plans.items()}
+    capsys.readouterr()
+
+    monkeypatch.setattr(InThePlansPlace, "mixed_up", True)
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "refused: birefnet_trt;" in told.err
+    assert "mixed up" in (folder / f"{MATTE}.plan.refused.txt").read_text().splitlines()[0]
+    assert not (folder / f"{DETECTOR}.plan.refused").exists()
+    assert check_plans(folder, host)[MATTE].path.read_bytes() == proven[MATTE], "the refused plan is served"
+    Remembering.answers.clear()
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -165,8 +242,8 @@ def test_the_picture_is_cast_first(nano: Path, tmp_path: Path) -> None:
     """As PyTorch writes them, the bundled files are refused; exchanged, they compute the same."""
     model = onnx.load(nano / f"{DETECTOR}.onnx")
     before = model.SerializeToString()
-    assert cast_first(model) == 1
-    assert cast_first(model) == 0
+    cast_pictures_first(model)
+    assert model.SerializeToString() != before
     onnx.checker.check_model(model, full_check=True)
     pictures = example_pictures(2, 640)
     answers = []

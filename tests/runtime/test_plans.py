@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from runtime import gpus
+from runtime import doctor, gpus
 from runtime.__main__ import main
 from runtime.checks import RuntimeProblem
 from runtime.compose import SOURCE, compose_plans, contract, read_config
 from runtime.gpus import Gpu, Host
 from runtime.plans import CheckedPlan, PlanRecord, check_plans, plan_version, sha256_of
+from runtime.server import ServerOptions
 
 L4 = Gpu("NVIDIA L4", "8.9")
 HOST = Host("10.13.3.9", "13.0", (L4,))
@@ -237,6 +238,15 @@ def test_the_command_says_what_is_wrong(folder: Path, tmp_path: Path, capsys: py
     assert main(["compose", str(tmp_path / "r"), "--plans", "--weights", str(folder)]) == 1
     assert "was never compared with its network (a test)" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_the_doctor_warns_of_plans_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+    """It is no problem of the bundled server's, which needs none."""
+    change(folder, "yolov8_seg", parity=None, parity_missing="a test")
+    findings = list(doctor.plans(ServerOptions(profile="lite", weights=folder)))
+    assert [(each.mark, each.subject) for each in findings] == [("warning", "plans")]
+    assert "(a test)" in findings[0].text
+    assert list(doctor.plans(ServerOptions(profile="lite", weights=tmp_path))) == []
 
 
 # ------------------------------------------------------------------------------------------------ the machine

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-from cutaway.errors import CutawayError, InvalidFormat, RequestCancelled, ServiceError
+from cutaway.errors import InvalidFormat, RequestCancelled, ServiceError
 from cutaway.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.limits import STREAM_LIMITS, UNTOUCHED
 from numpy.typing import NDArray
 from pipeline.decode import decode
 from pipeline.notices import Notice
+from pipeline.report import Stopwatch
 
 from stream.alpha import alpha_of
 from stream.backdrop import put_before
@@ -46,32 +45,12 @@ class Answer:
     report: dict[str, Any]
 
 
-@dataclass
-class _Watch:
-    started: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - begun
-
-    def milliseconds(self) -> dict[str, float]:
-        total = time.perf_counter() - self.started
-        return {name: round(taken * 1000, 2) for name, taken in (self.seconds | {"total": total}).items()}
-
-
 def run(
     given: NDArray[np.uint8] | bytes,
     state: State,
     detector: Detector,
     fit_of: Callable[[int, int], Fit],
     wanted: Collection[str],
-    *,
-    on_failure: Callable[[CutawayError], None] = lambda _: None,
 ) -> Answer:
     """Put a frame's people before the stream's background.
 
@@ -83,13 +62,12 @@ def run(
         detector: finds people.
         fit_of: how a frame of a width and height goes into the detector.
         wanted: names of outputs; "jpeg" has to be among them to be made.
-        on_failure: told of the detector's failure.
 
     Raises:
         InputError: the frame is none that is taken.
         RequestCancelled: by the detector, since the caller has gone.
     """
-    watch = _Watch()
+    watch = Stopwatch(seconds=dict.fromkeys(STAGES, 0.0))
     options = state.options
     swap = options.channels == "bgr"
     with watch.stage("decode"):
@@ -105,7 +83,6 @@ def run(
     except RequestCancelled:
         raise
     except ServiceError as error:
-        on_failure(error)
         warnings.append(Notice(UNTOUCHED, "The detector failed: the frame came back as it was.", {"code": error.code}))
         alpha, made = np.full((height, width), 255, np.uint8), frame
     else:

@@ -28,9 +28,7 @@ def opened(picture: bytes | None = None, **options: Any) -> State:
     return begin(parse_stream_options(options), picture)
 
 
-def answer(
-    given: Any, state: State, wanted: tuple[str, ...] = ("frame",), detect: Any = detector, **more: Any
-) -> Answer:
+def answer(given: Any, state: State, wanted: tuple[str, ...] = ("frame",), detect: Any = detector) -> Answer:
     return run(given, state, detect, fit_of, wanted)
 
 

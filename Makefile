@@ -11,7 +11,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_fau
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead bench-precision bench-onnx lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead bench-stream bench-precision bench-onnx lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval, with the worst 
 
 bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline against its models' own time
 	$(PY) -m benchmarks.pipeline
+
+bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, and how steady masks are
+	$(PY) -m benchmarks.stream
 
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead

@@ -232,7 +232,7 @@ def main() -> int:
         except RuntimeProblem as problem:
             say(f"error: {problem}")
             return 1
-        say(f"serving {settings.profile}: mattes of {composed.matte_side_px} px, {composed.processes} pipelines")
+        say(f"serving {settings.profile}: mattes of {composed.matte_side_px} px, {composed.processes} model processes")
         return run(settings, composed)
 
 

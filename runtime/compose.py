@@ -21,16 +21,28 @@ from runtime.checks import RuntimeProblem, unwritable
 from runtime.devices import Device, Plan
 from runtime.onnx_file import TensorInfo
 from runtime.plans import CheckedPlan
-from runtime.weights import Network
+from runtime.weights import FREE_DETECTOR, Network
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SOURCE = CHECKOUT / "model_repository"
 ONNX_MODEL = Path(__file__).resolve().parent / "onnx_model" / "model.py"
 PIPELINE = "ensemble_pipeline"
+STREAM = "stream_pipeline"
+DETECTOR = "yolov8_seg"
 MATTING = "birefnet_trt"
 
 CPU_QUEUE_DELAY_US = 0
 """On a CPU a batch takes as long as its pictures one by one, so waiting for batch-mates only adds to the latency."""
+
+
+STREAM_INSTANCES = 1
+"""On a CPU: the detector takes all cores for nine tenths of a frame's time, so a second process would only wait."""
+
+STREAM_DETECTOR_PIXELS = 512 * 384
+"""What the detector is given of a stream's frame on a CPU, near enough: half of its own square's pixels and time."""
+
+OPEN_SIDES = {"images": (-1, -1, 3), "prototypes": (32, -1, -1)}
+"""Dims of the detector for pictures of any size, where they differ from those of the one for squares."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +114,18 @@ def compose(
             (target / folder.name / "1").mkdir(parents=True)
             if folder.name in networks:
                 _network_model(config, networks[folder.name], side, device, plan)
-                shutil.copyfile(ONNX_MODEL, target / folder.name / "1" / "model.py")
-                (target / folder.name / "1" / "model.onnx").symlink_to(networks[folder.name].path)
+                _link_network(target, networks[folder.name])
+            elif folder.name == STREAM:
+                _stream_model(config, networks, device)
+                _copy_python(folder / "1", target / folder.name / "1")
             else:
                 _pipeline_model(config, profile, networks, side, device, plan, queue_size, processing_timeout_s)
                 _copy_python(folder / "1", target / folder.name / "1")
             processes += sum(group.count for group in config.instance_group)
             text = text_format.MessageToString(config)
             (target / folder.name / "config.pbtxt").write_text(text)
+        if _streams_freely(networks, device) and (source / STREAM).is_dir():
+            processes += _add_free_detector(target, read_config(source / DETECTOR), networks, side, device, plan)
     except OSError as error:
         raise unwritable(target, error) from None
     return Composed(target, side, processes)
@@ -144,11 +160,15 @@ def compose_plans(
             if folder.name in plans:
                 _plan_model(config, plans[folder.name])
                 (target / folder.name / "1" / "model.plan").symlink_to(plans[folder.name].path)
+            elif folder.name == STREAM:
+                _set(config, device=device)
+                _copy_python(folder / "1", target / folder.name / "1")
             else:
                 _set(config, profile=profile, device=device, matte_side_px=str(side))
                 for name, plan in plans.items():
                     _set(config, **{f"{name}_sha256": plan.record.plan_sha256})
                 _copy_python(folder / "1", target / folder.name / "1")
+            if config.backend == "python":
                 processes += sum(group.count for group in config.instance_group)
             (target / folder.name / "config.pbtxt").write_text(text_format.MessageToString(config))
     except OSError as error:
@@ -191,6 +211,40 @@ def _copy_python(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+
+
+def _link_network(target: Path, network: Network) -> None:
+    shutil.copyfile(ONNX_MODEL, target / network.name / "1" / "model.py")
+    (target / network.name / "1" / "model.onnx").symlink_to(network.path)
+
+
+def _streams_freely(networks: dict[str, Network], device: Device) -> bool:
+    """Whether streams have a detector of their own. On a GPU the one for squares takes a millisecond or two."""
+    return device.kind == "cpu" and FREE_DETECTOR in networks
+
+
+def _add_free_detector(
+    target: Path, config: Any, networks: dict[str, Network], side: int, device: Device, plan: Plan
+) -> int:
+    """Write the detector for pictures of any size, derived from the one for squares; how many processes it has."""
+    config.name = FREE_DETECTOR
+    for tensor in [*config.input, *config.output]:
+        tensor.dims[:] = OPEN_SIDES.get(tensor.name, tensor.dims)
+    (target / FREE_DETECTOR / "1").mkdir(parents=True)
+    _network_model(config, networks[FREE_DETECTOR], side, device, plan)
+    # A warm-up needs sides.
+    config.model_warmup[0].inputs["images"].dims[:] = (384, 512, 3)
+    _link_network(target, networks[FREE_DETECTOR])
+    (target / FREE_DETECTOR / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return int(config.instance_group[0].count)
+
+
+def _stream_model(config: Any, networks: dict[str, Network], device: Device) -> None:
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=STREAM_INSTANCES)
+    _set(config, device=device.name)
+    if _streams_freely(networks, device):
+        _set(config, detector=FREE_DETECTOR, detector_pixels=str(STREAM_DETECTOR_PIXELS))
 
 
 def _network_model(config: Any, network: Network, side: int, device: Device, plan: Plan) -> None:

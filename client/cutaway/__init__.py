@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
     from cutaway.shared_memory import SharedMemory
+    from cutaway.streaming.async_stream import AsyncStream
+    from cutaway.streaming.frames import StreamFrame, StreamStatistics
+    from cutaway.streaming.stream import Stream
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
 
@@ -58,6 +61,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncClient": "async_client",
+    "AsyncStream": "streaming.async_stream",
     "Cancel": "cancel",
     "Client": "client",
     "CorruptImage": "errors",
@@ -99,6 +103,9 @@ _HOMES = {
     "ServerUnavailable": "errors",
     "ServiceError": "errors",
     "SharedMemory": "shared_memory",
+    "Stream": "streaming.stream",
+    "StreamFrame": "streaming.frames",
+    "StreamStatistics": "streaming.frames",
     "Tier": "limits",
     "Tls": "transports.connection",
     "TooManyPixels": "errors",
@@ -108,6 +115,7 @@ _HOMES = {
 
 __all__ = [
     "AsyncClient",
+    "AsyncStream",
     "Cancel",
     "Client",
     "CorruptImage",
@@ -149,6 +157,9 @@ __all__ = [
     "ServerUnavailable",
     "ServiceError",
     "SharedMemory",
+    "Stream",
+    "StreamFrame",
+    "StreamStatistics",
     "Tier",
     "Tls",
     "TooManyPixels",

@@ -87,16 +87,16 @@ PERSON_CLASS = 0
 
 @dataclass(frozen=True)
 class Option:
-    """One request parameter of ``ensemble_pipeline``.
+    """One request parameter of ``ensemble_pipeline``, or of ``stream_pipeline``.
 
     ``kind`` steers parsing: ``choice`` takes one of ``choices``; ``int`` and ``float`` lie in
     ``minimum … maximum`` (inclusive); ``bool``; ``ids`` is a JSON list of whole numbers ≥ 0; ``boxes`` is a JSON
     list of ``[x1, y1, x2, y2]`` in pixels of the upright picture; ``background`` is ``transparent``, ``#RRGGBB`` or
-    ``blur:<px>`` with px in ``minimum … maximum``.
+    ``blur:<px>`` with px in ``minimum … maximum``; ``backdrop`` is the same with ``picture`` instead of transparent.
     """
 
     name: str
-    kind: Literal["choice", "int", "float", "bool", "ids", "boxes", "background"]
+    kind: Literal["choice", "int", "float", "bool", "ids", "boxes", "background", "backdrop"]
     default: str | int | float | bool | None
     help: str
     choices: tuple[str, ...] = ()
@@ -116,7 +116,8 @@ class Option:
             return "a list of ids from 0 upwards, at most 100"
         if self.kind == "boxes":
             return "a list of 1 to 100 boxes [x1, y1, x2, y2] in pixels, x1 < x2 and y1 < y2"
-        return f"transparent, #RRGGBB, or blur:<px> with px from {self.minimum:g} to {self.maximum:g}"
+        first = "transparent" if self.kind == "background" else "picture"
+        return f"{first}, #RRGGBB, or blur:<px> with px from {self.minimum:g} to {self.maximum:g}"
 
 
 OPTIONS: dict[str, Option] = {
@@ -175,6 +176,39 @@ OPTIONS: dict[str, Option] = {
         Option("max_people", "int", 20, "at most this many people, largest first", minimum=1, maximum=100),
     )
 }
+
+STREAM_OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            "background",
+            "backdrop",
+            "#00FF00",
+            "what stands behind people; 'picture' is the one that comes with the first frame",
+            minimum=1,
+            maximum=100,
+        ),
+        Option(
+            "min_confidence",
+            "float",
+            0.35,
+            "take people from this score on; whoever is there already stays with less",
+            minimum=0.05,
+            maximum=0.95,
+        ),
+        Option(
+            "smoothing",
+            "float",
+            0.8,
+            "how much masks are averaged over time where the picture stands still; 0 takes each as it comes",
+            minimum=0.0,
+            maximum=0.95,
+        ),
+        Option("channels", "choice", "rgb", "order of raw frames' channels; OpenCV has bgr", choices=("rgb", "bgr")),
+        Option("quality", "int", 85, "of JPEG frames that come back", minimum=1, maximum=100),
+    )
+}
+"""Of a stream, sent with its first frame."""
 
 
 # ---------------------------------------------------------------------------------------------------- errors
@@ -410,6 +444,33 @@ FETCH_MAX_REDIRECTS = 3
 
 FETCH_SCHEMES = ("https",)
 """Plain http lets anybody on the way change the picture, so it has to be asked for."""
+
+
+# ------------------------------------------------------------------------------------------------------ streams
+
+
+STREAM_LIMITS = InputLimits(max_long_side_px=3840, max_short_side_px=2160, max_pixels=3840 * 2160)
+"""What a frame may be: up to 4K, in either orientation."""
+
+UNTOUCHED = "UNTOUCHED"
+"""Code of the warning that a frame came back as it was, since it could not be worked on."""
+
+STREAM_IDLE_S = 10.0
+"""A stream that sent nothing for so long is forgotten by the server, and begun anew with its next frame."""
+
+STREAM_TIMEOUT_S = 2.0
+"""A frame that is not back by then comes back untouched: later than that it is no video any more."""
+
+STREAM_REST_FIRST_S = 0.25
+STREAM_REST_MAX_S = 4.0
+"""After a failure frames come back untouched at once for so long, doubling, before the server is asked again: waiting
+for it with each frame would stop the video."""
+
+STREAM_RESULTS_KEPT = 8
+"""Frames that are done and were not taken yet; the oldest one goes. More would only make a slow reader see the past."""
+
+STREAM_STATISTICS_FRAMES = 300
+"""Rates and latencies are those of so many last frames: ten seconds of a webcam's."""
 
 
 # ------------------------------------------------------------------------------------------------ shared memory

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypedDict
 
 from cutaway.errors import InvalidOption
-from cutaway.limits import OPTIONS, Option
+from cutaway.limits import OPTIONS, STREAM_OPTIONS, Option
 
 MAX_LIST_LENGTH = 100
 
@@ -47,6 +47,24 @@ class CutOptions:
     decontaminate: bool
     output: str
     max_people: int
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """The options of a stream, checked. Field names, meanings and bounds are those of the table of stream options.
+
+    A `background` that is neither colour nor blur is the caller's own picture.
+    """
+
+    background: Background
+    min_confidence: float
+    smoothing: float
+    channels: str
+    quality: int
+
+    @property
+    def has_picture(self) -> bool:
+        return self.background.transparent
 
 
 class WhoKeywords(TypedDict, total=False):
@@ -84,17 +102,7 @@ def parse_options(given: Mapping[str, Any]) -> CutOptions:
         InvalidOption: an unknown name, a value out of range, or two options that exclude one another. The details
             name it and say what is allowed.
     """
-    for name in given:
-        if name not in OPTIONS:
-            raise InvalidOption(
-                f"There is no option {name!r}.",
-                details={"name": name, "value": _printable(given[name]), "allowed": ", ".join(OPTIONS)},
-            )
-    values = {
-        name: _parse(option, _plain(given[name]) if given.get(name) is not None else option.default)
-        for name, option in OPTIONS.items()
-    }
-    options = CutOptions(**values)
+    options = CutOptions(**_values(OPTIONS, given))
     if options.subject == "all" and (options.select is not None or options.boxes is not None):
         which = "select" if options.select is not None else "boxes"
         raise InvalidOption(
@@ -102,6 +110,15 @@ def parse_options(given: Mapping[str, Any]) -> CutOptions:
             details={"name": which, "value": _printable(given[which]), "allowed": "subject people or each"},
         )
     return options
+
+
+def parse_stream_options(given: Mapping[str, Any]) -> StreamOptions:
+    """The same for the options of a stream.
+
+    Raises:
+        InvalidOption: an unknown name, or a value out of range.
+    """
+    return StreamOptions(**_values(STREAM_OPTIONS, given))
 
 
 def to_parameters(given: Mapping[str, Any]) -> dict[str, str | int | bool]:
@@ -123,6 +140,20 @@ def to_parameters(given: Mapping[str, Any]) -> dict[str, str | int | bool]:
     return parameters
 
 
+def _values(table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Each option's value, checked, or its default."""
+    for name in given:
+        if name not in table:
+            raise InvalidOption(
+                f"There is no option {name!r}.",
+                details={"name": name, "value": _printable(given[name]), "allowed": ", ".join(table)},
+            )
+    return {
+        name: _parse(option, _plain(given[name]) if given.get(name) is not None else option.default)
+        for name, option in table.items()
+    }
+
+
 def _parse(option: Option, value: Any) -> Any:
     if option.kind == "choice":
         if not isinstance(value, str) or value not in option.choices:
@@ -132,7 +163,7 @@ def _parse(option: Option, value: Any) -> Any:
         return _parse_bool(option, value)
     if option.kind in ("int", "float"):
         return _parse_number(option, value)
-    if option.kind == "background":
+    if option.kind in ("background", "backdrop"):
         return _parse_background(option, value)
     if value is None:
         return None
@@ -166,7 +197,7 @@ def _parse_number(option: Option, value: Any) -> int | float:
 
 
 def _parse_background(option: Option, value: Any) -> Background:
-    if value == "transparent":
+    if value == ("transparent" if option.kind == "background" else "picture"):
         return Background()
     if isinstance(value, str) and _COLOUR.fullmatch(value):
         return Background(colour_rgb=(int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)))

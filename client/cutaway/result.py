@@ -313,16 +313,21 @@ def read_cut(outputs: Mapping[str, Tensor], origin: Origin) -> CutResult:
 
 
 def _detected(outputs: Mapping[str, Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32], Report]:
-    boxes, scores, report = (outputs.get(name) for name in DETECTION_OUTPUTS)
+    report = outputs.get("report")
     if not isinstance(report, list) or len(report) != 1:
         raise malformed("it holds no report")
-    if not isinstance(boxes, np.ndarray) or not isinstance(scores, np.ndarray):
-        raise malformed("it holds no boxes or scores")
+    boxes, scores = _floats(outputs.get("boxes")), _floats(outputs.get("scores"))
     if scores.ndim != 1 or boxes.shape != (len(scores), 4):
         raise malformed("its boxes and scores do not fit together")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise malformed("its boxes or scores are not finite")
     return boxes, scores, parse_report(report[0])
+
+
+def _floats(found: Tensor | None) -> NDArray[np.float32]:
+    if not isinstance(found, np.ndarray) or found.dtype != np.float32:
+        raise malformed("it holds no boxes or scores")
+    return found.astype(np.float32, copy=False)
 
 
 def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:

@@ -27,8 +27,8 @@ from cutaway.errors import (
     ServerUnavailable,
 )
 
-Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]"]
-"""A BYTES tensor as a list, an FP32 tensor as an array of its shape."""
+Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]", "NDArray[np.uint8]"]
+"""A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
 
 MAX_ANSWER_BYTES = 2**31 - 1
 """What gRPC can carry in one message; HTTP answers are held to the same."""
@@ -86,10 +86,12 @@ def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryvi
     count = math.prod(shape)
     if datatype == "BYTES":
         return _strings(name, raw, count)
-    if datatype == "FP32":
-        if len(raw) != 4 * count:
+    if datatype in ("FP32", "UINT8"):
+        if len(raw) != (4 if datatype == "FP32" else 1) * count:
             raise malformed(f"output {name!r} has {len(raw)} bytes for {count} numbers")
         try:
+            if datatype == "UINT8":
+                return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape)).copy()
             return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
         except (ValueError, OverflowError):  # more sides, or longer ones, than an array has
             raise malformed(f"output {name!r} has an impossible shape") from None

@@ -29,7 +29,7 @@ ask() {
 """
 
 QUESTIONS = {
-    ("cutaway", ""): ["completion", "composite", "cut", "detect", "health", "models", "upscale"],
+    ("cutaway", ""): ["completion", "composite", "cut", "detect", "health", "models", "stream", "upscale"],
     ("cutaway", "cut", "--subj"): ["--subject"],
     ("cutaway", "cut", "--subject", ""): sorted(OPTIONS["subject"].choices),
     ("cutaway", "cut", "pho"): ["photo.jpg"],

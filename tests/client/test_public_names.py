@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PUBLIC = {
     "AsyncClient",
+    "AsyncStream",
     "Cancel",
     "Client",
     "CorruptImage",
@@ -56,6 +57,9 @@ PUBLIC = {
     "ServerUnavailable",
     "ServiceError",
     "SharedMemory",
+    "Stream",
+    "StreamFrame",
+    "StreamStatistics",
     "Tier",
     "Tls",
     "TooManyPixels",

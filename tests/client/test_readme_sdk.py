@@ -19,6 +19,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import cutaway
+import cv2
+import numpy as np
 import pytest
 import trustme
 from cutaway import limits
@@ -77,6 +79,10 @@ def folder(addresses: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
     team.paste(samples[1], (612, 0))
     team.save(tmp_path / "team.jpg", quality=95)
     Image.linear_gradient("L").rotate(90).resize((640, 480)).convert("RGB").save(tmp_path / "beach.jpg")
+    clip = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (320, 320))
+    for _ in range(3):
+        clip.write(np.asarray(samples[0].resize((320, 320)))[..., ::-1])
+    clip.release()
     (tmp_path / "holiday").mkdir()
     for number, sample in enumerate(samples):
         sample.save(tmp_path / "holiday" / f"{number}.jpg", quality=90)
@@ -193,6 +199,26 @@ def test_tables_are_those_of_the_code(table) -> None:
     found = lines[start : start + len(expected)]
     assert found == expected, "\n".join(["the table is now:", *expected])
     assert not lines[start + len(expected)].startswith("|")
+
+
+def test_numbers_of_the_page_about_streams() -> None:
+    text = (DOCS / "stream.md").read_text()
+    for option in limits.STREAM_OPTIONS.values():
+        row = f"| `{option.name}` | {_default(option.default)} | {option.allowed} | {option.help} |"
+        assert row.replace("<", "\\<") in text.splitlines(), row
+    page = " ".join(text.split())
+    bounds = limits.STREAM_LIMITS
+    for words in (
+        f"up to {bounds.max_long_side_px} × {bounds.max_short_side_px} pixels",
+        f"at least {bounds.min_side_px} along each side",
+        f"the last {limits.STREAM_RESULTS_KEPT} are kept",
+        f"over the last {limits.STREAM_STATISTICS_FRAMES} frames",
+        f"within `timeout_s` ({limits.STREAM_TIMEOUT_S:g} s)",
+        f"for {limits.STREAM_REST_FIRST_S:g} s, doubling up to {limits.STREAM_REST_MAX_S:g} s",
+        f"sends nothing for {limits.STREAM_IDLE_S:g} s is forgotten",
+        f"the code `{limits.UNTOUCHED}`",
+    ):
+        assert words in page, words
 
 
 def test_numbers_of_the_servers_page() -> None:

@@ -117,7 +117,7 @@ L4 = Host("10.13.3.9", "13.0", (Gpu("NVIDIA L4", "8.9"),))
 def test_the_repository_is_composed_of_the_plans_that_fit(models: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(serve.Settings.read({"CUTAWAY_PROFILE": "lite"}), models=models)
     composed = serve.compose_repository(settings, L4, tmp_path / "repository")
-    assert (composed.matte_side_px, composed.processes) == (768, 4)
+    assert (composed.matte_side_px, composed.processes) == (768, 6)
     config = read_config(composed.folder / "birefnet_trt")
     assert config.platform == "tensorrt_plan" and list(config.input[0].dims) == [768, 768, 3]
     assert (composed.folder / "birefnet_trt" / "1" / "model.plan").resolve() == models / "lite" / "birefnet_trt.plan"

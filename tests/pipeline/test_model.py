@@ -127,6 +127,7 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> An
     api.get_input_tensor_by_name = lambda request, name: Tensor(name, request.tensors())  # type: ignore[attr-defined]
     api.get_output_tensor_by_name = lambda response, name: Tensor(name, response.tensors[name])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", api)
+    monkeypatch.delitem(sys.modules, "serving", raising=False)  # it keeps the API that it was imported with
     for name in ("yolov8_seg/1", "yolov8_seg/12", "birefnet_trt/3", "ensemble_pipeline/1"):
         (tmp_path / name).mkdir(parents=True)
     spec = importlib.util.spec_from_file_location("ensemble_pipeline_model", MODEL)

@@ -77,7 +77,7 @@ def broken_repository(tmp_path: Path) -> Callable[[str], Path]:
 
     def make(model_py: str) -> Path:
         repository = tmp_path / "model_repository"
-        shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("__pycache__", "pipeline"))
+        shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("__pycache__"))
         (repository / "ensemble_pipeline" / "1" / "model.py").write_text(model_py)
         return repository
 

@@ -11,14 +11,16 @@ from cutaway.limits import (
     DETECTOR_SIDE_PX,
     MODEL_MAX_BATCH,
     PROCESSING_TIMEOUT_S,
+    STREAM_IDLE_S,
 )
+from stream.tuning import STATES_MAX
 
 from runtime.checks import RuntimeProblem
 from runtime.compose import SOURCE, Composed, compose, contract, read_config
 from runtime.devices import Device, Plan
 from runtime.onnx_file import Signature, TensorInfo
 from runtime.server import ServerOptions
-from runtime.weights import Network, load_networks
+from runtime.weights import FREE_DETECTOR, Network, load_networks
 
 MODELS = sorted(path.parent.name for path in SOURCE.glob("*/config.pbtxt"))
 CPU = Device("cpu", "cpu")
@@ -47,8 +49,8 @@ def resized(found: dict[str, Any], side: int) -> dict[str, Any]:
 
 
 def test_same_models(composed: Composed) -> None:
-    assert sorted(path.name for path in composed.folder.iterdir()) == MODELS
-    assert MODELS == ["birefnet_trt", "ensemble_pipeline", "yolov8_seg"]
+    assert sorted(path.name for path in composed.folder.iterdir()) == [*MODELS, FREE_DETECTOR]
+    assert MODELS == ["birefnet_trt", "ensemble_pipeline", "stream_pipeline", "yolov8_seg"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -67,7 +69,8 @@ def test_nothing_else_differs(composed: Composed, model: str) -> None:
     for config in (source, here):
         for name in ("platform", "backend", "instance_group", "model_warmup", "parameters", "input", "output"):
             config.ClearField(name)
-        config.dynamic_batching.max_queue_delay_microseconds = 0
+        if config.HasField("dynamic_batching"):
+            config.dynamic_batching.max_queue_delay_microseconds = 0
     assert here == source
 
 
@@ -114,7 +117,43 @@ def test_pipeline_parameters(composed: Composed, networks: dict[str, Network]) -
     assert parameters["matte_side_px"] == str(composed.matte_side_px)
     assert parameters["birefnet_trt_sha256"] == networks["birefnet_trt"].sha256
     assert config.instance_group[0].count == 3
-    assert composed.processes == 5
+    assert composed.processes == 7
+
+
+def test_streams_have_a_detector_for_pictures_of_any_size_on_a_cpu(composed: Composed) -> None:
+    free, squares = read_config(composed.folder / FREE_DETECTOR), contract(read_config(SOURCE / "yolov8_seg"))
+    opened = {"images": (-1, -1, 3), "prototypes": (32, -1, -1)}
+    assert contract(free) == {
+        "name": FREE_DETECTOR,
+        "max_batch_size": squares["max_batch_size"],
+        **{
+            kind: {name: (dtype, opened.get(name, dims)) for name, (dtype, dims) in squares[kind].items()}
+            for kind in ("inputs", "outputs")
+        },
+    }
+    assert all(-1 not in warmup.inputs["images"].dims for warmup in free.model_warmup)
+    parameters = read_config(composed.folder / "stream_pipeline").parameters
+    assert parameters["detector"].string_value == FREE_DETECTOR
+    assert int(parameters["detector_pixels"].string_value) < DETECTOR_SIDE_PX**2 * 0.6
+
+
+@pytest.mark.parametrize("why", ["a GPU", "no file"])
+def test_streams_use_the_other_detector_else(networks: dict[str, Network], tmp_path: Path, why: str) -> None:
+    device = Device("cuda", "cuda (NVIDIA H200)") if why == "a GPU" else CPU
+    there = {name: each for name, each in networks.items() if why == "a GPU" or name != FREE_DETECTOR}
+    plan = Plan(instances=1, threads=1)
+    composed = compose(tmp_path / "r", profile="nano", networks=there, device=device, plan=plan)
+    assert sorted(path.name for path in composed.folder.iterdir()) == MODELS
+    parameters = read_config(composed.folder / "stream_pipeline").parameters
+    assert parameters["detector"].string_value == "yolov8_seg"
+    assert parameters["detector_pixels"].string_value == "0"
+    assert parameters["device"].string_value == device.name
+
+
+def test_stream_keeps_to_the_table_of_limits() -> None:
+    config = read_config(SOURCE / "stream_pipeline")
+    assert config.sequence_batching.max_sequence_idle_microseconds == STREAM_IDLE_S * 1e6
+    assert config.sequence_batching.oldest.max_candidate_sequences <= STATES_MAX
 
 
 def test_files(composed: Composed, networks: dict[str, Network]) -> None:

@@ -181,7 +181,7 @@ def plans(folder: Path) -> dict[str, CheckedPlan]:
 def test_a_repository_of_plans_is_the_source_with_another_side(plans: dict[str, CheckedPlan], tmp_path: Path) -> None:
     """Field for field; but for the matte's side, the pipeline's parameters and the files nothing differs."""
     composed = compose_plans(tmp_path / "r", profile="lite", plans=plans, device=HOST.device)
-    assert (composed.matte_side_px, composed.processes) == (768, 4)
+    assert (composed.matte_side_px, composed.processes) == (768, 6)
     for folder in sorted(path.parent for path in SOURCE.glob("*/config.pbtxt")):
         source, here = read_config(folder), read_config(composed.folder / folder.name)
         if folder.name == "birefnet_trt":
@@ -203,6 +203,11 @@ def test_a_repository_of_plans_is_the_source_with_another_side(plans: dict[str, 
             source.ClearField("parameters")
             here.ClearField("parameters")
             assert source == here
+        elif folder.name == "stream_pipeline":
+            assert here.parameters["device"].string_value == "tensorrt 10.13.3.9 (NVIDIA L4)"
+            here.parameters["device"].string_value = source.parameters["device"].string_value
+            assert source == here
+            assert (composed.folder / folder.name / "1" / "stream" / "run.py").is_file()
         else:
             assert source == here
 

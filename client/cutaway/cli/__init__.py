@@ -1,4 +1,4 @@
-"""The command ``cutaway``: cut, detect, composite, upscale, health, models, completion.
+"""The command ``cutaway``: cut, detect, composite, upscale, stream, health, models, completion.
 
 One module per subcommand; :mod:`.parser` has the command line, :mod:`.batch` the way of many pictures through a client,
 :mod:`.output` and :mod:`.journal` what is done already, :mod:`.talking` what is said, :mod:`.streams` where to.

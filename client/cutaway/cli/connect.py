@@ -35,9 +35,9 @@ def open_client(given: argparse.Namespace, *, upscales: bool = False) -> Client:
         return Client(
             urls(given),
             timeout_s=given.timeout_s,
-            token=_token(given),
-            headers=_headers(given),
-            tls=_tls(given),
+            token=token_of(given),
+            headers=headers_of(given),
+            tls=tls_of(given),
             retry=_retry(given),
             fallback=_fallback(given, upscales),
             cache=_cache(given),
@@ -76,7 +76,7 @@ def refuse(given: argparse.Namespace, message: str) -> NoReturn:
     parser.error(message)
 
 
-def _token(given: argparse.Namespace) -> str | None:
+def token_of(given: argparse.Namespace) -> str | None:
     """The token of the variable that was named; that of $CUTAWAY_TOKEN the client finds itself."""
     if given.token_env is None:
         return None
@@ -86,7 +86,8 @@ def _token(given: argparse.Namespace) -> str | None:
     return token
 
 
-def _headers(given: argparse.Namespace) -> dict[str, str]:
+def headers_of(given: argparse.Namespace) -> dict[str, str]:
+    """What --header says."""
     headers = {}
     for line in given.header or ():
         name, colon, value = line.partition(":")
@@ -109,7 +110,8 @@ def _ratio(given: argparse.Namespace) -> float | None:
     return ratio
 
 
-def _tls(given: argparse.Namespace) -> Tls | None:
+def tls_of(given: argparse.Namespace) -> Tls | None:
+    """The certificates' files that were given."""
     from cutaway.transports import Tls
 
     files = {name: getattr(given, name) for name in ("ca_file", "cert_file", "key_file")}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cutaway import __version__, limits
 from cutaway.cli.codes import EPILOG, TOKEN_VARIABLE, URL_VARIABLE
+from cutaway.cli.numbers import percent, pixels, positive_number, positive_whole, share, whole
 from cutaway.cli.streams import writing
 from cutaway.compositing.placing import ANCHORS
-from cutaway.limits import OPTIONS, Option
+from cutaway.limits import OPTIONS, STREAM_OPTIONS, Option
 
 DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
+STREAM_FLAGS = ("background", "min_confidence", "smoothing")
 COMPOSITE_OPTIONS = tuple(name for name in OPTIONS if name not in ("background", "output"))
 SHELLS = ("bash", "zsh", "fish")
 
@@ -44,7 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"cutaway {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_cut, _add_detect, _add_composite, _add_upscale, _add_health, _add_models, _add_completion):
+    for add in (
+        _add_cut,
+        _add_detect,
+        _add_composite,
+        _add_upscale,
+        _add_stream,
+        _add_health,
+        _add_models,
+        _add_completion,
+    ):
         add(commands)
     return parser
 
@@ -59,7 +69,7 @@ def _add_cut(commands: Any) -> None:
     _add_server(cut, hosted=True)
     _add_fallback(cut, "ask these hosted models, in this order, where the server does not serve")
     _add_cache(cut)
-    _add_options(cut, tuple(OPTIONS))
+    _add_options(cut.add_argument_group("what and how"), tuple(OPTIONS))
 
 
 def _add_detect(commands: Any) -> None:
@@ -70,7 +80,7 @@ def _add_detect(commands: Any) -> None:
     detect.add_argument("--quiet", action="store_true", help="no progress and no summary")
     _add_server(detect)
     _add_cache(detect)
-    _add_options(detect, DETECT_OPTIONS)
+    _add_options(detect.add_argument_group("what and how"), DETECT_OPTIONS)
 
 
 def _add_composite(commands: Any) -> None:
@@ -94,34 +104,34 @@ def _add_composite(commands: Any) -> None:
     )
     group.add_argument(
         "--scale",
-        type=_positive_number,
+        type=positive_number,
         metavar="X",
         help=f"their height as a share of the picture's, {least:g} to {most:g} (default: as it was)",
     )
     group.add_argument(
         "--offset",
-        type=_pixels,
+        type=pixels,
         metavar="X,Y",
         help="move them so many pixels to the right and down, or with -X,-Y to the left and up (default: 0,0)",
     )
     group.add_argument("--flip", action="store_true", help="mirror them left to right")
     group.add_argument(
         "--match-colour",
-        type=_share,
+        type=share,
         default=0.0,
         metavar="X",
         help="how far their colours go towards those of the picture behind, 0 to 1 (default: 0)",
     )
     group.add_argument(
         "--shadow",
-        type=_share,
+        type=share,
         default=0.0,
         metavar="X",
         help="strength of a soft shadow where feet touch the ground, 0 to 1 (default: 0)",
     )
     group.add_argument(
         "--size",
-        type=_pixels,
+        type=pixels,
         metavar="WIDTH,HEIGHT",
         help="size of the result (default: the picture's behind, else the original's)",
     )
@@ -133,7 +143,7 @@ def _add_composite(commands: Any) -> None:
     )
     group.add_argument(
         "--quality",
-        type=_percent,
+        type=percent,
         default=limits.COMPOSITE_QUALITY,
         metavar="N",
         help=f"of a WebP or JPEG, 1 to 100 (default: {limits.COMPOSITE_QUALITY})",
@@ -141,7 +151,7 @@ def _add_composite(commands: Any) -> None:
     _add_server(composite, hosted=True)
     _add_fallback(composite, "ask these hosted models, in this order, where the server does not serve")
     _add_cache(composite)
-    _add_options(composite, COMPOSITE_OPTIONS)
+    _add_options(composite.add_argument_group("what and how"), COMPOSITE_OPTIONS)
 
 
 def _add_upscale(commands: Any) -> None:
@@ -170,6 +180,36 @@ def _add_upscale(commands: Any) -> None:
     upscale.set_defaults(
         url=None, token_env=None, header=None, ca_file=None, cert_file=None, key_file=None, retries=None
     )
+
+
+def _add_stream(commands: Any) -> None:
+    more = (
+        "Of a file every frame is sent, of a camera the latest one. Frames that cannot be worked on are written as "
+        "they are, and counted. Needs OpenCV (pip install opencv-python-headless)."
+    )
+    about = "Put the people of a video before another background."
+    stream = _command(commands, "stream", about, more=more, takes="VIDEO")
+    stream.add_argument("source", metavar="VIDEO", help="a video's file, or a camera's number (0 is the first)")
+    stream.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("stream.mp4"),
+        metavar="FILE",
+        help="what is written: .mp4, .avi or .mkv (default: stream.mp4)",
+    )
+    stream.add_argument("--force", action="store_true", help="replace a file that is there")
+    stream.add_argument("--quiet", action="store_true", help="say nothing but what failed")
+    _add_json(stream, "print the counts as one JSON object")
+    _add_server(stream, repeats=False)
+    group = stream.add_argument_group("what and how")
+    default = STREAM_OPTIONS["background"].default
+    group.add_argument(
+        "--background",
+        metavar="BACKGROUND",
+        help=f"a colour #RRGGBB, a picture's file, or blur:<px> for the blurred frame (default: {default})",
+    )
+    _add_options(group, STREAM_FLAGS[1:], STREAM_OPTIONS)
 
 
 def _add_health(commands: Any) -> None:
@@ -240,7 +280,7 @@ def _add_pictures(parser: argparse.ArgumentParser, folder: str, names: str) -> N
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
-        type=_positive_whole,
+        type=positive_whole,
         default=limits.CUT_MANY_JOBS,
         metavar="N",
         help=f"pictures in flight at once (default: {limits.CUT_MANY_JOBS})",
@@ -251,7 +291,7 @@ def _add_json(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--json", action="store_true", help=text)
 
 
-def _add_server(parser: argparse.ArgumentParser, *, hosted: bool = False) -> None:
+def _add_server(parser: argparse.ArgumentParser, *, hosted: bool = False, repeats: bool = True) -> None:
     group = parser.add_argument_group("server")
     group.add_argument(
         "--url",
@@ -264,12 +304,13 @@ def _add_server(parser: argparse.ArgumentParser, *, hosted: bool = False) -> Non
     )
     with_fallback = f", with --fallback {limits.FALLBACK_TIMEOUT_S:g}" if hosted else ""
     _add_timeout(group, f"default: {limits.PROCESSING_TIMEOUT_S:g}{with_fallback}")
-    group.add_argument(
-        "--retries",
-        type=_whole,
-        metavar="N",
-        help=f"repeat what may succeed later so often (default: {limits.RETRIES})",
-    )
+    if repeats:
+        group.add_argument(
+            "--retries",
+            type=whole,
+            metavar="N",
+            help=f"repeat what may succeed later so often (default: {limits.RETRIES})",
+        )
     group.add_argument(
         "--token-env",
         metavar="VARIABLE",
@@ -289,7 +330,7 @@ def _add_server(parser: argparse.ArgumentParser, *, hosted: bool = False) -> Non
 def _add_timeout(parser: Any, default: str) -> None:
     parser.add_argument(
         "--timeout-s",
-        type=_positive_number,
+        type=positive_number,
         metavar="SECONDS",
         help=f"give a picture up after this long, everything included ({default})",
     )
@@ -317,9 +358,8 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    group = parser.add_argument_group("what and how")
-    for option in (OPTIONS[name] for name in names):
+def _add_options(group: Any, names: Sequence[str], table: Mapping[str, Option] = OPTIONS) -> None:
+    for option in (table[name] for name in names):
         flag = f"--{option.name.replace('_', '-')}"
         text = f"{option.help} ({_allowed(option)})".replace("%", "%%")
         if option.kind == "bool":
@@ -336,51 +376,3 @@ def _allowed(option: Option) -> str:
         default = ("no", "yes")[option.default] if isinstance(option.default, bool) else option.default
         parts.append(f"default: {default}")
     return "; ".join(parts)
-
-
-def _whole(text: str) -> int:
-    return int(_number(text, int, 0))
-
-
-def _positive_whole(text: str) -> int:
-    return int(_number(text, int, 1))
-
-
-def _positive_number(text: str) -> float:
-    value = float(_number(text, float, 0.0))
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
-
-
-def _percent(text: str) -> int:
-    value = _positive_whole(text)
-    if value > 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100")
-    return value
-
-
-def _pixels(text: str) -> tuple[int, int]:
-    try:
-        first, second = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two whole numbers with a comma") from None
-    return first, second
-
-
-def _share(text: str) -> float:
-    value = float(_number(text, float, 0.0))
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _number(text: str, kind: Any, least: float) -> Any:
-    what = "a whole number" if kind is int else "a number"
-    try:
-        value = kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-    if not least <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {least:g} upwards")
-    return value

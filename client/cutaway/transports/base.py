@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cutaway.cancel import Cancel
 from cutaway.wire import Tensor
 
@@ -17,8 +20,30 @@ MemoryKind: TypeAlias = Literal["system", "cuda"]
 
 
 @dataclass(frozen=True)
+class InputTensor:
+    """An input that a model takes beside or instead of one encoded picture.
+
+    Attributes:
+        name: the input's name.
+        value: an encoded file, sent as one BYTES element, or an array, sent as UINT8.
+    """
+
+    name: str
+    value: bytes | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SequencePart:
+    """What ties requests together for a model that remembers: all with one id, and which is the first and the last."""
+
+    id: int
+    begins: bool = False
+    ends: bool = False
+
+
+@dataclass(frozen=True)
 class InferRequest:
-    """One call of a model that takes one encoded picture.
+    """One call of a model that takes one encoded picture, or `inputs`.
 
     Attributes:
         model: the model's name.
@@ -29,6 +54,8 @@ class InferRequest:
         timeout_s: seconds until the call is given up, everything included.
         headers: sent with this call only, such as traceparent; names in lower case.
         region: a registered region of shared memory that holds the picture, its length before it; it is then not sent.
+        inputs: what is sent instead of the picture, where it is not None.
+        sequence: what the request is a part of.
     """
 
     model: str
@@ -39,6 +66,8 @@ class InferRequest:
     timeout_s: float = 30.0
     headers: Mapping[str, str] = field(default_factory=dict)
     region: str = ""
+    inputs: tuple[InputTensor, ...] | None = None
+    sequence: SequencePart | None = None
 
 
 @dataclass(frozen=True)

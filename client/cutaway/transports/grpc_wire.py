@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from cutaway import limits
 from cutaway.errors import CutawayError
-from cutaway.transports.base import InferRequest, MemoryRegion, ModelInfo, TensorInfo
+from cutaway.transports.base import InferRequest, InputTensor, MemoryRegion, ModelInfo, TensorInfo
 from cutaway.transports.connection import Connection
 from cutaway.wire import MAX_ANSWER_BYTES, Tensor, error_of, malformed, tensor
 
@@ -65,21 +65,36 @@ def channel_of(connection: Connection) -> dict[str, Any]:
 
 def message_of(request: InferRequest, headers: Mapping[str, str]) -> dict[str, Any]:
     """Keyword arguments of tritonclient's inference."""
-    image = triton.InferInput("image", [1], "BYTES")
     if request.region:
+        image = triton.InferInput("image", [1], "BYTES")
         image.set_shared_memory(request.region, 4 + len(request.image))
+        inputs = [image]
+    elif request.inputs is not None:
+        inputs = [_input_of(each) for each in request.inputs]
     else:
-        # object and not numpy's bytes type, which drops zeros at the end.
-        image.set_data_from_numpy(np.array([request.image], dtype=np.object_))
+        inputs = [_input_of(InputTensor("image", request.image))]
+    part = request.sequence
     return {
         "model_name": request.model,
-        "inputs": [image],
+        "inputs": inputs,
         "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
         "request_id": request.request_id,
         "client_timeout": request.timeout_s,
         "headers": headers,
         "parameters": dict(request.parameters),
+        **({} if part is None else {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}),
     }
+
+
+def _input_of(tensor: InputTensor) -> Any:
+    if isinstance(tensor.value, bytes):
+        made = triton.InferInput(tensor.name, [1], "BYTES")
+        # object and not numpy's bytes type, which drops zeros at the end.
+        made.set_data_from_numpy(np.array([tensor.value], dtype=np.object_))
+    else:
+        made = triton.InferInput(tensor.name, list(tensor.value.shape), "UINT8")
+        made.set_data_from_numpy(tensor.value)
+    return made
 
 
 def registering_of(region: MemoryRegion) -> tuple[str, tuple[Any, ...]]:

@@ -15,7 +15,7 @@ import httpx
 from cutaway import __version__, limits
 from cutaway.errors import CutawayError, ServerUnavailable
 from cutaway.resilience import parse_retry_after
-from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo, TensorInfo
+from cutaway.transports.base import InferRequest, InputTensor, MemoryKind, MemoryRegion, ModelInfo, TensorInfo
 from cutaway.transports.connection import Connection
 from cutaway.wire import (
     MAX_ANSWER_BYTES,
@@ -93,30 +93,44 @@ little longer than the caller does, who shall be told by the client's own clock.
 
 def message_of(request: InferRequest, headers: Mapping[str, str]) -> tuple[tuple[bytes, ...], dict[str, str]]:
     """The body in pieces, and the headers."""
-    n_bytes = 4 + len(request.image)
-    shared = {"shared_memory_region": request.region, "shared_memory_byte_size": n_bytes}
+    raw: list[bytes] = []
+    inputs: list[dict[str, Any]] = []
+    for each in (InputTensor("image", request.image),) if request.inputs is None else request.inputs:
+        described, parts = _input_of(each)
+        if request.region:
+            n_bytes = described["parameters"]["binary_data_size"]
+            described["parameters"] = {"shared_memory_region": request.region, "shared_memory_byte_size": n_bytes}
+        else:
+            raw += parts
+        inputs.append(described)
+    parameters = {**request.parameters, "timeout": round(request.timeout_s * QUEUE_TIMEOUT_FACTOR * 1e6)}
+    if (part := request.sequence) is not None:
+        parameters |= {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}
     head = json.dumps(
         {
             "id": request.request_id,
-            "parameters": {**request.parameters, "timeout": round(request.timeout_s * QUEUE_TIMEOUT_FACTOR * 1e6)},
-            "inputs": [
-                {
-                    "name": "image",
-                    "datatype": "BYTES",
-                    "shape": [1],
-                    "parameters": shared if request.region else {"binary_data_size": n_bytes},
-                }
-            ],
+            "parameters": parameters,
+            "inputs": inputs,
             "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs],
         }
     ).encode()
-    raw = () if request.region else (struct.pack("<I", len(request.image)), request.image)
     return (head, *raw), {
         **headers,
         JSON_LENGTH: str(len(head)),
-        "Content-Length": str(len(head) + (n_bytes if raw else 0)),
+        "Content-Length": str(len(head) + sum(map(len, raw))),
         "Content-Type": "application/octet-stream",
     }
+
+
+def _input_of(tensor: InputTensor) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+    """What the header says of an input, and its bytes in pieces."""
+    raw: tuple[bytes, ...]
+    if isinstance(tensor.value, bytes):
+        datatype, shape, raw = "BYTES", [1], (struct.pack("<I", len(tensor.value)), tensor.value)
+    else:
+        datatype, shape, raw = "UINT8", list(tensor.value.shape), (tensor.value.tobytes(),)
+    size = {"binary_data_size": sum(map(len, raw))}
+    return {"name": tensor.name, "datatype": datatype, "shape": shape, "parameters": size}, raw
 
 
 def memory_path(connection: Connection, kind: MemoryKind, what: str, name: str = "") -> str:

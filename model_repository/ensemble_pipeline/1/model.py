@@ -5,32 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import serving
 import triton_python_backend_utils as pb_utils
-from cutaway.errors import (
-    CutawayError,
-    GpuMemoryExhausted,
-    InferenceError,
-    InputError,
-    InvalidFormat,
-    Overloaded,
-    ProcessingTimeout,
-    RequestCancelled,
-    ServerUnavailable,
-)
+from cutaway.errors import InvalidFormat, ProcessingTimeout, RequestCancelled
 from cutaway.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
 from cutaway.options import parse_options
 from numpy.typing import NDArray
 from pipeline.run import Answer, Models, run
 
 DETECTOR = "yolov8_seg"
-DETECTOR_OUTPUTS = ("boxes", "scores", "classes", "coefficients", "prototypes")
 MATTER = "birefnet_trt"
 OPENCV_THREADS = 2
 RATIO_VARIABLE = "CUTAWAY_MAX_DECOMPRESSION_RATIO"
@@ -57,19 +46,7 @@ class TritonPythonModel:
         self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request: Any) -> Any:
-        """A response in any case: whatever happens to one request stays with it."""
-        try:
-            return self._respond(request)
-        except CutawayError as error:
-            return _error(error)
-        except MemoryError:
-            return _error(InferenceError("The picture needs more memory than there is."))
-        except Exception:
-            pb_utils.Logger.log_error(f"request {request.request_id()!r} failed\n{traceback.format_exc()}")
-            return _error(InferenceError("The pipeline failed."))
+        return [serving.guarded(request, self._respond) for request in requests]
 
     def _respond(self, request: Any) -> Any:
         options = parse_options(json.loads(request.parameters() or "{}"))
@@ -128,44 +105,12 @@ def _patience(request: Any, timeout_s: float) -> Callable[[], None]:
     return proceed
 
 
-# ---------------------------------------------------------------------------------------------- the models behind
-
-
 def _detect(request: Any, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    return _call(request, DETECTOR, images, DETECTOR_OUTPUTS)
+    return serving.call(request, DETECTOR, images, serving.DETECTOR_OUTPUTS)
 
 
 def _matte(request: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return _call(request, MATTER, images, ("alphas",))["alphas"]
-
-
-def _call(request: Any, model: str, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Run a model on a batch within this server."""
-    inner = pb_utils.InferenceRequest(
-        model_name=model,
-        requested_output_names=list(outputs),
-        inputs=[pb_utils.Tensor("images", images)],
-        request_id=request.request_id(),
-        trace=request.trace(),
-        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
-    )
-    response = inner.exec()
-    if response.has_error():
-        raise _failure_of(model, response.error())
-    return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs}
-
-
-def _failure_of(model: str, error: Any) -> CutawayError:
-    message = error.message()
-    pb_utils.Logger.log_error(f"{model} failed: {message}")
-    lowered = message.lower()
-    if "out of memory" in lowered or "failed to allocate memory" in lowered:
-        return GpuMemoryExhausted("The GPU has no memory left for this picture.")
-    if "maximum queue size" in lowered:
-        return Overloaded("A model's queue is full.")
-    if error.code() in (pb_utils.TritonError.UNAVAILABLE, pb_utils.TritonError.NOT_FOUND):
-        return ServerUnavailable("A model is not ready.")
-    return InferenceError("A model failed.")
+    return serving.call(request, MATTER, images, ("alphas",))["alphas"]
 
 
 def _version(folder: Path) -> str:
@@ -175,19 +120,3 @@ def _version(folder: Path) -> str:
     except OSError:
         return ""
     return str(max(versions, default=""))
-
-
-# --------------------------------------------------------------------------------------------------------- errors
-
-
-def _error(error: CutawayError) -> Any:
-    codes = pb_utils.TritonError
-    if isinstance(error, InputError):
-        code = codes.INVALID_ARG
-    elif isinstance(error, RequestCancelled):
-        code = codes.CANCELLED
-    elif isinstance(error, ServerUnavailable):
-        code = codes.UNAVAILABLE
-    else:
-        code = codes.INTERNAL
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_json(), code))

@@ -1,0 +1,339 @@
+"""How quick and how steady a stream is (`make bench-stream`).
+
+In every round one frame of 640 × 480 goes through the detector alone, in this process and at the size that the stream
+gives it, and through a real server: raw and as JPEG, with `cutaway.Stream` as a caller has it, and with bare
+tritonclient as single calls and as one bidirectional gRPC stream. Which comes first changes from round to round. Then
+frames are handed over faster than they can be served, and those that come back are counted.
+
+Steadiness is told by two numbers, with smoothing and without: how much the alpha changes from frame to frame where
+only a camera's noise does, and how far the alpha of somebody who moves is from the one that the last frame has alone,
+as a part of what the movement itself changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import queue
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cutaway
+import cv2
+import numpy as np
+import onnxruntime as ort
+import tritonclient.grpc as triton
+from cutaway.limits import STREAM_OPTIONS
+from cutaway.streaming.course import STREAM
+from numpy.typing import NDArray
+
+from benchmarks.machine import load_before, machine, publish, sentence, versions
+from runtime.checks import RuntimeProblem
+from runtime.demo import SAMPLES
+from runtime.devices import cores
+from runtime.server import Server, ServerOptions
+from runtime.weights import FREE_DETECTOR, load_networks
+
+WIDTH, HEIGHT = 640, 480
+DETECTOR_WH = 512, 384
+"""What the stream makes of that; its report of stages names no sizes, and a test compares this with `stream.fit`."""
+NOISE = 4.0
+"""Standard deviation of a webcam's noise indoors, grey levels."""
+FRAMES = 8
+STEP_PX = 16
+"""How far somebody moves from frame to frame: half a picture's width in a second."""
+OFFERED_FPS = 60.0
+PAUSE_S = 0.02
+PATIENCE_S = 30.0
+WARM_UP_ROUNDS = 3
+TARGET_FPS = 15.0
+
+Frame = NDArray[np.uint8]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=60, help="measurements of each way (default: 60)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of counting frames, for each form (default: 10)")
+    parser.add_argument("--threads", type=int, default=min(cores(), 16), help="of the detector (default: cores)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output"
+    )
+    given = parser.parse_args(arguments)
+
+    def say(line: str) -> None:
+        print(f"bench: {line}", flush=True)
+
+    try:
+        report = measure(rounds=given.rounds, seconds=given.seconds, threads=given.threads, say=say)
+    except RuntimeProblem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    publish(given.output, "stream", report, markdown(report))
+    return 0
+
+
+def measure(*, rounds: int, seconds: float, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """All figures, as JSON values."""
+    load, warning = load_before()
+    if warning:
+        say(warning)
+    options = ServerOptions(threads=threads, device="cpu", canary_interval_s=3600.0)
+    session = _session(load_networks(options.weights_dir)[FREE_DETECTOR].path, threads)
+    scene = _scene()
+    frames = [_noisy(scene, seed) for seed in range(FRAMES)]
+    with Server(options, say=say) as server:
+        say(f"{rounds} rounds")
+        ms, stages = _latencies(server, session, frames, rounds)
+        rates = {}
+        for form in ("raw", "jpeg"):
+            say(f"{seconds:g} s of {form} frames at {OFFERED_FPS:g} per second")
+            rates[form] = _rate(server, frames, form, seconds)
+        say("steadiness")
+        steadiness = _steadiness(server, scene)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(load),
+        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
+        "rounds": rounds,
+        "threads": threads,
+        "frame": [WIDTH, HEIGHT],
+        "detector": list(DETECTOR_WH),
+        "ms": ms,
+        "stages": stages,
+        "rates": rates,
+        "steadiness": steadiness,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- one frame
+
+
+def _latencies(
+    server: Server, session: ort.InferenceSession, frames: list[Frame], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds of one frame by way, and of the server's stages in the first one, an entry per round."""
+    files = [_jpeg(frame) for frame in frames]
+    canvas = [cv2.resize(frame, DETECTOR_WH, interpolation=cv2.INTER_LINEAR)[None] for frame in frames]
+    stages: dict[str, list[float]] = {}
+    with (
+        cutaway.Stream(server.grpc_url, timeout_s=PATIENCE_S) as raw,
+        cutaway.Stream(server.grpc_url, timeout_s=PATIENCE_S) as jpeg,
+        _Bare(server.grpc_address) as bare,
+    ):
+
+        def through(stream: cutaway.Stream, image: Any, stages: dict[str, list[float]]) -> None:
+            stream.submit(image)
+            done = stream.latest(PATIENCE_S)
+            if done is None or done.untouched or done.report is None:
+                raise RuntimeProblem(f"a frame came back untouched: {done and done.error}")
+            for stage, taken_ms in done.report.timings_ms.items():
+                stages.setdefault(stage, []).append(taken_ms)
+
+        ways: dict[str, Callable[[int], object]] = {
+            "detector alone": lambda index: session.run(None, {"images": canvas[index]}),
+            "raw": lambda index: through(raw, frames[index], stages),
+            "jpeg": lambda index: through(jpeg, files[index], {}),
+            "raw, bare calls": lambda index: bare.call(frames[index]),
+            "raw, bare and bidirectional": lambda index: bare.stream(frames[index]),
+            "jpeg, bare calls": lambda index: bare.call(files[index]),
+            "jpeg, bare and bidirectional": lambda index: bare.stream(files[index]),
+        }
+        ms: dict[str, list[float]] = {way: [] for way in ways}
+        names = list(ways)
+        for number in range(-WARM_UP_ROUNDS, rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                begun = time.perf_counter()
+                ways[name](number % len(frames))
+                if number >= 0:
+                    ms[name].append((time.perf_counter() - begun) * 1000)
+                time.sleep(PAUSE_S)
+    return ms, {stage: values[WARM_UP_ROUNDS:] for stage, values in stages.items()}
+
+
+class _Bare:
+    """tritonclient without the SDK: single calls, and one bidirectional gRPC stream."""
+
+    def __init__(self, address: str) -> None:
+        self._client = triton.InferenceServerClient(address)
+        self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+        self._begun: set[int] = set()
+
+    def __enter__(self) -> _Bare:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.stop_stream()
+        self._client.close()
+
+    def call(self, frame: Frame | bytes) -> Any:
+        return self._client.infer(**self._message(frame, 1))
+
+    def stream(self, frame: Frame | bytes) -> Any:
+        self._client.async_stream_infer(**self._message(frame, 2))
+        result, error = self._answers.get(timeout=PATIENCE_S)
+        if error is not None:
+            raise RuntimeProblem(f"the gRPC stream failed: {error}")
+        return result
+
+    def _message(self, frame: Frame | bytes, sequence: int) -> dict[str, Any]:
+        if isinstance(frame, bytes):
+            tensor, output = triton.InferInput("file", [1], "BYTES"), "jpeg"
+            tensor.set_data_from_numpy(np.array([frame], np.object_))
+        else:
+            tensor, output = triton.InferInput("frame", list(frame.shape), "UINT8"), "frame"
+            tensor.set_data_from_numpy(frame)
+        begins = sequence not in self._begun
+        self._begun.add(sequence)
+        return {
+            "model_name": STREAM,
+            "inputs": [tensor],
+            "outputs": [triton.InferRequestedOutput(name) for name in (output, "report")],
+            "sequence_id": sequence,
+            "sequence_start": begins,
+        }
+
+
+def _session(path: Path, threads: int) -> ort.InferenceSession:
+    """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+
+
+# -------------------------------------------------------------------------------------------------- many, and the mask
+
+
+def _rate(server: Server, frames: list[Frame], form: str, seconds: float) -> dict[str, float]:
+    """What becomes of more frames than can be served."""
+    images: list[Any] = list(frames) if form == "raw" else [_jpeg(frame) for frame in frames]
+    with cutaway.Stream(server.grpc_url, timeout_s=PATIENCE_S) as stream:
+        stream.submit(images[0])
+        stream.latest(PATIENCE_S)
+        before, begun = stream.statistics, time.perf_counter()
+        for number in itertools.count():
+            now = time.perf_counter() - begun
+            if now >= seconds:
+                break
+            stream.submit(images[number % len(images)])
+            stream.latest()
+            time.sleep(max(0.0, (number + 1) / OFFERED_FPS - (time.perf_counter() - begun)))
+        told = stream.statistics
+    return {
+        "fps": (told.done - before.done) / (time.perf_counter() - begun),
+        "submitted": told.submitted - before.submitted,
+        "dropped": told.dropped - before.dropped,
+        "untouched": told.untouched,
+        "latency_p50_ms": told.latency_p50_ms,
+        "latency_p95_ms": told.latency_p95_ms,
+    }
+
+
+def _steadiness(server: Server, scene: Frame) -> dict[str, dict[str, float]]:
+    """Flicker and lag, in percent, by smoothing."""
+    still = [_noisy(scene, seed) for seed in range(FRAMES)]
+    moving = [_noisy(np.roll(scene, STEP_PX * step, axis=1), step) for step in range(FRAMES)]
+    found = {}
+    for smoothing in (0.0, float(str(STREAM_OPTIONS["smoothing"].default))):
+        calm = _alphas(server, still, smoothing)[2:]
+        moved = _alphas(server, moving, smoothing)[-1]
+        alone = _alphas(server, moving[-1:], smoothing)[0]
+        before = _alphas(server, moving[-2:-1], smoothing)[0]
+        found[f"{smoothing:g}"] = {
+            "flicker": 100 * statistics.mean(_apart(one, other) for one, other in itertools.pairwise(calm)),
+            "lag": 100 * _apart(moved, alone) / _apart(before, alone),
+        }
+    return found
+
+
+def _alphas(server: Server, frames: list[Frame], smoothing: float) -> list[NDArray[np.float32]]:
+    """The alphas, 0 to 1, of frames in a stream of their own."""
+    alphas = []
+    with triton.InferenceServerClient(server.grpc_address) as client:
+        for place, frame in enumerate(frames):
+            tensor = triton.InferInput("frame", list(frame.shape), "UINT8")
+            tensor.set_data_from_numpy(frame)
+            result = client.infer(
+                STREAM,
+                [tensor],
+                outputs=[triton.InferRequestedOutput("alpha")],
+                sequence_id=3,
+                sequence_start=place == 0,
+                sequence_end=place == len(frames) - 1,
+                parameters={"smoothing": f"{smoothing:g}"} if place == 0 else {},
+            )
+            alphas.append(result.as_numpy("alpha").astype(np.float32) / 255)
+    return alphas
+
+
+def _apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    return float(np.abs(one - other).mean())
+
+
+def _scene() -> Frame:
+    """Somebody before a wall: a sample, as large as a frame."""
+    picture = cv2.imread(str(SAMPLES / "astronaut.jpg"))
+    scaled = cv2.resize(picture, (HEIGHT, HEIGHT), interpolation=cv2.INTER_AREA)
+    side = (WIDTH - HEIGHT) // 2
+    wide = cv2.copyMakeBorder(scaled, 0, 0, side, side, cv2.BORDER_REPLICATE)
+    return np.ascontiguousarray(wide[..., ::-1])
+
+
+def _noisy(frame: Frame, seed: int) -> Frame:
+    noise = np.random.default_rng(seed).normal(0, NOISE, frame.shape)
+    return np.clip(np.rint(frame + noise), 0, 255).astype(np.uint8)
+
+
+def _jpeg(frame: Frame) -> bytes:
+    return bytes(cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    width, height = report["frame"]
+    lines = [
+        f"# Streams, {report['date'][:10]}",
+        "",
+        f"{width} × {height}, {report['rounds']} rounds, {report['threads']} threads, nano, on {sentence(report)}",
+        "",
+        "| one frame, milliseconds | median | 10th to 90th percentile | 95th |",
+        "|---|--:|--:|--:|",
+    ]
+    for way, values in report["ms"].items():
+        low, high, late = np.percentile(values, [10, 90, 95])
+        lines.append(f"| {way} | {statistics.median(values):.1f} | {low:.1f}–{high:.1f} | {late:.1f} |")
+    stages = ", ".join(f"{stage} {statistics.median(values):.1f}" for stage, values in report["stages"].items())
+    lines += [
+        "",
+        f"*Detector alone* is its own ONNX Runtime time at {report['detector'][0]} × {report['detector'][1]}. "
+        f"Of a raw frame, in the server: {stages} ms.",
+        "",
+        f"| frames at {OFFERED_FPS:g} per second | served per second | dropped | latency, median | 95th |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for form, rate in report["rates"].items():
+        lines.append(
+            f"| {form} | {rate['fps']:.1f} | {rate['dropped']} of {rate['submitted']} "
+            f"| {rate['latency_p50_ms']:.0f} ms | {rate['latency_p95_ms']:.0f} ms |"
+        )
+    lines += ["", "| smoothing | flicker of a still scene | lag behind somebody who moves |", "|---|--:|--:|"]
+    for smoothing, row in report["steadiness"].items():
+        lines.append(f"| {smoothing} | {row['flicker']:.3f} % | {row['lag']:.1f} % |")
+    worst = min(rate["fps"] for rate in report["rates"].values())
+    verdict = "met" if worst >= TARGET_FPS else "missed"
+    lines += ["", f"- At least {TARGET_FPS:g} frames per second are wanted: {worst:.1f}: {verdict}.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What stands behind the people of a stream, and putting them before it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from cutaway.options import StreamOptions
+from numpy.typing import NDArray
+from pipeline import composite
+from pipeline.decode import decode
+from pipeline.geometry import whole
+
+
+class Backdrop:
+    """One stream's background, at the size of its frames.
+
+    Args:
+        options: those of the stream.
+        picture: the file that came with the first frame, or None.
+
+    Raises:
+        InputError: the file is no picture that is taken.
+    """
+
+    def __init__(self, options: StreamOptions, picture: bytes | None) -> None:
+        self._blur_px = options.background.blur_px
+        self._swap = options.channels == "bgr"
+        colour = options.background.colour_rgb
+        self._colour = colour[::-1] if colour is not None and self._swap else colour
+        self._picture = None if picture is None else decode(picture).rgb
+        if self._picture is not None and self._swap:
+            self._picture = np.asarray(cv2.cvtColor(self._picture, cv2.COLOR_RGB2BGR), np.uint8)
+        self._ready: NDArray[np.uint8] | None = None
+
+    def behind(self, frame: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What is seen where nobody is: (H, W, 3) uint8, not to be written to."""
+        height, width = alpha.shape
+        if self._picture is None and self._colour is None:
+            area = whole(width, height)
+            return composite.blurred(frame, alpha, area, area, self._blur_px or 0)
+        if self._ready is None or self._ready.shape != frame.shape:
+            self._ready = self._made(width, height)
+        return self._ready
+
+    def _made(self, width: int, height: int) -> NDArray[np.uint8]:
+        if self._picture is None:
+            assert self._colour is not None
+            return composite.solid(self._colour, whole(width, height))
+        return cover(self._picture, width, height)
+
+
+def cover(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """A picture (h, w, 3) uint8 as large as the frame, cropped evenly where its shape is another one."""
+    scale = max(width / picture.shape[1], height / picture.shape[0])
+    cut_width, cut_height = min(picture.shape[1], round(width / scale)), min(picture.shape[0], round(height / scale))
+    left, top = (picture.shape[1] - cut_width) // 2, (picture.shape[0] - cut_height) // 2
+    part = picture[top : top + cut_height, left : left + cut_width]
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(part, (width, height), interpolation=interpolation), np.uint8)
+
+
+def put_before(frame: NDArray[np.uint8], alpha: NDArray[np.uint8], behind: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame's people, by their alpha (H, W) uint8, before a background (H, W, 3) uint8; a new array.
+
+    Both halves are weighed and rounded as uint8: a twentieth of the time that computing the soft pixels alone takes
+    in numpy, and exact where the alpha is 0 or 255.
+    """
+    weight = cv2.merge((alpha, alpha, alpha))
+    people = cv2.multiply(frame, weight, scale=1 / 255)
+    rest = cv2.multiply(behind, cv2.bitwise_not(weight), scale=1 / 255)
+    return np.asarray(cv2.add(people, rest), np.uint8)

@@ -1,0 +1,64 @@
+"""Masks of a video over time: still where the picture is still, at once where it moves.
+
+A mask flickers although nothing moves, because the network sees the camera's noise. Averaging over time would calm
+it and drag ghosts behind whoever moves. So each cell is averaged only as far as the *picture* there has not changed:
+where somebody comes or goes the picture changes, and the new mask counts whole.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.tuning import MOTION_FROM, MOTION_FULL, MOTION_REACH_CELLS, NOISE_LEAST, NOISE_MOST
+
+_STILL_SHARE = 0.25
+"""A quarter of the frame at least stands still or is flat; from that quarter's differences the noise is told."""
+_SHARE_TO_DEVIATION = 3.138
+"""The normal distribution's standard deviation as a multiple of that quantile of its absolute values."""
+_REACH = np.ones((2 * MOTION_REACH_CELLS + 1, 2 * MOTION_REACH_CELLS + 1), np.uint8)
+
+
+class Smoother:
+    """One stream's mask, frame after frame.
+
+    Args:
+        strength: 0 takes every mask as it comes, 1 never lets one change where the picture does not.
+    """
+
+    def __init__(self, strength: float) -> None:
+        self._least = 1.0 - strength
+        self._mask: NDArray[np.float32] | None = None
+        self._grey: NDArray[np.float32] | None = None
+
+    def next(self, mask: NDArray[np.float32], small: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The smoothed mask of the next frame.
+
+        Args:
+            mask: (rows, columns) float32.
+            small: (rows, columns, 3) uint8, the picture at the mask's size.
+        """
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        if self._mask is None or self._grey is None or self._mask.shape != mask.shape or self._least >= 1:
+            self._mask, self._grey = mask, grey
+            return mask
+        gain = np.maximum(motion(grey, self._grey), np.float32(self._least))
+        self._mask = self._mask + gain * (mask - self._mask)
+        # Slow changes of the light are followed, and what moves slowly still adds up to a change.
+        self._grey = self._grey + gain * (grey - self._grey)
+        return self._mask
+
+
+def motion(grey: NDArray[np.float32], before: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How surely a cell's picture has changed, 0 to 1: (rows, columns) float32 from two grey ones, 0 to 255.
+
+    The noise is told from the frame itself, within bounds: where nearly everything moves, or the light changes, what
+    looks like noise is not.
+    """
+    difference = np.abs(cv2.blur(grey - before, (3, 3), borderType=cv2.BORDER_REFLECT))
+    place = int(difference.size * _STILL_SHARE)
+    noise = _SHARE_TO_DEVIATION * float(np.partition(difference.ravel(), place)[place])
+    noise = min(max(noise, NOISE_LEAST), NOISE_MOST)
+    change = np.clip((difference / noise - MOTION_FROM) / (MOTION_FULL - MOTION_FROM), 0, 1)
+    return np.asarray(cv2.dilate(change.astype(np.float32), _REACH), np.float32)

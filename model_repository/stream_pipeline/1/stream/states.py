@@ -1,0 +1,82 @@
+"""What is known of the streams that an instance serves, for a bounded number of them and a bounded time."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from cutaway.options import StreamOptions
+from numpy.typing import NDArray
+
+from stream.backdrop import Backdrop
+from stream.smooth import Smoother
+
+
+@dataclass
+class State:
+    """One stream between two of its frames.
+
+    Attributes:
+        options: as they came with the first frame.
+        backdrop: what stands behind people.
+        smoother: the mask so far.
+        known: (N, 4) float32, people's boxes in the last frame, in pixels of the network's input.
+    """
+
+    options: StreamOptions
+    backdrop: Backdrop
+    smoother: Smoother
+    known: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+
+
+def begin(options: StreamOptions, picture: bytes | None) -> State:
+    """A stream before its first frame.
+
+    Raises:
+        InputError: the picture is none that is taken.
+    """
+    return State(options, Backdrop(options, picture), Smoother(options.smoothing))
+
+
+class States:
+    """States by stream, the one that was used last at the end.
+
+    Triton frees a stream's place after a while without telling the model, so old states are given up here, too.
+
+    Args:
+        most: more than so many are not kept; the one that rested longest goes.
+        idle_s: one that rested for so long goes.
+        clock: seconds.
+    """
+
+    def __init__(self, most: int, idle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._idle_s, self._clock = most, idle_s, clock
+        self._states: OrderedDict[int, tuple[float, State]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def put(self, stream: int, state: State) -> None:
+        self._states[stream] = self._clock(), state
+        self._states.move_to_end(stream)
+        while len(self._states) > self._most or self._rested() > self._idle_s:
+            self._states.popitem(last=False)
+
+    def get(self, stream: int) -> State | None:
+        """The stream's state, which counts as used now; None where there is none (any more)."""
+        found = self._states.get(stream)
+        if found is None or self._clock() - found[0] > self._idle_s:
+            return None
+        self.put(stream, found[1])
+        return found[1]
+
+    def drop(self, stream: int) -> None:
+        self._states.pop(stream, None)
+
+    def _rested(self) -> float:
+        """How long the one has rested that was used least recently."""
+        first = next(iter(self._states.values()), None)
+        return 0.0 if first is None else self._clock() - first[0]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from runtime.checks import SHM_BYTES_PER_PROCESS
-from runtime.compose import PIPELINE, SOURCE, read_config
+from runtime.compose import PIPELINE, SOURCE, STREAM, STREAM_INSTANCES, read_config
 from runtime.devices import MAX_INSTANCES
 from runtime.process import KILL_MARGIN_S
-from runtime.weights import NETWORKS
+from runtime.weights import FREE_DETECTOR, NETWORKS
 from tests.docker.parts import COMPOSE, ROOT, VARIABLE, bytes_of, final_stage, script, seconds, services
 
 EXAMPLE = ROOT / ".env.example"
@@ -108,10 +108,13 @@ def test_only_the_gpu_server_starts_by_itself() -> None:
 
 
 def test_shared_memory_is_reckoned_from_the_processes() -> None:
-    pipelines = sum(group.count for group in read_config(SOURCE / PIPELINE).instance_group)
+    pipelines = sum(group.count for name in (PIPELINE, STREAM) for group in read_config(SOURCE / name).instance_group)
     each = SHM_FACTOR * SHM_BYTES_PER_PROCESS
     assert bytes_of(SERVICES["server"]["shm_size"]) == pipelines * each
-    assert bytes_of(SERVICES["cpu"]["shm_size"]) == (MAX_INSTANCES + len(NETWORKS)) * each
+    assert (
+        bytes_of(SERVICES["cpu"]["shm_size"])
+        == (MAX_INSTANCES + STREAM_INSTANCES + len([*NETWORKS, FREE_DETECTOR])) * each
+    )
     assert f"({pipelines})" in EXAMPLE.read_text(), ".env.example names another number of instances"
 
 

@@ -4,6 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PROFILE ?= nano
+LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
@@ -11,7 +12,8 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_fau
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead lock clean
+.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead \
+  load stress-overload stress-soak stress-same stress-growth lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +32,11 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
 	@touch $@
 
+# Apart from the rest, so that it is not installed where nobody sends load.
+$(VENV)/.loadtest: requirements/loadtest.txt $(VENV)/.dev
+	$(PIP) install --quiet --require-hashes -r requirements/loadtest.txt
+	@touch $@
+
 # torch stands outside the hashed lock: which build is right (CPU, which CUDA) depends on the machine.
 $(VENV)/.export: requirements/export.txt $(VENV)/.dev
 	$(PIP) install --quiet $(TORCH)
@@ -42,7 +49,7 @@ demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Trito
 serve: $(VENV)/.serve  ## run the server: make serve [PROFILE=nano]
 	@$(PY) -m runtime serve --profile $(PROFILE)
 
-test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
+test: $(VENV)/.loadtest lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
 	  $(addprefix --ignore ,$(SLOW))
 
@@ -73,8 +80,23 @@ bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline agains
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
 
+load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it starts, and a report: make load [LOAD="crowd --users 8"]
+	@$(PY) -m loadtest $(LOAD)
+
+stress-overload: $(VENV)/.loadtest  ## three times as many requests as the server can do
+	$(PY) -m loadtest.stress.overload
+
+stress-soak: $(VENV)/.loadtest  ## 5,000 mixed and bad requests, and whether anything grows
+	$(PY) -m loadtest.stress.soak
+
+stress-same: $(VENV)/.loadtest  ## answers under load against answers alone
+	$(PY) -m loadtest.stress.same
+
+stress-growth: $(VENV)/.loadtest  ## time against people and against megapixels
+	$(PY) -m loadtest.stress.growth
+
 lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .cache demo-output quality-output bench-output
+	rm -rf $(VENV) .cache demo-output quality-output bench-output load-output

@@ -18,12 +18,10 @@ from pathlib import Path
 from benchmarks.machine import load_before
 from loadtest import thresholds
 from loadtest.driving import LOCUSTFILE, Sending, Target
-from loadtest.running import own_server, phases_of, run, target_of
+from loadtest.running import OUTPUT, end_in_order, own_server, phases_of, run, say, target_of
 from loadtest.scenarios import SCENARIOS
 from runtime.checks import RuntimeProblem
 from runtime.server import ServerOptions
-
-OUTPUT = Path("load-output")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,10 +97,6 @@ def _worker(options: argparse.Namespace) -> int:
     host, _, port = options.master.partition(":")
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--worker"]
     return subprocess.call([*command, f"--master-host={host}", f"--master-port={port or 5557}", *options.users])
-
-
-def say(line: str) -> None:
-    print(f"load: {line}", flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -228,4 +222,5 @@ def _sizes(text: str) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

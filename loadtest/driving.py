@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadtest import records
@@ -59,7 +59,7 @@ class Phase:
         loop: see `scenarios.Scenario`.
         users: of a closed loop.
         rate: requests per second of an open loop, on average.
-        seconds: how long requests are sent.
+        seconds: how long requests are sent; 0 where somebody else decided.
         ramp: users, or the rate, grow over that time.
         requests: it ends after so many; 0 does not count.
     """
@@ -118,16 +118,22 @@ def drive(phase: Phase, sending: Sending, target: Target, folder: Path, say: Cal
     log = folder / f"{phase.name}.requests.jsonl"
     watcher = Watcher(target.metrics_url, target.pid)
     samples = [watcher.look()]
+    begun_s = time.time()
     said = folder / f"{phase.name}.locust.log"
     with said.open("w") as output, contextlib.ExitStack() as stack:
         main, *workers = _start(phase, sending, target, log, output)
         for process in (main, *workers):
             stack.callback(_end, process)
-        samples += _follow(phase, main, log, watcher, folder, say)
+        looks, whole = _follow(phase, main, log, watcher, folder, say)
+        samples += looks
     found = records.read(log)
     if not found:
         lines = said.read_text().strip().splitlines()
         raise RuntimeProblem(f"Locust sent nothing: {lines[-1] if lines else 'it said nothing'}; see {said}")
+    if sending.web_port is not None:
+        phase = replace(phase, seconds=0.0)  # as long as whoever was at the page wanted
+    elif not whole:
+        phase = replace(phase, seconds=min(phase.seconds, time.time() - begun_s))
     return Seen(phase, found, samples)
 
 
@@ -175,13 +181,15 @@ def _command(
         f"--log={log}",
         f"--users={users}",
         f"--spawn-rate={spawn_rate}",
-        f"--run-time={round(phase.seconds)}s",
         "--exit-code-on-error=0",
     ]
-    if sending.web_port is None:
-        options += ["--headless", "--only-summary"]
-    else:
+    if sending.web_port is not None:
         options += [f"--web-port={sending.web_port}", "--web-host=127.0.0.1", "--autostart"]
+        options += [f"--run-time={round(phase.seconds)}s"]
+    elif phase.ramp and phase.loop == "closed":
+        options += ["--headless", "--only-summary", f"--run-time={round(phase.seconds)}s"]
+    else:
+        options += ["--headless", "--only-summary", f"--seconds={0 if phase.requests else phase.seconds}"]
     if workers:
         options += ["--master", f"--expect-workers={workers}", f"--master-bind-port={port}"]
         options += [f"--master-bind-host={host}", "--expect-workers-max-wait=120"]
@@ -195,8 +203,8 @@ def _follow(
     watcher: Watcher,
     folder: Path,
     say: Callable[[str], None],
-) -> list[Sample]:
-    """Watch until Locust ends, or Ctrl-C asks for it."""
+) -> tuple[list[Sample], bool]:
+    """Watch until Locust ends, or Ctrl-C asks for it. Whether it ended by itself comes second."""
     tail = records.Tail(log)
     progress = Progress(phase)
     samples: list[Sample] = []
@@ -216,7 +224,8 @@ def _follow(
             say("ending: requests under way are waited for (once more to stop at once)")
             main.send_signal(signal.SIGTERM)
             main.wait()
-    return samples
+            return samples, False
+    return samples, True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -18,7 +18,6 @@ from loadtest.scenarios import OVERLOADED, SERVED
 from loadtest.watching import Processes, Sample
 
 PERCENTILES = (50, 95, 99)
-STAGES = ("decode", "detect", "matte", "refine", "encode")
 OUTSIDE = "queue and wire"
 """What is left of a request's time beside its stages: it waits in queues, travels, and is packed and unpacked."""
 
@@ -46,7 +45,7 @@ def figures(seen: Seen) -> dict[str, Any]:
         "sent_mb_per_s": sum(record.sent_bytes for record in inside) / 1e6 / seconds,
         "answered_mb_per_s": sum(record.answered_bytes for record in inside) / 1e6 / seconds,
         "latency_ms": spread([record.latency_ms for record in served]),
-        "refusal_ms": spread([record.latency_ms for record in records if not record.served]),
+        "refusal_ms": spread([record.latency_ms for record in records if record.code == OVERLOADED]),
         "late_ms": spread([record.late_ms for record in records]),
         "kinds": _by(records, lambda record: f"{record.kind} ({record.way})"),
         "errors": _errors(records),
@@ -60,7 +59,7 @@ def window(phase: Phase, records: Sequence[Record]) -> tuple[float, float]:
     """From when to when requests were sent, Unix time. What is answered after that counts for times, not for rates."""
     begun_s = min(record.intended_s for record in records)
     last_s = max(record.done_s for record in records)
-    if phase.requests:
+    if phase.requests or not phase.seconds:
         return begun_s, last_s
     return begun_s, begun_s + phase.seconds
 
@@ -116,10 +115,10 @@ def _errors(records: Sequence[Record]) -> list[dict[str, Any]]:
 def stages(served: Iterable[Record]) -> dict[str, dict[str, float]]:
     """Milliseconds per stage of all pictures served, and what was spent outside of them."""
     columns: dict[str, list[float]] = collections.defaultdict(list)
-    for record in served:
-        if "total" not in record.stages_ms:
-            continue
-        for stage in STAGES:
+    timed = [record for record in served if "total" in record.stages_ms]
+    named = {stage: None for record in timed for stage in record.stages_ms if stage != "total"}
+    for record in timed:
+        for stage in named:
             columns[stage].append(record.stages_ms.get(stage, 0.0))
         columns[OUTSIDE].append(record.latency_ms - record.stages_ms["total"])
     return {stage: found for stage, values in columns.items() if (found := spread(values)) is not None}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
+import sys
 import time
 import uuid
 from functools import cache
@@ -21,7 +23,8 @@ from locust.runners import MasterRunner, WorkerRunner
 from locust.user.task import LOCUST_STATE_STOPPING
 
 import gevent  # isort: skip
-from gevent.pool import Pool  # isort: skip
+from gevent.lock import Semaphore  # isort: skip
+from gevent.pool import Group  # isort: skip
 
 # gRPC's own core knows nothing of those; it has a switch for gevent, to be set before the first channel is opened.
 import grpc.experimental.gevent  # isort: skip
@@ -33,14 +36,13 @@ gevent.get_hub().threadpool.maxsize = 2000
 
 from loadtest.arrivals import poisson  # noqa: E402
 from loadtest.records import Record  # noqa: E402
-from loadtest.scenarios import SCENARIOS, Mix, Sizes, endless  # noqa: E402
-from loadtest.ways import Grpc, Http, Reply, Way  # noqa: E402
+from loadtest.scenarios import SCENARIOS, Ask, Mix, Sizes, endless  # noqa: E402
+from loadtest.ways import NOT_SENT, Grpc, Http, Reply, Way  # noqa: E402
 
 FLUSH_S = 0.5
+IDLE_S = 0.2
 DRAIN_S = 60.0
 """So long an open loop's last requests may take when no more are sent."""
-LATE_START_S = 60.0
-"""Longer than a first request may take: nothing is put off by so much."""
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -56,6 +58,9 @@ def _options(parser: Any) -> None:
     group.add_argument("--megapixels", default="", help="sizes of pictures, such as 0.3,1,12")
     group.add_argument("--people", type=int, default=0, help="people in a crowd")
     group.add_argument("--timeout-s", type=float, default=60.0, help="for each request")
+    group.add_argument(
+        "--seconds", type=float, default=0.0, help="end so long after all users are there; 0 leaves it to --run-time"
+    )
     group.add_argument("--requests", type=int, default=0, help="end after so many; 0 does not count")
     group.add_argument("--seed", type=int, default=1, help="of the requests' order and times")
     group.add_argument("--log", default="", metavar="FILE", help="a line for each request")
@@ -99,16 +104,31 @@ SENT = itertools.count(1)
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def _init(environment: Any, runner: Any, **_: Any) -> None:
+    environment.events.quit.add_listener(_leave)
     if isinstance(runner, WorkerRunner):
         environment.events.report_to_master.add_listener(_to_master)
         runner.register_message("drain", _drain, concurrent=True)
         return
     LOG.open(environment.parsed_options.log)
-    environment.events.quit.add_listener(lambda **_: LOG.flush())
+    seconds = environment.parsed_options.seconds
+    if seconds:
+        # Not Locust's --run-time: that counts from before the users are there, which on a busy machine takes a while.
+        events.spawning_complete.add_listener(lambda **_: gevent.spawn_later(seconds, runner.quit))
     if isinstance(runner, MasterRunner):
         environment.events.worker_report.add_listener(_from_worker)
         runner.register_message("drained", _drained)
         environment.events.test_stopping.add_listener(_drain_workers)
+
+
+def _leave(exit_code: int, **_: Any) -> None:
+    """End at once, when Locust has said all that it has to say.
+
+    With gRPC's switch for gevent the interpreter's own end sometimes never comes: threads wait for one another.
+    """
+    LOG.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _to_master(data: dict[str, Any], **_: Any) -> None:
@@ -145,6 +165,14 @@ def _drained(msg: Any, **_: Any) -> None:
     DRAINING.discard(msg.node_id)
 
 
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def _prepare(environment: Any, **_: Any) -> None:
+    """Read the pictures before the first user is there."""
+    options = environment.parsed_options
+    if not isinstance(environment.runner, MasterRunner):
+        _mix(options.scenario, options.megapixels, options.people)
+
+
 @cache
 def _mix(scenario: str, megapixels: str, people: int) -> Mix:
     """The requests, once for all users of this process."""
@@ -171,7 +199,8 @@ class Caller(User):  # type: ignore[misc]
         self._way = self.connect(options)
         self._ids = (f"{uuid.uuid4().hex[:12]}-{number}" for number in itertools.count())
         self._open = options.loop == "open"
-        self._under_way = Pool(options.max_in_flight)
+        self._under_way = Group()
+        self._room = Semaphore(options.max_in_flight)
         self._arrivals = poisson(options.rate, seed, grow_s=options.grow_s) if self._open else iter(())
         self._begun_s = time.time()
 
@@ -189,18 +218,33 @@ class Caller(User):  # type: ignore[misc]
         intended_s = self._begun_s + next(self._arrivals)
         gevent.sleep(max(0.0, intended_s - time.time()))
         if self._state != LOCUST_STATE_STOPPING:
-            # Waits where too many are under way; the time counts from `intended_s` all the same.
-            self._under_way.spawn(self._ask, intended_s)
+            self._under_way.spawn(self._ask_in_turn, intended_s)
+
+    def _ask_in_turn(self, intended_s: float) -> None:
+        """Wait where too many are under way; the time counts from `intended_s` all the same."""
+        with self._room:
+            if self._state != LOCUST_STATE_STOPPING:
+                self._ask(intended_s)
+                return
+        # That it was never sent must not vanish from the figures.
+        lost = Reply(NOT_SENT, "the load test itself had too many requests under way; raise --max-in-flight")
+        self._note(next(self._asks), lost, intended_s, time.time())
 
     def _ask(self, intended_s: float) -> None:
         limit = self.environment.parsed_options.requests
         number = next(SENT)
         if limit and number > limit:
-            gevent.sleep(LATE_START_S)
+            gevent.sleep(IDLE_S)  # until the last one's answer is there, which ends the run
             return
         ask = next(self._asks)
         sent_s = time.time()
         reply = self._way.send(ask, next(self._ids))
+        self._note(ask, reply, intended_s, sent_s)
+        if limit and number == limit:
+            gevent.spawn(self.environment.runner.quit)
+
+    def _note(self, ask: Ask, reply: Reply, intended_s: float, sent_s: float) -> None:
+        """Log what came of a request, and tell Locust."""
         record = self._record(ask, reply, intended_s, sent_s)
         LOG.add(record.as_dict())
         self.environment.events.request.fire(
@@ -211,10 +255,8 @@ class Caller(User):  # type: ignore[misc]
             exception=None if record.expected else RuntimeError(f"{reply.code or 'served'}: {reply.message}"),
             context={},
         )
-        if limit and number == limit:
-            gevent.spawn(self.environment.runner.quit)
 
-    def _record(self, ask: Any, reply: Reply, intended_s: float, sent_s: float) -> Record:
+    def _record(self, ask: Ask, reply: Reply, intended_s: float, sent_s: float) -> Record:
         expected = reply.code in ask.expects
         return Record(
             kind=ask.kind,

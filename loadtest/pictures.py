@@ -21,6 +21,8 @@ GRAIN = 3.0
 decode, than what a camera writes."""
 THING_BOX = (330, 90, 512, 250)
 """Of astronaut.jpg: the model of a space shuttle behind the astronaut, a thing without a person."""
+FRAME_SIZE = (640, 480)
+FRAME_STEP_PX = 6
 TILE_RATIO = 0.75
 """Width by height of one person's place in a crowd."""
 
@@ -40,6 +42,11 @@ def thing(megapixels: float) -> bytes:
     return _kept(f"thing-{megapixels:g}", lambda: _jpeg(_scaled(_sample("astronaut.jpg").crop(THING_BOX), megapixels)))
 
 
+def frame(number: int) -> bytes:
+    """A JPEG of 640×480 of one person, who moves a little to the right from one number to the next."""
+    return _kept(f"frame-{number}", lambda: _frame(number))
+
+
 def pixels_of(data: bytes) -> int:
     with Image.open(io.BytesIO(data)) as image:
         return int(image.width * image.height)
@@ -50,6 +57,13 @@ def _portrait(megapixels: float, variant: int) -> bytes:
     if variant // len(PEOPLE_SAMPLES) % 2:
         image = ImageOps.mirror(image)
     return _jpeg(_scaled(image, megapixels))
+
+
+def _frame(number: int) -> bytes:
+    image = Image.new("RGB", FRAME_SIZE, (90, 110, 100))
+    person = ImageOps.fit(_sample("astronaut.jpg"), (FRAME_SIZE[1], FRAME_SIZE[1]), Image.Resampling.BICUBIC)
+    image.paste(person, (FRAME_STEP_PX * number, 0))
+    return _jpeg(image)
 
 
 def _crowd(people: int, megapixels: float) -> bytes:

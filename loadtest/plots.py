@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from loadtest.driving import Seen
 from loadtest.figures import (
     OUTSIDE,
-    STAGES,
     cpu_over_time,
     outcome,
     per_second,
@@ -26,7 +25,8 @@ from loadtest.figures import (
 )
 
 COLOURS = {"served": "#1b7f5c", "overloaded": "#e09f3e", "refused as expected": "#8d99ae", "wrong": "#c1121f"}
-STAGE_COLOURS = ("#264653", "#2a9d8f", "#8ab17d", "#e9c46a", "#f4a261", "#d9d9d9")
+STAGE_COLOURS = ("#264653", "#2a9d8f", "#8ab17d", "#e9c46a", "#f4a261")
+OUTSIDE_COLOUR = "#d9d9d9"
 STYLE: Any = {
     "svg.hashsalt": "cutaway",  # the same picture for the same figures
     "font.size": 9,
@@ -42,8 +42,8 @@ SIZE = (7.2, 2.9)
 def plots(seen: Seen) -> dict[str, str]:
     """SVG by title. What was not measured is left out."""
     drawn: dict[str, str] = {
-        "Time of each answer": svg(lambda axes: _times(axes, seen)),
-        "Answers per second": svg(lambda axes: _rates(axes, seen)),
+        "Time of each answer": svg(lambda axes: times(axes, seen)),
+        "Answers per second": svg(lambda axes: rates(axes, seen)),
         "Share of the pictures that took at most so long": svg(lambda axes: _shares(axes, seen)),
     }
     if stages(record for record in seen.records if record.served):
@@ -51,7 +51,7 @@ def plots(seen: Seen) -> dict[str, str]:
     if sum(bool(sample.models) for sample in seen.samples) > 1:
         drawn["Waiting and batches in Triton"] = svg(lambda axes: _models(axes, seen))
     if len(processes_over_time(seen.samples)) > 1:
-        drawn["The server's CPU and memory"] = svg(lambda axes: _server(axes, seen))
+        drawn["The server's CPU and memory"] = svg(lambda axes: server(axes, seen))
     return drawn
 
 
@@ -66,7 +66,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE) -> str:
     return text[text.index("<svg") :]
 
 
-def _times(axes: Axes, seen: Seen) -> None:
+def times(axes: Axes, seen: Seen) -> None:
     begun_s, _ = window(seen.phase, seen.records)
     for name, colour in COLOURS.items():
         points = [(record.done_s - begun_s, record.latency_ms) for record in seen.records if outcome(record) == name]
@@ -78,7 +78,7 @@ def _times(axes: Axes, seen: Seen) -> None:
     axes.legend(loc="upper right", frameon=False)
 
 
-def _rates(axes: Axes, seen: Seen) -> None:
+def rates(axes: Axes, seen: Seen) -> None:
     begun_s, _ = window(seen.phase, seen.records)
     counts = {name: values for name, values in per_second(seen.records, begun_s).items() if any(values)}
     seconds = np.arange(len(next(iter(counts.values()))))
@@ -102,10 +102,12 @@ def _shares(axes: Axes, seen: Seen) -> None:
 
 def _stages(axes: Axes, seen: Seen) -> None:
     kinds = sorted({record.kind for record in seen.records if record.served}, reverse=True)
+    names = [stage for stage in stages(record for record in seen.records if record.served) if stage != OUTSIDE]
+    colours = [*itertools.islice(itertools.cycle(STAGE_COLOURS), len(names)), OUTSIDE_COLOUR]
     for row, kind in enumerate(kinds):
         found = stages(record for record in seen.records if record.served and record.kind == kind)
         left = 0.0
-        for stage, colour in zip((*STAGES, OUTSIDE), STAGE_COLOURS, strict=True):
+        for stage, colour in zip((*names, OUTSIDE), colours, strict=True):
             mean = found[stage]["mean"] if stage in found else 0.0
             axes.barh(row, mean, left=left, color=colour, label=stage if row == 0 else None)
             left += mean
@@ -143,7 +145,7 @@ def _rises(samples: Sequence[Any], model: str, above: str, below: str, factor: f
     return found
 
 
-def _server(axes: Axes, seen: Seen) -> None:
+def server(axes: Axes, seen: Seen) -> None:
     begun_s, _ = window(seen.phase, seen.records)
     cpu = cpu_over_time(seen.samples)
     looks = processes_over_time(seen.samples)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.metadata
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from loadtest.watching import pid_at
 from runtime.checks import RuntimeProblem
 from runtime.server import Server, ServerOptions
 
+OUTPUT = Path("load-output")
 PACKAGES = ("cutaway", "tritonclient", "grpcio", "locust", "nvidia-pytriton", "onnxruntime", "numpy")
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 METRICS_PORT = 8002
@@ -43,6 +46,25 @@ class Run:
     figures: dict[str, Any]
     seen: list[Seen]
     verdicts: list[Verdict]
+
+
+def end_in_order() -> None:
+    """Let SIGTERM do what Ctrl-C does: what was started is ended on the way out."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def installed(packages: Sequence[str]) -> list[str]:
+    """Those that are there as packages: in a container Cutaway itself lies there as files."""
+    found = []
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            found.append(name)
+    return found
+
+
+def say(line: str) -> None:
+    print(f"load: {line}", flush=True)
 
 
 @contextlib.contextmanager
@@ -127,7 +149,7 @@ def run(
         ),
         "sent_from": f"{senders} sending process{'es' if senders > 1 else ''}",
         "machine": machine(load),
-        "versions": versions(PACKAGES),
+        "versions": versions(installed(PACKAGES)),
         "phases": found,
         "result": found[-1],
     }

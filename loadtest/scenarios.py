@@ -17,6 +17,8 @@ Loop = Literal["closed", "open"]
 SERVED = ""
 """The code of an answer that is no error."""
 OVERLOADED = "OVERLOADED"
+PIPELINE = "ensemble_pipeline"
+STREAMS = "stream_pipeline"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Ask:
         parameters: of the request, as they travel.
         expects: the codes that are right answers; `SERVED` for a picture.
         outputs: what is asked back.
+        model: who is asked.
+        input: what the picture is called there.
+        framed: requests of one user are frames of one stream, with a correlation id of its own.
     """
 
     kind: str
@@ -36,6 +41,9 @@ class Ask:
     parameters: Mapping[str, str] = field(default_factory=dict)
     expects: frozenset[str] = frozenset({SERVED})
     outputs: tuple[str, ...] = CUT_OUTPUTS
+    model: str = PIPELINE
+    input: str = "image"
+    framed: bool = False
 
 
 Mix = Sequence[tuple[int, Ask]]
@@ -109,6 +117,15 @@ def _products(sizes: Sizes) -> Mix:
     return [(1, Ask(f"thing, {size:g} MP", pictures.thing(size), {"subject": "all"})) for size in sizes.or_else(1.0)]
 
 
+def _stream(_sizes: Sizes) -> Mix:
+    """A camera's frames; a server without this model answers that it knows none such."""
+    outputs = ("jpeg", "report")
+    return [
+        (1, Ask("frame, 640×480", pictures.frame(number), outputs=outputs, model=STREAMS, input="file", framed=True))
+        for number in range(8)
+    ]
+
+
 def _mixed(sizes: Sizes) -> Mix:
     portraits = [(8, 0.3), (8, 1.0), (4, 4.0), (2, 12.0)]
     if sizes.megapixels is not None:
@@ -161,6 +178,9 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("crowd", "six people in each picture (--people), together in one cut-out", _crowd),
         Scenario("each", "four people in each picture (--people), a cut-out for each", _each),
         Scenario("products", "things instead of people (subject=all)", _products),
+        Scenario(
+            "stream", "frames of 640×480, each user a stream; the next one goes out when one is back", _stream, users=2
+        ),
         Scenario("mixed", "sizes from 0.3 to 12 megapixels, all subjects, several forms of output", _mixed),
         Scenario("hostile", "bad files and options among good ones; a wrong error code is a failure", _hostile),
         Scenario("ramp", "one person; users, or the rate, grow over the time", _single, users=12, ramp=True),

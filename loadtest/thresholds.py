@@ -60,7 +60,7 @@ THRESHOLDS = (
     Threshold("max-p50-ms", "median time of a picture", _percentile("p50")),
     Threshold("max-p95-ms", "95th percentile", _percentile("p95")),
     Threshold("max-p99-ms", "99th percentile", _percentile("p99")),
-    Threshold("max-refusal-p99-ms", "99th percentile of refusals", _percentile("p99", "refusal_ms")),
+    Threshold("max-refusal-p99-ms", "99th percentile of refusals (OVERLOADED)", _percentile("p99", "refusal_ms")),
     Threshold("min-throughput", "pictures per second", lambda run: run["result"]["throughput_per_s"], most=False),
     Threshold("max-error-rate", "share of wrong answers, 0 to 1", lambda run: run["result"]["failure_share"]),
     Threshold("min-peak-share", "overload: throughput as a share of the peak, 0 to 1", _peak_share, most=False),

@@ -7,7 +7,9 @@ lets a failing server rest, and works in threads, while Locust's users are green
 from __future__ import annotations
 
 import json
+import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,9 +22,10 @@ from tritonclient.utils import InferenceServerException
 
 from loadtest.scenarios import SERVED, Ask
 
-PIPELINE = "ensemble_pipeline"
 WRONG_ID = "WRONG_ID"
 """Instead of an error code: the answer bears the id of another request."""
+NOT_SENT = "NOT_SENT"
+"""Instead of an error code: the run was over before there was room to send it (`--max-in-flight`)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Reply:
     """What came back.
 
     Attributes:
-        code: `SERVED`, an error code of Cutaway, or `WRONG_ID`.
+        code: `SERVED`, an error code of Cutaway, `WRONG_ID` or `NOT_SENT`.
         message: of the error.
         outputs: by name, as tritonclient gives them.
         report: the answer's own.
@@ -47,8 +50,25 @@ class Reply:
 
     @property
     def answered_bytes(self) -> int:
-        images = self.outputs.get("images")
-        return 0 if images is None else sum(len(image) for image in images)
+        return sum(len(file) for name in ("images", "jpeg") for file in self.outputs.get(name, ()))
+
+
+class Stream:
+    """The frames of one user, which Triton knows by a correlation id."""
+
+    def __init__(self) -> None:
+        self._id = 0
+
+    def follow(self, ask: Ask, send: Callable[[dict[str, Any]], Reply]) -> Reply:
+        """Send a request; for a frame, with what says whose it is. After a frame that failed a stream begins anew."""
+        if not ask.framed:
+            return send({})
+        begins = not self._id
+        self._id = self._id or random.getrandbits(63) + 1
+        reply = send({"sequence_id": self._id, "sequence_start": begins})
+        if reply.code != SERVED:
+            self._id = 0
+        return reply
 
 
 class Way(Protocol):
@@ -72,14 +92,24 @@ class Grpc:
 
     def __init__(self, address: str, timeout_s: float) -> None:
         self._address, self._timeout_s = address, timeout_s
+        self._stream = Stream()
         # Channels to the same address would share one connection; users are strangers to each other.
         own = ("grpc.use_local_subchannel_pool", 1)
         longest = ("grpc.max_receive_message_length", 2**31 - 1), ("grpc.max_send_message_length", 2**31 - 1)
         self._client = tritonclient.grpc.InferenceServerClient(address, channel_args=[own, *longest])
 
     def send(self, ask: Ask, request_id: str) -> Reply:
-        extra = {"client_timeout": self._timeout_s}
-        return _send(self._client, tritonclient.grpc, self._address, ask, request_id, extra)
+        return self._stream.follow(
+            ask,
+            lambda extra: _send(
+                self._client,
+                tritonclient.grpc,
+                self._address,
+                ask,
+                request_id,
+                {"client_timeout": self._timeout_s, **extra},
+            ),
+        )
 
     def close(self) -> None:
         self._client.close()
@@ -98,25 +128,28 @@ class Http:
 
     def __init__(self, address: str, timeout_s: float, connections: int = 1) -> None:
         self._address = address
+        self._stream = Stream()
         self._client = tritonclient.http.InferenceServerClient(
             address, concurrency=connections, connection_timeout=timeout_s, network_timeout=timeout_s
         )
 
     def send(self, ask: Ask, request_id: str) -> Reply:
-        return _send(self._client, tritonclient.http, self._address, ask, request_id, {})
+        return self._stream.follow(
+            ask, lambda extra: _send(self._client, tritonclient.http, self._address, ask, request_id, extra)
+        )
 
     def close(self) -> None:
         self._client.close()
 
 
 def _send(client: Any, module: Any, address: str, ask: Ask, request_id: str, extra: dict[str, Any]) -> Reply:
-    image = module.InferInput("image", [1], "BYTES")
+    image = module.InferInput(ask.input, [1], "BYTES")
     image.set_data_from_numpy(np.array([ask.data], dtype=np.object_))
     outputs = [module.InferRequestedOutput(name) for name in ask.outputs]
     begun = time.monotonic()
     try:
         result = client.infer(
-            PIPELINE, [image], outputs=outputs, request_id=request_id, parameters=dict(ask.parameters), **extra
+            ask.model, [image], outputs=outputs, request_id=request_id, parameters=dict(ask.parameters), **extra
         )
     except InferenceServerException as failure:
         error = error_of(_status(failure), failure.message(), address=address, elapsed_s=time.monotonic() - begun)

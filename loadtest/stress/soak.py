@@ -6,23 +6,28 @@ Sizes from 0.3 to 12 megapixels, all subjects and forms of output, detections, a
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loadtest import figures, plots
-from loadtest.driving import Sending
+from loadtest.driving import Sending, Target
 from loadtest.running import Run, own_server, phases_of, run, say
+from loadtest.scenarios import SCENARIOS, Sizes
 from loadtest.stress.common import Claim, Found, script_main
 from loadtest.watching import Processes, processes_of
+from loadtest.ways import Grpc, Http, Way
 from runtime.server import ServerOptions
 
 MAX_RSS_MB_PER_1000 = 1.0
 SETTLE_S = 3.0
 """After the last answer: connections are closed, and what was freed is given back."""
 SKIP_SHARE = 0.25
+TIMEOUT_S = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,22 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=5000, help="how many (default: 5000)")
+    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="rounds of everything before (default: 2)")
     parser.add_argument("--users", type=int, default=4, help="at once, half of them over HTTP (default: 4)")
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Found:
     with own_server(ServerOptions(profile=options.profile), ("grpc", "http"), say) as target:
         assert target.pid is not None
-        # The first of each kind make threads, connections and heaps that stay.
-        warm = run(
-            phases_of("soak", requests=min(200, max(20, options.requests // 10)), users=options.users),
-            scenario="soak",
-            sending=Sending(seed=99),
-            target=target,
-            folder=folder / "warm-up",
-            say=say,
-            load=0.0,
-        )
+        warmed = warm_up(target, options.users, options.warm_up)
         time.sleep(SETTLE_S)
         before = processes_of(target.pid)
         done = run(
@@ -62,7 +59,26 @@ def measure(options: argparse.Namespace, folder: Path) -> Found:
         after = processes_of(target.pid)
     if before is None or after is None:
         return Found([Claim("the server lives on", "its process is gone", False)], {}, "", {})
-    return judge(done, before, after, warm.figures["result"]["answers"])
+    return judge(done, before, after, warmed)
+
+
+def warm_up(target: Target, users: int, rounds: int) -> int:
+    """Ask everything once or more, by all users at once: threads, connections, heaps and shared memory for the largest
+    picture in each of the server's processes are then there. How many requests that were."""
+    wanted = [ask for _, ask in SCENARIOS["soak"].mix(Sizes())]
+    say(f"warming up: {users} users, {rounds} rounds of {len(wanted)} requests")
+
+    def caller(number: int) -> None:
+        way: Way = Grpc(target.grpc, TIMEOUT_S) if number % 2 == 0 else Http(target.http, TIMEOUT_S)
+        chance = random.Random(number)
+        for turn in range(rounds):
+            for index, ask in enumerate(chance.sample(wanted, len(wanted))):
+                way.send(ask, f"warm-{number}-{turn}-{index}")
+        way.close()
+
+    with ThreadPoolExecutor(users) as pool:
+        list(pool.map(caller, range(users)))
+    return users * rounds * len(wanted)
 
 
 def judge(done: Run, before: Processes, after: Processes, warmed: int) -> Found:

@@ -60,9 +60,9 @@ def test_overload(tmp_path: Path) -> None:
 @needs_locust
 def test_soak(tmp_path: Path) -> None:
     """All but the slope of memory, for which this is too short."""
-    found = soak.measure(argparse.Namespace(profile="nano", requests=60, users=3), tmp_path)
+    found = soak.measure(argparse.Namespace(profile="nano", requests=60, users=2, warm_up=1), tmp_path)
     missed = [f"{claim.what}: {claim.figure}" for claim in found.claims if not claim.holds]
-    assert [claim for claim in missed if not claim.startswith("memory")] == []
+    assert [claim for claim in missed if not claim.startswith("memory grows")] == []
     assert found.figures["answers"] == 60
 
 

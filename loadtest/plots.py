@@ -10,7 +10,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from loadtest.driving import Seen
 from loadtest.figures import (
@@ -47,7 +49,8 @@ def plots(seen: Seen) -> dict[str, str]:
         "Share of the pictures that took at most so long": svg(lambda axes: _shares(axes, seen)),
     }
     if stages(record for record in seen.records if record.served):
-        drawn["Where the time goes (means)"] = svg(lambda axes: _stages(axes, seen))
+        kinds = len({record.kind for record in seen.records if record.served})
+        drawn["Where the time goes (means)"] = svg(lambda axes: _stages(axes, seen), (SIZE[0], 1.6 + 0.22 * kinds))
     if sum(bool(sample.models) for sample in seen.samples) > 1:
         drawn["Waiting and batches in Triton"] = svg(lambda axes: _models(axes, seen))
     if len(processes_over_time(seen.samples)) > 1:
@@ -75,7 +78,8 @@ def times(axes: Axes, seen: Seen) -> None:
             xs, ys = zip(*points, strict=True)
             axes.scatter(xs, ys, s=6, color=colour, label=name, alpha=0.7, linewidths=0, rasterized=True)
     axes.set(xlabel="seconds", ylabel="ms", yscale="log")
-    axes.legend(loc="upper right", frameon=False)
+    _plain_numbers(axes.yaxis)
+    axes.legend(loc="lower right", frameon=False)
 
 
 def rates(axes: Axes, seen: Seen) -> None:
@@ -97,7 +101,14 @@ def _shares(axes: Axes, seen: Seen) -> None:
     for share in (0.5, 0.95, 0.99):
         axes.axhline(share, color="black", linewidth=0.5, linestyle=":")
     axes.set(xlabel="ms", ylabel="share", xscale="log", ylim=(0, 1.02))
-    axes.legend(loc="upper left", frameon=False, fontsize=7)
+    _plain_numbers(axes.xaxis)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """200 and 1000 on a logarithmic axis, not powers of ten."""
+    for put in (axis.set_major_formatter, axis.set_minor_formatter):
+        put(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
 
 
 def _stages(axes: Axes, seen: Seen) -> None:

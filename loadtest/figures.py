@@ -18,6 +18,7 @@ from loadtest.scenarios import OVERLOADED, SERVED
 from loadtest.watching import Processes, Sample
 
 PERCENTILES = (50, 95, 99)
+WINDOWS = 10
 OUTSIDE = "queue and wire"
 """What is left of a request's time beside its stages: it waits in queues, travels, and is packed and unpacked."""
 
@@ -205,16 +206,41 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
 
 
 def memory_slope(seen: Seen, skip_share: float = 0.25) -> float | None:
-    """How many MB (2^20) the server's memory grows in 1,000 answers, by least squares.
+    """How many MB (2^20) of the server's memory are added and kept in 1,000 answers.
+
+    What a large picture needs for a moment comes and goes, hundreds of megabytes in one process or the other, and would
+    hide a leak. So the time is cut into windows, each process is taken at its least in each, and a line is laid through
+    the sums (least squares).
 
     Args:
         seen: the phase.
-        skip_share: this share of the answers is left out at the start: until every kind of picture has come a few
-            times, memory grows to what the largest needs.
+        skip_share: this share of the answers is left out at the start.
     """
-    done_s = np.sort([record.done_s for record in seen.records])
-    points = [(float(np.searchsorted(done_s, at_s)), look.rss_mb) for at_s, look in processes_over_time(seen.samples)]
-    kept = [(answers, rss) for answers, rss in points if answers >= skip_share * len(done_s)]
-    if len(kept) < 3 or len({answers for answers, _ in kept}) < 2:
+    floors = memory_floors(seen, skip_share)
+    if len(floors) < 3:
         return None
-    return 1000 * slope([answers for answers, _ in kept], [rss for _, rss in kept])[0]
+    return 1000 * slope([answers for answers, _ in floors], [mb for _, mb in floors])[0]
+
+
+def memory_floors(seen: Seen, skip_share: float) -> list[tuple[float, float]]:
+    """For each window the answers up to its middle, and the sum of what each process has at least, MB."""
+    done_s = np.sort([record.done_s for record in seen.records])
+    looks = [(float(np.searchsorted(done_s, at_s)), look) for at_s, look in processes_over_time(seen.samples)]
+    kept = [(answers, look) for answers, look in looks if skip_share * len(done_s) <= answers < len(done_s)]
+    windows = [
+        kept[start : start + len(kept) // WINDOWS] for start in range(0, len(kept), max(1, len(kept) // WINDOWS))
+    ]
+    return [
+        (statistics.fmean(answers for answers, _ in window), _least(look for _, look in window))
+        for window in windows[:WINDOWS]
+        if window
+    ]
+
+
+def _least(looks: Iterable[Processes]) -> float:
+    """The sum of the least that each process had in one of these looks."""
+    least: dict[str, float] = {}
+    for look in looks:
+        for name, mb in (look.parts_mb or {"all": look.rss_mb}).items():
+            least[name] = min(mb, least.get(name, mb))
+    return sum(least.values())

@@ -42,6 +42,7 @@ class Processes:
         rss_mb: memory that they have, 2^20 bytes; what they share counts in each of them.
         threads, fds: how many.
         shm_mb: what the model processes and Triton share in /dev/shm, 2^20 bytes.
+        parts_mb: the memory of each, by name and process id.
     """
 
     cpu_s: float
@@ -49,6 +50,7 @@ class Processes:
     threads: int
     fds: int
     shm_mb: float
+    parts_mb: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,19 @@ def parse_metrics(text: str) -> dict[str, dict[str, float]]:
 def processes_of(triton: int) -> Processes | None:
     """The tritonserver with this id and its model processes; None when it is gone."""
     ticks_per_s, page_bytes = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    ticks = pages = threads = fds = 0
+    ticks = threads = fds = 0
+    parts_mb: dict[str, float] = {}
     try:
-        for pid in (triton, *(stub.pid for stub in stubs_of(triton))):
+        for pid, name in ((triton, "triton"), *((stub.pid, stub.model) for stub in stubs_of(triton))):
             folder = Path("/proc", str(pid))
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
             threads += int(fields[17])
-            pages += int(fields[21])
+            parts_mb[f"{name} {pid}"] = int(fields[21]) * page_bytes / 2**20
             fds += len(list((folder / "fd").iterdir()))
     except OSError:
         return None
-    return Processes(ticks / ticks_per_s, pages * page_bytes / 2**20, threads, fds, shm_bytes(triton) / 2**20)
+    return Processes(ticks / ticks_per_s, sum(parts_mb.values()), threads, fds, shm_bytes(triton) / 2**20, parts_mb)
 
 
 def shm_bytes(triton: int) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -85,6 +84,7 @@ def judge(done: Run, before: Processes, after: Processes, warmed: int) -> Found:
     """The claims, from the run and from looks at the idle server before and after."""
     result, seen = done.figures["result"], done.seen[-1]
     rise = figures.memory_slope(seen, SKIP_SHARE)
+    floors = figures.memory_floors(seen, SKIP_SHARE)
     claims = [
         Claim(
             f"memory grows by at most {MAX_RSS_MB_PER_1000:g} MB in 1,000 requests, after the first {SKIP_SHARE:.0%}",
@@ -107,18 +107,11 @@ def judge(done: Run, before: Processes, after: Processes, warmed: int) -> Found:
     ]
     return Found(
         claims,
-        {"rise_mb_per_1000": rise, "quarters_mb": quarters(done), **result},
-        f"{warmed} requests before, to warm up. Median memory of each quarter of the run, MB: "
-        f"{', '.join(f'{value:.0f}' for value in quarters(done))}. {result['answers_per_s']:.1f} answers per second.",
+        {"rise_mb_per_1000": rise, "floors_mb": floors, **result},
+        f"{warmed} requests before, to warm up. What the processes had at least in each tenth of the time after the first "
+        f"{SKIP_SHARE:.0%}, MB: {', '.join(f'{mb:.0f}' for _, mb in floors)}. {result['answers_per_s']:.1f} answers per second.",
         {"memory": plots.svg(lambda axes: plots.server(axes, seen))},
     )
-
-
-def quarters(done: Run) -> list[float]:
-    """The median memory in each quarter of the time, MB."""
-    memory = [look.rss_mb for _, look in figures.processes_over_time(done.seen[-1].samples)]
-    size = max(1, len(memory) // 4)
-    return [statistics.median(memory[start : start + size]) for start in range(0, 4 * size, size) if memory[start:]]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest import figures, page, plots, records
 from loadtest.stress import growth
-from loadtest.watching import parse_metrics
+from loadtest.watching import Processes, Sample, parse_metrics
 from tests.loadtest.logs import BEGUN_S, record, sample, seen
 
 
@@ -106,9 +106,24 @@ def test_batches_queues_and_processes() -> None:
 def test_memory_slope_leaves_the_start_out() -> None:
     """After a jump in the first quarter memory grows by 2 MB in 1,000 answers."""
     log = [record(number / 100, 0.0) for number in range(4000)]
-    samples = [sample(s, s, rss_mb=(300 if s < 5 else 500 + 2 * s / 10)) for s in range(41)]
+    samples = [sample(s / 10, s, rss_mb=(300 if s < 50 else 500 + 2 * s / 100)) for s in range(401)]
     assert figures.memory_slope(seen(log, samples, seconds=40.0)) == pytest.approx(2.0, abs=0.05)
     assert figures.memory_slope(seen(log, [], seconds=40.0)) is None
+
+
+def test_memory_slope_sees_a_leak_under_what_comes_and_goes() -> None:
+    """One process leaks 2 MB in 1,000 answers; both take 300 MB now and then, and never at the same time."""
+    log = [record(number / 100, 0.0) for number in range(4000)]
+    samples = []
+    for number in range(401):
+        busy = number % 3
+        parts = {
+            "triton 1": 100 + 2 * number / 100 + (300 if busy == 0 else 0),
+            "ensemble_pipeline 2": 200 + (300 if busy == 1 else 0),
+        }
+        processes = Processes(0.0, sum(parts.values()), 40, 90, 64.0, parts)
+        samples.append(Sample(BEGUN_S + number / 10, {}, processes))
+    assert figures.memory_slope(seen(log, samples, seconds=40.0)) == pytest.approx(2.0, abs=0.1)
 
 
 def test_metrics_of_triton() -> None:

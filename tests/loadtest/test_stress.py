@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.driving import Target
 from loadtest.scenarios import Ask
 from loadtest.stress import overload, same, soak
 from loadtest.ways import Reply
+from runtime.server import Server
 from tests.loadtest.logs import needs_locust
 
 
 @pytest.mark.triton
-def test_answers_under_load_are_those_given_alone() -> None:
-    found = same.measure(argparse.Namespace(profile="nano", threads=4, rounds=1), Path())
+def test_answers_under_load_are_those_given_alone(server: Server) -> None:
+    target = Target(server.grpc_address, server.http_address, server.metrics_url, server.process.pid)
+    found = same.compare(target, same.asks(), threads=3, rounds=1, say=print)
     assert [claim.what for claim in found.claims if not claim.holds] == []
-    assert found.figures["compared"]["answers"] == 4 * len(same.asks())
+    assert found.figures["compared"]["answers"] == 3 * len(same.asks())
 
 
 def test_an_answer_that_went_astray_is_noticed() -> None:
@@ -45,7 +48,7 @@ def test_an_answer_that_went_astray_is_noticed() -> None:
 def test_overload(tmp_path: Path) -> None:
     """Times are for the script itself: here only who is served and who is refused."""
     found = overload.measure(
-        argparse.Namespace(profile="nano", queue_size=3, seconds=10.0, factor=6.0, way="grpc"), tmp_path
+        argparse.Namespace(profile="nano", queue_size=3, seconds=8.0, factor=6.0, way="grpc"), tmp_path
     )
     result = found.figures["overload"]
     assert result["expected_refusals"] > 0
@@ -60,10 +63,10 @@ def test_overload(tmp_path: Path) -> None:
 @needs_locust
 def test_soak(tmp_path: Path) -> None:
     """All but the slope of memory, for which this is too short."""
-    found = soak.measure(argparse.Namespace(profile="nano", requests=60, users=2, warm_up=1), tmp_path)
+    found = soak.measure(argparse.Namespace(profile="nano", requests=30, users=2, warm_up=1), tmp_path)
     missed = [f"{claim.what}: {claim.figure}" for claim in found.claims if not claim.holds]
     assert [claim for claim in missed if not claim.startswith("memory grows")] == []
-    assert found.figures["answers"] == 60
+    assert found.figures["answers"] == 30
 
 
 def test_asks_of_the_comparison_differ_in_size() -> None:

@@ -108,8 +108,9 @@ def judge(done: Run, before: Processes, after: Processes, warmed: int) -> Found:
     return Found(
         claims,
         {"rise_mb_per_1000": rise, "floors_mb": floors, **result},
-        f"{warmed} requests before, to warm up. What the processes had at least in each tenth of the time after the first "
-        f"{SKIP_SHARE:.0%}, MB: {', '.join(f'{mb:.0f}' for _, mb in floors)}. {result['answers_per_s']:.1f} answers per second.",
+        f"{warmed} requests before, to warm up. What the processes had at least, in each tenth of the time after the "
+        f"first {SKIP_SHARE:.0%}, MB: {', '.join(f'{mb:.0f}' for _, mb in floors)}. "
+        f"{result['answers_per_s']:.1f} answers per second.",
         {"memory": plots.svg(lambda axes: plots.server(axes, seen))},
     )
 

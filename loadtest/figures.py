@@ -199,9 +199,10 @@ def outcome(record: Record) -> str:
     return "served" if record.code == SERVED else "refused as expected"
 
 
-def slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
-    """The line through points by least squares: its rise per unit, and its height at 0."""
-    rise, height = np.polyfit(xs, ys, 1)
+def slope(xs: Sequence[float], ys: Sequence[float], *, relative: bool = False) -> tuple[float, float]:
+    """The line through points by least squares: its rise per unit, and its height at 0. `relative`: of the shares by
+    which points are off, not of the distances, so that small values count as much as large ones."""
+    rise, height = np.polyfit(xs, ys, 1, w=1 / np.asarray(ys) if relative else None)
     return float(rise), float(height)
 
 

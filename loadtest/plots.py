@@ -178,7 +178,7 @@ def line(axes: Axes, xs: Sequence[float], ys: Sequence[Sequence[float]], x_label
     axes.errorbar(
         xs, medians, yerr=[low, high], fmt="o", capsize=3, color="C0", label="median, 10th to 90th percentile"
     )
-    rise, height = slope(xs, medians)
+    rise, height = slope(xs, medians, relative=True)
     axes.plot([0, max(xs)], [height, height + rise * max(xs)], "--", color="C3", label=f"{height:.0f} + {rise:.1f} · x")
     axes.set(xlabel=x_label, ylabel="ms", xlim=(0, None), ylim=(0, None))
     axes.legend(loc="upper left", frameon=False)

@@ -92,7 +92,7 @@ def _times(
 def _line(what: str, unit: str, xs: Sequence[float], times: Sequence[list[float]]) -> dict[str, Any]:
     """The line through the medians, how far they are off it, and the claims."""
     medians = [statistics.median(ms) for ms in times]
-    rise, height = figures.slope(xs, medians)
+    rise, height = figures.slope(xs, medians, relative=True)
     off = [abs(median - (height + rise * x)) / (height + rise * x) for x, median in zip(xs, medians, strict=True)]
     claims = [
         Claim(

@@ -12,8 +12,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_fau
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead \
-  load stress-overload stress-soak stress-same stress-growth lock clean
+.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +79,7 @@ bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline agains
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
 
+.PHONY: load stress-overload stress-soak stress-same stress-growth
 load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it starts, and a report: make load [LOAD="crowd --users 8"]
 	@$(PY) -m loadtest $(LOAD)
 

@@ -31,11 +31,6 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
 	@touch $@
 
-# Apart from the rest, so that it is not installed where nobody sends load.
-$(VENV)/.loadtest: requirements/loadtest.txt $(VENV)/.dev
-	$(PIP) install --quiet --require-hashes -r requirements/loadtest.txt
-	@touch $@
-
 # torch stands outside the hashed lock: which build is right (CPU, which CUDA) depends on the machine.
 $(VENV)/.export: requirements/export.txt $(VENV)/.dev
 	$(PIP) install --quiet $(TORCH)
@@ -48,7 +43,7 @@ demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Trito
 serve: $(VENV)/.serve  ## run the server: make serve [PROFILE=nano]
 	@$(PY) -m runtime serve --profile $(PROFILE)
 
-test: $(VENV)/.loadtest lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
+test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
 	  $(addprefix --ignore ,$(SLOW))
 
@@ -79,6 +74,22 @@ bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline agains
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
 
+lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .cache demo-output quality-output bench-output load-output
+
+# ---- load
+
+# Apart from the rest, so that it is not installed where nobody sends load.
+$(VENV)/.loadtest: requirements/loadtest.txt $(VENV)/.dev
+	$(PIP) install --quiet --require-hashes -r requirements/loadtest.txt
+	@touch $@
+
+# Load tests run in short among the tests.
+test: $(VENV)/.loadtest
+
 .PHONY: load stress-overload stress-soak stress-same stress-growth
 load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it starts, and a report: make load [LOAD="crowd --users 8"]
 	@$(PY) -m loadtest $(LOAD)
@@ -94,9 +105,3 @@ stress-same: $(VENV)/.loadtest  ## answers under load against answers alone
 
 stress-growth: $(VENV)/.loadtest  ## time against people and against megapixels
 	$(PY) -m loadtest.stress.growth
-
-lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
-
-clean:  ## remove what the targets made
-	rm -rf $(VENV) .cache demo-output quality-output bench-output load-output

@@ -4,6 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PROFILE ?= nano
+LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
@@ -101,4 +102,30 @@ lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .cache demo-output quality-output bench-output
+	rm -rf $(VENV) .cache demo-output quality-output bench-output load-output
+
+# ---- load
+
+# Apart from the rest, so that it is not installed where nobody sends load.
+$(VENV)/.loadtest: requirements/loadtest.txt $(VENV)/.dev
+	$(PIP) install --quiet --require-hashes -r requirements/loadtest.txt
+	@touch $@
+
+# Load tests run in short among the tests.
+test: $(VENV)/.loadtest
+
+.PHONY: load stress-overload stress-soak stress-same stress-growth
+load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it starts, and a report: make load [LOAD="crowd --users 8"]
+	@$(PY) -m loadtest $(LOAD)
+
+stress-overload: $(VENV)/.loadtest  ## three times as many requests as the server can do
+	$(PY) -m loadtest.stress.overload
+
+stress-soak: $(VENV)/.loadtest  ## 5,000 mixed and bad requests, and whether anything grows
+	$(PY) -m loadtest.stress.soak
+
+stress-same: $(VENV)/.loadtest  ## answers under load against answers alone
+	$(PY) -m loadtest.stress.same
+
+stress-growth: $(VENV)/.loadtest  ## time against people and against megapixels
+	$(PY) -m loadtest.stress.growth

@@ -15,6 +15,9 @@ compile serve --extra serve
 compile dev --extra serve --extra dev $sdk --constraint requirements/serve.txt
 # shellcheck disable=SC2086
 compile export --extra serve --extra dev $sdk --extra export --constraint requirements/dev.txt
+# What sends requests in load tests and draws their reports.
+# shellcheck disable=SC2086
+compile loadtest --extra serve --extra dev $sdk --extra loadtest --constraint requirements/dev.txt
 # The GPU image: what its Triton serves with, and what builds plans in it (docker/Dockerfile.gpu).
 compile gpu --extra pipeline --constraint requirements/serve.txt
 compile plan --extra plan --constraint requirements/gpu.txt

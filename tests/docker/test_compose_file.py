@@ -104,6 +104,7 @@ def test_only_the_gpu_server_starts_by_itself() -> None:
         "server": None,
         "export": ["export"],
         "cpu": ["cpu"],
+        "load": ["load"],
     }
 
 

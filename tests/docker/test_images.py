@@ -30,6 +30,7 @@ def test_there_are_two_images() -> None:
     assert {service["build"]["dockerfile"] for service in services().values()} == {
         "docker/Dockerfile.gpu",
         "docker/Dockerfile.cpu",
+        "loadtest/Dockerfile",  # serves nothing: tests/loadtest/test_container.py
     }
 
 

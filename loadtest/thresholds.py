@@ -1,0 +1,90 @@
+"""What a run has to reach, as options for continuous integration: one table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One option.
+
+    Attributes:
+        option: without the dashes.
+        help: for `--help`.
+        figure: finds the figure in a run; None where the run has none.
+        most: whether the limit is an upper one.
+    """
+
+    option: str
+    help: str
+    figure: Callable[[Figures], float | None]
+    most: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A threshold that was asked for, and what the run reached; a figure that is missing is not reached."""
+
+    option: str
+    limit: float
+    figure: float | None
+    kept: bool
+
+    @property
+    def text(self) -> str:
+        reached = "no such figure" if self.figure is None else f"{self.figure:.4g}"
+        return f"--{self.option} {self.limit:g}: {reached}: {'kept' if self.kept else 'MISSED'}"
+
+
+def _percentile(name: str, part: str = "latency_ms") -> Callable[[Figures], float | None]:
+    return lambda run: run["result"][part][name] if run["result"][part] else None
+
+
+def _peak_share(run: Figures) -> float | None:
+    peak = run["phases"][0]["throughput_per_s"]
+    return run["result"]["throughput_per_s"] / peak if len(run["phases"]) > 1 and peak else None
+
+
+def _rss_growth(run: Figures) -> float | None:
+    server = run["result"]["server"]
+    return None if server is None else server["rss_mb_last"] - server["rss_mb_first"]
+
+
+THRESHOLDS = (
+    Threshold("max-p50-ms", "median time of a picture", _percentile("p50")),
+    Threshold("max-p95-ms", "95th percentile", _percentile("p95")),
+    Threshold("max-p99-ms", "99th percentile", _percentile("p99")),
+    Threshold("max-refusal-p99-ms", "99th percentile of refusals (OVERLOADED)", _percentile("p99", "refusal_ms")),
+    Threshold("min-throughput", "pictures per second", lambda run: run["result"]["throughput_per_s"], most=False),
+    Threshold("max-error-rate", "share of wrong answers, 0 to 1", lambda run: run["result"]["failure_share"]),
+    Threshold("min-peak-share", "overload: throughput as a share of the peak, 0 to 1", _peak_share, most=False),
+    Threshold("max-rss-growth-mb", "memory of the server, from first to last", _rss_growth),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("thresholds (exit status 1 where one is missed)")
+    for threshold in THRESHOLDS:
+        group.add_argument(f"--{threshold.option}", type=float, metavar="X", help=threshold.help)
+
+
+def judge(run: Figures, options: argparse.Namespace) -> list[Verdict]:
+    """The verdicts on those thresholds that were asked for."""
+    verdicts = []
+    for threshold in THRESHOLDS:
+        limit = getattr(options, threshold.option.replace("-", "_"))
+        if limit is not None:
+            figure = threshold.figure(run)
+            kept = figure is not None and (figure <= limit if threshold.most else figure >= limit)
+            verdicts.append(Verdict(threshold.option, limit, figure, kept))
+    return verdicts
+
+
+def all_kept(verdicts: Sequence[Verdict]) -> bool:
+    return all(verdict.kept for verdict in verdicts)

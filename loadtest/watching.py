@@ -1,0 +1,187 @@
+"""What the server does meanwhile: its metrics, and its processes where they run on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from runtime.checks import SHM
+from runtime.process import stubs_of
+
+METRICS_TIMEOUT_S = 2.0
+_LINE = re.compile(r'^nv_inference_(\w+)\{model="([^"]+)",version="[^"]*"\} ([0-9.e+]+)$', re.MULTILINE)
+COUNTERS = (
+    "request_success",
+    "count",
+    "exec_count",
+    "queue_duration_us",
+    "compute_infer_duration_us",
+    "pending_request_count",
+)
+"""Those of Triton's `nv_inference_…` that are kept."""
+_SHM_PREFIX = re.compile(r"shm-region-prefix-name=([^\0]+)")
+TRITON_SHM_PREFIX = "triton_python_backend_shm_region_"
+"""Triton's own, where it is not told another."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The server's processes together.
+
+    Attributes:
+        cpu_s: seconds of CPU time since they were started.
+        rss_mb: memory that they have, 2^20 bytes; what they share counts in each of them.
+        threads, fds: how many.
+        shm_mb: what the model processes and Triton share in /dev/shm, 2^20 bytes.
+        parts_mb: the memory of each, by name and process id.
+    """
+
+    cpu_s: float
+    rss_mb: float
+    threads: int
+    fds: int
+    shm_mb: float
+    parts_mb: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look.
+
+    Attributes:
+        at_s: Unix time.
+        models: Triton's counters by model, see `COUNTERS`; empty where it publishes none.
+        processes: None for a server elsewhere.
+    """
+
+    at_s: float
+    models: dict[str, dict[str, float]] = field(default_factory=dict)
+    processes: Processes | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a file with one in each line."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        values = json.loads(line)
+        processes = values.pop("processes")
+        found.append(Sample(**values, processes=Processes(**processes) if processes else None))
+    return found
+
+
+class Watcher:
+    """Looks at one server.
+
+    Args:
+        metrics_url: Triton's metrics; "" where there are none.
+        pid: of the tritonserver on this machine; None for a server elsewhere.
+    """
+
+    def __init__(self, metrics_url: str, pid: int | None) -> None:
+        self._metrics_url, self._pid = metrics_url, pid
+
+    def look(self) -> Sample:
+        return Sample(time.time(), self._models(), None if self._pid is None else processes_of(self._pid))
+
+    def _models(self) -> dict[str, dict[str, float]]:
+        if not self._metrics_url:
+            return {}
+        try:
+            with urllib.request.urlopen(self._metrics_url, timeout=METRICS_TIMEOUT_S) as answer:
+                return parse_metrics(answer.read().decode())
+        except OSError:  # a server under load may be slow to answer; the next look will do
+            return {}
+
+
+def parse_metrics(text: str) -> dict[str, dict[str, float]]:
+    """Triton's counters by model."""
+    models: dict[str, dict[str, float]] = {}
+    for name, model, value in _LINE.findall(text):
+        if name in COUNTERS:
+            models.setdefault(model, {})[name] = float(value)
+    return models
+
+
+def processes_of(triton: int) -> Processes | None:
+    """The tritonserver with this id and its model processes; None when it is gone."""
+    ticks_per_s, page_bytes = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    ticks = threads = fds = 0
+    parts_mb: dict[str, float] = {}
+    try:
+        for pid, name in ((triton, "triton"), *((stub.pid, stub.model) for stub in stubs_of(triton))):
+            folder = Path("/proc", str(pid))
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+            threads += int(fields[17])
+            parts_mb[f"{name} {pid}"] = int(fields[21]) * page_bytes / 2**20
+            fds += len(list((folder / "fd").iterdir()))
+    except OSError:
+        return None
+    return Processes(ticks / ticks_per_s, sum(parts_mb.values()), threads, fds, shm_bytes(triton) / 2**20, parts_mb)
+
+
+def shm_bytes(triton: int) -> int:
+    """What the regions of the Python backend take in /dev/shm, of the tritonserver with this id."""
+    try:
+        command = Path("/proc", str(triton), "cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return 0
+    named = _SHM_PREFIX.search(command)
+    prefix = named[1] if named else TRITON_SHM_PREFIX
+    total = 0
+    for region in SHM.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            total += region.stat().st_blocks * 512
+    return total
+
+
+def pid_at(address: str) -> int | None:
+    """The process on this machine that listens at host:port, where it can be seen; None for one elsewhere."""
+    host, _, port = address.rpartition(":")
+    if host not in LOOPBACK:
+        return None
+    sockets = {f"socket:[{inode}]" for inode in _listening(int(port))}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                links = {str(link.readlink()) for link in (folder / "fd").iterdir()}
+            except OSError:
+                continue
+            if links & sockets:
+                return int(folder.name)
+    return None
+
+
+def _listening(port: int) -> Sequence[str]:
+    """Inodes of the sockets that listen on a TCP port."""
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                found.append(fields[9])
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,42 @@
+"""docs/load.md lists the scenarios and thresholds that there are, and its commands parse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from loadtest.__main__ import parser
+from loadtest.scenarios import SCENARIOS
+from loadtest.thresholds import THRESHOLDS
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "load.md").read_text()
+COMMANDS = re.findall(r"^python -m loadtest ([^#\n]+)", PAGE, re.MULTILINE)
+COMMANDS += re.findall(r"^docker compose --profile load run --rm load (.+)$", PAGE, re.MULTILINE)
+COMMANDS += re.findall(r'^make load LOAD="(.+)"$', PAGE, re.MULTILINE)
+
+
+def test_scenarios() -> None:
+    section = PAGE.split("## Scenarios")[1].split("##")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE)) == {
+        scenario.name: scenario.help.replace("(--people)", "(`--people`)")
+        .replace("(--factor)", "(`--factor`)")
+        .replace("(--requests)", "(`--requests`)")
+        .replace("(subject=all)", "(`subject=all`)")
+        for scenario in SCENARIOS.values()
+    }
+
+
+def test_thresholds() -> None:
+    section = PAGE.split("For continuous integration")[1].split("##")[0]
+    assert set(re.findall(r"`--([\w-]+)`", section)) == {threshold.option for threshold in THRESHOLDS}
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command: str) -> None:
+    parser().parse_args(command.split())

@@ -66,7 +66,7 @@ test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full o
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(SLOW)
 
 test-export: $(VENV)/.export  ## the tests that need torch
-	$(PY) -m pytest -q tests/export
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/export
 
 test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.10 to 3.13 that is found, and try it
 	CUTAWAY_TEST_EVERY_PYTHON=1 $(PY) -m pytest -q tests/packaging

@@ -11,7 +11,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_fau
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead lock clean
+.PHONY: help demo serve test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 $(VENV)/.export: requirements/export.txt $(VENV)/.dev
 	$(PIP) install --quiet $(TORCH)
 	$(PIP) install --quiet --require-hashes -r requirements/export.txt
+	@touch $@
+
+# rembg and the bundled Triton want different numpys, so what the project is compared with has an environment of its own.
+$(VENV)-bench/.installed: requirements/bench.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/bench.txt
 	@touch $@
 
 demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Triton; about two minutes the first time
@@ -67,6 +73,9 @@ format: $(VENV)/.dev  ## put the code into shape
 quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval, with the worst cases as pictures
 	$(PY) -m benchmarks.quality
 
+bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made service, figures into bench-output/side-by-side.md
+	$(PY) -m benchmarks.side_by_side --profile $(PROFILE)
+
 bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline against its models' own time
 	$(PY) -m benchmarks.pipeline
 
@@ -77,4 +86,4 @@ lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .cache demo-output quality-output bench-output
+	rm -rf $(VENV) $(VENV)-bench .cache demo-output quality-output bench-output

@@ -18,3 +18,6 @@ compile export --extra serve --extra dev $sdk --extra export --constraint requir
 # The GPU image: what its Triton serves with, and what builds plans in it (docker/Dockerfile.gpu).
 compile gpu --extra pipeline --constraint requirements/serve.txt
 compile plan --extra plan --constraint requirements/gpu.txt
+# The others of `make bench`, in an environment of their own: rembg wants Python 3.11 and numpy 2.
+uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+    --no-emit-index-url --no-emit-find-links --extra bench --output-file requirements/bench.txt pyproject.toml

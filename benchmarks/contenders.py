@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -41,12 +41,14 @@ class Contender:
         does: what happens to a picture, in a sentence.
         cut: an encoded picture → a PNG; called from several threads.
         cpu_s: CPU seconds that the server has taken since it started.
+        stages_ms: what the server said of each answer's stages, where it says such things.
     """
 
     name: str
     does: str
     cut: Callable[[bytes], bytes]
     cpu_s: Callable[[], float]
+    stages_ms: list[dict[str, float]] = field(default_factory=list)
 
 
 @contextmanager
@@ -57,12 +59,7 @@ def ours(server: Server) -> Iterator[list[Contender]]:
         cutaway.Client(server.http_url, timeout_s=REQUEST_TIMEOUT_S) as http,
     ):
         yield [
-            Contender(
-                f"Cutaway, {way}, {subject}",
-                _DOES[subject],
-                _through(client, subject),
-                lambda: cpu_seconds(server.process.pid),
-            )
+            _asking(f"Cutaway, {way}, {subject}", client, subject, lambda: cpu_seconds(server.process.pid))
             for subject in SUBJECTS
             for way, client in (("gRPC", grpc), ("HTTP", http))
         ]
@@ -74,11 +71,15 @@ _DOES = {
 }
 
 
-def _through(client: cutaway.Client, subject: Subject) -> Callable[[bytes], bytes]:
-    def cut(data: bytes) -> bytes:
-        return client.cut(data, subject=subject).images[0]
+def _asking(name: str, client: cutaway.Client, subject: Subject, cpu_s: Callable[[], float]) -> Contender:
+    stages_ms: list[dict[str, float]] = []
 
-    return cut
+    def cut(data: bytes) -> bytes:
+        result = client.cut(data, subject=subject)
+        stages_ms.append(dict(result.timings_ms))
+        return result.images[0]
+
+    return Contender(name, _DOES[subject], cut, cpu_s, stages_ms)
 
 
 @contextmanager

@@ -81,11 +81,13 @@ class Run:
         latencies_ms: of every request.
         per_second: answers per second.
         cpu_ms: CPU time of the server for an answer.
+        stages_ms: what the server said of each answer's stages, where it says such things; at one client only.
     """
 
     latencies_ms: list[list[float]] = field(default_factory=list)
     per_second: list[list[float]] = field(default_factory=list)
     cpu_ms: list[list[float]] = field(default_factory=list)
+    stages_ms: list[list[dict[str, float]]] = field(default_factory=list)
 
 
 Runs = dict[tuple[float, int, str], Run]
@@ -260,11 +262,13 @@ def in_turn(steps: Sequence[Callable[[], None]], number: int) -> list[Callable[[
 
 
 def _ask(contender: Contender, work: Work, clients: int, run: Run) -> None:
-    # One client asks for both pictures as often as eight do.
-    asks = max(work.asks, len(work.pictures)) if clients > 1 else 2 * len(work.pictures)
+    asks = work.asks if clients > 1 else max(len(work.pictures), work.asks)
+    contender.stages_ms.clear()
     cpu_before = contender.cpu_s()
     latencies_ms, wall_s = volley(contender.cut, work.pictures, clients, asks)
     run.cpu_ms.append([(contender.cpu_s() - cpu_before) * 1000 / len(latencies_ms)])
+    if clients == 1:
+        run.stages_ms.append(list(contender.stages_ms))
     run.latencies_ms.append(latencies_ms)
     run.per_second.append([len(latencies_ms) / wall_s])
 

@@ -39,6 +39,7 @@ def markdown(report: Report) -> str:
         "Medians, with the interval that holds them in 95 of 100 such runs (rounds drawn anew).",
         "",
         *(line for count in counts for line in _table(report, sizes, count)),
+        *(_stages_table(report, sizes) if 1 in counts else ()),
         "## The floor: milliseconds of the parts alone, in this process",
         "",
         *_floor_table(report, sizes),
@@ -79,6 +80,23 @@ def _table(report: Report, sizes: Sequence[float], clients: int) -> list[str]:
             cells += [figures[what]() for what in measured]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _stages_table(report: Report, sizes: Sequence[float]) -> list[str]:
+    """Where the time of one client's requests goes; the rest is the way through client and Triton."""
+    lines = ["## One client: where the time goes, milliseconds", ""]
+    heads = [f"{size:g} MP, {name.rpartition(' ')[2]}" for size in sizes for name in OURS]
+    lines += [f"| stage | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    runs = [find(report, size, 1, name) for size in sizes for name in OURS]
+    for stage in runs[0]["stages_ms"][0][0]:
+        cells = [f"{median([each[stage] for part in run['stages_ms'] for each in part]):.1f}" for run in runs]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    cells = [
+        f"{median([ms - each['total'] for ms, each in zip(_pooled(run['latencies_ms']), said, strict=True)]):.1f}"
+        for run in runs
+        for said in [[each for part in run["stages_ms"] for each in part]]
+    ]
+    return [*lines, f"| the way | {' | '.join(cells)} |", ""]
 
 
 def _floor_table(report: Report, sizes: Sequence[float]) -> list[str]:

@@ -40,6 +40,9 @@ def test_report(tmp_path: Path, samples: list[Path]) -> None:
             assert len(run["latencies_ms"]) == len(run["per_second"]) == 2
             assert all(len(part) >= clients for part in run["latencies_ms"])
             assert all(ms > 0 for part in (*run["latencies_ms"], *run["cpu_ms"]) for ms in part)
+    (alone,) = (each for each in report["runs"] if (each["clients"], each["contender"]) == (1, names[0]))
+    for latencies_ms, said in zip(alone["latencies_ms"], alone["stages_ms"], strict=True):
+        assert all(0 < stages["total"] < ms for ms, stages in zip(latencies_ms, said, strict=True))
     assert {each["contender"] for each in report["alpha_differences"]} == set(names)
     (floor,) = report["floor_ms"]
     assert tuple(floor["stages"]) == STAGES

@@ -139,7 +139,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
             contenders.append(stack.enter_context(start(options.peers_python, networks["birefnet_trt"], log)))
         works = [_work(size, find_pictures(options.pictures or [SAMPLES]), contenders[0]) for size in options.sizes]
         differences = [_check(contender, work, floor) for work in works for contender in contenders]
-        runs, floors = _rounds(contenders, works, floor, options.clients, options.rounds, say)
+        runs, floors, rounds = _rounds(contenders, works, floor, options, say)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(load),
@@ -148,7 +148,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         "profile": options.profile,
         "instances": layout.instances,
         "threads": layout.threads,
-        "rounds": options.rounds,
+        "rounds": rounds,
         "contenders": [{"name": contender.name, "does": contender.does} for contender in contenders],
         "pictures": [
             {
@@ -187,7 +187,7 @@ def _work(megapixels: float, paths: Sequence[Path], contender: Contender) -> Wor
     pictures = [photograph(path, megapixels) for path in paths]
     cutouts = [_rgba(contender.cut(picture)) for picture in pictures]
     # Large pictures take longer, and say as much in fewer requests.
-    return Work(megapixels, pictures, cutouts, asks=4 if megapixels < 2 else 2)
+    return Work(megapixels, pictures, cutouts, asks=3 if megapixels < 2 else 2)
 
 
 def _rgba(png: bytes) -> NDArray[np.uint8]:
@@ -222,10 +222,11 @@ def _rounds(
     contenders: Sequence[Contender],
     works: Sequence[Work],
     floor: Floor,
-    clients: Sequence[int],
-    rounds: int,
+    options: argparse.Namespace,
     say: Callable[[str], None],
-) -> tuple[Runs, Floors]:
+) -> tuple[Runs, Floors, int]:
+    """Also the number of rounds, which is smaller than asked for where time was up."""
+    clients: Sequence[int] = options.clients
     runs: Runs = {
         (work.megapixels, count, contender.name): Run()
         for work in works
@@ -235,8 +236,12 @@ def _rounds(
     floors: Floors = {work.megapixels: {stage: [] for stage in STAGES} for work in works}
     for contender in contenders:
         volley(contender.cut, works[0].pictures, max(clients), 1)
-    for number in range(rounds):
+    started = time.monotonic()
+    for number in range(options.rounds):
         begun = time.monotonic()
+        if number and begun - started > options.minutes * 60:
+            say(f"time is up after {number} rounds")
+            return runs, floors, number
         for work in works:
             for count in clients:
                 steps: list[Callable[[], None]] = [
@@ -250,8 +255,8 @@ def _rounds(
                 for step in in_turn(steps, number):
                     step()
                     time.sleep(PAUSE_S)
-        say(f"round {number + 1} of {rounds} took {time.monotonic() - begun:.0f} s")
-    return runs, floors
+        say(f"round {number + 1} of {options.rounds} took {time.monotonic() - begun:.0f} s")
+    return runs, floors, options.rounds
 
 
 def in_turn(steps: Sequence[Callable[[], None]], number: int) -> list[Callable[[], None]]:
@@ -350,6 +355,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="nano", help="the model pair (default: nano)")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="as of python -m runtime serve")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no round begins after this time (default: 60)")
     parser.add_argument(
         "--sizes", type=float, nargs="+", default=SIZES_MP, metavar="MEGAPIXELS", help="(default: 0.3 1 4 12)"
     )

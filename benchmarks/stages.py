@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ from benchmarks.side_by_side import photograph
 from benchmarks.spread import Figure, figure, ratio
 from runtime.compose import CHECKOUT
 from runtime.demo import SAMPLES, find_pictures
+from runtime.process import ALLOCATOR
 from runtime.server import ServerOptions
 
 SIZES_MP = (1.0, 12.0)
@@ -65,32 +67,33 @@ def _table(sides: Sequence[_Side], sizes: Sequence[float], rounds: int) -> list[
         f"| picture | subject | which | {' | '.join(stages)} | answers |",
         f"|---|---|---|{'--:|' * len(stages)}---|",
     ]
-    for size in sizes:
+    for megapixels in sizes:
         for path in find_pictures([SAMPLES]):
-            picture = photograph(path, size)
+            picture = photograph(path, megapixels)
             for subject in SUBJECTS:
                 times: list[dict[str, list[list[float]]]] = [{stage: [] for stage in stages} for _ in sides]
-                digests = [""] * len(sides)
+                digests, sizes_bytes = [""] * len(sides), [0] * len(sides)
                 for number in range(-1, rounds):
                     for which in (range(len(sides)), reversed(range(len(sides))))[number % 2]:
                         taken = sides[which].run(picture, subject)
-                        digests[which] = taken.pop("digest")
+                        digests[which], sizes_bytes[which] = taken["digest"], taken["bytes"]
                         if number >= 0:
                             for stage in stages:
                                 times[which][stage].append([taken[stage]])
-                same = "" if len(set(digests)) == 1 else "**differ**"
-                head = f"{path.stem}, {size:g} MP | {subject}"
+                bigger = sizes_bytes[0] / sizes_bytes[-1]
+                same = "identical" if len(set(digests)) == 1 else f"differ; {bigger:.3f} of the bytes"
+                head = f"{path.stem}, {megapixels:g} MP | {subject}"
                 names = ("after", "before") if len(sides) > 1 else ("",)
                 for name, each in reversed(list(zip(names, times, strict=True))):
                     lines.append(f"| {head} | {name} | {' | '.join(_ms(figure(each[s])) for s in stages)} | |")
                 if len(sides) > 1:
                     ratios = (ratio(times[0][stage], times[1][stage]) for stage in stages)
-                    lines.append(f"| {head} | ratio | {' | '.join(map(_ratio, ratios))} | {same or 'identical'} |")
+                    lines.append(f"| {head} | ratio | {' | '.join(map(_ratio, ratios))} | {same} |")
     return lines
 
 
 class _Side:
-    """The pipeline of a checkout, in a process of its own."""
+    """The pipeline of a checkout, in a process of its own that is set up as the server's are."""
 
     def __init__(self, checkout: Path) -> None:
         self._process = subprocess.Popen(
@@ -98,6 +101,7 @@ class _Side:
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
     def __enter__(self) -> _Side:
@@ -108,7 +112,7 @@ class _Side:
         self._process.wait()
 
     def run(self, picture: bytes, subject: str) -> dict[str, Any]:
-        """Milliseconds of each stage, and a digest of the answer."""
+        """Milliseconds of each stage, and a digest of the answer and its bytes."""
         ask, answer = self._process.stdin, self._process.stdout
         assert ask is not None and answer is not None
         ask.write(f"{subject} {len(picture)}\n".encode() + picture)
@@ -133,8 +137,8 @@ def _answer(checkout: Path) -> None:
     models = Models(networks.detect, networks.matte, networks.side)
     asked: IO[bytes] = sys.stdin.buffer
     while line := asked.readline():
-        subject, size = line.decode().split()
-        picture = asked.read(int(size))
+        subject, length = line.decode().split()
+        picture = asked.read(int(length))
         networks.seconds = networks.cpu_seconds = 0.0
         cpu, begun = time.process_time(), time.perf_counter()
         answer = run(picture, parse_options({"subject": subject}), models)
@@ -142,7 +146,9 @@ def _answer(checkout: Path) -> None:
         stages = answer.report["milliseconds"]
         digest = hashlib.sha256(b"".join(answer.images)).hexdigest()
         taken = {stage: stages[stage] for stage in OWN_STAGES}
-        print(json.dumps({**taken, "total": total * 1000, "CPU": cpu * 1000, "digest": digest}), flush=True)
+        size = sum(map(len, answer.images))
+        said = {**taken, "total": total * 1000, "CPU": cpu * 1000, "digest": digest, "bytes": size}
+        print(json.dumps(said), flush=True)
 
 
 class _Networks:

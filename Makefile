@@ -12,7 +12,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/client/hosted/test_fau
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench-pipeline bench-overhead bench-stream bench-precision bench-onnx lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ $(VENV)/.export: requirements/export.txt requirements/oracle.txt requirements/rt
 	$(PIP) install --quiet --require-hashes -r requirements/export.txt
 	$(PIP) install --quiet --require-hashes --no-deps -r requirements/oracle.txt
 	$(PIP) install --quiet --require-hashes -r requirements/rtx.txt
+	@touch $@
+
+# rembg and the bundled Triton want different numpys, so what the project is compared with has an environment of its own.
+$(VENV)-bench/.installed: requirements/bench.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/bench.txt
 	@touch $@
 
 demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Triton; about two minutes the first time
@@ -83,6 +89,9 @@ format: $(VENV)/.dev  ## put the code into shape
 quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval, with the worst cases as pictures
 	$(PY) -m benchmarks.quality
 
+bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made service, figures into bench-output/side-by-side.md
+	$(PY) -m benchmarks.side_by_side --profile $(PROFILE)
+
 bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline against its models' own time
 	$(PY) -m benchmarks.pipeline
 
@@ -102,7 +111,7 @@ lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .cache demo-output quality-output bench-output load-output
+	rm -rf $(VENV) $(VENV)-bench .cache demo-output quality-output bench-output load-output
 
 # ---- load
 

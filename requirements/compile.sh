@@ -26,3 +26,6 @@ compile rtx --extra rtx --constraint requirements/export.txt
 # What YOLOv8-seg is compared with: two packages without what they ask for (requirements/oracle.in says why).
 uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
     --no-emit-index-url --no-emit-find-links --no-deps requirements/oracle.in --output-file requirements/oracle.txt
+# The others of `make bench`, in an environment of their own: rembg wants Python 3.11 and numpy 2.
+uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+    --no-emit-index-url --no-emit-find-links --extra bench --output-file requirements/bench.txt pyproject.toml

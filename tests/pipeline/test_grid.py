@@ -40,3 +40,24 @@ def test_shrinking_takes_means_of_cells() -> None:
     means = image[:, :50].reshape(7, 5, 10, 5, 3).mean(axis=(1, 3))
     assert small.shape == (7, 10, 3)
     assert np.abs(small - means).max() <= 0.51
+
+
+def test_each_strip_is_worked_on_once() -> None:
+    grid = Grid(3000, 1000, 1)
+    seen = np.zeros(3000, np.int32)
+
+    def work(strip: slice) -> None:
+        seen[strip] += 1
+
+    grid.each_strip(work)
+    assert len(list(grid.strips())) > 2
+    np.testing.assert_array_equal(seen, 1)
+
+
+def test_error_in_a_strip_comes_out() -> None:
+    def work(strip: slice) -> None:
+        if strip.start:
+            raise MemoryError("no")
+
+    with pytest.raises(MemoryError, match="no"):
+        Grid(3000, 1000, 1).each_strip(work)

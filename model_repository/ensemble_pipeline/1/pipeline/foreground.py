@@ -55,12 +55,13 @@ def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Bytes:
     flat = np.tile(_edge_colour(foreground, small_alpha), (width, 1))
     near = cv2.dilate(_mask(alpha > 0), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8))
     colours = np.empty_like(rgb)
-    for strip in grid.strips():
+
+    def colour(strip: slice) -> None:
         seen, opacity, part = np.ascontiguousarray(rgb[strip]), np.ascontiguousarray(alpha[strip]), colours[strip]
         part[:] = flat
         if not decontaminate:
             cv2.copyTo(seen, near[strip], part)
-            continue
+            return
         opaque = _mask(opacity == 255)
         cv2.copyTo(seen, opaque, part)
         soft = np.flatnonzero(near[strip] > opaque)
@@ -68,6 +69,8 @@ def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Bytes:
             guesses = (guess[:, None] for guess in grid.sample((foreground, background), strip, soft))
             own = _own_colour(_take(seen, soft), opacity.take(soft)[:, None], *guesses)
             _as_pixels(part).put(soft, _as_pixels(own))
+
+    grid.each_strip(colour)
     return colours
 
 

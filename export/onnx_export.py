@@ -1,7 +1,7 @@
 """From PyTorch networks to ONNX files with the inputs and outputs that the model repository declares.
 
 Normalisation, decoding and rounding are in the graph (`export.graphs`). Sides are fixed, only the batch is dynamic, and
-every file is run and compared with PyTorch before anybody else gets it.
+every file is run on photographs and compared with PyTorch before anybody else gets it.
 """
 
 import gc
@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export import ExportError
+from export.check_pictures import check_pictures
 from export.graphs import (
     CANDIDATES,
     DETECTOR_OUTPUTS,
@@ -54,6 +56,8 @@ OPSET = 18
 takes for nearest. 18 has LayerNormalization as one node and is read by every TensorRT since 8.6."""
 #: Scores closer than this are a tie: float32 in another order of summation differs by about 1e-6.
 TIE = 1e-5
+#: Standard deviation of alpha, in grey levels, below which mattes count as flat.
+LEAST_ALPHA_DEVIATION = 1.0
 #: Batches at which an exported file is compared with PyTorch.
 CHECKED_BATCHES = (1, 3)
 
@@ -98,6 +102,10 @@ def _finish(path: Path, shapes: list[torch.Size]) -> None:
     onnx.save(model, path)
 
 
+class NothingToCompare(ExportError, ValueError):
+    """A network says nothing of the photographs, so a file that says nothing would pass for it."""
+
+
 class Difference(NamedTuple):
     """How far one output of the file is from PyTorch's, for one batch."""
 
@@ -120,14 +128,26 @@ def example_pictures(batch: int, side_px: int, seed: int = 0) -> NDArray[np.uint
 
 
 def compare(graph: nn.Module, path: Path, side_px: int, outputs: tuple[str, ...]) -> list[Difference]:
-    """Run the file in ONNX Runtime and the graph in PyTorch on the same pictures, for `CHECKED_BATCHES`.
+    """Run the file in ONNX Runtime and the graph in PyTorch on the same photographs, for `CHECKED_BATCHES`.
 
     Candidates of almost equal score may change places, so they are compared by pairs (`_same_candidates`).
+
+    Raises:
+        NothingToCompare: PyTorch's own results say nothing: mattes without a foreground, or no candidates.
     """
     import onnxruntime
 
-    batches = {batch: example_pictures(batch, side_px) for batch in CHECKED_BATCHES}
-    wanted = {batch: _run(graph, pictures) for batch, pictures in batches.items()}
+    photographs = check_pictures(max(CHECKED_BATCHES), side_px)
+    alone = [_run(graph, photographs[number : number + 1]) for number in range(len(photographs))]
+    together = [np.concatenate(each) for each in zip(*alone, strict=True)]
+    for name, values in zip(outputs, together, strict=True):
+        if name == "alphas" and not values.std() >= LEAST_ALPHA_DEVIATION:
+            raise NothingToCompare(
+                "PyTorch's mattes of the sample photographs are flat (a deviation of "
+                f"{values.std():.2g} grey levels): the weights are not those of a trained matting network"
+            )
+    batches = {batch: photographs[:batch] for batch in CHECKED_BATCHES}
+    wanted = {batch: [each[:batch] for each in together] for batch in CHECKED_BATCHES}
     # No arena: what one run needed is free before the next.
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = False
@@ -147,6 +167,7 @@ def compare(graph: nn.Module, path: Path, side_px: int, outputs: tuple[str, ...]
 
 
 def _run(graph: nn.Module, pictures: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
+    """The network's own results. One picture at a time, since the published form holds a gigabyte for each."""
     with torch.no_grad():
         results = graph.eval()(torch.from_numpy(pictures))
     return [each.numpy() for each in (results if isinstance(results, tuple) else (results,))]
@@ -168,7 +189,7 @@ def _same_candidates(
     Left out are those that tie with the last one, since which of them come in is a matter of rounding.
 
     Raises:
-        ValueError: when all candidates tie with the last one, so that nothing can be compared.
+        NothingToCompare: all candidates tie with the last one.
     """
     score, box = outputs.index("scores"), outputs.index("boxes")
     scores = wanted[score].astype(np.float64)
@@ -177,7 +198,7 @@ def _same_candidates(
     nearest = np.where(tie, apart, np.inf).argmin(axis=2)
     pictures, places = np.nonzero(scores > scores[:, -1:] + TIE)
     if not len(places):
-        raise ValueError("no candidate scores more than the last one: there is nothing to compare")
+        raise NothingToCompare("no candidate scores more than the last one: there is nothing to compare")
     return _Same(pictures, places, nearest[pictures, places])
 
 

@@ -1,6 +1,7 @@
 """The bundled ONNX files keep the contract of the model repository, and the exporter makes such files."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from export.check_pictures import check_pictures
 from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
 from export.onnx_export import (
@@ -19,6 +21,7 @@ from export.onnx_export import (
     OPSET,
     DetectorGraph,
     MatteGraph,
+    NothingToCompare,
     _same_candidates,
     compare,
     example_pictures,
@@ -82,8 +85,9 @@ def test_matte_contract() -> None:
 def test_batch_changes_nothing(path: Path) -> None:
     """Three pictures in one run come out as in three runs, and the same run twice is the same to the bit."""
     running = session(path)
-    pictures = example_pictures(3, int(running.get_inputs()[0].shape[1]))
+    pictures = check_pictures(3, int(running.get_inputs()[0].shape[1]))
     together = running.run(None, {"images": pictures})
+    assert together[0].std() > 5, "there is nothing in what is compared"
     again = running.run(None, {"images": pictures})
     for first, second in zip(together, again, strict=True):
         assert np.array_equal(first, second)
@@ -136,7 +140,7 @@ def test_exported_candidates_are_the_best(tmp_path: Path) -> None:
     """The graph returns the 300 best of all cells with their own class, box and coefficients."""
     torch.manual_seed(1)
     model = YoloV8("n")
-    pictures = example_pictures(2, DETECTOR_SIDE_PX)
+    pictures = check_pictures(2, DETECTOR_SIDE_PX)
     for module in model.modules():  # an untrained network scores every cell alike: take statistics once
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -191,3 +195,63 @@ def test_candidates_that_changed_places_are_paired() -> None:
     same = _same_candidates([boxes, scores], [boxes[:, places], scores[:, places]], ("boxes", "scores"))
     assert same.wanted.tolist() == [0, 1, 2]
     assert same.found.tolist() == [0, 2, 1]
+
+
+def nearest(model: onnx.ModelProto) -> None:
+    """What TensorRT makes of GridSample from opset 20 on."""
+    set_attribute(model, "mode", b"nearest")
+
+
+def corners(model: onnx.ModelProto) -> None:
+    set_attribute(model, "align_corners", 1)
+
+
+def set_attribute(model: onnx.ModelProto, name: str, value: bytes | int) -> None:
+    for node in model.graph.node:
+        if node.op_type == "GridSample":
+            kept = [each for each in node.attribute if each.name != name]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+
+def turned_channels(model: onnx.ModelProto) -> None:
+    """The first convolution reads blue where red is."""
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    weights = next(each for each in model.graph.initializer if each.name == first.input[1])
+    values = onnx.numpy_helper.to_array(weights)[:, ::-1].copy()
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+
+
+class AsOnnx(torch.nn.Module):
+    """The file as it is, in the network's place."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.running = session(path)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.running.run(None, {"images": images.numpy()})[0])
+
+
+@pytest.mark.parametrize("spoil", [None, nearest, corners, turned_channels])
+def test_a_file_that_computes_something_else_is_seen(
+    spoil: Callable[[onnx.ModelProto], None] | None, tmp_path: Path
+) -> None:
+    """Each of these faults changes what the trained network says of photographs by more than a grey level."""
+    model = onnx.load(MATTE)
+    if spoil is not None:
+        spoil(model)
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    found = compare(AsOnnx(MATTE), tmp_path / "spoilt.onnx", 512, MATTE_OUTPUTS)
+    assert (max(each.largest for each in found) <= 1) == (spoil is None)
+
+
+def test_flat_mattes_prove_nothing() -> None:
+    """A network that finds nothing in photographs is not compared: whatever finds nothing would agree with it."""
+
+    class Blank(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(images.shape[:3], dtype=torch.uint8)
+
+    with pytest.raises(NothingToCompare, match="flat"):
+        compare(Blank(), MATTE, 512, MATTE_OUTPUTS)

@@ -9,6 +9,7 @@ compared with PyTorch before it is kept.
 import argparse
 import contextlib
 import datetime
+import errno
 import fcntl
 import gc
 import json
@@ -23,14 +24,22 @@ from typing import Any, NamedTuple
 
 from export import ExportError
 from export.catalog import BUNDLED, CATALOG, DETECTOR_SIDE_PX, SIDE_MULTIPLE_PX, Profile, Weights, load_catalog
-from export.fetch import CHECKOUT, DEFAULT_LOCK, DEFAULT_OUTPUT, hold_to, sha256_of
+from export.fetch import CHECKOUT, DEFAULT_LOCK, DEFAULT_OUTPUT, INTERRUPTED, hold_to, sha256_of
 from export.listing import add_catalog_argument, size_text
 from export.pins import read_pins
+from runtime.checks import RuntimeProblem
+from runtime.weights import FREE_DETECTOR, read_checksums
 
 DEFAULT_MODELS = CHECKOUT / "models"
 MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
 CARD, CHECKSUMS = "profile.json", "SHA256SUMS"
 HALF_SUFFIX = ".fp16.onnx"
+NATIVE = f"{MATTE}.native.onnx"
+"""The graph with DeformConv: to compare with, not to serve."""
+MADE = frozenset(
+    {f"{name}{suffix}" for name in (MATTE, DETECTOR) for suffix in (".onnx", HALF_SUFFIX)} | {f"{FREE_DETECTOR}.onnx"}
+)
+"""The graphs of a profile's folder."""
 PACKAGES = ("torch", "onnx", "onnxruntime")
 
 TOLERANCES = {"alphas": 1.0, "boxes": 0.05, "scores": 1e-4, "classes": 0.0, "coefficients": 1e-2, "prototypes": 1e-2}
@@ -68,6 +77,7 @@ class Order:
         side_px: side of the matting network's square input.
         deform: "grid", or "native" for the operator DeformConv.
         half: whether graphs in half precision are made, too.
+        fetching: the command line that fetches what is missing.
     """
 
     profile: Profile
@@ -78,6 +88,7 @@ class Order:
     side_px: int
     deform: str = "grid"
     half: bool = True
+    fetching: tuple[str, ...] = ("fetch",)
 
 
 def square_side_px(profile: Profile) -> int:
@@ -98,10 +109,7 @@ def fetched(weights: Weights, order: Order) -> Path:
     """
     path = order.weights / weights.saved_as
     if not path.is_file():
-        raise NotFetched(
-            f"{order.weights} has no {weights.saved_as}; run: python -m export fetch {order.profile.name}"
-            + (f" --detector {weights.network[6]}" if weights is order.detector is not order.profile.detector else "")
-        )
+        raise NotFetched(f"{order.weights} has no {weights.saved_as}; run: python -m export {' '.join(order.fetching)}")
     pin = read_pins(order.lock).get(weights.saved_as)
     known = weights.sha256 or (pin.sha256 if pin else None)
     if known:
@@ -147,6 +155,24 @@ def bundled(weights: Weights, side_px: int, target: Path) -> Made:
     return Made([], side_px)
 
 
+def copy_free_detector(order: Order, draft: Path) -> None:
+    """The bundled detector for pictures of any size, which makes streams quicker on a CPU. Others have none.
+
+    Raises:
+        WrongContent: it is not the file that was bundled.
+        ExportError: nobody knows what was bundled.
+    """
+    source = (CHECKOUT / order.detector.file).with_name(f"{FREE_DETECTOR}.onnx")
+    if order.detector.source != BUNDLED or not source.is_file():
+        return
+    try:
+        known = read_checksums(source.parent).get(source.name)
+    except RuntimeProblem as problem:
+        raise ExportError(str(problem)) from None
+    hold_to(source, known or "", "restore it: git checkout")
+    shutil.copyfile(source, draft / source.name)
+
+
 def judge(made: Made) -> list[str]:
     """Lines that say how far each output is from PyTorch's.
 
@@ -167,25 +193,43 @@ def judge(made: Made) -> list[str]:
 def make(order: Order, say: Callable[[str], None] = print) -> Path:
     """Make the profile's folder; its path. What was there under the same names is replaced when all is well.
 
+    With the operator DeformConv only `birefnet_trt.native.onnx` is made, beside what is served; then its path.
+
     Raises:
         ExportError: the kinds named above.
     """
+    for weights in (order.profile.matte, order.detector):
+        if weights.source != BUNDLED:
+            fetched(weights, order)
     draft = order.folder / ".making"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
+        if order.deform == "native":
+            _one(order, MATTE, draft, say)
+            (draft / f"{MATTE}.onnx").replace(order.folder / NATIVE)
+            return order.folder / NATIVE
         models = {name: _one(order, name, draft, say) for name in (DETECTOR, MATTE)}
+        copy_free_detector(order, draft)
         files = sorted(draft.glob("*.onnx"))
         (draft / CARD).write_text(json.dumps(card(order, models), indent=2, ensure_ascii=False) + "\n")
         (draft / CHECKSUMS).write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in files))
-        for stale in order.folder.glob("*.onnx"):
-            stale.unlink()
-        # The checksums last: without them nobody takes the folder for whole.
-        for path in [*files, draft / CARD, draft / CHECKSUMS]:
-            path.replace(order.folder / path.name)
+        _swap(draft, order.folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return order.folder
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    """Put the draft's files in the place of the folder's. Without its checksums nobody takes a folder for whole, so
+    they go first and come last."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    names = {path.name for path in draft.iterdir()} - {CHECKSUMS}
+    for name in sorted(names):
+        (draft / name).replace(folder / name)
+    for name in sorted(MADE - names):
+        (folder / name).unlink(missing_ok=True)
+    (draft / CHECKSUMS).replace(folder / CHECKSUMS)
 
 
 def _one(order: Order, name: str, draft: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -227,11 +271,14 @@ def _one(order: Order, name: str, draft: Path, say: Callable[[str], None]) -> di
 
 def card(order: Order, models: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What the folder's card says."""
+    from export.onnx_export import OPSET
+
     return {
         "profile": order.profile.name,
         "purpose": order.profile.purpose,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "deformable_convolution": order.deform,
+        "opset": OPSET,
         "packages": {name: version(name) for name in PACKAGES},
         "models": models,
     }
@@ -325,6 +372,16 @@ def order_of(arguments: argparse.Namespace) -> Order:
     native_px = square_side_px(profile)
     if arguments.side not in (None, native_px) and profile.matte.source == BUNDLED:
         raise ExportError(f"{profile.name} is bundled as a file of {native_px} px; it has no other side")
+    if arguments.deform == "native" and profile.matte.source == BUNDLED:
+        raise ExportError(f"{profile.name} is bundled as a file with GridSample; its network is not made anew")
+    fetching = ["fetch", profile.name]
+    fetching += ["--detector", arguments.detector] if arguments.detector else []
+    for option, given, default in (
+        ("--catalog", arguments.catalog, CATALOG),
+        ("--output", arguments.weights, DEFAULT_OUTPUT),
+        ("--lock", arguments.lock, DEFAULT_LOCK),
+    ):
+        fetching += [option, str(given)] if given != default else []
     return Order(
         profile=profile,
         detector=catalog.detector(arguments.detector) if arguments.detector else profile.detector,
@@ -334,6 +391,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
         side_px=arguments.side or native_px,
         deform=arguments.deform,
         half=not arguments.no_half,
+        fetching=tuple(fetching),
     )
 
 
@@ -341,11 +399,15 @@ def run(arguments: argparse.Namespace) -> int:
     order = order_of(arguments)
     try:
         with alone_in(order.folder):
-            make(order, say=lambda line: print(line, flush=True))
+            made = make(order, say=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        print("export: stopped; what was there before is as it was", file=sys.stderr)
-        return 130
+        print("export: stopped; run it again to have the whole folder", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise ExportError(f"{order.folder} cannot be written: {reason}") from error
     licences = ", ".join(sorted({each.licence for each in (order.profile.matte, order.detector)}))
-    print(f"{order.folder}: side {order.side_px} px, licences {licences}")
-    print(f"serve it here: make serve PROFILE={order.profile.name}")
+    print(f"{made}: side {order.side_px} px, licences {licences}")
+    if order.deform == "grid":
+        print(f"serve it here: make serve PROFILE={order.profile.name}")
     return 0

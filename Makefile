@@ -12,7 +12,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/integration/test_strea
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,16 +53,17 @@ serve: $(VENV)/.serve  ## run the server: make serve [PROFILE=nano]
 	@$(PY) -m runtime serve --profile $(PROFILE)
 
 # On a GPU host plans are built by the image that serves them; elsewhere the ONNX files are the result.
-models:  ## a profile's files for Triton, plans where there is a GPU: make models PROFILE=general
+models:  ## a profile's files for Triton, plans where there is a GPU: make models PROFILE=general [EXPORT_ARGS="--detector x"]
 	@mkdir -p models
 	@if command -v docker >/dev/null && nvidia-smi >/dev/null 2>&1; then \
-	  CUTAWAY_UID=$$(id -u) CUTAWAY_GID=$$(id -g) docker compose run --rm --build export $(PROFILE); \
+	  CUTAWAY_UID=$$(id -u) CUTAWAY_GID=$$(id -g) docker compose run --rm --build export $(PROFILE) $(EXPORT_ARGS) \
+	  && echo "serve it: CUTAWAY_UID=$$(id -u) CUTAWAY_GID=$$(id -g) CUTAWAY_PROFILE=$(PROFILE) docker compose up server"; \
 	else \
 	  $(MAKE) --no-print-directory models-here; \
 	fi
 
 models-here: $(VENV)/.export
-	@$(PY) -m export models $(PROFILE)
+	@$(PY) -m export models $(PROFILE) $(EXPORT_ARGS)
 
 test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
@@ -106,6 +107,10 @@ bench-precision: $(VENV)/.export  ## what half precision costs, by what stays fl
 
 bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
 	$(PY) -m benchmarks.birefnet_onnx
+
+# What .export installs is torch's build for CUDA where PyPI has it for this machine; onnxruntime-gpu is your choice.
+bench-gpu: $(VENV)/.export  ## the matting networks on a GPU, in PyTorch and ONNX Runtime: make bench-gpu [GPU_ARGS="--network swin-t"]
+	$(PY) -m benchmarks.gpu_models $(GPU_ARGS)
 
 lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh

@@ -8,6 +8,7 @@ import argparse
 from importlib import import_module
 from importlib.util import find_spec
 
+from export import ExportError
 from export.catalog import load_catalog
 from export.onnx_models import add_profile_arguments
 
@@ -27,10 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tensorrt_major() -> str | None:
-    """The major version of the TensorRT that is installed, "10" say; None without one."""
+    """The major version of the TensorRT that is installed, "10" say; None without one.
+
+    Raises:
+        ExportError: its package is here and does not load.
+    """
     for name in BINDINGS:
-        if find_spec(name) is not None:
+        if find_spec(name) is None:
+            continue
+        try:
             return str(import_module(name).__version__).partition(".")[0]
+        except (ImportError, OSError) as error:
+            raise ExportError(
+                f"TensorRT's package {name} is installed and does not load ({error}); it needs TensorRT's libraries in "
+                "its own version; --no-plan makes the ONNX files without it"
+            ) from None
     return None
 
 
@@ -48,7 +60,7 @@ def steps(arguments: argparse.Namespace, major: str | None) -> list[list[str]]:
         ["fetch", profile.name, *table, *detector, *source, *lock, "--output", str(arguments.weights)],
         ["onnx", profile.name, *table, *detector, *lock, "--weights", str(arguments.weights), *models, *side],
     ]
-    if major is not None and not arguments.no_plan:
+    if major is not None:
         found.append(["plan", profile.name, "--trt-major", major, *models])
     return found
 
@@ -56,7 +68,7 @@ def steps(arguments: argparse.Namespace, major: str | None) -> list[list[str]]:
 def run(arguments: argparse.Namespace) -> int:
     from export.__main__ import main
 
-    major = tensorrt_major()
+    major = None if arguments.no_plan else tensorrt_major()
     for step in steps(arguments, major):
         print(f"python -m export {' '.join(step[:2])} …", flush=True)
         status = main(step)

@@ -75,8 +75,9 @@ def _python() -> str:
 
 
 def _triton() -> str:
-    wheel = importlib.metadata.version("nvidia-pytriton")
-    return f"{TRITON_VERSION} of nvidia-pytriton {wheel}, in {find_triton().server}"
+    # First, since it says what helps where the package is missing, as in the GPU image, which has NVIDIA's Triton.
+    server = find_triton().server
+    return f"{TRITON_VERSION} of nvidia-pytriton {_version('nvidia-pytriton')}, in {server}"
 
 
 def _packages() -> str:

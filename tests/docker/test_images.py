@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,60 @@ def test_the_cpu_image_has_all_that_a_repository_is_composed_of(tmp_path: Path) 
     done = run_in(image, "-m", "runtime", "compose", "--device", "cpu", str(tmp_path / "repository"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "repository" / "birefnet_trt" / "1" / "model.onnx").resolve().is_relative_to(image)
+
+
+def test_the_gpu_image_is_examined_without_the_bundled_triton(tmp_path: Path) -> None:
+    """With the packages of its lock and no others: each subject has its line, that of the plans too."""
+    image, packages = lay_out(GPU, tmp_path / "image"), tmp_path / "packages"
+    packages.mkdir()
+    for name in pins("gpu.txt"):
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+            with contextlib.suppress(FileExistsError):  # google/ is shared
+                (packages / top).symlink_to(found.locate_file(top))
+    folder = image / "models" / "general"
+    folder.mkdir(parents=True)
+    (folder / "birefnet_trt.plan").touch()
+    command = ["-S", "-m", "runtime", "doctor", "--weights", str(folder), "--cache-dir", str(tmp_path / "cache")]
+    path = os.pathsep.join(map(str, (image, image / "client", packages)))
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=image,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = {line[9:23].strip(): line for line in done.stdout.splitlines()}
+    assert "nvidia-pytriton, which bundles Triton, is not installed" in lines["triton"]
+    assert {"platform", "weights", "plans", "device", "cache", "shared memory"} <= set(lines)
+
+
+def test_what_builds_plans_is_loaded_when_the_gpu_image_is_built() -> None:
+    """Else a library that is missing shows only after minutes of fetching and exporting."""
+    stage = final_stage(GPU)
+    looks = [(place, one.text) for place, one in enumerate(stage) if "PYTHONPATH=/opt/plan-packages" in one.text]
+    copied = next(place for place, one in enumerate(stage) if one.words[-1:] == ["/opt/plan-packages"])
+    assert [one.name for one in stage].index("USER", copied) > looks[0][0] > copied
+    loaded = re.search(r"python3 -c 'import ([^;]+);", looks[0][1])
+    assert loaded is not None
+    assert set(loaded[1].split(", ")) >= {"tensorrt_bindings", "cuda.bindings.runtime", "torch", "onnx", "onnxruntime"}
+
+
+def test_making_models_in_docker_ends_with_the_line_that_serves_them(tmp_path: Path) -> None:
+    """With everything that was asked for, and as the user that they belong to."""
+    for name, line in (("docker", 'echo "$CUTAWAY_UID:$CUTAWAY_GID $@"'), ("nvidia-smi", "true")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), "models", "PROFILE=lite", "EXPORT_ARGS=--detector x"]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    user, group = os.getuid(), os.getgid()
+    assert done.stdout.splitlines() == [
+        f"{user}:{group} compose run --rm --build export lite --detector x",
+        f"serve it: CUTAWAY_UID={user} CUTAWAY_GID={group} CUTAWAY_PROFILE=lite docker compose up server",
+    ]
 
 
 def test_the_gpu_image_starts_up_to_the_missing_plans(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cutaway import Client
 from export.__main__ import main
 from export.onnx_export import example_pictures
 from runtime.server import Server, ServerOptions
-from runtime.weights import load_networks
+from runtime.weights import BUNDLED, load_networks
 from tests.export.fetching import filled
 from tests.export.loopback_hub import loopback_hub
 from tests.export.small_lite import CATALOG, SIDE_PX, arguments, as_published, publish
@@ -77,6 +77,31 @@ def test_the_folder_is_whole(made: Path) -> None:
         model = onnx.load(made / name)
         assert {entry.domain for entry in model.opset_import} == {""}
         assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_the_bundled_profile_is_whole_where_it_is_made_again(tmp_path: Path) -> None:
+    """Its folder is served in place of the bundled one, so streams would be slower without the free detector."""
+    given = ["--models", tmp_path / "models", "--weights", tmp_path / "weights", "--lock", tmp_path / "lock.json"]
+    assert main(["models", "nano", *map(str, given), "--no-plan"]) == 0
+    made, bundled = load_networks(tmp_path / "models" / "nano"), load_networks(BUNDLED / "nano")
+    assert {name: each.sha256 for name, each in made.items()} == {name: each.sha256 for name, each in bundled.items()}
+
+
+def test_tensorrt_that_does_not_load_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its bindings look for a library that is not there; nothing is begun."""
+    package = tmp_path / "tensorrt_bindings"
+    package.mkdir()
+    (package / "__init__.py").write_text('import ctypes\nctypes.CDLL("libnvinfer_that_is_not_here.so.10")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("export.models.BINDINGS", ("tensorrt_bindings",))
+    given = ["--models", str(tmp_path / "models"), "--weights", str(tmp_path), "--lock", str(tmp_path / "lock.json")]
+    assert main(["models", "nano", *given]) == 2
+    said = capsys.readouterr().err
+    assert "TensorRT's package tensorrt_bindings is installed and does not load (libnvinfer_that_is_not_here" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "models").exists()
 
 
 def test_what_is_served_is_what_was_published(server: Server) -> None:

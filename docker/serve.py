@@ -31,7 +31,7 @@ from runtime.checks import RuntimeProblem, shm_shortage
 from runtime.compose import Composed, compose_plans
 from runtime.gpus import Host, look_at_host
 from runtime.health import CANARY_INTERVAL_S, Probe, Watch
-from runtime.plans import check_plans
+from runtime.plans import PLAN, check_plans
 from runtime.process import (
     ALLOCATOR,
     CLOSED_APIS,
@@ -155,6 +155,7 @@ def compose_repository(settings: Settings, host: Host, target: Path) -> Composed
         RuntimeProblem: a plan is missing or does not fit this machine; the line says which and what helps.
     """
     folder = settings.models / settings.profile
+    _check_readable(folder)
     try:
         plans = check_plans(folder, host)
     except RuntimeProblem as problem:
@@ -164,6 +165,22 @@ def compose_repository(settings: Settings, host: Host, target: Path) -> Composed
     for warning in (line for plan in plans.values() for line in plan.warnings):
         say(f"warning: {warning}")
     return compose_plans(target, profile=settings.profile, plans=plans, device=host.device)
+
+
+def _check_readable(folder: Path) -> None:
+    """Whether this user may read a profile's plans. Where there are none, somebody else says so."""
+    try:
+        for path in folder.iterdir():
+            if PLAN in path.suffixes:
+                with path.open("rb"):
+                    pass
+    except PermissionError as error:
+        raise RuntimeProblem(
+            f"{error.filename} cannot be read by user {os.geteuid()}:{os.getegid()}: {error.strerror}; set CUTAWAY_UID "
+            "and CUTAWAY_GID to the owner of the profiles' folders"
+        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        return
 
 
 def supervise(
@@ -238,7 +255,7 @@ def main() -> int:
 
 def run(settings: Settings, composed: Composed) -> int:
     """Run Triton on the repository until it ends or is told to; the container's exit status."""
-    shortage = shm_shortage(composed.processes)
+    shortage = shm_shortage(composed.processes, side_px=composed.matte_side_px)
     if shortage is not None:
         say(f"warning: {shortage}; CUTAWAY_SHM_SIZE sets it")
     stopping = threading.Event()

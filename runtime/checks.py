@@ -30,7 +30,10 @@ CACHE_FREE_MINIMUM_BYTES = 32 * MIB
 """Room for a composed repository (well below 1 MiB; the networks are linked) and a log."""
 
 SHM_BYTES_PER_PROCESS = 64 * MIB
-"""What one model process may need of /dev/shm: a batch of 8 pictures in and out, or a large picture's cut-outs."""
+"""What one model process may need of /dev/shm for mattes of `SHM_SIDE_PX` or less: a batch of `SHM_BATCH` crops and
+their mattes are half of it, a large picture and its cut-outs the rest."""
+SHM_SIDE_PX = 1024
+SHM_BATCH = 8
 
 
 class RuntimeProblem(Exception):
@@ -236,10 +239,21 @@ def unwritable(folder: Path, error: OSError) -> RuntimeProblem:
     )
 
 
-def shm_shortage(processes: int, free_bytes: int | None = None) -> str | None:
-    """A warning where /dev/shm is small for so many model processes; None where it is large enough."""
+def shm_bytes_per_process(side_px: int) -> int:
+    """What one model process may need of /dev/shm where mattes have this side: RGB crops in, one byte a pixel out."""
+    return SHM_BYTES_PER_PROCESS + SHM_BATCH * 4 * max(0, side_px**2 - SHM_SIDE_PX**2)
+
+
+def shm_shortage(processes: int, free_bytes: int | None = None, *, side_px: int = SHM_SIDE_PX) -> str | None:
+    """A warning where /dev/shm is small for so many model processes; None where it is large enough.
+
+    Args:
+        processes: how many there are.
+        free_bytes: what is free; looked up where None.
+        side_px: side of the matting network's square input.
+    """
     free = shutil.disk_usage(SHM).free if free_bytes is None else free_bytes
-    wanted = processes * SHM_BYTES_PER_PROCESS
+    wanted = processes * shm_bytes_per_process(side_px)
     if free >= wanted:
         return None
     return (

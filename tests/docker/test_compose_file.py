@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.checks import SHM_BYTES_PER_PROCESS
+from runtime.checks import MIB, SHM_BYTES_PER_PROCESS, shm_bytes_per_process
 from runtime.compose import PIPELINE, SOURCE, STREAM, STREAM_INSTANCES, read_config
 from runtime.devices import MAX_INSTANCES
 from runtime.process import KILL_MARGIN_S
@@ -49,8 +49,19 @@ def test_every_setting_is_explained_with_its_default() -> None:
 
 
 def test_the_page_on_deploying_lists_every_setting() -> None:
-    listed = re.findall(r"`(CUTAWAY_\w+)`", (ROOT / "docs" / "deploy.md").read_text())
-    assert set(listed) == set(settings())
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    table = page.split("## Settings")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(settings())
+    assert set(re.findall(r"`(CUTAWAY_\w+)`", page)) <= set(settings())
+
+
+def test_what_fetching_needs_reaches_the_export_service() -> None:
+    """And is what docker/export.py takes out again where it is empty."""
+    names = script("export").NETWORK
+    given = services({name: f"{name} of the host" for name in names})["export"]["environment"]
+    assert {name: given[name] for name in names} == {name: f"{name} of the host" for name in names}
+    assert set(given) == {*names, "HOME", "XDG_CACHE_HOME"}
 
 
 def test_every_setting_has_words_before_it() -> None:
@@ -116,7 +127,10 @@ def test_shared_memory_is_reckoned_from_the_processes() -> None:
         bytes_of(SERVICES["cpu"]["shm_size"])
         == (MAX_INSTANCES + STREAM_INSTANCES + len([*NETWORKS, FREE_DETECTOR])) * each
     )
-    assert f"({pipelines})" in EXAMPLE.read_text(), ".env.example names another number of instances"
+    example = EXAMPLE.read_text()
+    assert f"({pipelines})" in example, ".env.example names another number of instances"
+    large = SHM_FACTOR * shm_bytes_per_process(2048)
+    assert f"need {large // MIB} MiB for each: {pipelines * large // MIB}m." in example.replace("\n# ", " ")
 
 
 def test_docker_waits_for_pictures_under_way() -> None:

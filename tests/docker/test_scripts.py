@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from typing import Any
 import pytest
 import tritonclient.grpc
 
+from runtime import checks
 from runtime.__main__ import _parser
 from runtime.checks import RuntimeProblem, check_machine, free_ports
-from runtime.compose import PIPELINE, read_config
+from runtime.compose import PIPELINE, Composed, read_config
 from runtime.gpus import Gpu, Host
 from runtime.health import Answer, Probe, Verdict
 from runtime.plans import PlanRecord, sha256_of
@@ -144,12 +146,84 @@ def test_plans_that_do_not_fit_are_not_served(
     assert not (tmp_path / "repository").exists()
 
 
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root may read everything; for a while this process is nobody."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("hidden", [".", "yolov8_seg.plan", "birefnet_trt.plan.json"])
+def test_plans_of_another_user_are_one_line_that_names_the_setting(models: Path, tmp_path: Path, hidden: str) -> None:
+    settings = dataclasses.replace(serve.Settings.read({"CUTAWAY_PROFILE": "lite"}), models=models)
+    (models / "lite" / hidden).chmod(0)
+    try:
+        with without_privileges(), pytest.raises(RuntimeProblem, match=r"cannot be read by user .*CUTAWAY_UID") as told:
+            serve.compose_repository(settings, L4, tmp_path / "repository")
+    finally:
+        (models / "lite" / hidden).chmod(0o700)
+    assert "\n" not in str(told.value)
+
+
+def test_the_warning_on_shared_memory_knows_the_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is free lies between the need of 1024 px and that of 2048 px."""
+    settings = dataclasses.replace(serve.Settings.read({}), tritonserver=Path("/bin/false"))
+    free = checks.shm_bytes_per_process(1024) * 6
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(free, 0, free))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for side_px, warned in ((1024, False), (2048, True)):
+            assert serve.run(settings, Composed(tmp_path, side_px, 6)) == 1
+            said = capsys.readouterr().err
+            assert ("CUTAWAY_SHM_SIZE" in said) == warned, said
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def test_a_profile_alone_means_all_of_it() -> None:
     """tests/export holds the command line against `python -m export`, which needs more packages."""
     given = export.arguments(["general", "--detector", "x"])
-    assert (given[:2], given[-2:]) == (["models", "general"], ["--detector", "x"])
+    assert (given[0], given[-3:]) == ("models", ["general", "--detector", "x"])
     assert export.arguments(["verify", "--reference", "x"]) == ["verify", "--reference", "x"]
     assert export.arguments([]) == ["--help"]
+
+
+@pytest.mark.parametrize("command", ["models", "fetch", "onnx"])
+def test_weights_go_where_the_container_can_write(command: str) -> None:
+    """The checkout in the image, where they go by themselves, is read-only. Who names a place gets it."""
+    given = export.arguments([command, "general", "--lock", "mine.json"])
+    place = "--output" if command == "fetch" else "--weights"
+    assert given[given.index(place) + 1] == "/var/cache/cutaway/weights"
+    assert given.index("--lock") < len(given) - 2 and given[-3:] == ["general", "--lock", "mine.json"]
+
+
+def test_an_empty_setting_of_the_network_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As docker-compose.yml passes those that the host does not have."""
+    empty = dict.fromkeys(export.NETWORK, "")
+    assert export.environment({**empty, "HOME": ""}) == {"HOME": "", "PYTHONPATH": export.PACKAGES}
+    chosen = {"HF_TOKEN": "a-token", "https_proxy": "http://proxy:3128"}
+    assert export.environment({**empty, **chosen}) == {**chosen, "PYTHONPATH": export.PACKAGES}
+    assert capsys.readouterr().err == ""
+
+
+def test_certificates_that_are_not_in_the_container_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python would trust nobody at all, and say only that a certificate is not trusted."""
+    file = tmp_path / "own.pem"
+    assert "SSL_CERT_FILE" not in export.environment({"SSL_CERT_FILE": str(file)})
+    assert f"-v FILE:{file}:ro" in capsys.readouterr().err
+    file.touch()
+    assert export.environment({"SSL_CERT_FILE": str(file)})["SSL_CERT_FILE"] == str(file)
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -169,3 +169,12 @@ def test_small_shared_memory_is_a_warning() -> None:
     warning = checks.shm_shortage(4, 64 * MIB)
     assert warning is not None
     assert "--shm-size=256m" in warning
+
+
+@pytest.mark.parametrize(("side_px", "needed_mib"), [(512, 64), (1024, 64), (1920, 145), (2048, 160)])
+def test_large_mattes_need_more_shared_memory(side_px: int, needed_mib: int) -> None:
+    """8 crops of 2048 px in RGB and their mattes are 128 MiB; a large picture and its cut-outs come on top."""
+    assert checks.shm_shortage(4, 4 * needed_mib * MIB, side_px=side_px) is None
+    warning = checks.shm_shortage(4, 4 * (needed_mib - 1) * MIB, side_px=side_px)
+    assert warning is not None
+    assert f"{checks.shm_bytes_per_process(side_px) * 4 // MIB} MiB" in warning

@@ -23,14 +23,14 @@ from export import ExportError
 from export.listing import size_text
 from export.onnx_models import DEFAULT_MODELS, HALF_SUFFIX, alone_in
 from export.plans.builder import LIBRARIES, MODULES, NoGpu, Options, build, load_tensorrt, warning_of
-from export.plans.gate import MEAN_ALPHA_ERROR, Arrays, Run, Verdict, judge_detector, judge_matte, one_by_one
+from export.plans.gate import Arrays, Run, Verdict, judge_detector, judge_matte, one_by_one
 from export.plans.graph import Graph, read_graph
 from export.plans.pictures import SAMPLES, Pictures, find_pictures, take_pictures
 from export.plans.running import PlanRun, cuda_version
 from export.plans.watching import Progress
 from runtime.checks import RuntimeProblem
 from runtime.gpus import Host, look_at_host
-from runtime.plans import LOG, PLAN, RECORD, REFUSED, PlanRecord, plan_version, sha256_of
+from runtime.plans import LOG, MEAN_ALPHA_ERROR, PLAN, RECORD, REFUSED, PlanRecord, plan_version, sha256_of
 from runtime.weights import CHECKSUMS, NETWORKS, Network, load_networks, read_checksums
 
 MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
@@ -76,6 +76,11 @@ def make(order: Order, host: Host, say: Callable[[str], None] = print) -> list[s
     Raises:
         ExportError: something could not be built or compared at all.
     """
+    if order.options.batch_max < MOST_BATCH:
+        say(
+            f"warning: plans for batches of up to {order.options.batch_max} are not served by this project's server, "
+            f"which makes batches of up to {MOST_BATCH}"
+        )
     trt = load_tensorrt(order.major)
     if order.major != "rtx" and not host.gpus:
         raise NoGpu(
@@ -313,7 +318,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
             "--compute-capability is for --trt-major rtx; TensorRT itself builds for the GPU that is there"
         )
     targets = tuple(arguments.compute_capability or ("8.6", "8.9")) if arguments.trt_major == "rtx" else ()
-    options = Options(arguments.batch_max, arguments.workspace_gib, arguments.precision == "fp32", targets)
+    options = Options(arguments.batch_max, arguments.workspace_gib, targets)
     return Order(folder, arguments.trt_major, arguments.precision, options, arguments.pictures, arguments.bound)
 
 

@@ -73,13 +73,11 @@ class Options:
     Attributes:
         batch_max: the largest batch; from 1 on every size runs.
         workspace_gib: memory that a network may use beside its weights; all of the GPU's where None.
-        float32: whether TensorFloat-32, which has the mantissa of half precision, is ruled out.
         compute_capabilities: what engines are built for without a GPU, such as ("8.6", "8.9"); TensorRT for RTX alone.
     """
 
     batch_max: int = 8
     workspace_gib: float | None = None
-    float32: bool = False
     compute_capabilities: tuple[str, ...] = ()
 
     @property
@@ -182,7 +180,7 @@ def build(trt: Any, graph: Graph, options: Options, log: Path, cache: Path | Non
         network = builder.create_network(_network_flags(trt))
         parse(trt, network, graph, logger)
         config = builder.create_builder_config()
-        _configure(trt, builder, config, graph, options, cache)
+        configure(trt, builder, config, graph, options, cache)
         monitor = make_monitor(trt, progress)
         if monitor is not None:
             config.progress_monitor = monitor
@@ -228,7 +226,12 @@ def _network_flags(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _configure(trt: Any, builder: Any, config: Any, graph: Graph, options: Options, cache: Path | None) -> None:
+def configure(trt: Any, builder: Any, config: Any, graph: Graph, options: Options, cache: Path | None) -> None:
+    """Say how to build, in place.
+
+    Raises:
+        PlanProblem: this TensorRT does not take the batches, or does not build for the GPUs that are named.
+    """
     profile = builder.create_optimization_profile()
     picture = graph.signature.inputs[INPUT].dims[1:]
     profile.set_shape(INPUT, *((batch, *picture) for batch in options.batches))
@@ -236,8 +239,8 @@ def _configure(trt: Any, builder: Any, config: Any, graph: Graph, options: Optio
         raise PlanProblem(f"TensorRT does not take batches of {options.batches} of pictures {picture}")
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
-    if options.float32:
-        config.clear_flag(trt.BuilderFlag.TF32)
+    # On by default. What stands in float32 in the graph needs it, and TensorFloat-32 has half precision's mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.compute_capabilities:
         _aim(trt, config, options.compute_capabilities)
     if cache is not None:
@@ -288,7 +291,8 @@ def _failure(errors: Sequence[str], options: Options, log: Path) -> PlanProblem:
             limit = f"its workspace of {options.workspace_gib:g} GiB" if options.workspace_gib else "the GPU's memory"
             return OutOfMemory(
                 f"building needs more than {limit} ({_reason(message)}); other programs on the GPU take of it too. "
-                "Try a larger --workspace-gib, a smaller --batch-max, or --precision fp16"
+                "Try a larger --workspace-gib or --precision fp16; or a network of a smaller side (python -m export "
+                "onnx --side PX), or the profile 512"
             )
     return PlanProblem(f"TensorRT built nothing: {_first(errors)}; {log} has all that it said")
 

@@ -34,7 +34,8 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "lite"
     folder.mkdir()
     (folder / f"{MATTE}.fp16.onnx").write_bytes(b"a graph")
-    (folder / "SHA256SUMS").write_text(f"{sha256_of(folder / f'{MATTE}.fp16.onnx')}  {MATTE}.fp16.onnx\n")
+    digests = {f"{MATTE}.fp16.onnx": sha256_of(folder / f"{MATTE}.fp16.onnx"), f"{MATTE}.onnx": "0" * 64}
+    (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
     return folder
 
 
@@ -72,7 +73,7 @@ def test_a_plan_that_passed_is_installed_with_its_figures(folder: Path) -> None:
     assert plan.path.read_bytes() == b"a plan"
     assert plan.record.parity == {"passed": True, "reasons": [], **WELL.figures}
     assert read_checksums(folder)[f"{MATTE}.plan"] == sha256_of(plan.path)
-    assert len(read_checksums(folder)) == 2
+    assert len(read_checksums(folder)) == 3
     assert "mean_alpha_error 0.0003" in said[0]
     assert not list(folder.glob(".*.part"))
 
@@ -144,6 +145,16 @@ def test_without_tensorrt_the_command_says_what_to_install(folder: Path, capsys:
     assert main(["plan", "lite", "--models", str(folder.parent), "--trt-major", "10"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("export: TensorRT 10 is not installed here") and "docs/deploy.md" in told
+
+
+@pytest.mark.parametrize("batch_max", [4, 7, 8])
+def test_plans_for_small_batches_are_not_served_and_that_is_said(
+    folder: Path, batch_max: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is built, which takes long."""
+    given = ["plan", "lite", "--models", str(folder.parent), "--trt-major", "10", "--batch-max", str(batch_max)]
+    assert main(given) == 2
+    assert (f"batches of up to {batch_max} are not served" in capsys.readouterr().out) == (batch_max < 8)
 
 
 @pytest.mark.parametrize(

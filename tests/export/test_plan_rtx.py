@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from export.__main__ import main
 from export.onnx_export import example_pictures, export_birefnet
 from export.plan import Reference
-from export.plans.builder import NodeRefused, Options, OutOfMemory, PlanProblem, build, load_tensorrt
+from export.plans.builder import NodeRefused, Options, OutOfMemory, PlanProblem, build, configure, load_tensorrt
 from export.plans.graph import Graph, GraphRefused, read_graph
-from export.plans.watching import Progress
+from export.plans.watching import Progress, make_logger
 from export.precision import cast_pictures_first, to_half
 from runtime.checks import RuntimeProblem
 from runtime.gpus import Gpu, Host
@@ -158,7 +158,7 @@ def test_the_whole_way_of_a_plan(
     # Without a GPU its target has to be named.
     monkeypatch.setattr(
         "export.plan.Options",
-        lambda batch_max, workspace_gib, float32, _targets: Options(batch_max, workspace_gib, float32, ("8.9",)),
+        lambda batch_max, workspace_gib, _targets: Options(batch_max, workspace_gib, ("8.9",)),
     )
     command = ["plan", "nano", "--models", str(tmp_path), "--trt-major", "10"]
     assert main(command) == 0
@@ -259,8 +259,21 @@ def test_the_picture_is_cast_first(nano: Path, tmp_path: Path) -> None:
 
 
 def test_too_small_a_workspace_is_said(nano: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutOfMemory, match=r"its workspace of 0.01 GiB .*--workspace-gib.*--batch-max"):
+    with pytest.raises(OutOfMemory, match=r"its workspace of 0.01 GiB .*--workspace-gib.*--side") as told:
         built(read_graph(nano / f"{MATTE}.onnx"), tmp_path / "log", workspace_gib=0.01)
+    assert "--batch-max" not in str(told.value), "the server does not take plans for smaller batches"
+
+
+def test_what_stands_in_float32_is_computed_in_float32(nano: Path, tmp_path: Path) -> None:
+    """TensorRT would round it to TensorFloat-32."""
+    trt = load_tensorrt("rtx")
+    with (tmp_path / "log").open("w") as file:
+        builder = trt.Builder(make_logger(trt, file))
+        config = builder.create_builder_config()
+        assert config.get_flag(trt.BuilderFlag.TF32), "it is no longer the default, so this says nothing"
+        graph = read_graph(nano / f"{DETECTOR}.fp16.onnx")
+        configure(trt, builder, config, graph, Options(compute_capabilities=TARGETS), None)
+        assert not config.get_flag(trt.BuilderFlag.TF32)
 
 
 def test_a_target_that_is_not_known_is_named(nano: Path, tmp_path: Path) -> None:

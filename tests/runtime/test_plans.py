@@ -19,7 +19,7 @@ from runtime.__main__ import main
 from runtime.checks import RuntimeProblem
 from runtime.compose import SOURCE, compose_plans, contract, read_config
 from runtime.gpus import Gpu, Host
-from runtime.plans import CheckedPlan, PlanRecord, check_plans, plan_version, sha256_of
+from runtime.plans import MEAN_ALPHA_ERROR, CheckedPlan, PlanRecord, check_plans, plan_version, sha256_of
 from runtime.server import ServerOptions
 
 L4 = Gpu("NVIDIA L4", "8.9")
@@ -39,6 +39,7 @@ def folder(tmp_path: Path) -> Path:
         onnx.write_bytes(name.encode())
         plan.write_bytes(HEADER + name.encode() * 1000)
         sums += [f"{sha256_of(path)}  {path.name}" for path in (onnx, plan)]
+        sums.append(f"{'0' * 64}  {name}.onnx")
         record(name, side_px, onnx, plan).write(folder / f"{name}.plan.json")
     (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
     return folder
@@ -84,10 +85,19 @@ def touch(folder: Path) -> None:
         file.write(b"?")
 
 
-def rebuild_onnx(folder: Path) -> None:
+def rebuild_onnx(folder: Path, file: str = "birefnet_trt.fp16.onnx") -> None:
     sums = (folder / "SHA256SUMS").read_text().splitlines()
-    changed = ["f" * 64 + line[64:] if line.endswith("birefnet_trt.fp16.onnx") else line for line in sums]
+    changed = ["f" * 64 + line[64:] if line.endswith(f"  {file}") else line for line in sums]
+    assert changed != sums
     (folder / "SHA256SUMS").write_text("\n".join(changed))
+
+
+def no_longer(folder: Path, file: str) -> None:
+    """As `export onnx --no-half` leaves the checksums, for one."""
+    sums = (folder / "SHA256SUMS").read_text().splitlines()
+    kept = [line for line in sums if not line.endswith(f"  {file}")]
+    assert kept != sums
+    (folder / "SHA256SUMS").write_text("\n".join(kept))
 
 
 def refuse(folder: Path) -> None:
@@ -107,6 +117,11 @@ def refuse(folder: Path) -> None:
         (lambda folder: (folder / "birefnet_trt.plan").write_bytes(b""), "is damaged or another one"),
         (lambda folder: change(folder, tensorrt="10.13.3.8"), "was written by TensorRT 10.13.3.9, its record says"),
         (rebuild_onnx, "was built from another birefnet_trt.fp16.onnx"),
+        (lambda folder: rebuild_onnx(folder, "yolov8_seg.onnx"), "was compared with another yolov8_seg.onnx"),
+        (lambda folder: no_longer(folder, "birefnet_trt.fp16.onnx"), "built from birefnet_trt.fp16.onnx, which SHA2"),
+        (lambda folder: no_longer(folder, "birefnet_trt.onnx"), "compared with birefnet_trt.onnx, which SHA256SUMS"),
+        (lambda folder: change(folder, profile="general"), "is one of the profile general, and its folder is not"),
+        (lambda folder: change(folder, reference={}), "is not one of a plan, or damaged"),
         (lambda folder: change(folder, parity=None, parity_missing="no GPU"), r"was never compared .*\(no GPU\)"),
         (lambda folder: change(folder, parity={"passed": False}), "does not compute what its network does"),
         (lambda folder: change(folder, parity={"passed": "yes"}), "does not compute what its network does"),
@@ -155,6 +170,38 @@ def test_a_version_of_three_parts_is_enough(folder: Path) -> None:
 def test_what_is_unusual_is_a_warning(folder: Path, host: Host, said: str) -> None:
     for plan in check_plans(folder, host).values():
         assert len(plan.warnings) == 1 and said in plan.warnings[0]
+
+
+def test_a_copy_under_another_profiles_name_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "general")
+    with pytest.raises(RuntimeProblem, match=r"is one of the profile lite, .*export plan general"):
+        check_plans(tmp_path / "general", HOST)
+
+
+def test_a_wider_bound_than_usual_is_a_warning(folder: Path) -> None:
+    change(folder, parity={"passed": True, "bound_mean_alpha_error": MEAN_ALPHA_ERROR})
+    assert not check_plans(folder, HOST)["birefnet_trt"].warnings
+    change(folder, parity={"passed": True, "bound_mean_alpha_error": 0.5})
+    (warning,) = check_plans(folder, HOST)["birefnet_trt"].warnings
+    assert "mean alpha error of up to 0.5; 0.001 is usual" in warning
+
+
+def test_a_folder_of_another_user_is_said(folder: Path) -> None:
+    """As in a container that runs as somebody else: one line, and no traceback."""
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom runtime.checks import RuntimeProblem\n"
+        "from runtime.gpus import Host\nfrom runtime.plans import check_plans\n"
+        "if os.geteuid() == 0:\n    os.setuid(65534)\n"
+        "try:\n    check_plans(Path(sys.argv[1]), Host())\nexcept RuntimeProblem as problem:\n    print(problem)"
+    )
+    folder.chmod(0o700 if os.geteuid() == 0 else 0)
+    try:
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
+    finally:
+        folder.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be read (Permission denied)" in done.stdout and "CUTAWAY_UID" in done.stdout
+    assert done.stdout.count("\n") == 1
 
 
 def test_the_header_tells_library_and_version(tmp_path: Path) -> None:

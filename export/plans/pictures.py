@@ -19,6 +19,9 @@ VIEWS = 8
 """Fewest pictures, so that a full batch has no two alike and mixed-up batch-mates show."""
 MOST = 24
 """Most pictures: float32 on the CPU takes its time for each."""
+COLLAGES = ((4, 8), (10, 8))
+"""Squares of small people: as many columns of cells, and as many views in them, spread out. At most 8 views, so that
+their candidates are fewer than the 300 which the detector gives: what fell off the end would be chance."""
 MIN_CONFIDENCE = 0.25
 
 Detector = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
@@ -35,9 +38,9 @@ class PicturesMissing(ExportError):
 class Pictures(NamedTuple):
     """What the two networks see of the same views of photographs.
 
-    squares: letterboxed, for the detector: uint8 [N, 640, 640, 3].
+    squares: letterboxed, for the detector, and collages of them: uint8 [N + len(COLLAGES), 640, 640, 3].
     crops: the largest person of each view with context, or the whole view: uint8 [N, side, side, 3].
-    names: the file of each.
+    names: the file of each view.
     """
 
     squares: NDArray[np.uint8]
@@ -101,7 +104,22 @@ def take_pictures(files: list[Path], detector: Detector, side_px: int) -> Pictur
         matte_crops(rgb, [crop_rect(people[0].box, frame) if people else frame], keep, side_px)
         squares.append(square)
         names.append(name)
-    return Pictures(np.stack(squares), np.stack(crops), names)
+    collages = [_collage(squares, columns, count) for columns, count in COLLAGES]
+    return Pictures(np.stack(squares + collages), np.stack(crops), names)
+
+
+def _collage(squares: list[NDArray[np.uint8]], columns: int, count: int) -> NDArray[np.uint8]:
+    """Some of the squares, shrunk into cells of a grey one."""
+    import cv2
+
+    collage = np.full_like(squares[0], 114)
+    side_px = len(collage) // columns
+    for place, square in enumerate(squares[:count]):
+        row, column = divmod(place * columns**2 // count, columns)
+        top, left = row * side_px, column * side_px
+        small = cv2.resize(square, (side_px, side_px), interpolation=cv2.INTER_AREA)
+        collage[top : top + side_px, left : left + side_px] = small
+    return collage
 
 
 def _views(pictures: list[tuple[str, NDArray[np.uint8]]]) -> Iterator[tuple[str, NDArray[np.uint8]]]:

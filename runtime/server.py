@@ -268,7 +268,7 @@ class Server:
             f"starting Triton with profile {self.options.profile} on {where}; "
             f"{layout.instances} pictures at once; log in {_short(self.log)}"
         )
-        for warning in (device.warning, shm_shortage(composed.processes)):
+        for warning in (device.warning, shm_shortage(composed.processes, side_px=composed.matte_side_px)):
             if warning is not None:
                 self._say(f"warning: {warning}")
 

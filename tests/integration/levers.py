@@ -43,7 +43,8 @@ class TritonPythonModel(whole.TritonPythonModel):
         pb_utils.Logger.log_info(f"lever: began {request.request_id()}")
         try:
             if lever == "slow":
-                proceed, end = whole._patience(request, self.processing_timeout_s), time.monotonic() + float(rest.partition("-")[0])
+                proceed = whole._patience(request, self.processing_timeout_s)
+                end = time.monotonic() + float(rest.partition("-")[0])
                 while time.monotonic() < end:
                     proceed()
                     time.sleep(0.01)

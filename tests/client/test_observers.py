@@ -529,6 +529,10 @@ def test_the_traceparent_goes_over_the_wire(scheme: str, way: str, spans: InMemo
 # ------------------------------------------------------------------------------------------ in a real Triton
 
 
+EXPORT_TRIES = 3
+"""Triton sends spans once: those of a call may be lost on a busy machine, not those of three."""
+
+
 class Collector:
     """Takes OTLP as JSON, as Triton sends it."""
 
@@ -580,21 +584,24 @@ def test_triton_goes_on_with_the_callers_trace(
     """The pipeline's span hangs below the client's, and those of the models that it calls below the pipeline's."""
     from runtime.server import Server, ServerOptions
 
+    def below(found: list[dict[str, Any]], parent: str) -> list[dict[str, Any]]:
+        return [span for span in found if span.get("parentSpanId") == parent]
+
     observers = [OpenTelemetry(provider_of(spans))]
+    calls = []
     with Collector() as collector, Server(ServerOptions(cache_dir=tmp_path, traces_url=collector.url)) as server:
-        for url in (server.grpc_url, server.http_url):
-            with Client(url, observers=observers) as client:
-                client.cut(samples[0], timeout_s=60)
         with Client(server.grpc_url) as client:
             client.cut(samples[0], timeout_s=60)  # nobody's trace: no span, like the canaries
-        calls = spans.get_finished_spans()
-        assert len(calls) == 2
-
-        def below(found: list[dict[str, Any]], parent: str) -> list[dict[str, Any]]:
-            return [span for span in found if span.get("parentSpanId") == parent]
-
-        wanted = [f"{call.context.span_id:016x}" for call in calls]
-        found = collector.wait_for(lambda found: all(below(found, span) for span in wanted), 60)
+        for url in (server.grpc_url, server.http_url):
+            for _ in range(EXPORT_TRIES):
+                with Client(url, observers=observers) as client:
+                    client.cut(samples[0], timeout_s=60)
+                call = spans.get_finished_spans()[-1]
+                found = collector.wait_for(lambda found, call=call: below(found, f"{call.context.span_id:016x}"), 30)
+                if below(found, f"{call.context.span_id:016x}"):
+                    break
+            calls.append(call)
+    wanted = [f"{call.context.span_id:016x}" for call in calls]
 
     for call, span_id in zip(calls, wanted, strict=True):
         (request,) = below(found, span_id)
@@ -604,7 +611,9 @@ def test_triton_goes_on_with_the_callers_trace(
         assert attributes_of(pipeline)["triton.model_name"] == "ensemble_pipeline"
         models = {attributes_of(span).get("triton.model_name") for span in found if span["traceId"] == trace_id}
         assert models >= {"ensemble_pipeline", "yolov8_seg", "birefnet_trt"}
-    assert {span["traceId"] for span in found} == {f"{call.context.trace_id:032x}" for call in calls}
+    # Nobody else's: the call without an observer has left no span.
+    traced = {f"{call.context.trace_id:032x}" for call in spans.get_finished_spans()}
+    assert {span["traceId"] for span in found} <= traced
 
 
 def attributes_of(span: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _end_session() -> None:
     me, session = os.getpid(), os.getsid(0)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        left = [pid for pid in _session_members(session) if pid != me]
+        left = [pid for pid in session_members(session) if pid != me]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -120,7 +120,7 @@ def _end_session() -> None:
         time.sleep(0.01)
 
 
-def _session_members(session: int) -> list[int]:
+def session_members(session: int) -> list[int]:
     """Ids of the session's processes, those that ended but are not collected yet left out."""
     members = []
     for entry in Path("/proc").iterdir():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.checks import MIB, TritonFiles
+from runtime.keeper import session_members
 from runtime.runs import Run
 
 KEEPER = Path(__file__).resolve().parent / "keeper.py"
@@ -42,6 +43,9 @@ ALLOCATOR = {
 back at once, and the system clears the pages anew each time: a fifth of a network's time. Up to these sizes memory is
 kept for the next picture instead; what only a huge picture needs is given back. Few heaps, since each thread's own
 would keep the largest picture that it saw."""
+
+ORPHANS_S = 10.0
+"""How long killed processes may take to be gone."""
 
 CLOSED_APIS = ("model-repository", "shared-memory", "logging", "trace")
 """What no caller of this server needs and a stranger could abuse: closed by a key that nobody is told."""
@@ -160,11 +164,23 @@ class TritonProcess:
             self._wait_drained()
             self._signal()
         status = self._keeper.wait()
+        if status < 0:
+            self._end_orphans()
         for stream in (self._keeper.stdin, self._keeper.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
         return status
+
+    def _end_orphans(self) -> None:
+        """Kill what a keeper that was killed itself has left. Models' processes end by themselves when they notice that
+        Triton is gone, but not all of them always do. While one lives, the session's id stands for no other."""
+        deadline = time.monotonic() + ORPHANS_S
+        while (left := session_members(self._keeper.pid)) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def _wait_drained(self) -> None:
         """Wait until Triton has answered what was under way.

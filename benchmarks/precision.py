@@ -25,6 +25,7 @@ from PIL import Image
 
 from benchmarks.half_graphs import DetectorRow, MatteRow, Pictures, measure_detector, measure_matte
 from benchmarks.machine import load_before, machine, publish, sentence, versions
+from export.check_pictures import middle_square
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "export" / "weights" / "nano"
@@ -47,14 +48,7 @@ def find_pictures(number: int) -> list[Path]:
 
 def squares(paths: Sequence[Path], side_px: int) -> Pictures:
     """The middle square of each picture, at this side, as the matting network is fed."""
-    made = []
-    for path in paths:
-        picture = Image.open(path).convert("RGB")
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        middle = picture.crop((left, top, left + side, top + side))
-        made.append(np.asarray(middle.resize((side_px, side_px), Image.Resampling.BILINEAR)))
-    return np.stack(made)
+    return np.stack([middle_square(Image.open(path).convert("RGB"), side_px) for path in paths])
 
 
 def side_of(path: Path) -> int:

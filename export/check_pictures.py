@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from export import ExportError
 
@@ -29,8 +30,6 @@ def check_pictures(count: int, side_px: int, folder: Path = SAMPLES) -> NDArray[
     Raises:
         SamplesMissing: there are no photographs.
     """
-    from PIL import Image, ImageOps
-
     files = sorted(folder.glob("*.jpg"), reverse=True)
     if not files:
         raise SamplesMissing(f"{folder} has no .jpg; restore the folder (git checkout)")
@@ -39,12 +38,17 @@ def check_pictures(count: int, side_px: int, folder: Path = SAMPLES) -> NDArray[
         turn, place = divmod(len(pictures), len(files))
         with Image.open(files[place]) as image:
             whole = ImageOps.mirror(image.convert("RGB")) if turn % 2 else image.convert("RGB")
-        side = round(min(whole.size) * (1 - min(0.1 * (turn // 2), 0.5)))
-        square = ImageOps.fit(whole.crop(_middle(whole.size, side)), (side_px, side_px), Image.Resampling.BILINEAR)
-        pictures.append(np.asarray(square))
+        pictures.append(middle_square(whole, side_px, share=1 - min(0.1 * (turn // 2), 0.5)))
     return np.stack(pictures)
 
 
-def _middle(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    return left, top, left + side, top + side
+def middle_square(image: Image.Image, side_px: int, share: float = 1.0) -> NDArray[np.uint8]:
+    """The middle square of an RGB image at another side, uint8 [side, side, 3].
+
+    Args:
+        share: the square's side as a share of the image's shorter one, above 0 to 1.
+    """
+    side = round(min(image.size) * share)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((side_px, side_px), Image.Resampling.BILINEAR))

@@ -7,8 +7,6 @@ the next run goes on from there. Nothing is unpickled and nothing from a source 
 
 import argparse
 import contextlib
-import fcntl
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -34,8 +32,10 @@ from export.download import (
 )
 from export.hub import DEFAULT_HUB, OFFLINE, ask_hub, read_token, status_refusal
 from export.listing import add_catalog_argument, size_text
+from export.locking import alone
 from export.pins import Pin, add_pin, read_pins
 from export.weights_form import flaw_of
+from runtime.digest import sha256_of
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DEFAULT_OUTPUT = CHECKOUT / ".cache" / "weights"
@@ -196,15 +196,6 @@ def copy_part(found: Path, final: Path) -> Path:
     return part
 
 
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256 as 64 hexadecimal digits, read piece by piece."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def hold_to(path: Path, sha256: str, remedy: str) -> None:
     """Raises `WrongContent` where a file has another digest."""
     found = sha256_of(path)
@@ -248,13 +239,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".fetching").open("wb")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FetchError(
-                f"another fetch is writing to {folder}; wait for it, or choose another folder: --output DIR"
-            ) from None
+    busy = FetchError(f"another fetch is writing to {folder}; wait for it, or choose another folder: --output DIR")
+    with alone(lock, busy):
         yield
 
 

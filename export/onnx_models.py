@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import datetime
 import errno
-import fcntl
 import gc
 import json
 import shutil
@@ -24,10 +23,12 @@ from typing import Any, NamedTuple
 
 from export import ExportError
 from export.catalog import BUNDLED, CATALOG, DETECTOR_SIDE_PX, SIDE_MULTIPLE_PX, Profile, Weights, load_catalog
-from export.fetch import CHECKOUT, DEFAULT_LOCK, DEFAULT_OUTPUT, INTERRUPTED, hold_to, sha256_of
+from export.fetch import CHECKOUT, DEFAULT_LOCK, DEFAULT_OUTPUT, INTERRUPTED, hold_to
 from export.listing import add_catalog_argument, size_text
+from export.locking import alone
 from export.pins import read_pins
 from runtime.checks import RuntimeProblem
+from runtime.digest import sha256_of
 from runtime.weights import FREE_DETECTOR, read_checksums
 
 DEFAULT_MODELS = CHECKOUT / "models"
@@ -298,13 +299,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         raise ExportError(
             f"{folder} cannot be written: {error.strerror or error}; choose another: --models DIR"
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExportError(
-                f"another export is writing to {folder}; wait for it, or choose another: --models DIR"
-            ) from None
+    busy = ExportError(f"another export is writing to {folder}; wait for it, or choose another: --models DIR")
+    with alone(lock, busy):
         yield
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from export import ExportError
 from export.listing import size_text
-from export.onnx_models import DEFAULT_MODELS, HALF_SUFFIX, alone_in
+from export.onnx_models import DEFAULT_MODELS, DETECTOR, HALF_SUFFIX, MATTE, alone_in
 from export.plans.builder import LIBRARIES, MODULES, NoGpu, Options, build, load_tensorrt, warning_of
 from export.plans.gate import Arrays, Run, Verdict, judge_detector, judge_matte, one_by_one
 from export.plans.graph import Graph, read_graph
@@ -29,11 +29,11 @@ from export.plans.pictures import SAMPLES, Pictures, find_pictures, take_picture
 from export.plans.running import PlanRun, cuda_version
 from export.plans.watching import Progress
 from runtime.checks import RuntimeProblem
+from runtime.digest import sha256_of
 from runtime.gpus import Host, look_at_host
-from runtime.plans import LOG, MEAN_ALPHA_ERROR, PLAN, RECORD, REFUSED, PlanRecord, plan_version, sha256_of
+from runtime.plans import LOG, MEAN_ALPHA_ERROR, PLAN, RECORD, REFUSED, PlanRecord, plan_version
 from runtime.weights import CHECKSUMS, NETWORKS, Network, load_networks, read_checksums
 
-MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
 TIMINGS = "timing.cache"
 REFUSED_PLAN, INTERRUPTED = 1, 130
 MOST_BATCH = 8

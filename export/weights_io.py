@@ -6,7 +6,6 @@ through, and every other class or function that the pickle names becomes an iner
 what it is given. Ultralytics need not be installed.
 """
 
-import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from export import ExportError
+from runtime.digest import sha256_of
 
 #: SHA-256 of Ultralytics' YOLOv8n detector (COCO), 6,549,796 bytes.
 YOLOV8N_SHA256 = "f59b3d833e2ff32e194b5bb8e08d211dc7c5bdf144b90d2c8412c47ccfc83b36"
@@ -36,11 +36,6 @@ _STORAGE_DTYPES: dict[str, torch.dtype] = {
 
 class WeightsError(ExportError, ValueError):
     """A weights file is not what it should be: wrong checksum, wrong form, or no tensors in it."""
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class _StandIn:

@@ -9,13 +9,13 @@ server starts. Nothing here needs TensorRT, CUDA's packages or numpy.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runtime.checks import RuntimeProblem
+from runtime.digest import sha256_of
 from runtime.gpus import Host
 from runtime.weights import CHECKSUMS, NETWORKS, read_checksums
 
@@ -172,14 +172,6 @@ def plan_version(path: Path) -> tuple[str, str] | None:
     if library is None or len(header) < HEADER_BYTES or any(header[4:8]):
         return None
     return library, ".".join(str(part) for part in header[24:28])
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _missing(folder: Path, name: str, again: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.checks import RuntimeProblem
+from runtime.digest import sha256_of
 from runtime.onnx_file import Signature, read_signature
 
 CHECKSUMS = "SHA256SUMS"
@@ -77,11 +77,7 @@ def _network(folder: Path, name: str, expected: dict[str, str]) -> Network:
     if path.name not in expected:
         raise RuntimeProblem(f"{folder / CHECKSUMS} has no line for {path.name}; restore both from the repository")
     try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-            found = digest.hexdigest()
+        found = sha256_of(path)
     except OSError as error:
         raise RuntimeProblem(f"the weight file {path} cannot be read: {error.strerror or error}") from None
     if found != expected[path.name]:

@@ -24,7 +24,8 @@ from export.nano.training import load_checkpoint
 from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
 from export.onnx_export import DETECTOR_SIDE_PX, Difference, example_pictures, export_detector, export_nano_matte
-from export.weights_io import YOLOV8N_SHA256, load_ultralytics, sha256_of
+from export.weights_io import YOLOV8N_SHA256, load_ultralytics
+from runtime.digest import sha256_of
 
 #: Largest difference from PyTorch that is still rounding: grey levels, pixels, probabilities, …
 TOLERANCES = {"alphas": 1.0, "boxes": 0.05, "scores": 1e-4, "classes": 0.0, "coefficients": 1e-2, "prototypes": 1e-3}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.onnx_export import DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, example_pictures
-from export.weights_io import sha256_of
+from runtime.digest import sha256_of
 
 SOURCE, TARGET = "yolov8_seg.onnx", "yolov8_seg_free.onnx"
 STRIDES_PX = (8, 16, 32)

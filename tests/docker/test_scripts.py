@@ -25,11 +25,12 @@ from runtime import checks
 from runtime.__main__ import _parser
 from runtime.checks import RuntimeProblem, check_machine, free_ports
 from runtime.compose import PIPELINE, Composed, read_config
+from runtime.digest import sha256_of
 from runtime.gpus import Gpu, Host
 from runtime.health import Answer, Probe, Verdict
-from runtime.plans import PlanRecord, sha256_of
 from runtime.process import _environment, stubs_of
 from tests.docker.parts import ROOT, script
+from tests.plan_records import a_record
 
 serve, healthcheck, export = script("serve"), script("healthcheck"), script("export")
 KEY = "a-key-of-these-tests"
@@ -93,23 +94,9 @@ def models(tmp_path: Path) -> Path:
     for name, side_px in (("birefnet_trt", 768), ("yolov8_seg", 640)):
         plan = folder / f"{name}.plan"
         plan.write_bytes(b"ftrt" + bytes(20) + bytes((10, 13, 3, 9)) + name.encode())
-        PlanRecord(
-            model=name,
-            profile="lite",
-            made="2026-11-21T12:00:00+00:00",
-            library="tensorrt",
-            tensorrt="10.13.3.9",
-            cuda="13.0",
-            driver_cuda="13.0",
-            gpu="NVIDIA L4",
-            compute_capabilities=("8.9",),
-            onnx={"name": f"{name}.fp16.onnx", "sha256": "0" * 64},
-            reference={"name": f"{name}.onnx", "sha256": "0" * 64},
-            plan_sha256=sha256_of(plan),
-            side_px=side_px,
-            options={"batches": [1, 4, 8]},
-            parity={"passed": True},
-        ).write(folder / f"{name}.plan.json")
+        a_record(name, plan_sha256=sha256_of(plan), side_px=side_px, parity={"passed": True}).write(
+            folder / f"{name}.plan.json"
+        )
     return folder.parent
 
 

@@ -18,11 +18,13 @@ from export.plans.graph import Graph
 from export.plans.running import PlanRun, cuda_version, load_cuda
 from export.plans.watching import Progress, stoppable
 from runtime.checks import RuntimeProblem
+from runtime.digest import sha256_of
 from runtime.gpus import Gpu, Host, look_at_host
 from runtime.onnx_file import Signature
-from runtime.plans import PlanRecord, check_plan, sha256_of
+from runtime.plans import check_plan
 from runtime.weights import read_checksums
 from tests.docker.parts import script
+from tests.plan_records import a_record
 
 HOST = Host("10.13.3.9", "13.0", (Gpu("NVIDIA L4", "8.9"),))
 MATTE = "birefnet_trt"
@@ -43,21 +45,11 @@ def a_draft(folder: Path, content: bytes = b"a plan") -> Draft:
     """What is there after a build on an L4, before the comparison."""
     path = folder / f".{MATTE}.plan.part"
     path.write_bytes(content)
-    record = PlanRecord(
-        model=MATTE,
-        profile="lite",
-        made="2026-11-21T12:00:00+00:00",
-        library="tensorrt",
-        tensorrt="10.13.3.9",
-        cuda="13.0",
-        driver_cuda="13.0",
-        gpu="NVIDIA L4",
-        compute_capabilities=("8.9",),
+    record = a_record(
+        MATTE,
         onnx={"name": f"{MATTE}.fp16.onnx", "sha256": sha256_of(folder / f"{MATTE}.fp16.onnx")},
-        reference={"name": f"{MATTE}.onnx", "sha256": "0" * 64},
         plan_sha256=sha256_of(path),
         side_px=1024,
-        options={"batches": [1, 4, 8]},
     )
     return Draft(path, GRAPH, record)
 

@@ -24,9 +24,10 @@ from export.plans.graph import Graph, GraphRefused, read_graph
 from export.plans.watching import Progress, make_logger
 from export.precision import cast_pictures_first, to_half
 from runtime.checks import RuntimeProblem
+from runtime.digest import sha256_of
 from runtime.gpus import Gpu, Host
 from runtime.onnx_file import TensorInfo, read_signature
-from runtime.plans import PlanRecord, check_plans, plan_version, sha256_of
+from runtime.plans import PlanRecord, check_plans, plan_version
 from runtime.weights import read_checksums
 from tests.export.small_lite import as_published
 

@@ -18,9 +18,11 @@ from runtime import doctor, gpus
 from runtime.__main__ import main
 from runtime.checks import RuntimeProblem
 from runtime.compose import SOURCE, compose_plans, contract, read_config
+from runtime.digest import sha256_of
 from runtime.gpus import Gpu, Host
-from runtime.plans import MEAN_ALPHA_ERROR, CheckedPlan, PlanRecord, check_plans, plan_version, sha256_of
+from runtime.plans import MEAN_ALPHA_ERROR, CheckedPlan, PlanRecord, check_plans, plan_version
 from runtime.server import ServerOptions
+from tests.plan_records import a_record
 
 L4 = Gpu("NVIDIA L4", "8.9")
 HOST = Host("10.13.3.9", "13.0", (L4,))
@@ -46,18 +48,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def record(name: str, side_px: int, onnx: Path, plan: Path) -> PlanRecord:
-    return PlanRecord(
-        model=name,
-        profile="lite",
-        made="2026-11-21T12:00:00+00:00",
-        library="tensorrt",
-        tensorrt="10.13.3.9",
-        cuda="13.0",
-        driver_cuda="13.0",
-        gpu="NVIDIA L4",
-        compute_capabilities=("8.9",),
+    return a_record(
+        name,
         onnx={"name": onnx.name, "sha256": sha256_of(onnx)},
-        reference={"name": f"{name}.onnx", "sha256": "0" * 64},
         plan_sha256=sha256_of(plan),
         side_px=side_px,
         options={"batches": [1, 4, 8], "precision": "fp16"},

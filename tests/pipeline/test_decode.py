@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from cutaway.errors import CorruptImage, InvalidFormat
 from numpy.typing import NDArray
 from PIL import Image
-from pipeline.decode import decode, upright
+from pipeline.decode import _ordinary_jpeg, decode, upright
 
 from tests.integration import picture_files as make
 
@@ -77,6 +78,61 @@ def test_upright_keeps_arrays_contiguous() -> None:
     array = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for orientation in range(1, 9):
         assert upright(array, orientation).flags.c_contiguous
+
+
+# ----------------------------------------------------------------------------------------------------- JPEG
+
+
+def photograph() -> Image.Image:
+    """Coloured noise of several scales, of an odd size: whatever decoders do differently shows in it."""
+    rng = np.random.default_rng(5)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((211, 173), Image.Resampling.BICUBIC)
+    return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 20, (173, 211, 3)), 0, 255).astype(np.uint8))
+
+
+JPEG_KINDS: dict[str, dict[str, object]] = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 4},
+    "stored as RGB": {"keep_rgb": True},
+    "coarse": {"quality": 5},
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_a_jpeg_has_the_pixels_that_pillow_reads(kind: str) -> None:
+    data = make.saved(photograph(), "JPEG", **JPEG_KINDS[kind])
+    with Image.open(io.BytesIO(data)) as image:
+        directly = _ordinary_jpeg(data, image)
+        expected = np.asarray(image)
+    assert directly is not None, "the short way was not taken"
+    assert np.array_equal(directly, expected)
+    assert np.array_equal(decode(data).rgb, expected)
+
+
+def test_what_the_short_way_does_not_take_pillow_reads() -> None:
+    profile = icc_profile(ADOBE_RGB, ADOBE_GAMMA)
+    whole = make.saved(photograph(), "JPEG")
+    # Codes that do not exist within the compressed data: libjpeg warns and goes on, as Pillow lets it.
+    middle = len(whole) // 2
+    damaged = whole[:middle] + bytes([0xFF, 0x00] * 40) + whole[middle + 80 :]
+    for data in (
+        make.saved(photograph(), "JPEG", icc_profile=profile),
+        make.saved(photograph(), "JPEG", icc_profile=b"no profile at all"),
+        make.saved(photograph().convert("L"), "JPEG"),
+        make.saved(photograph().convert("CMYK"), "JPEG"),
+        damaged,
+    ):
+        with Image.open(io.BytesIO(data)) as image:
+            assert _ordinary_jpeg(data, image) is None
+        assert decode(data).rgb.shape == (173, 211, 3)
+
+
+def test_bytes_after_a_jpeg_do_no_harm() -> None:
+    data = make.saved(photograph(), "JPEG")
+    assert np.array_equal(decode(data + bytes(1000)).rgb, decode(data).rgb)
 
 
 # --------------------------------------------------------------------------------------------------- colour

@@ -1,7 +1,9 @@
 """An encoded file → an upright 8-bit sRGB picture.
 
-Pillow decodes everything: unlike OpenCV it raises on a truncated JPEG, keeps quiet on stderr, and reports the colour
-profile. Reading its pixels in strips makes it as fast as OpenCV and bounds the memory.
+Pillow opens everything: unlike OpenCV it raises on a truncated JPEG, keeps quiet on stderr, and reports the colour
+profile. The pixels of an ordinary JPEG are read by libjpeg-turbo straight into their array, which gives the same bytes
+without Pillow's own copy of the picture; whatever it objects to, Pillow judges. Other pixels are copied out of Pillow
+in strips, which bounds the memory.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from cutaway.errors import CorruptImage
 from cutaway.headers import PictureHeader, check_picture
 from numpy.typing import NDArray
@@ -88,18 +91,13 @@ def _decode(data: bytes, header: PictureHeader) -> Picture:
             raise CorruptImage("The file's headers disagree about its size.")
         if header.format in ("png", "webp") and getattr(image, "n_frames", 1) > 1:
             notices.append(Notice("FIRST_FRAME_ONLY", "The picture is animated; its first frame was used."))
-        image.load()
-        profile = image.info.get("icc_profile")
+        alpha = None
+        pixels = _ordinary_jpeg(data, image)
+        if pixels is None:
+            image.load()
+            pixels, alpha = _converted(image, notices)
         orientation = _orientation(image)
-        plain, alpha = _to_8_bit(image)
-        if profile:
-            try:
-                plain = _to_srgb(plain, bytes(profile))
-            except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-                notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is damaged and was ignored."))
-        if plain.mode != "RGB":
-            plain = plain.convert("RGB")
-        rgb = upright(_pixels(plain), orientation)
+        rgb = upright(pixels, orientation)
     if alpha is not None:
         alpha = upright(alpha, orientation)
         if int(alpha.min()) == 255:
@@ -108,6 +106,36 @@ def _decode(data: bytes, header: PictureHeader) -> Picture:
     if alpha is not None:
         own_rgb, rgb = rgb, _stand_on_grey(rgb, alpha)
     return Picture(rgb, alpha, own_rgb, header.format, orientation, tuple(notices))
+
+
+def _ordinary_jpeg(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
+    """(H, W, 3) uint8 of a three-coloured JPEG without faults whose profile is none or sRGB; None of any other file."""
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    try:
+        profile = image.info.get("icc_profile")
+        if profile and _transform_to_srgb(bytes(profile), "RGB") is not None:
+            return None
+        # Asked before memory is taken for it: a file may hold more than one header.
+        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
+            return None
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB"), np.uint8)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _converted(image: Image.Image, notices: list[Notice]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """A loaded image as (H, W, 3) uint8 sRGB, and its alpha (H, W) uint8 if it has one; adds what is to be noticed."""
+    profile = image.info.get("icc_profile")
+    plain, alpha = _to_8_bit(image)
+    if profile:
+        try:
+            plain = _to_srgb(plain, bytes(profile))
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is damaged and was ignored."))
+    if plain.mode != "RGB":
+        plain = plain.convert("RGB")
+    return _pixels(plain), alpha
 
 
 def _orientation(image: Image.Image) -> int:

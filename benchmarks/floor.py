@@ -48,9 +48,11 @@ class Floor:
         from pipeline.encode import png
         from pipeline.letterbox import letterbox
         from pipeline.matte import matte_crops
+        from pipeline.pixels import Pixels
 
         cv2.setNumThreads(OPENCV_THREADS)
-        self._decode, self._png, self._letterbox, self._matte_crops = decode, png, letterbox, matte_crops
+        self._decode, self._letterbox, self._matte_crops = decode, letterbox, matte_crops
+        self._png: Callable[[NDArray[np.uint8]], bytes] = lambda array: png(Pixels.of(array))
         self._side = int(self._matter.get_inputs()[0].shape[1])
 
     def alpha(self, data: bytes) -> NDArray[np.uint8]:

@@ -163,11 +163,13 @@ def main() -> int:
         sys.path.insert(0, str(folder))
     from pipeline.encode import png
     from pipeline.foreground import clean_colours
+    from pipeline.pixels import Pixels
 
     cv2.setNumThreads(2)
-    print("\n".join(png_table(png, cutouts(ROOT / "export" / "weights" / "nano"))))
+    networks = ROOT / "export" / "weights" / "nano"
+    print("\n".join(png_table(lambda array: png(Pixels.of(array)), cutouts(networks))))
     print()
-    print("\n".join(colour_table(clean_colours)))
+    print("\n".join(colour_table(lambda *given: clean_colours(*given).array())))
     return 0
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from pipeline import grid as module
 from pipeline.grid import Grid
+from pipeline.pixels import strips
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [(100, 90), (701, 333), (40, 1000), (1, 5), (5, 1), (6, 6)])
 @pytest.mark.parametrize("channels", [(), (3,)])
-def test_sampling(
-    factor: int, size: tuple[int, int], channels: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_STRIP_PIXELS", 4000)
+def test_sampling(factor: int, size: tuple[int, int], channels: tuple[int, ...]) -> None:
     grid = Grid(*size, factor)
     rng = np.random.default_rng(0)
     small = rng.uniform(0, 1, (*grid.size_wh[::-1], *channels)).astype(np.float32)
@@ -23,7 +20,7 @@ def test_sampling(
     whole = cv2.resize(padded, (padded.shape[1] * factor, padded.shape[0] * factor))
     expected = whole[9 * factor : 9 * factor + size[0], 9 * factor : 9 * factor + size[1]]
     rows = 0
-    for strip in grid.strips():
+    for strip in strips(*size, 4000):
         assert strip.start == rows
         rows = strip.stop
         part = expected[strip].reshape(-1, *channels)
@@ -42,22 +39,11 @@ def test_shrinking_takes_means_of_cells() -> None:
     assert np.abs(small - means).max() <= 0.51
 
 
-def test_each_strip_is_worked_on_once() -> None:
-    grid = Grid(3000, 1000, 1)
-    seen = np.zeros(3000, np.int32)
-
-    def work(strip: slice) -> None:
-        seen[strip] += 1
-
-    grid.each_strip(work)
-    assert len(list(grid.strips())) > 2
-    np.testing.assert_array_equal(seen, 1)
-
-
-def test_error_in_a_strip_comes_out() -> None:
-    def work(strip: slice) -> None:
-        if strip.start:
-            raise MemoryError("no")
-
-    with pytest.raises(MemoryError, match="no"):
-        Grid(3000, 1000, 1).each_strip(work)
+@pytest.mark.parametrize(("size", "factor"), [((3000, 1000), 3), ((3001, 997), 7), ((700, 5000), 40), ((3, 4000), 5)])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_shrinking_by_bands_is_shrinking(size: tuple[int, int], factor: int, channels: tuple[int, ...]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, *channels), np.uint8)
+    grid = Grid(*size, factor)
+    columns, rows = grid.size_wh
+    whole_cells = image[: rows * factor, : columns * factor]
+    assert np.array_equal(grid.shrink(image), cv2.resize(whole_cells, (columns, rows), interpolation=cv2.INTER_AREA))

@@ -1,4 +1,4 @@
-"""A cut-out before its background, in straight alpha."""
+"""A cut-out before its background, in straight alpha; pictures come out strip by strip."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Rect
+from pipeline.pixels import Pixels
 
 _STRIP_PIXELS = 1 << 20
 _BLUR_DETAIL_PX = 4
 """A blur is computed on a copy in which its standard deviation is still about this many pixels."""
 
 
-def on_nothing(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> NDArray[np.uint8]:
+def on_nothing(colours: Pixels, alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> Pixels:
     """A transparent cut-out.
 
     Args:
@@ -25,16 +26,30 @@ def on_nothing(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], region: Rec
     Returns:
         (frame.height, frame.width, 4) uint8 RGBA.
     """
-    cutout = np.empty((frame.height, frame.width, 4), np.uint8)
     view = region.within(frame)
-    part = view.seen_from(region).slices
-    if view != frame:
-        # A corner of the region lies outside the soft edge as a rule, where the colours are flat already.
-        cutout.view(np.uint32)[:] = np.array([*colours[0, 0], 0], np.uint8).view(np.uint32)
-    inner = cutout[view.seen_from(frame).slices]
-    cv2.cvtColor(colours[part], cv2.COLOR_RGB2RGBA, dst=inner)
-    cv2.insertChannel(alpha[part], inner, 3)
-    return cutout
+    columns = view.seen_from(region).slices[1]
+    # A corner of the region lies outside the soft edge as a rule, where the colours are flat already.
+    nothing = np.array([*colours.rows(slice(0, 1))[0, 0], 0], np.uint8).view(np.uint32)
+
+    def rows(part: slice) -> NDArray[np.uint8]:
+        cutout = np.empty((part.stop - part.start, frame.width, 4), np.uint8)
+        if view != frame:
+            cutout.view(np.uint32)[:] = nothing
+        target, source = _meeting(part, view, region, frame)
+        if source.start < source.stop:
+            inner = cutout[target, view.seen_from(frame).slices[1]]
+            cv2.cvtColor(colours.rows(source)[:, columns], cv2.COLOR_RGB2RGBA, dst=inner)
+            cv2.insertChannel(alpha[source, columns], inner, 3)
+        return cutout
+
+    return Pixels(frame.height, frame.width, 4, rows)
+
+
+def _meeting(part: slice, view: Rect, region: Rect, frame: Rect) -> tuple[slice, slice]:
+    """The rows of a view of a region that lie in some rows of a frame: within those rows, and within the region."""
+    top = max(part.start, view.y1 - frame.y1)
+    bottom = max(top, min(part.stop, view.y2 - frame.y1))
+    return slice(top - part.start, bottom - part.start), slice(*(row + frame.y1 - region.y1 for row in (top, bottom)))
 
 
 def spread(alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> NDArray[np.uint8]:
@@ -48,24 +63,41 @@ def spread(alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> NDArray[np.ui
     return result
 
 
-def on_background(
-    colours: NDArray[np.uint8],
-    alpha: NDArray[np.uint8],
-    region: Rect,
-    frame: Rect,
-    background: NDArray[np.uint8],
-) -> NDArray[np.uint8]:
-    """Put a cut-out before an opaque background (frame.height, frame.width, 3) uint8, which is painted over."""
+def on_background(colours: Pixels, alpha: NDArray[np.uint8], region: Rect, frame: Rect, background: Pixels) -> Pixels:
+    """Put a cut-out before an opaque background (frame.height, frame.width, 3) uint8."""
     view = region.within(frame)
-    part = view.seen_from(region).slices
-    colours, alpha = colours[part], np.ascontiguousarray(alpha[part])
-    target = background[view.seen_from(frame).slices]
+    columns = view.seen_from(region).slices[1]
+
+    def rows(part: slice) -> NDArray[np.uint8]:
+        result = np.array(background.rows(part))
+        target, source = _meeting(part, view, region, frame)
+        if source.start < source.stop:
+            _paint(
+                result[target, view.seen_from(frame).slices[1]],
+                colours.rows(source)[:, columns],
+                np.ascontiguousarray(alpha[source, columns]),
+            )
+        return result
+
+    return Pixels(frame.height, frame.width, 3, rows)
+
+
+def _paint(target: NDArray[np.uint8], colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> None:
+    """Put colours (h, w, 3) uint8 with an alpha (h, w) uint8 onto a target (h, w, 3) uint8, in place."""
     rows, columns = np.nonzero((alpha > 0) & (alpha < 255))
     weight = alpha[rows, columns].astype(np.float32)[:, None] / 255
     mixed = colours[rows, columns] * weight + target[rows, columns] * (1 - weight)
     np.copyto(target, colours, where=(alpha == 255)[..., None])
     target[rows, columns] = np.rint(mixed).astype(np.uint8)
-    return background
+
+
+def plain(colour_rgb: tuple[int, int, int], frame: Rect) -> Pixels:
+    """A background of one colour, (frame.height, frame.width, 3) uint8."""
+
+    def rows(part: slice) -> NDArray[np.uint8]:
+        return solid(colour_rgb, Rect(frame.x1, part.start, frame.x2, part.stop))
+
+    return Pixels(frame.height, frame.width, 3, rows)
 
 
 def solid(colour_rgb: tuple[int, int, int], frame: Rect) -> NDArray[np.uint8]:

@@ -1,15 +1,14 @@
-"""Arrays → PNG and WebP files.
+"""Pictures → PNG and WebP files.
 
 The PNG writer is the project's own: one filter for all rows (each pixel minus the one above, a single vectorised
-subtraction) and Intel's ISA-L deflate, which lets two threads work at once. docs/quality.md has its time and size
-beside OpenCV's and Pillow's.
+subtraction) and Intel's ISA-L deflate. Strips are made, filtered and compressed apart, two at a time, which costs a few
+bytes for each. docs/quality.md has its time and size beside OpenCV's and Pillow's.
 """
 
 from __future__ import annotations
 
 import io
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,87 +16,78 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.pixels import Pixels, side_by_side, strips
 from pipeline.tuning import WEBP_METHOD, WEBP_QUALITY
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
 _SUB, _UP = 1, 2
-_STRIP_BYTES = 1 << 20
 _DEFLATE_LEVEL = 1
+_STRIP_PIXELS = 1 << 17
+"""Of a strip that is compressed: with its colours and its filtered rows it stays within a core's cache."""
 _ZLIB_HEADER = b"\x78\x01"
 _ADLER_BASE = 65521
-_WORTH_TWO_THREADS = 1 << 20
-_THREADS = ThreadPoolExecutor(1, thread_name_prefix="png")
 
 
-def encode(pixels: NDArray[np.uint8], output: str) -> bytes:
+def encode(pixels: Pixels, output: str) -> bytes:
     """A file in the form that the option `output` names."""
     return webp(pixels) if output == "webp" else png(pixels)
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG of (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA uint8, RGBA with straight alpha."""
-    height, width = pixels.shape[:2]
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    rows = np.ascontiguousarray(pixels).reshape(height, width * channels)
-    header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
+def png(pixels: Pixels) -> bytes:
+    """A PNG; RGBA with straight alpha."""
+    header = struct.pack(">IIBBBBB", pixels.width, pixels.height, 8, _COLOUR_TYPES[pixels.channels], 0, 0, 0)
     chunks = [
         _SIGNATURE,
         _chunk(b"IHDR", header),
-        _chunk(b"IDAT", _compressed(rows, channels)),
+        *(_chunk(b"IDAT", piece) for piece in _compressed(pixels)),
         _chunk(b"IEND", b""),
     ]
     return b"".join(chunks)
 
 
-def webp(pixels: NDArray[np.uint8]) -> bytes:
-    """A WebP with lossy colours and exact alpha, of (H, W, 3) RGB or (H, W, 4) RGBA uint8."""
+def webp(pixels: Pixels) -> bytes:
+    """A WebP with lossy colours and exact alpha, of RGB or RGBA."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "WEBP", quality=WEBP_QUALITY, alpha_quality=100, method=WEBP_METHOD)
+    Image.fromarray(pixels.array()).save(file, "WEBP", quality=WEBP_QUALITY, alpha_quality=100, method=WEBP_METHOD)
     return file.getvalue()
 
 
-def _compressed(rows: NDArray[np.uint8], channels: int) -> bytes:
-    """The zlib stream of filtered rows (H, bytes per row); halves of a large picture are compressed side by side."""
+def _compressed(pixels: Pixels) -> list[bytes]:
+    """The zlib stream of the filtered rows, in pieces."""
+
+    def compress(part: slice) -> tuple[bytes, int, int]:
+        filtered = _filtered(pixels.rows(part), pixels.channels)
+        return _deflated(filtered, last=part.stop == pixels.height), isal_zlib.adler32(filtered), filtered.nbytes
+
+    stream, checksum = [], 1
+    for piece, of_piece, length_bytes in side_by_side(compress, strips(pixels.height, pixels.width, _STRIP_PIXELS)):
+        stream.append(piece)
+        checksum = combined_adler32(checksum, of_piece, length_bytes)
+    stream[0] = _ZLIB_HEADER + stream[0]
+    stream[-1] += struct.pack(">I", checksum)
+    return stream
+
+
+def _filtered(rows: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Rows (h, w) or (h, w, C) uint8 as PNG filters them, (h, 1 + bytes per row); nothing is known of those above."""
     height = len(rows)
-    middle = height // 2 if rows.nbytes >= _WORTH_TWO_THREADS else 0
-    if middle:
-        first = _THREADS.submit(_deflated, rows, channels, slice(0, middle), last=False)
-        second, second_sum = _deflated(rows, channels, slice(middle, height), last=True)
-        stream, checksum = first.result()
-        stream += second
-        checksum = combined_adler32(checksum, second_sum, (height - middle) * (rows.shape[1] + 1))
-    else:
-        stream, checksum = _deflated(rows, channels, slice(0, height), last=True)
-    return _ZLIB_HEADER + stream + struct.pack(">I", checksum)
+    flat = np.ascontiguousarray(rows).reshape(height, -1)
+    filtered = np.empty((height, flat.shape[1] + 1), np.uint8)
+    filtered[0, 0] = _SUB
+    filtered[0, 1 : 1 + channels] = flat[0, :channels]
+    np.subtract(flat[0, channels:], flat[0, :-channels], out=filtered[0, 1 + channels :])
+    filtered[1:, 0] = _UP
+    np.subtract(flat[1:], flat[:-1], out=filtered[1:, 1:])
+    return filtered
 
 
-def _deflated(rows: NDArray[np.uint8], channels: int, part: slice, *, last: bool) -> tuple[bytes, int]:
-    """Some of the rows, filtered and compressed strip by strip, to be followed by others unless they are the last.
-
-    Returns:
-        The raw deflate stream, and the Adler-32 checksum of what is in it.
-    """
-    row_bytes = rows.shape[1]
+def _deflated(data: NDArray[np.uint8], *, last: bool) -> bytes:
+    """A raw deflate stream, to be followed by another one unless it is the last."""
     deflate: Any = isal_zlib.compressobj(_DEFLATE_LEVEL, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
-    checksum = 1
-    pieces = []
-    step = max(1, _STRIP_BYTES // row_bytes)
-    strip = np.empty((min(step, part.stop - part.start), row_bytes + 1), np.uint8)
-    for top in range(part.start, part.stop, step):
-        bottom = min(top + step, part.stop)
-        filtered = strip[: bottom - top]
-        filtered[:, 0] = _UP
-        np.subtract(rows[max(top, 1) : bottom], rows[max(top, 1) - 1 : bottom - 1], out=filtered[top == 0 :, 1:])
-        if top == 0:
-            # Nothing stands above the first row, so its pixels are taken from the left.
-            filtered[0, 0] = _SUB
-            filtered[0, 1 : 1 + channels] = rows[0, :channels]
-            np.subtract(rows[0, channels:], rows[0, :-channels], out=filtered[0, 1 + channels :])
-        pieces.append(deflate.compress(filtered))
-        checksum = isal_zlib.adler32(filtered, checksum)
-    pieces.append(deflate.flush(isal_zlib.Z_FINISH if last else isal_zlib.Z_FULL_FLUSH))
-    return b"".join(pieces), checksum
+    start: bytes = deflate.compress(data)
+    end: bytes = deflate.flush(isal_zlib.Z_FINISH if last else isal_zlib.Z_FULL_FLUSH)
+    return start + end
 
 
 def combined_adler32(first: int, second: int, second_bytes: int) -> int:

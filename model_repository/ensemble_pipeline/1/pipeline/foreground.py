@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.grid import Grid
+from pipeline.pixels import Pixels
 from pipeline.tuning import (
     COLOUR_GRID_PX,
     COLOUR_SMOOTH_POWER,
@@ -36,7 +37,7 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Bytes:
+def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Pixels:
     """Colours of a cut-out, for straight (not premultiplied) alpha.
 
     Args:
@@ -45,33 +46,41 @@ def clean_colours(rgb: Bytes, alpha: Bytes, decontaminate: bool) -> Bytes:
         decontaminate: estimate the foreground's colour at soft edges; otherwise they keep the picture's.
 
     Returns:
-        (H, W, 3) uint8: the picture where alpha is 255, the estimate at soft edges and a little beyond, a flat colour
-        further out.
+        (H, W, 3) uint8 by strips: the picture where alpha is 255, the estimate at soft edges and a little beyond, a
+        flat colour further out.
     """
     height, width = alpha.shape
     grid = Grid(height, width, -(-max(height, width) // COLOUR_GRID_PX))
     small_alpha = grid.shrink(alpha)
     foreground, background = _guess(grid.shrink(rgb).astype(np.float32), small_alpha)
     flat = np.tile(_edge_colour(foreground, small_alpha), (width, 1))
-    near = cv2.dilate(_mask(alpha > 0), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8))
-    colours = np.empty_like(rgb)
 
-    def colour(strip: slice) -> None:
-        seen, opacity, part = np.ascontiguousarray(rgb[strip]), np.ascontiguousarray(alpha[strip]), colours[strip]
-        part[:] = flat
+    def colour(strip: slice) -> Bytes:
+        seen, opacity = np.ascontiguousarray(rgb[strip]), np.ascontiguousarray(alpha[strip])
+        near = _near(alpha, strip)
+        colours = np.empty_like(seen)
+        colours[:] = flat
         if not decontaminate:
-            cv2.copyTo(seen, near[strip], part)
-            return
+            cv2.copyTo(seen, near, colours)
+            return colours
         opaque = _mask(opacity == 255)
-        cv2.copyTo(seen, opaque, part)
-        soft = np.flatnonzero(near[strip] > opaque)
+        cv2.copyTo(seen, opaque, colours)
+        soft = np.flatnonzero(near > opaque)
         if soft.size:
             guesses = (guess[:, None] for guess in grid.sample((foreground, background), strip, soft))
             own = _own_colour(_take(seen, soft), opacity.take(soft)[:, None], *guesses)
-            _as_pixels(part).put(soft, _as_pixels(own))
+            _as_pixels(colours).put(soft, _as_pixels(own))
+        return colours
 
-    grid.each_strip(colour)
-    return colours
+    return Pixels(height, width, 3, colour)
+
+
+def _near(alpha: Bytes, strip: slice) -> Bytes:
+    """1 where a strip of an alpha (H, W) uint8 is not transparent, and a little around, 0 elsewhere."""
+    first, last = max(0, strip.start - RIM_PX), strip.stop + RIM_PX
+    window = np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)
+    grown = cv2.dilate(_mask(alpha[first:last] > 0), window)
+    return np.asarray(grown[strip.start - first : strip.stop - first], np.uint8)
 
 
 def _own_colour(seen: Bytes, opacity: Bytes, foreground: Floats, background: Floats) -> Bytes:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_STRIP_PIXELS = 1 << 18
+from pipeline.pixels import each_strip, strips
+
 _COLUMNS = 1024
 """Points go through OpenCV in rows of this many, since it limits a row's length."""
-_THREADS = ThreadPoolExecutor(2, thread_name_prefix="strips")
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,15 @@ class Grid:
         if self.factor == 1:
             return image
         columns, rows = self.size_wh
-        whole_cells = image[: rows * self.factor, : columns * self.factor]
-        return np.asarray(cv2.resize(whole_cells, self.size_wh, interpolation=cv2.INTER_AREA), np.uint8)
+        small = np.empty((rows, columns, *image.shape[2:]), np.uint8)
 
-    def strips(self) -> Iterator[slice]:
-        """Rows of the image, some at a time, so that what is computed for many pixels stays small."""
-        rows = max(1, _STRIP_PIXELS // self.width)
-        for top in range(0, self.height, rows):
-            yield slice(top, min(top + rows, self.height))
+        def band(part: slice) -> None:
+            cells = image[part.start * self.factor : part.stop * self.factor, : columns * self.factor]
+            cv2.resize(cells, (columns, part.stop - part.start), dst=small[part], interpolation=cv2.INTER_AREA)
 
-    def each_strip(self, work: Callable[[slice], None]) -> None:
-        """Do something to each strip, to two of them at a time: numpy and OpenCV let other threads work meanwhile."""
-        for _ in _THREADS.map(work, self.strips()):
-            pass
+        # OpenCV shares out only what is large afterwards; reading what is large before is the work here.
+        each_strip(band, strips(rows, self.width * self.factor))
+        return small
 
     def sample(
         self, copies: Sequence[NDArray[np.float32]], strip: slice, at: NDArray[np.intp]

@@ -74,7 +74,10 @@ def people_layer(
     for person in people:
         rect = rects[person.id]
         own = put_back(mattes[rect], gate(person, others, detections, rect), rgb[rect.slices])
-        part = alpha[rect.seen_from(region).slices]
-        np.maximum(part, own, out=part)
+        if len(people) == 1 and rect == region:
+            alpha = own
+        else:
+            part = alpha[rect.seen_from(region).slices]
+            np.maximum(part, own, out=part)
     cropped = frame if padding_px is None else enclosing(box).grown(padding_px).within(frame)
     return Layer(box, region, feather(alpha, feather_px), cropped)

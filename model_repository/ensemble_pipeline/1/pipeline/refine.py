@@ -14,6 +14,7 @@ from pipeline.geometry import Box, Rect
 from pipeline.grid import Grid
 from pipeline.masks import mask_logits
 from pipeline.people import Person
+from pipeline.pixels import each_strip, strips
 from pipeline.tuning import (
     ALONE_FADE,
     ALONE_REACH,
@@ -116,7 +117,13 @@ def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8
     alpha = np.asarray(cv2.resize(matte, (width, height), interpolation=interpolation), np.uint8)
     if scale >= GUIDE_FROM_SCALE:
         _follow_edges(alpha, crop, matte.shape[0])
-    return np.asarray(cv2.LUT(alpha, _STRETCH), np.uint8)
+    each_strip(lambda strip: _stretch(alpha[strip]), strips(height, width))
+    return alpha
+
+
+def _stretch(alpha: NDArray[np.uint8]) -> None:
+    """Let nearly nothing be nothing and nearly everything be everything, in place."""
+    cv2.LUT(alpha, _STRETCH, dst=alpha)
 
 
 def _without_islands(matte: NDArray[np.uint8], gate: Gate) -> NDArray[np.float32]:
@@ -186,7 +193,7 @@ def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_
             slopes, offsets = grid.sample(line, strip, soft)
             part.put(soft, np.clip(np.rint(slopes * brightness + offsets), 0, 255))
 
-    grid.each_strip(follow)
+    each_strip(follow, strips(height, width))
 
 
 def _around(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from pipeline.letterbox import letterbox
 from pipeline.matte import Matter, matte_crops
 from pipeline.notices import Notice
 from pipeline.people import Person, choose, from_boxes, nobody, rank
+from pipeline.pixels import Pixels
 
 Detector = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 """(N, 640, 640, 3) uint8 RGB, letterboxed → the outputs of ``yolov8_seg`` by name, each with N in front."""
@@ -178,24 +179,36 @@ def _groups(subject: str, people: list[Person]) -> list[list[Person]]:
     return [[person] for person in people] if subject == "each" else [people]
 
 
-def _render(picture: Picture, layer: Layer, options: CutOptions) -> NDArray[np.uint8]:
-    """The cut-out's pixels: (h, w) for a mask, (h, w, 3) before a background, (h, w, 4) transparent; all uint8."""
+def _render(picture: Picture, layer: Layer, options: CutOptions) -> Pixels:
+    """The cut-out: grey for a mask, RGB before a background, RGBA without."""
     region, frame, alpha = layer.region, layer.frame, layer.alpha
     if picture.alpha is not None:
         # The smaller one of both: what was transparent stays so, and cutting a cut-out again changes nothing.
         alpha = np.minimum(alpha, picture.alpha[region.slices])
     if options.output == "mask":
-        return composite.spread(alpha, region, frame)
+        return Pixels.of(composite.spread(alpha, region, frame))
     colours = clean_colours(picture.rgb[region.slices], alpha, options.decontaminate)
     if picture.own_rgb is not None and picture.alpha is not None:
-        # Where the input was transparent already, it says itself what its own colour is.
-        known = (picture.alpha[region.slices] < 255) & (alpha > 0)
-        np.copyto(colours, picture.own_rgb[region.slices], where=known[..., None])
+        colours = _with_own(colours, alpha, picture.own_rgb[region.slices], picture.alpha[region.slices])
     background = options.background
     if background.transparent:
         return composite.on_nothing(colours, alpha, region, frame)
     if background.colour_rgb is not None:
-        behind = composite.solid(background.colour_rgb, frame)
+        behind = composite.plain(background.colour_rgb, frame)
     else:
-        behind = composite.blurred(picture.rgb, alpha, region, frame, background.blur_px or 0)
+        behind = Pixels.of(composite.blurred(picture.rgb, alpha, region, frame, background.blur_px or 0))
     return composite.on_background(colours, alpha, region, frame, behind)
+
+
+def _with_own(
+    colours: Pixels, alpha: NDArray[np.uint8], own_rgb: NDArray[np.uint8], own_alpha: NDArray[np.uint8]
+) -> Pixels:
+    """Colours, but where the input was transparent already and so says itself what its own are; all (h, w[, 3])."""
+
+    def rows(part: slice) -> NDArray[np.uint8]:
+        result = colours.rows(part)
+        known = (own_alpha[part] < 255) & (alpha[part] > 0)
+        np.copyto(result, own_rgb[part], where=known[..., None])
+        return result
+
+    return Pixels(colours.height, colours.width, 3, rows)

@@ -1,0 +1,75 @@
+"""Pictures that are made strip by strip, when somebody wants their rows.
+
+A cut-out of 12 megapixels is 48 MB, its colours alone 36 MB. Written strip by strip they never exist as a whole: each
+strip is made, filtered and compressed while it is in a core's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = Callable[[slice], NDArray[np.uint8]]
+"""Rows of a picture, for a slice of whole numbers within it: (h, w) or (h, w, C) uint8. Called from several threads."""
+Result = TypeVar("Result")
+
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="strips")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture that is made when its rows are asked for.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        channels: 1 (grey, rows are (h, w)), 3 (RGB) or 4 (RGBA, straight alpha).
+        rows: makes them.
+    """
+
+    height: int
+    width: int
+    channels: int
+    rows: Rows
+
+    @classmethod
+    def of(cls, array: NDArray[np.uint8]) -> Pixels:
+        """What is there already: (H, W) or (H, W, C) uint8."""
+        height, width = array.shape[:2]
+        return cls(height, width, 1 if array.ndim == 2 else array.shape[2], lambda part: array[part])
+
+    def array(self) -> NDArray[np.uint8]:
+        """All of it at once: (H, W) or (H, W, C) uint8."""
+        whole = np.empty((self.height, self.width, self.channels)[: 2 if self.channels == 1 else 3], np.uint8)
+
+        def make(part: slice) -> None:
+            whole[part] = self.rows(part)
+
+        each_strip(make, strips(self.height, self.width))
+        return whole
+
+
+def strips(height: int, width: int, pixels: int = 1 << 18) -> Iterator[slice]:
+    """Rows of a picture from the top, some at a time: of about so many pixels, at least one row."""
+    rows = max(1, pixels // width)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
+
+
+def side_by_side(work: Callable[[slice], Result], parts: Iterable[slice]) -> Iterator[Result]:
+    """The results of some work on each strip, in order; two at a time, as numpy, OpenCV and ISA-L let threads work.
+
+    The work itself must not call this: it would wait for a thread that waits for it.
+    """
+    return _THREADS.map(work, parts)
+
+
+def each_strip(work: Callable[[slice], None], parts: Iterable[slice]) -> None:
+    """Do something to each strip, to two at a time."""
+    for _ in side_by_side(work, parts):
+        pass

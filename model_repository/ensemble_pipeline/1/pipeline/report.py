@@ -11,7 +11,8 @@
 `people` are those that were chosen, in the order of the ``boxes`` and ``scores`` of the answer; a cut-out names the
 ids of those in it. With subject 'all' there are none, and the cut-out's box is the whole picture. `frame` is the
 rectangle of the upright picture, in whole pixels, that a cut-out covers. Its `confidence` is that of the least
-certain person in it.
+certain person in it. Of the stages, "refine" is alpha at full size and what the colours of edges need of the whole
+picture; "encode" makes these colours, puts a background behind and writes the file, strip by strip.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from cutaway.limits import (
     PROCESSING_TIMEOUT_S,
     STREAM_IDLE_S,
 )
-from stream.tuning import STATES_MAX
+from stream.tuning import STREAMS_MAX
 
 from runtime.checks import RuntimeProblem
 from runtime.compose import SOURCE, Composed, compose, contract, read_config
@@ -153,7 +153,8 @@ def test_streams_use_the_other_detector_else(networks: dict[str, Network], tmp_p
 def test_stream_keeps_to_the_table_of_limits() -> None:
     config = read_config(SOURCE / "stream_pipeline")
     assert config.sequence_batching.max_sequence_idle_microseconds == STREAM_IDLE_S * 1e6
-    assert config.sequence_batching.oldest.max_candidate_sequences <= STATES_MAX
+    # Whoever is let in without a place is told so; whoever is not let in waits. Refused streams stay for ten seconds.
+    assert config.sequence_batching.oldest.max_candidate_sequences >= 8 * STREAMS_MAX
 
 
 def test_files(composed: Composed, networks: dict[str, Network]) -> None:

@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -206,8 +206,23 @@ def slope(xs: Sequence[float], ys: Sequence[float], *, relative: bool = False) -
     return float(rise), float(height)
 
 
-def memory_slope(seen: Seen, skip_share: float = 0.25) -> float | None:
-    """How many MB (2^20) of the server's memory are added and kept in 1,000 answers.
+@dataclass(frozen=True)
+class Rise:
+    """How memory grows.
+
+    Attributes:
+        mb: added and kept in 1,000 answers, 2^20 bytes.
+        error_mb: its standard error.
+        floors_mb: what there was at least, in one stretch of the time after the other.
+    """
+
+    mb: float
+    error_mb: float
+    floors_mb: Sequence[float]
+
+
+def memory_rise(seen: Seen, skip_share: float, which: Callable[[str], bool] = lambda _: True) -> Rise | None:
+    """How much of the server's own memory is added and kept in 1,000 answers; None where there are too few looks.
 
     What a large picture needs for a moment comes and goes, hundreds of megabytes in one process or the other, and would
     hide a leak. So the time is cut into windows, each process is taken at its least in each, and a line is laid through
@@ -216,32 +231,51 @@ def memory_slope(seen: Seen, skip_share: float = 0.25) -> float | None:
     Args:
         seen: the phase.
         skip_share: this share of the answers is left out at the start.
+        which: of the processes, by their names.
     """
-    floors = memory_floors(seen, skip_share)
-    if len(floors) < 3:
-        return None
-    return 1000 * slope([answers for answers, _ in floors], [mb for _, mb in floors])[0]
-
-
-def memory_floors(seen: Seen, skip_share: float) -> list[tuple[float, float]]:
-    """For each window the answers up to its middle, and the sum of what each process has at least, MB."""
     done_s = np.sort([record.done_s for record in seen.records])
-    looks = [(float(np.searchsorted(done_s, at_s)), look) for at_s, look in processes_over_time(seen.samples)]
-    kept = [(answers, look) for answers, look in looks if skip_share * len(done_s) <= answers < len(done_s)]
-    windows = [
-        kept[start : start + len(kept) // WINDOWS] for start in range(0, len(kept), max(1, len(kept) // WINDOWS))
-    ]
-    return [
-        (statistics.fmean(answers for answers, _ in window), _least(look for _, look in window))
-        for window in windows[:WINDOWS]
-        if window
-    ]
+    kept = _after_warm_up(seen, skip_share)
+    size = max(1, len(kept) // WINDOWS)
+    windows = [kept[start : start + size] for start in range(0, len(kept), size)][:WINDOWS]
+    if len(windows) < 3:
+        return None
+    middles = [statistics.fmean(float(np.searchsorted(done_s, at_s)) for at_s, _ in window) for window in windows]
+    floors = [_least((look for _, look in window), which) for window in windows]
+    rise, height = slope(middles, floors)
+    xs, off = np.asarray(middles), np.asarray(floors) - (height + rise * np.asarray(middles))
+    error = math.sqrt(float((off**2).sum()) / (len(xs) - 2) / float(((xs - xs.mean()) ** 2).sum()))
+    return Rise(1000 * rise, 1000 * error, floors)
 
 
-def _least(looks: Iterable[Processes]) -> float:
+def levels(seen: Seen, skip_share: float) -> tuple[dict[str, float], dict[str, float]] | None:
+    """The most threads, open files and shared memory (MB) in the first and in the second half of the time, without a
+    share of the answers at the start; None where there are too few looks."""
+    kept = [look for _, look in _after_warm_up(seen, skip_share)]
+    if len(kept) < 2:
+        return None
+    first, second = (
+        {
+            "threads": max(look.threads for look in half),
+            "fds": max(look.fds for look in half),
+            "shm_mb": max(look.shm_mb for look in half),
+        }
+        for half in (kept[: len(kept) // 2], kept[len(kept) // 2 :])
+    )
+    return first, second
+
+
+def _after_warm_up(seen: Seen, skip_share: float) -> list[tuple[float, Processes]]:
+    """When (Unix time) and what was seen of the processes, from so large a share of the answers on to the last one."""
+    done_s = np.sort([record.done_s for record in seen.records])
+    first_s = done_s[min(len(done_s) - 1, math.ceil(skip_share * len(done_s)))]
+    return [(at_s, look) for at_s, look in processes_over_time(seen.samples) if first_s <= at_s < done_s[-1]]
+
+
+def _least(looks: Iterable[Processes], which: Callable[[str], bool]) -> float:
     """The sum of the least that each process had in one of these looks."""
     least: dict[str, float] = {}
     for look in looks:
         for name, mb in (look.parts_mb or {"all": look.rss_mb}).items():
-            least[name] = min(mb, least.get(name, mb))
+            if which(name):
+                least[name] = min(mb, least.get(name, mb))
     return sum(least.values())

@@ -27,9 +27,12 @@ COUNTERS = (
     "pending_request_count",
 )
 """Those of Triton's `nv_inference_…` that are kept."""
+_RSS = re.compile(r"^Rss(Anon|File|Shmem):\s+(\d+) kB$", re.MULTILINE)
 _SHM_PREFIX = re.compile(r"shm-region-prefix-name=([^\0]+)")
 TRITON_SHM_PREFIX = "triton_python_backend_shm_region_"
 """Triton's own, where it is not told another."""
+TRITON = "triton"
+"""How Triton's own process is called among the server's."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -42,7 +45,8 @@ class Processes:
         rss_mb: memory that they have, 2^20 bytes; what they share counts in each of them.
         threads, fds: how many.
         shm_mb: what the model processes and Triton share in /dev/shm, 2^20 bytes.
-        parts_mb: the memory of each, by name and process id.
+        parts_mb: the memory of each that is its own, by name and process id: without what lies in /dev/shm, which
+            counts for a process from when it first looks at a page that has long been there.
     """
 
     cpu_s: float
@@ -118,20 +122,22 @@ def parse_metrics(text: str) -> dict[str, dict[str, float]]:
 
 def processes_of(triton: int) -> Processes | None:
     """The tritonserver with this id and its model processes; None when it is gone."""
-    ticks_per_s, page_bytes = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    ticks = threads = fds = 0
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    ticks = threads = fds = rss_kb = 0
     parts_mb: dict[str, float] = {}
     try:
-        for pid, name in ((triton, "triton"), *((stub.pid, stub.model) for stub in stubs_of(triton))):
+        for pid, name in ((triton, TRITON), *((stub.pid, stub.model) for stub in stubs_of(triton))):
             folder = Path("/proc", str(pid))
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
             threads += int(fields[17])
-            parts_mb[f"{name} {pid}"] = int(fields[21]) * page_bytes / 2**20
+            taken_kb = {kind: int(kb) for kind, kb in _RSS.findall((folder / "status").read_text())}
+            rss_kb += sum(taken_kb.values())
+            parts_mb[f"{name} {pid}"] = (taken_kb["Anon"] + taken_kb["File"]) / 1024
             fds += len(list((folder / "fd").iterdir()))
-    except OSError:
+    except (OSError, KeyError):  # one that is just ending has no memory any more
         return None
-    return Processes(ticks / ticks_per_s, sum(parts_mb.values()), threads, fds, shm_bytes(triton) / 2**20, parts_mb)
+    return Processes(ticks / ticks_per_s, rss_kb / 1024, threads, fds, shm_bytes(triton) / 2**20, parts_mb)
 
 
 def shm_bytes(triton: int) -> int:

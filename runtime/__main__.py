@@ -77,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=_positive, metavar="N", help="threads of one network's run (default: one per core)"
     )
     group.add_argument(
-        "--queue-size", type=_positive, metavar="N", help="pictures that may wait before more are refused (default: 64)"
+        "--queue-size",
+        type=_positive,
+        metavar="N",
+        help="pictures that may wait before more are refused (default: 8 per instance on a CPU, 64 on a GPU)",
     )
     group.add_argument(
         "--processing-timeout",

@@ -20,6 +20,8 @@ from pathlib import Path
 from runtime.checks import SHM, TritonFiles, check_cache_dir, unwritable
 
 LOGS_KEPT = 5
+MODEL_PROCESS = Path(__file__).resolve().parent / "model_process.sh"
+"""Starts the stub with an environment of its own."""
 
 
 @dataclass
@@ -52,14 +54,20 @@ class Run:
         return _shm_prefix(self.folder)
 
     def link_backend(self, files: TritonFiles) -> None:
-        """Lay out the Python backend as Triton wants it: the stub of this Python beside the backend's library."""
+        """Lay out the Python backend as Triton wants it: beside its library what starts the stub of this Python.
+
+        Where the checkout's files may not be executed, that is the stub itself, and models have Triton's allocator.
+        """
         python = self.backends / "python"
         try:
             python.mkdir(parents=True)
             for part in files.python_backend.iterdir():
                 if part.is_file() and part.name != files.stub.name:
                     (python / part.name).symlink_to(part.resolve())
-            (python / files.stub.name).symlink_to(files.stub.resolve())
+            stub = python / "stub" / files.stub.name
+            stub.parent.mkdir()
+            stub.symlink_to(files.stub.resolve())
+            (python / stub.name).symlink_to(MODEL_PROCESS if os.access(MODEL_PROCESS, os.X_OK) else stub)
         except OSError as error:
             raise unwritable(self.folder, error) from None
 

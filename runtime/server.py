@@ -54,7 +54,8 @@ class ServerOptions:
         http_port, grpc_port, metrics_port: 0 takes any free one.
         instances: pictures served at once; as many as fit the cores where None.
         threads: threads of one network's run; all cores where None.
-        queue_size: pictures that may wait; as `model_repository/` says where None.
+        queue_size: pictures that may wait; where None, a few for each instance on a CPU, on a GPU as
+            `model_repository/` says.
         processing_timeout_s: how long a picture may take before it is given up; 30 s where None. A large network on a
             CPU needs more.
         device: "auto" takes CUDA where it works, "cuda" insists on it.

@@ -35,6 +35,7 @@ def sharing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]
         cache_dir=folder / "cache",
         source=levers.repository(folder / "repository"),
         instances=4,
+        queue_size=64,  # tests send so many at once without repeating any
         canary_interval_s=3600.0,
         allow_shared_memory=True,
     )

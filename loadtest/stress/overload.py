@@ -11,13 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import tritonclient.grpc
+import tritonclient.http
 from cutaway.limits import PROCESSING_TIMEOUT_S
 
 from loadtest import figures, plots
-from loadtest.driving import Sending
+from loadtest.driving import Sending, Target
 from loadtest.running import Run, own_server, phases_of, run, say
 from loadtest.stress.common import Claim, Found, script_main
-from runtime.compose import PIPELINE, SOURCE, read_config
+from runtime.compose import PIPELINE
 from runtime.server import ServerOptions
 
 MIN_PEAK_SHARE = 0.8
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=180.0, help="a third of it to find the peak (default: 180)")
     parser.add_argument("--factor", type=float, default=3.0, help="times the peak (default: 3)")
-    parser.add_argument("--queue-size", type=int, metavar="N", help="pictures that may wait (default: as configured)")
+    parser.add_argument(
+        "--queue-size", type=int, metavar="N", help="pictures that may wait (default: as the server has it)"
+    )
     parser.add_argument("--way", choices=("grpc", "http"), default="grpc")
 
 
@@ -50,11 +54,19 @@ def measure(options: argparse.Namespace, folder: Path) -> Found:
             say=say,
             load=0.0,
         )
-    return judge(done, queue_size=options.queue_size or _queue_size())
+        places = queue_size(target)
+    return judge(done, places)
 
 
-def _queue_size() -> int:
-    return int(read_config(SOURCE / PIPELINE).dynamic_batching.default_queue_policy.max_queue_size)
+def queue_size(target: Target) -> int:
+    """How many pictures may wait, as the server itself says."""
+    if target.grpc:
+        with tritonclient.grpc.InferenceServerClient(target.grpc) as client:
+            config = client.get_model_config(PIPELINE, as_json=True)["config"]
+    else:
+        with tritonclient.http.InferenceServerClient(target.http) as client:
+            config = client.get_model_config(PIPELINE)
+    return int(config["dynamic_batching"]["default_queue_policy"]["max_queue_size"])
 
 
 def judge(done: Run, queue_size: int) -> Found:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 from loadtest import figures, plots
@@ -18,7 +20,7 @@ from loadtest.driving import Sending, Target
 from loadtest.running import Run, own_server, phases_of, run, say
 from loadtest.scenarios import SCENARIOS, Sizes
 from loadtest.stress.common import Claim, Found, script_main
-from loadtest.watching import Processes, processes_of
+from loadtest.watching import TRITON, Processes, processes_of
 from loadtest.ways import Grpc, Http, Way
 from runtime.server import ServerOptions
 
@@ -62,56 +64,95 @@ def measure(options: argparse.Namespace, folder: Path) -> Found:
 
 
 def warm_up(target: Target, users: int, rounds: int) -> int:
-    """Ask everything once or more, by all users at once: threads, connections, heaps and shared memory for the largest
-    picture in each of the server's processes are then there. How many requests that were."""
-    wanted = [ask for _, ask in SCENARIOS["soak"].mix(Sizes())]
-    say(f"warming up: {users} users, {rounds} rounds of {len(wanted)} requests")
+    """Ask everything before anything is measured: threads, connections, heaps and shared memory for the largest picture
+    in each of the server's processes are then there. How many requests that were.
+
+    In each round all users first ask the same at the same time, one thing after the other, the largest last: so the
+    largest batches come, and the most of large pictures side by side, which chance brings late or never. Then each asks
+    everything in an order of its own, as in the run.
+    """
+    wanted = sorted((ask for _, ask in SCENARIOS["soak"].mix(Sizes())), key=lambda ask: len(ask.data))
+    say(f"warming up: {users} users, {rounds} rounds of {2 * len(wanted)} requests")
+    together = threading.Barrier(users)
 
     def caller(number: int) -> None:
         way: Way = Grpc(target.grpc, TIMEOUT_S) if number % 2 == 0 else Http(target.http, TIMEOUT_S)
         chance = random.Random(number)
         for turn in range(rounds):
+            for index, ask in enumerate(wanted):
+                together.wait(users * TIMEOUT_S)
+                way.send(ask, f"warm-together-{number}-{turn}-{index}")
             for index, ask in enumerate(chance.sample(wanted, len(wanted))):
                 way.send(ask, f"warm-{number}-{turn}-{index}")
         way.close()
 
     with ThreadPoolExecutor(users) as pool:
         list(pool.map(caller, range(users)))
-    return users * rounds * len(wanted)
+    return users * rounds * 2 * len(wanted)
 
 
 def judge(done: Run, before: Processes, after: Processes, warmed: int) -> Found:
-    """The claims, from the run and from looks at the idle server before and after."""
+    """The claims, from the run; looks at the idle server before and after it are told beside them."""
     result, seen = done.figures["result"], done.seen[-1]
-    rise = figures.memory_slope(seen, SKIP_SHARE)
-    floors = figures.memory_floors(seen, SKIP_SHARE)
-    claims = [
-        Claim(
-            f"memory grows by at most {MAX_RSS_MB_PER_1000:g} MB in 1,000 requests, after the first {SKIP_SHARE:.0%}",
-            "too few looks"
-            if rise is None
-            else f"{rise:+.2f} MB ({before.rss_mb:.0f} MB before, {after.rss_mb:.0f} after)",
-            rise is not None and rise <= MAX_RSS_MB_PER_1000,
-        ),
-        Claim(
-            "shared memory does not grow", f"{before.shm_mb:.1f} → {after.shm_mb:.1f} MB", after.shm_mb <= before.shm_mb
-        ),
-        Claim("threads do not grow", f"{before.threads} → {after.threads}", after.threads <= before.threads),
-        Claim("open files do not grow", f"{before.fds} → {after.fds}", after.fds <= before.fds),
+    rises = {
+        "Triton's own process": figures.memory_rise(seen, SKIP_SHARE, _is_triton),
+        "the models' processes": figures.memory_rise(seen, SKIP_SHARE, lambda name: not _is_triton(name)),
+    }
+    claims = [_memory(name, rise, before, after) for name, rise in rises.items()]
+    levels = figures.levels(seen, SKIP_SHARE)
+    # A thread, a file or a region that comes once, when something first happens, is there before the second half. What
+    # comes with requests goes on coming.
+    for what, key, places in (("shared memory", "shm_mb", 1), ("threads", "threads", 0), ("open files", "fds", 0)):
+        claims.append(
+            Claim(
+                f"{what}: no more in the second half of the time after the first {SKIP_SHARE:.0%} than in the first",
+                "too few looks"
+                if levels is None
+                else f"at most {levels[0][key]:.{places}f}, then {levels[1][key]:.{places}f}; idle "
+                f"{getattr(before, key):.{places}f} before, {getattr(after, key):.{places}f} after",
+                levels is not None and levels[1][key] <= levels[0][key],
+            )
+        )
+    claims.append(
         Claim(
             "every answer is the right one",
             f"{result['failures']} wrong of {result['answers']:,}: {result['served']:,} served, "
             f"{result['expected_refusals']:,} refused as they should be",
             result["failures"] == 0,
-        ),
-    ]
+        )
+    )
+    told = "; ".join(
+        f"{name}: {', '.join(f'{mb:.0f}' for mb in rise.floors_mb)}" for name, rise in rises.items() if rise is not None
+    )
     return Found(
         claims,
-        {"rise_mb_per_1000": rise, "floors_mb": floors, **result},
-        f"{warmed} requests before, to warm up. What the processes had at least, in each tenth of the time after the "
-        f"first {SKIP_SHARE:.0%}, MB: {', '.join(f'{mb:.0f}' for _, mb in floors)}. "
-        f"{result['answers_per_s']:.1f} answers per second.",
+        {
+            "rise_mb_per_1000": {name: None if rise is None else asdict(rise) for name, rise in rises.items()},
+            "levels": levels,
+            **result,
+        },
+        f"{warmed} requests before, to warm up. Memory of their own that the processes had at least, in each tenth of "
+        f"the time after the first {SKIP_SHARE:.0%}, MB: {told}. {result['answers_per_s']:.1f} answers per second.",
         {"memory": plots.svg(lambda axes: plots.server(axes, seen))},
+    )
+
+
+def _is_triton(name: str) -> bool:
+    return name.split()[0] == TRITON
+
+
+def _memory(name: str, rise: figures.Rise | None, before: Processes, after: Processes) -> Claim:
+    """That a part of the processes keeps no more memory over time."""
+    first, last = (
+        sum(mb for part, mb in look.parts_mb.items() if _is_triton(part) == name.startswith("Triton"))
+        for look in (before, after)
+    )
+    return Claim(
+        f"{name}: memory grows by at most {MAX_RSS_MB_PER_1000:g} MB in 1,000 answers after the first {SKIP_SHARE:.0%}",
+        "too few looks"
+        if rise is None
+        else f"{rise.mb:+.2f} ± {rise.error_mb:.2f} MB (idle {first:.0f} MB before, {last:.0f} after)",
+        rise is not None and rise.mb <= MAX_RSS_MB_PER_1000,
     )
 
 

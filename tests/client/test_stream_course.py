@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import CorruptImage, CutawayError, InferenceError, ProcessingTimeout, ServerUnavailable
+from cutaway.errors import (
+    CorruptImage,
+    CutawayError,
+    InferenceError,
+    Overloaded,
+    ProcessingTimeout,
+    ServerUnavailable,
+)
 from cutaway.limits import STREAM_REST_FIRST_S, STREAM_REST_MAX_S
 from cutaway.resilience import drive
 from cutaway.streaming import course as course_module
@@ -176,6 +183,33 @@ def test_frames_that_the_server_could_not_work_on() -> None:
     assert (frame.untouched, frame.error) == (True, None)
     assert frame.report is not None
     assert [warning.code for warning in frame.report.warnings] == ["UNTOUCHED"]
+
+
+def test_a_server_without_a_place_is_told_as_such(clock: list[float]) -> None:
+    full = Overloaded("Too many streams are open.", details={"max_streams": 16}, user_action="End some.")
+    script = Script(full, full, good())
+    course = opened()
+    refused, resting = one(course, script), one(course, script)
+    assert len(script.asked) == 1
+    for frame in (refused, resting):
+        assert (frame.untouched, frame.overloaded, frame.error) == (True, True, full)
+        (warning,) = frame.warnings
+        assert (warning.code, warning.details) == ("UNTOUCHED", {"code": "OVERLOADED", "max_streams": 16})
+        assert "OVERLOADED: Too many streams are open. End some." in warning.message
+    clock[0] += 1
+    one(course, script)
+    clock[0] += 1
+    served = one(course, script)
+    assert (served.untouched, served.overloaded, served.warnings) == (False, False, ())
+    told = course.tally.statistics()
+    assert (told.done, told.untouched, told.overloaded) == (4, 3, 3)
+
+
+def test_a_detector_without_room_counts_as_well() -> None:
+    said = {"code": "UNTOUCHED", "message": "…", "tier": 3, "details": {"code": "OVERLOADED"}}
+    frame = one(opened(), Script(good(untouched=True, warnings=[said])))
+    assert (frame.untouched, frame.overloaded) == (True, True)
+    assert not one(opened(), Script(ServerUnavailable("down"))).overloaded
 
 
 def test_counts() -> None:

@@ -37,7 +37,7 @@ WAYS = [(driver, scheme) for driver in DRIVERS for scheme in SCHEMES]
 INSTANCES = 2
 """With one alone the bundled Triton often lets what waits rest for half a second although the instance is free."""
 QUEUE_SIZE = 64
-"""As model_repository/ says."""
+"""As on a GPU; on a CPU fewer may wait by default."""
 NEVER_S = 3600.0
 BUSY_S = 20.0
 """So long is waited for what happens at once on a machine that has nothing else to do."""
@@ -52,6 +52,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         cache_dir=folder / "cache",
         source=levers.repository(folder / "repository"),
         instances=INSTANCES,
+        queue_size=QUEUE_SIZE,
         canary_interval_s=NEVER_S,
     )
     with Server(options) as server:

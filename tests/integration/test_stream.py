@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import cutaway
 import numpy as np
 import pytest
 import tritonclient.grpc
-from cutaway.errors import CorruptImage, InvalidFormat, InvalidOption, ResolutionTooSmall, ServerUnavailable
-from cutaway.limits import STREAM_RESULTS_KEPT, UNTOUCHED
+from cutaway.errors import CorruptImage, InvalidFormat, InvalidOption, Overloaded, ResolutionTooSmall, ServerUnavailable
+from cutaway.limits import STREAM_REST_MAX_S, STREAM_RESULTS_KEPT, STREAM_TIMEOUT_S, UNTOUCHED
 from numpy.typing import NDArray
+from stream.tuning import STREAMS_MAX
 from tritonclient.utils import InferenceServerException
 
 from runtime.compose import SOURCE
@@ -302,6 +304,40 @@ def test_alpha_for_anybody(server: Any, frame: NDArray[np.uint8]) -> None:
     # Its end was told, so the stream is not known any more.
     with pytest.raises(InferenceServerException, match="START"):
         ask(server, {"frame": frame}, sequence_id=78)
+
+
+# ------------------------------------------------------------------------------------------------ too many of them
+
+
+def test_one_stream_too_many_is_refused_with_a_typed_error(tmp_path: Path, frame: NDArray[np.uint8]) -> None:
+    """At once and in words; the others go on, and it has its place as soon as one of them ends."""
+    small = np.ascontiguousarray(frame[::4, ::4])
+    options = ServerOptions(cache_dir=tmp_path / "cache", instances=1)
+    with Server(options) as server, ExitStack() as opens:
+        streams = [opens.enter_context(opened(server)) for _ in range(STREAMS_MAX)]
+        assert not any(one(stream, small).untouched for stream in streams)
+        with opened(server) as late:
+            began = time.monotonic()
+            done = one(late, small)
+            assert time.monotonic() - began < STREAM_TIMEOUT_S  # it does not wait for a place
+            assert isinstance(done.error, Overloaded)
+            assert (done.error.code, done.error.details) == ("OVERLOADED", {"max_streams": STREAMS_MAX})
+            assert "End streams" in done.error.user_action
+            assert np.array_equal(np.asarray(done.image), small)
+            assert done.untouched
+            (warning,) = done.warnings
+            assert (warning.code, warning.details["code"]) == (UNTOUCHED, "OVERLOADED")
+            assert "Too many streams are open" in warning.message
+            assert late.statistics.overloaded == late.statistics.untouched == 1
+            with pytest.raises(InferenceServerException) as refused:
+                ask(server, {"frame": small}, sequence_id=79, sequence_start=True)
+            assert refused.value.status() == "StatusCode.UNAVAILABLE"
+            assert json.loads(refused.value.message())["code"] == "OVERLOADED"
+            assert not any(one(stream, small).untouched for stream in streams)
+
+            streams[0].close()
+            assert wait_for(lambda: not one(late, small).untouched, 2 * STREAM_REST_MAX_S)
+            assert late.statistics.overloaded == late.statistics.untouched
 
 
 # ------------------------------------------------------------------------------------------------ when things break

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loadtest import figures, page, plots, records
+from loadtest.driving import Seen
 from loadtest.stress import growth
 from loadtest.watching import Processes, Sample, parse_metrics
 from tests.loadtest.logs import BEGUN_S, record, sample, seen
@@ -103,15 +104,48 @@ def test_batches_queues_and_processes() -> None:
     assert found["server"]["rss_mb_most"] == 700
 
 
-def test_memory_slope_leaves_the_start_out() -> None:
+def test_memory_rise_leaves_the_start_out() -> None:
     """After a jump in the first quarter memory grows by 2 MB in 1,000 answers."""
     log = [record(number / 100, 0.0) for number in range(4000)]
     samples = [sample(s / 10, s, rss_mb=(300 if s < 50 else 500 + 2 * s / 100)) for s in range(401)]
-    assert figures.memory_slope(seen(log, samples, seconds=40.0)) == pytest.approx(2.0, abs=0.05)
-    assert figures.memory_slope(seen(log, [], seconds=40.0)) is None
+    found = figures.memory_rise(seen(log, samples, seconds=40.0), 0.25)
+    assert found is not None
+    assert found.mb == pytest.approx(2.0, abs=0.05)
+    assert found.error_mb < 0.1
+    assert figures.memory_rise(seen(log, [], seconds=40.0), 0.25) is None
 
 
-def test_memory_slope_sees_a_leak_under_what_comes_and_goes() -> None:
+def test_memory_rise_tells_how_sure_it_is() -> None:
+    """Floors that jump up and down by 10 MB say little about 3,000 answers."""
+    log = [record(number / 100, 0.0) for number in range(4000)]
+    samples = [sample(s / 10, s, rss_mb=500 + 10 * (s // 60 % 2)) for s in range(401)]
+    found = figures.memory_rise(seen(log, samples, seconds=40.0), 0.25)
+    assert found is not None
+    assert found.error_mb > 1
+    assert abs(found.mb) < 2 * found.error_mb
+
+
+def test_levels_of_the_halves() -> None:
+    """One thread more while the run is still young is no growth, one in its second half is; files grow all the time."""
+
+    def looks(thread_from: int) -> Seen:
+        samples = [
+            Sample(BEGUN_S + s, {}, Processes(0.0, 500.0, 40 + (s >= thread_from), 90 + s, 64.0)) for s in range(41)
+        ]
+        return seen([record(number / 100, 0.0) for number in range(4000)], samples, seconds=40.0)
+
+    found = figures.levels(looks(15), 0.25)
+    assert found is not None
+    assert (found[0]["threads"], found[1]["threads"]) == (41, 41)
+    assert found[0]["fds"] < found[1]["fds"]
+    assert found[0]["shm_mb"] == found[1]["shm_mb"] == 64.0
+    late = figures.levels(looks(30), 0.25)
+    assert late is not None
+    assert (late[0]["threads"], late[1]["threads"]) == (40, 41)
+    assert figures.levels(seen([record(0, 0)], []), 0.25) is None
+
+
+def test_memory_rise_sees_a_leak_under_what_comes_and_goes() -> None:
     """One process leaks 2 MB in 1,000 answers; both take 300 MB now and then, and never at the same time."""
     log = [record(number / 100, 0.0) for number in range(4000)]
     samples = []
@@ -123,7 +157,14 @@ def test_memory_slope_sees_a_leak_under_what_comes_and_goes() -> None:
         }
         processes = Processes(0.0, sum(parts.values()), 40, 90, 64.0, parts)
         samples.append(Sample(BEGUN_S + number / 10, {}, processes))
-    assert figures.memory_slope(seen(log, samples, seconds=40.0)) == pytest.approx(2.0, abs=0.1)
+    whole, alone, other = (
+        figures.memory_rise(seen(log, samples, seconds=40.0), 0.25, which)
+        for which in (lambda _: True, lambda name: name.startswith("triton"), lambda name: name.startswith("ensemble"))
+    )
+    assert whole is not None and alone is not None and other is not None
+    assert whole.mb == pytest.approx(2.0, abs=0.1)
+    assert alone.mb == pytest.approx(2.0, abs=0.1)
+    assert other.mb == pytest.approx(0.0, abs=0.01)
 
 
 def test_metrics_of_triton() -> None:

@@ -1,9 +1,9 @@
-"""What is served here keeps the contract of `model_repository/`: names, inputs, outputs, batching and queues."""
+"""What is served here keeps the contract of `model_repository/`: names, inputs, outputs and batching."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from cutaway.limits import (
@@ -13,10 +13,10 @@ from cutaway.limits import (
     PROCESSING_TIMEOUT_S,
     STREAM_IDLE_S,
 )
-from stream.tuning import STATES_MAX
+from stream.tuning import STREAMS_MAX
 
 from runtime.checks import RuntimeProblem
-from runtime.compose import SOURCE, Composed, compose, contract, read_config
+from runtime.compose import PIPELINE, SOURCE, Composed, compose, contract, read_config
 from runtime.devices import Device, Plan
 from runtime.onnx_file import Signature, TensorInfo
 from runtime.server import ServerOptions
@@ -71,6 +71,8 @@ def test_nothing_else_differs(composed: Composed, model: str) -> None:
             config.ClearField(name)
         if config.HasField("dynamic_batching"):
             config.dynamic_batching.max_queue_delay_microseconds = 0
+        if model == PIPELINE:
+            config.dynamic_batching.default_queue_policy.ClearField("max_queue_size")
     assert here == source
 
 
@@ -153,7 +155,8 @@ def test_streams_use_the_other_detector_else(networks: dict[str, Network], tmp_p
 def test_stream_keeps_to_the_table_of_limits() -> None:
     config = read_config(SOURCE / "stream_pipeline")
     assert config.sequence_batching.max_sequence_idle_microseconds == STREAM_IDLE_S * 1e6
-    assert config.sequence_batching.oldest.max_candidate_sequences <= STATES_MAX
+    # Whoever is let in without a place is told so; whoever is not let in waits. Refused streams stay for ten seconds.
+    assert config.sequence_batching.oldest.max_candidate_sequences >= 8 * STREAMS_MAX
 
 
 def test_files(composed: Composed, networks: dict[str, Network]) -> None:
@@ -164,6 +167,17 @@ def test_files(composed: Composed, networks: dict[str, Network]) -> None:
     source = SOURCE / "ensemble_pipeline" / "1"
     names = {str(path.relative_to(source)) for path in source.rglob("*.py")}
     assert {str(path.relative_to(copied)) for path in copied.rglob("*") if path.is_file()} >= names
+
+
+@pytest.mark.parametrize(("kind", "instances", "places"), [("cpu", 1, 8), ("cpu", 2, 16), ("cuda", 2, 64)])
+def test_on_a_cpu_no_more_may_wait_than_is_served_in_time(
+    networks: dict[str, Network], tmp_path: Path, kind: Literal["cpu", "cuda"], instances: int, places: int
+) -> None:
+    plan = Plan(instances=instances, threads=1)
+    device = Device(kind, kind)
+    composed = compose(tmp_path / "r", profile="nano", networks=networks, device=device, plan=plan)
+    policy = read_config(composed.folder / "ensemble_pipeline").dynamic_batching.default_queue_policy
+    assert policy.max_queue_size == places
 
 
 def test_queue_size_can_be_set(networks: dict[str, Network], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from cutaway.errors import InvalidOption, Overloaded
 from cutaway.options import parse_stream_options
 from numpy.typing import NDArray
 from stream.alpha import alpha_of
@@ -12,7 +13,7 @@ from stream.backdrop import cover, put_before
 from stream.fit import Fit, fill, free, square
 from stream.people import find, mask_of
 from stream.smooth import Smoother, motion
-from stream.states import States, begin
+from stream.states import State, States, begin
 from stream.tuning import MAX_ASPECT, STRIDE_PX
 
 from benchmarks.stream import DETECTOR_WH, HEIGHT, WIDTH
@@ -214,20 +215,34 @@ def test_a_background_covers_the_frame_and_keeps_its_shape(size: tuple[int, int]
 # ------------------------------------------------------------------------------------------------------------- states
 
 
-def test_states_are_given_up_by_number_and_by_age() -> None:
+def test_states_have_places_and_are_given_up_by_age() -> None:
     now = [0.0]
     states = States(3, 10.0, lambda: now[0])
-    for stream in range(5):
-        states.put(stream, begin(parse_stream_options({}), None))
+
+    def opened() -> State:
+        return begin(parse_stream_options({}), None)
+
+    for stream in range(3):
+        states.open(stream, opened)
         now[0] += 1
-    assert len(states) == 3
-    assert [states.get(stream) is not None for stream in range(5)] == [False, False, True, True, True]
-    now[0] += 6
-    assert states.get(3) is not None
-    now[0] += 6
-    assert states.get(4) is None  # it rested for twelve seconds, the other one for six
-    assert states.get(3) is not None
-    states.put(9, begin(parse_stream_options({}), None))
-    assert len(states) == 2  # what is too old is not kept in memory either
-    states.drop(9)
+    with pytest.raises(Overloaded, match="all 3 places") as refused:
+        states.open(9, lambda: pytest.fail("a state was made for nothing"))
+    assert refused.value.details == {"max_streams": 3}
+    assert "10 s" in refused.value.user_action
     assert states.get(9) is None
+    assert all(states.get(stream) is not None for stream in range(3))  # nobody lost a place to it
+
+    before = states.get(1)
+    assert states.open(1, opened) is not before  # begun anew in its own place
+    states.drop(0)
+    states.open(9, opened)
+    now[0] += 6
+    assert states.get(2) is not None
+    now[0] += 6
+    assert states.get(1) is None  # it rested for twelve seconds, the other one for six
+    assert len(states) == 1  # what is too old is not kept in memory either
+    for stream in (20, 21):
+        states.open(stream, opened)
+    with pytest.raises(InvalidOption):
+        states.open(2, lambda: begin(parse_stream_options({"quality": "0"}), None))
+    assert states.get(2) is None

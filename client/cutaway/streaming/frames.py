@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
-from cutaway.errors import InvalidFormat
+from cutaway.errors import InvalidFormat, Overloaded
 from cutaway.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.limits import STREAM_LIMITS, STREAM_STATISTICS_FRAMES
+from cutaway.limits import STREAM_LIMITS, STREAM_STATISTICS_FRAMES, UNTOUCHED, Tier
+from cutaway.report import Notice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +37,8 @@ class StreamFrame:
         error: why nobody worked on it, or None. A :class:`cutaway.errors.InputError` is about this frame.
         report: the server's: people, milliseconds per stage, warnings. None where it did not answer.
         latency_ms: from `submit` until it was done, waiting included.
+
+    `warnings` are the report's; where the server did not work on it, one with the code `UNTOUCHED` that says why.
     """
 
     id: int
@@ -44,6 +47,20 @@ class StreamFrame:
     error: CutawayError | None
     report: Report | None = field(repr=False)
     latency_ms: float
+
+    @property
+    def warnings(self) -> tuple[Notice, ...]:
+        if self.report is not None:
+            return self.report.warnings
+        if self.error is None:
+            return ()
+        said = f"The frame came back as it was: {self.error}"
+        return (Notice(UNTOUCHED, said, Tier.MEDIUM, {**self.error.details, "code": self.error.code}),)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether it came back as it was because the server has too much to do, or too many streams."""
+        return self.untouched and any(warning.details.get("code") == Overloaded.code for warning in self.warnings)
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,7 @@ class StreamStatistics:
         dropped: frames that were late: a newer one came before they could be sent.
         skipped: frames that were done and that nobody took in time.
         untouched: frames that came back as they were.
+        overloaded: those of them for which the server had no room: it serves too many streams already (OVERLOADED).
         fps: frames done per second, over the last `STREAM_STATISTICS_FRAMES`.
         latency_p50_ms, latency_p95_ms, latency_p99_ms: from `submit` until a frame was done, over the same.
     """
@@ -65,6 +83,7 @@ class StreamStatistics:
     dropped: int = 0
     skipped: int = 0
     untouched: int = 0
+    overloaded: int = 0
     fps: float = 0.0
     latency_p50_ms: float = 0.0
     latency_p95_ms: float = 0.0
@@ -84,12 +103,13 @@ class Tally:
     """Counts frames, and remembers when the last ones were done."""
 
     def __init__(self) -> None:
-        self.submitted = self.dropped = self.skipped = self.untouched = self.done = 0
+        self.submitted = self.dropped = self.skipped = self.untouched = self.overloaded = self.done = 0
         self._last: deque[tuple[float, float]] = deque(maxlen=STREAM_STATISTICS_FRAMES)
 
     def count(self, frame: StreamFrame) -> None:
         self.done += 1
         self.untouched += frame.untouched
+        self.overloaded += frame.overloaded
         self._last.append((time.perf_counter(), frame.latency_ms))
 
     def statistics(self) -> StreamStatistics:
@@ -102,6 +122,7 @@ class Tally:
             dropped=self.dropped,
             skipped=self.skipped,
             untouched=self.untouched,
+            overloaded=self.overloaded,
             fps=(len(last) - 1) / took_s if took_s > 0 else 0.0,
             latency_p50_ms=_percentile(latencies, 0.50),
             latency_p95_ms=_percentile(latencies, 0.95),

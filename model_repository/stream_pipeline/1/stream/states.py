@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from cutaway.errors import Overloaded
 from cutaway.options import StreamOptions
 from numpy.typing import NDArray
 
@@ -47,7 +48,7 @@ class States:
     Triton frees a stream's place after a while without telling the model, so old states are given up here, too.
 
     Args:
-        most: more than so many are not kept; the one that rested longest goes.
+        most: while there are so many, no further stream begins.
         idle_s: one that rested for so long goes.
         clock: seconds.
     """
@@ -59,24 +60,43 @@ class States:
     def __len__(self) -> int:
         return len(self._states)
 
-    def put(self, stream: int, state: State) -> None:
+    def open(self, stream: int, begin: Callable[[], State]) -> State:
+        """A new state for a stream, in the place of the one that it may have had.
+
+        Args:
+            stream: its id.
+            begin: makes the state; is only called where there is a place, since a background takes time to decode.
+
+        Raises:
+            Overloaded: all places are taken.
+        """
+        self.drop(stream)
+        self._forget_rested()
+        if len(self._states) >= self._most:
+            raise Overloaded(
+                f"Too many streams are open: all {self._most} places are taken.",
+                user_action=f"End streams that are not needed, or use another server. A place is free again when a "
+                f"stream ends, or has sent nothing for {self._idle_s:g} s.",
+                details={"max_streams": self._most},
+            )
+        state = begin()
         self._states[stream] = self._clock(), state
-        self._states.move_to_end(stream)
-        while len(self._states) > self._most or self._rested() > self._idle_s:
-            self._states.popitem(last=False)
+        return state
 
     def get(self, stream: int) -> State | None:
         """The stream's state, which counts as used now; None where there is none (any more)."""
+        self._forget_rested()
         found = self._states.get(stream)
-        if found is None or self._clock() - found[0] > self._idle_s:
+        if found is None:
             return None
-        self.put(stream, found[1])
+        self._states[stream] = self._clock(), found[1]
+        self._states.move_to_end(stream)
         return found[1]
 
     def drop(self, stream: int) -> None:
         self._states.pop(stream, None)
 
-    def _rested(self) -> float:
-        """How long the one has rested that was used least recently."""
-        first = next(iter(self._states.values()), None)
-        return 0.0 if first is None else self._clock() - first[0]
+    def _forget_rested(self) -> None:
+        now = self._clock()
+        while self._states and now - next(iter(self._states.values()))[0] > self._idle_s:
+            self._states.popitem(last=False)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stream.fit import Fit, free, square
 from stream.run import Answer, run
 from stream.states import State, States, begin
-from stream.tuning import STATES_MAX
+from stream.tuning import STREAMS_MAX
 
 OPENCV_THREADS = 1
 """A frame's own work takes milliseconds; a second thread would only take the network's core."""
@@ -43,7 +43,7 @@ class TritonPythonModel:
             return free(width, height, pixels) if pixels else square(width, height, DETECTOR_SIDE_PX)
 
         self._fit_of = fit_of
-        self._states = States(STATES_MAX, STREAM_IDLE_S)
+        self._states = States(STREAMS_MAX, STREAM_IDLE_S)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [serving.guarded(request, self._respond) for request in requests]
@@ -69,6 +69,7 @@ class TritonPythonModel:
 
         Raises:
             InputError: the options or the background are at fault.
+            Overloaded: it would begin, and there are as many streams as are served.
             ServerUnavailable: the stream is not known (any more).
         """
         if not _control(request, "begins"):
@@ -76,7 +77,14 @@ class TritonPythonModel:
             if state is None:
                 raise ServerUnavailable("The stream is not known here (any more): begin it anew.", retry_after=0.0)
             return state
-        self._states.drop(stream)
+        return self._states.open(stream, lambda: self._begun(request))
+
+    def _begun(self, request: Any) -> State:
+        """A stream's state, from its first request.
+
+        Raises:
+            InputError: the options or the background are at fault.
+        """
         options = parse_stream_options(json.loads(request.parameters() or "{}"))
         picture = _file(request, "background")
         if (picture is None) == options.has_picture:
@@ -86,9 +94,7 @@ class TritonPythonModel:
                 else "A picture for the background came, and the option 'background' names something else.",
                 details={"name": "background", "value": "picture", "allowed": "picture, together with one"},
             )
-        state = begin(options, picture)
-        self._states.put(stream, state)
-        return state
+        return begin(options, picture)
 
     def _answer(self, request: Any, given: NDArray[np.uint8] | bytes, state: State) -> Any:
         wanted = set(request.requested_output_names())

@@ -36,5 +36,5 @@ MOTION_REACH_CELLS = 4
 EDGE_STEEPNESS = 2.0
 """How much steeper the alpha is than the mask's probability: an edge of about one cell of the mask."""
 
-STATES_MAX = 64
-"""Streams that an instance remembers: twice what Triton lets in, so that none is forgotten early."""
+STREAMS_MAX = 16
+"""Streams that an instance serves. On two cores so many have a frame a second each; one more is better told so."""

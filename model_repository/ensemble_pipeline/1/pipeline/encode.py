@@ -23,8 +23,6 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
 _SUB, _UP = 1, 2
 _DEFLATE_LEVEL = 1
-_STRIP_PIXELS = 1 << 17
-"""Of a strip that is compressed: with its colours and its filtered rows it stays within a core's cache."""
 _ZLIB_HEADER = b"\x78\x01"
 _ADLER_BASE = 65521
 
@@ -61,7 +59,7 @@ def _compressed(pixels: Pixels) -> list[bytes]:
         return _deflated(filtered, last=part.stop == pixels.height), isal_zlib.adler32(filtered), filtered.nbytes
 
     stream, checksum = [], 1
-    for piece, of_piece, length_bytes in side_by_side(compress, strips(pixels.height, pixels.width, _STRIP_PIXELS)):
+    for piece, of_piece, length_bytes in side_by_side(compress, strips(pixels.height, pixels.width)):
         stream.append(piece)
         checksum = combined_adler32(checksum, of_piece, length_bytes)
     stream[0] = _ZLIB_HEADER + stream[0]

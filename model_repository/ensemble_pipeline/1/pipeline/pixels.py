@@ -55,7 +55,10 @@ class Pixels:
 
 
 def strips(height: int, width: int, pixels: int = 1 << 18) -> Iterator[slice]:
-    """Rows of a picture from the top, some at a time: of about so many pixels, at least one row."""
+    """Rows of a picture from the top, some at a time: of about so many pixels, at least one row.
+
+    Smaller strips let two threads wait for Python more often than they gain from the cache.
+    """
     rows = max(1, pixels // width)
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))

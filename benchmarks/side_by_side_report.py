@@ -61,25 +61,50 @@ def markdown(report: Report) -> str:
 
 
 def _table(report: Report, sizes: Sequence[float], clients: int) -> list[str]:
-    title, measured = "One client: milliseconds of a request", ["p50"]
-    if clients > 1:
-        title = f"{clients} clients: answers per second; p50 and p99 in ms; CPU ms per answer"
-        measured = ["per second", "p50", "p99", "CPU"]
-    head = ["", *(f"{size:g} MP{'' if clients == 1 else f', {what}'}" for size in sizes for what in measured)]
-    lines = [f"## {title}", "", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
+    """A table for each thing that is measured with so many clients."""
+    if clients == 1:
+        return _figures(report, sizes, 1, "One client: milliseconds of a request", _latency)
+    asked = _clients(clients)
+    return [
+        *_figures(
+            report, sizes, clients, f"{asked}: answers per second", lambda run: _words(figure(run["per_second"]), 1)
+        ),
+        *_figures(report, sizes, clients, f"{asked}: milliseconds of a request", _latency),
+        *_figures(
+            report,
+            sizes,
+            clients,
+            f"{asked}: milliseconds of the slowest hundredth",
+            lambda run: _words(figure(run["latencies_ms"], percentile_99), 0),
+        ),
+        *_figures(
+            report,
+            sizes,
+            clients,
+            f"{asked}: the server's CPU milliseconds for an answer",
+            lambda run: f"{figure(run['cpu_ms']).value:.0f}",
+        ),
+    ]
+
+
+def _latency(run: Report) -> str:
+    return _words(figure(run["latencies_ms"]), 0)
+
+
+def _figures(
+    report: Report, sizes: Sequence[float], clients: int, title: str, of: Callable[[Report], str]
+) -> list[str]:
+    """A figure of every contender and size."""
+    lines = [f"## {title}", "", *_head("", sizes)]
     for each in report["contenders"]:
-        cells = [each["name"]]
-        for size in sizes:
-            run = find(report, size, clients, each["name"])
-            figures = {
-                "per second": lambda run=run: _words(figure(run["per_second"]), 1),
-                "p50": lambda run=run: _words(figure(run["latencies_ms"]), 0),
-                "p99": lambda run=run: f"{percentile_99(_pooled(run['latencies_ms'])):.0f}",
-                "CPU": lambda run=run: f"{figure(run['cpu_ms']).value:.0f}",
-            }
-            cells += [figures[what]() for what in measured]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [of(find(report, size, clients, each["name"])) for size in sizes]
+        lines.append(f"| {' | '.join([each['name'], *cells])} |")
     return [*lines, ""]
+
+
+def _head(first: str, sizes: Sequence[float]) -> list[str]:
+    head = [first, *(f"{size:g} MP" for size in sizes)]
+    return [f"| {' | '.join(head)} |", f"|---|{'--:|' * len(sizes)}"]
 
 
 def _stages_table(report: Report, sizes: Sequence[float]) -> list[str]:
@@ -100,8 +125,7 @@ def _stages_table(report: Report, sizes: Sequence[float]) -> list[str]:
 
 
 def _floor_table(report: Report, sizes: Sequence[float]) -> list[str]:
-    head = ["stage", *(f"{size:g} MP" for size in sizes)]
-    lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * len(sizes)}"]
+    lines = _head("stage", sizes)
     for stage in report["floor_ms"][0]["stages"]:
         cells = [_words(figure(_floors(report, size)[stage]), 1) for size in sizes]
         lines.append(f"| {' | '.join([stage, *cells])} |")

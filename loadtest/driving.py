@@ -116,6 +116,8 @@ def drive(phase: Phase, sending: Sending, target: Target, folder: Path, say: Cal
         RuntimeProblem: when Locust's processes end without having sent anything.
     """
     log = folder / f"{phase.name}.requests.jsonl"
+    # Its writers add to it, and an earlier run may have had this folder.
+    log.unlink(missing_ok=True)
     watcher = Watcher(target.metrics_url, target.pid)
     samples = [watcher.look()]
     begun_s = time.time()

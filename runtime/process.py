@@ -45,13 +45,14 @@ kept for the next picture instead; what only a huge picture needs is given back.
 would keep the largest picture that it saw."""
 
 TRITON_ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(MIB // 8),
-    "MALLOC_TRIM_THRESHOLD_": str(MIB),
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(MIB // 16),
+    "MALLOC_TRIM_THRESHOLD_": str(MIB // 8),
 }
 """The same for Triton's own process, which copies requests and answers and computes nothing: whatever is as large as a
-picture's file is given back at once. Kept in a heap, such pieces would lie among small ones that stay, and the heap
-would grow for thousands of requests. A picture of 12 megapixels takes no longer for it."""
+picture's file, or as a piece of one that comes over the network, is given back at once. Kept in heaps, such pieces
+would lie among small ones that stay, and the heaps would grow for thousands of requests. A picture of 12 megapixels
+takes no longer for it."""
 
 GRPC_OBJECTS_KEPT = 0
 """Requests and answers that Triton's gRPC keeps for reuse in each of its threads. By default it is 8, each with room

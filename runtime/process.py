@@ -52,7 +52,7 @@ TRITON_ALLOCATOR = {
 """The same for Triton's own process, which copies requests and answers and computes nothing: whatever is as large as a
 picture's file, or as a piece of one that comes over the network, is given back at once. Kept in heaps, such pieces
 would lie among small ones that stay, and the heaps would grow for thousands of requests. A picture of 12 megapixels
-takes no longer for it."""
+takes a few milliseconds longer for it."""
 
 GRPC_OBJECTS_KEPT = 0
 """Requests and answers that Triton's gRPC keeps for reuse in each of its threads. By default it is 8, each with room

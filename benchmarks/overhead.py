@@ -32,9 +32,9 @@ import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 from cutaway.calls import PIPELINE
+from cutaway.contract.limits import PROCESSING_TIMEOUT_S
+from cutaway.contract.options import to_parameters
 from cutaway.health import canary
-from cutaway.limits import PROCESSING_TIMEOUT_S
-from cutaway.options import to_parameters
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS
 
 from benchmarks.machine import load_before, machine, publish, sentence, versions

@@ -121,7 +121,7 @@ def colour_table(clean_colours: Callable[[Picture, Picture, bool], Picture]) -> 
 
 def cutouts(weights: Path) -> dict[str, Picture]:
     """The sample pictures, brought to a megapixel, cut out: RGBA."""
-    from cutaway.options import parse_options
+    from cutaway.contract.options import parse_options
     from pipeline.run import run
 
     from benchmarks.quality import load_models

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from cutaway.errors import NoPersonDetected
+from cutaway.contract.errors import NoPersonDetected
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -91,7 +91,7 @@ def in_process(weights: Path) -> Cutter:
     """The pipeline in this process, its two networks in ONNX Runtime on two threads."""
     for folder in (PIPELINE, ROOT / "client"):
         sys.path.insert(0, str(folder))
-    from cutaway.options import parse_options
+    from cutaway.contract.options import parse_options
     from pipeline.run import run
 
     models = load_models(weights)

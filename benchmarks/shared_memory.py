@@ -22,7 +22,7 @@ from pathlib import Path
 import cutaway
 import numpy as np
 from cutaway.calls import PIPELINE
-from cutaway.errors import InvalidOption
+from cutaway.contract.errors import InvalidOption
 from cutaway.result import CUT_OUTPUTS
 from cutaway.shared_memory.transports import SharingTransport
 from cutaway.transports import Connection, open_transport

@@ -129,7 +129,7 @@ def _answer(checkout: Path) -> None:
     for folder in (checkout / "model_repository" / "ensemble_pipeline" / "1", checkout / "client"):
         sys.path.insert(0, str(folder))
     import cv2
-    from cutaway.options import parse_options
+    from cutaway.contract.options import parse_options
     from pipeline.run import Models, run
 
     cv2.setNumThreads(OPENCV_THREADS)

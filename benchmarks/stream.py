@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 import tritonclient.grpc as triton
-from cutaway.limits import STREAM_OPTIONS
+from cutaway.contract.limits import STREAM_OPTIONS
 from cutaway.streaming.course import STREAM
 from numpy.typing import NDArray
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cutaway.limits import PROFILES
+from cutaway.contract.limits import PROFILES
 
 PACKAGES = "/opt/plan-packages"
 """Where docker/Dockerfile.gpu puts them. They are not on the path of the server."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cutaway.limits import PROFILES
+from cutaway.contract.limits import PROFILES
 
 from runtime.checks import RuntimeProblem, shm_shortage
 from runtime.compose import Composed, compose_plans

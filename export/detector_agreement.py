@@ -157,7 +157,7 @@ def predict(
         OracleFailed: it could not do it; the message holds the end of what it said.
     """
     check_oracle()
-    from cutaway.limits import DETECTOR_SIDE_PX, PERSON_CLASS
+    from cutaway.contract.limits import DETECTOR_SIDE_PX, PERSON_CLASS
     from pipeline.tuning import NMS_IOU
 
     options = {"conf": min_confidence, "iou": NMS_IOU, "imgsz": DETECTOR_SIDE_PX, "classes": [PERSON_CLASS]}
@@ -227,7 +227,7 @@ def square_masks(ours: Ours) -> NDArray[np.bool_]:
     The pipeline itself never makes these: it samples the same logits where it needs them. And it takes a pixel to be
     in a box by the pixel's centre, where Ultralytics goes by its corner.
     """
-    from cutaway.limits import DETECTOR_SIDE_PX as SIDE
+    from cutaway.contract.limits import DETECTOR_SIDE_PX as SIDE
 
     masks = np.zeros((len(ours.square_boxes), SIDE, SIDE), bool)
     for mask, logits, box in zip(masks, ours.detections.masks, ours.square_boxes, strict=True):

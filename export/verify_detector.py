@@ -102,7 +102,7 @@ def read_pictures(folder: Path) -> dict[str, NDArray[np.uint8]]:
         NoPictures: there is none.
         ExportError: one cannot be read.
     """
-    from cutaway.errors import InputError
+    from cutaway.contract.errors import InputError
     from pipeline.decode import decode
 
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)

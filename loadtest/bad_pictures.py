@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from cutaway.limits import INPUT_LIMITS
+from cutaway.contract.limits import INPUT_LIMITS
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
-from cutaway.errors import CutawayError
+from cutaway.contract.errors import CutawayError
 from cutaway.wire import STATUS_OF_HTTP, error_of
 from tritonclient.utils import InferenceServerException
 

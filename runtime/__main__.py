@@ -47,7 +47,7 @@ def _missing(error: ModuleNotFoundError) -> RuntimeProblem:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from cutaway.limits import PROFILES
+    from cutaway.contract.limits import PROFILES
 
     parser = argparse.ArgumentParser(
         prog=PROG, description="Run the project's models on the bundled Triton: no GPU, no Docker."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cutaway
-from cutaway.limits import MEDIA_TYPES
+from cutaway.contract.limits import MEDIA_TYPES
 from PIL import Image, ImageOps
 
 from runtime.checks import RuntimeProblem

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
-from cutaway.errors import NoPersonDetected, Overloaded, from_json
-from cutaway.limits import INPUT_LIMITS
+from cutaway.contract.errors import NoPersonDetected, Overloaded, from_json
+from cutaway.contract.limits import INPUT_LIMITS
 
 from runtime.compose import PIPELINE
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from cutaway.limits import PROCESSING_TIMEOUT_S
+from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 
 from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_port, free_ports, resolve, shm_shortage
 from runtime.compose import CHECKOUT, SOURCE, Composed, compose

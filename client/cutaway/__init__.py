@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cutaway.cancel import Cancel
     from cutaway.chain import NeedsDetection, NobodyServed, Tried
     from cutaway.client import Client
-    from cutaway.errors import (
+    from cutaway.contract.errors import (
         CorruptImage,
         CutawayError,
         FileTooLarge,
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
         ServiceError,
         TooManyPixels,
     )
+    from cutaway.contract.limits import InputLimits, Tier
     from cutaway.fallback import Fallback
     from cutaway.fetch import Fetched, Fetcher, FetchRefused
     from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
-    from cutaway.limits import InputLimits, Tier
     from cutaway.many import Outcome
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
@@ -64,51 +64,51 @@ _HOMES = {
     "AsyncStream": "streaming.async_stream",
     "Cancel": "cancel",
     "Client": "client",
-    "CorruptImage": "errors",
+    "CorruptImage": "contract.errors",
     "CutResult": "result",
-    "CutawayError": "errors",
+    "CutawayError": "contract.errors",
     "Cutout": "result",
     "Detection": "result",
     "Fallback": "fallback",
     "FetchRefused": "fetch",
     "Fetched": "fetch",
     "Fetcher": "fetch",
-    "FileTooLarge": "errors",
-    "GpuMemoryExhausted": "errors",
+    "FileTooLarge": "contract.errors",
+    "GpuMemoryExhausted": "contract.errors",
     "Health": "health",
-    "ImageBomb": "errors",
-    "InferenceError": "errors",
-    "InputError": "errors",
-    "InputLimits": "limits",
+    "ImageBomb": "contract.errors",
+    "InferenceError": "contract.errors",
+    "InputError": "contract.errors",
+    "InputLimits": "contract.limits",
     "InsecureTokenWarning": "transports.connection",
-    "InvalidFormat": "errors",
-    "InvalidOption": "errors",
+    "InvalidFormat": "contract.errors",
+    "InvalidOption": "contract.errors",
     "LossyEncodingWarning": "inputs",
     "ModelInfo": "transports.base",
     "NeedsDetection": "chain",
-    "NoPersonDetected": "errors",
+    "NoPersonDetected": "contract.errors",
     "NobodyServed": "chain",
     "Notice": "report",
     "Outcome": "many",
-    "Overloaded": "errors",
-    "ProcessingTimeout": "errors",
-    "RateLimitExceeded": "errors",
+    "Overloaded": "contract.errors",
+    "ProcessingTimeout": "contract.errors",
+    "RateLimitExceeded": "contract.errors",
     "Report": "report",
-    "RequestCancelled": "errors",
-    "ResolutionTooLarge": "errors",
-    "ResolutionTooSmall": "errors",
+    "RequestCancelled": "contract.errors",
+    "ResolutionTooLarge": "contract.errors",
+    "ResolutionTooSmall": "contract.errors",
     "ResultCache": "cache",
     "RetryPolicy": "resilience",
-    "ServerRefused": "errors",
-    "ServerUnavailable": "errors",
-    "ServiceError": "errors",
+    "ServerRefused": "contract.errors",
+    "ServerUnavailable": "contract.errors",
+    "ServiceError": "contract.errors",
     "SharedMemory": "shared_memory",
     "Stream": "streaming.stream",
     "StreamFrame": "streaming.frames",
     "StreamStatistics": "streaming.frames",
-    "Tier": "limits",
+    "Tier": "contract.limits",
     "Tls": "transports.connection",
-    "TooManyPixels": "errors",
+    "TooManyPixels": "contract.errors",
     "Tried": "chain",
     "UpscaleResult": "result",
 }

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
 from cutaway.chain import Served
+from cutaway.contract.errors import CutawayError, ProcessingTimeout
+from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
+from cutaway.contract.options import to_parameters
 from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints
-from cutaway.errors import CutawayError, ProcessingTimeout
 from cutaway.health import Health, canary, combined
-from cutaway.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.many import Outcome, run_many_async
-from cutaway.options import to_parameters
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.threads import Threads
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from cutaway.cache import ResultCache
     from cutaway.composite import CompositeResult, Onto, Placement
+    from cutaway.contract.limits import InputLimits
+    from cutaway.contract.options import CutOptions, OptionKeywords, WhoKeywords
     from cutaway.fallback import Fallback
     from cutaway.inputs import EncodedPicture, ImageInput
-    from cutaway.limits import InputLimits
     from cutaway.many import Progress
     from cutaway.observe import Observer
-    from cutaway.options import CutOptions, OptionKeywords, WhoKeywords
     from cutaway.providers.base import Provider
     from cutaway.resilience import RetryPolicy
     from cutaway.shared_memory import SharedMemory

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from cutaway import limits
+from cutaway.contract import limits
 
 Clock = Callable[[], float]
 State = Literal["closed", "open", "half-open"]

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cutaway import limits
 from cutaway.cache_file import CacheFile, Entry
-from cutaway.options import CutOptions, parse_options
+from cutaway.contract import limits
+from cutaway.contract.options import CutOptions, parse_options
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from cutaway import limits
+from cutaway.contract import limits
 
 APPLICATION_ID = 0x43757461  # "Cuta"
 PAGE_BYTES = 16 * 1024

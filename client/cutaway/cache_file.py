@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cutaway import limits
 from cutaway.cache_connection import PAGE_BYTES, Side, is_busy, is_damage, pragma, transaction
+from cutaway.contract import limits
 
 T = TypeVar("T")
 

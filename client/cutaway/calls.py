@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cutaway import limits
 from cutaway.cancel import Cancel
 from cutaway.chain import Served
-from cutaway.errors import CutawayError, ServerRefused
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, ServerRefused
+from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
+from cutaway.contract.options import CutOptions, parse_options, to_parameters
 from cutaway.inputs import EncodedPicture, encode
-from cutaway.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
 from cutaway.observe import Observation, Observer, ServedFacts, observed, requests_of
-from cutaway.options import CutOptions, parse_options, to_parameters
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
 from cutaway.result import CUT_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut, read_detection
 from cutaway.transports.base import InferRequest

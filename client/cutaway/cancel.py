@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from cutaway.errors import RequestCancelled
+from cutaway.contract.errors import RequestCancelled
 
 
 class Cancel:

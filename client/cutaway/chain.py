@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from cutaway.breaker import CircuitBreaker, Experience
-from cutaway.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
+from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
 from cutaway.resilience import Deadline, drive, drive_async
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Tried:
     Attributes:
         provider: "triton", "huggingface", "replicate" or "space".
         tier: 1 to 4.
-        code: one of :data:`cutaway.limits.ERROR_CODES`.
+        code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
         message: one sentence.
         elapsed_ms: milliseconds that it took; 0 where it was not asked.
     """

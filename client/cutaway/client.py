@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
 from cutaway.chain import Served
+from cutaway.contract.errors import CutawayError
+from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
+from cutaway.contract.options import to_parameters
 from cutaway.endpoints import Endpoint, Endpoints
-from cutaway.errors import CutawayError
 from cutaway.health import Health, canary, combined
-from cutaway.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.many import Outcome, run_many
-from cutaway.options import to_parameters
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.transports.base import InferRequest, ModelInfo, Transport
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from cutaway.cache import ResultCache
     from cutaway.cancel import Cancel
     from cutaway.composite import CompositeResult, Onto, Placement
+    from cutaway.contract.options import OptionKeywords, WhoKeywords
     from cutaway.fallback import Fallback
     from cutaway.inputs import ImageInput
     from cutaway.many import Progress
     from cutaway.observe import Observer
-    from cutaway.options import OptionKeywords, WhoKeywords
     from cutaway.providers.base import Provider
     from cutaway.resilience import RetryPolicy
     from cutaway.shared_memory import SharedMemory
@@ -162,7 +162,7 @@ class Client:
                 drive) and Pillow's decoding cannot be interrupted: time they take counts, but they are waited for.
             request_id: for the server's log, up to 128 printable ASCII characters; made up where None.
             cancel: gives the call up from another thread; the server sees it.
-            options: see :class:`cutaway.options.OptionKeywords`. Lengths are in pixels.
+            options: see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.
 
         Raises:
             InputError: the picture or an option is refused, mostly before anything is sent; NoPersonDetected where

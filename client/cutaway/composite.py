@@ -23,10 +23,10 @@ from cutaway.compositing.colour import matching, samples
 from cutaway.compositing.layers import Layer, draw, layers_of
 from cutaway.compositing.placing import Mapping, Placement, SizeWH, around, mapping_for
 from cutaway.compositing.shadow import cast
+from cutaway.contract.errors import invalid_option
+from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
+from cutaway.contract.limits import COMPOSITE_LIMITS, COMPOSITE_OUTPUTS, COMPOSITE_QUALITY, MEDIA_TYPES
 from cutaway.decode import decode_upright
-from cutaway.errors import invalid_option
-from cutaway.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.limits import COMPOSITE_LIMITS, COMPOSITE_OUTPUTS, COMPOSITE_QUALITY, MEDIA_TYPES
 from cutaway.report import Frame
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import binascii
 
 import numpy as np
 
-from cutaway.errors import FileTooLarge, InvalidFormat
+from cutaway.contract.errors import FileTooLarge, InvalidFormat
 
 MAX_HEAD_CHARS = 1000
 """Between "data:" and the comma stand a media type and its parameters; nobody needs more for them."""

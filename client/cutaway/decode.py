@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.errors import CorruptImage
-from cutaway.headers import PictureHeader, check_dimensions
+from cutaway.contract.errors import CorruptImage
+from cutaway.contract.headers import PictureHeader, check_dimensions
+from cutaway.contract.limits import INPUT_LIMITS, InputLimits
 from cutaway.inputs import encode, pil_of_array
-from cutaway.limits import INPUT_LIMITS, InputLimits
 
 # The transpositions of EXIF's orientations, as `PIL.Image.Transpose` numbers them: mirrored, turned by 180°, mirrored
 # upside down; then mirrored on the main diagonal, turned clockwise, mirrored on the other one, turned back.
@@ -28,7 +28,7 @@ def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
 
     Args:
         data: the encoded file.
-        header: what :func:`cutaway.headers.check_picture` read from it.
+        header: what :func:`cutaway.contract.headers.check_picture` read from it.
 
     Returns:
         RGB, or RGBA where it is transparent somewhere; upright by its EXIF orientation, in sRGB.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from cutaway.cancel import Cancel, closed
-from cutaway.errors import CutawayError, ServiceError
+from cutaway.contract.errors import CutawayError, ServiceError
 from cutaway.resilience import Deadline, Retries, drive, drive_async
 from cutaway.transports.base import InferRequest, ModelInfo
 from cutaway.turns import Answer, AsyncEndpoint, Endpoint, Rules

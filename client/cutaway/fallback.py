@@ -16,12 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from cutaway import limits
 from cutaway.breaker import CircuitBreaker, Clock, Experience, steered
 from cutaway.cancel import Cancel
 from cutaway.chain import Attempt, NeedsDetection, NobodyServed, Served, Tried, run_chain, run_chain_async
-from cutaway.errors import CutawayError, InputError, InvalidOption, RequestCancelled
-from cutaway.options import CutOptions
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, InputError, InvalidOption, RequestCancelled
+from cutaway.contract.options import CutOptions
 from cutaway.providers.answers import Matte, Upscaled
 from cutaway.providers.apart import Check, apart, apart_async
 from cutaway.providers.base import Provider

@@ -28,8 +28,8 @@ import httpcore
 import httpx
 
 from cutaway.addresses import DEFAULT_PORTS, PinnedAsyncTransport, PinnedTransport, is_address, is_inside, is_public
-from cutaway.errors import FileTooLarge, InvalidFormat, InvalidOption, ServerUnavailable, invalid_option
-from cutaway.limits import FETCH_MAX_REDIRECTS, FETCH_SCHEMES, FETCH_TIMEOUT_S, INPUT_LIMITS, MEDIA_TYPES
+from cutaway.contract.errors import FileTooLarge, InvalidFormat, InvalidOption, ServerUnavailable, invalid_option
+from cutaway.contract.limits import FETCH_MAX_REDIRECTS, FETCH_SCHEMES, FETCH_TIMEOUT_S, INPUT_LIMITS, MEDIA_TYPES
 from cutaway.resilience import Deadline, drive, drive_async, parse_retry_after
 from cutaway.transports.deadline import DeadlineTransport, deadline
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from cutaway.errors import CutawayError, ServerUnavailable
+from cutaway.contract.errors import CutawayError, ServerUnavailable
 
 if TYPE_CHECKING:
     from cutaway.result import CutResult

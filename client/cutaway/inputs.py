@@ -1,7 +1,7 @@
 """What callers hand over → an encoded file that may be sent.
 
 Checks go in layers: the declared type (a path's extension, or ``media_type``), the magic bytes and the header's
-limits (:mod:`cutaway.headers`, microseconds), and on request a full decode. The full decode is off by default: it
+limits (:mod:`cutaway.contract.headers`, microseconds), and on request a full decode. The full decode is off by default: it
 costs as much as the server's own, which happens anyway and answers with the same typed error.
 """
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, Union
 
+from cutaway.contract.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
+from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
+from cutaway.contract.limits import INPUT_LIMITS, MIB, InputLimits
 from cutaway.data_uri import is_data_uri, parse_data_uri
-from cutaway.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
-from cutaway.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.limits import INPUT_LIMITS, MIB, InputLimits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ def encode(
     Raises:
         OSError: the path or the file object cannot be read.
         TypeError: not one of the kinds of input, or a file object that gives text.
-        InputError: see :func:`cutaway.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
+        InputError: see :func:`cutaway.contract.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
             web addresses, and malformed data URIs.
 
     Warns:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cutaway.errors import CutawayError
+from cutaway.contract.errors import CutawayError
 
 if TYPE_CHECKING:
     from cutaway.chain import Tried
-    from cutaway.options import CutOptions
+    from cutaway.contract.options import CutOptions
 
 logger = logging.getLogger("cutaway")
 
@@ -115,7 +115,7 @@ def observed(observers: Sequence[Observer], operation: str, request_id: str) -> 
 
 
 def code_of(error: BaseException | None) -> str:
-    """What to call an outcome: "OK", one of :data:`cutaway.limits.ERROR_CODES`, or the exception's type.
+    """What to call an outcome: "OK", one of :data:`cutaway.contract.limits.ERROR_CODES`, or the exception's type.
 
     Never its message, which may name a file.
     """

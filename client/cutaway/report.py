@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cutaway.limits import Tier
+from cutaway.contract.limits import Tier
 from cutaway.wire import malformed
 
 MAX_REPORT_BYTES = 4 * 1024 * 1024
@@ -24,7 +24,7 @@ class Notice:
     Attributes:
         code: stable, for programs.
         message: one sentence.
-        tier: 3 or 4, see :class:`cutaway.limits.Tier`.
+        tier: 3 or 4, see :class:`cutaway.contract.limits.Tier`.
         details: figures that belong to it.
     """
 

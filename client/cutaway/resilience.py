@@ -1,6 +1,6 @@
 """Deadlines, retries and the retry budget: how long to keep trying, and what is worth another try.
 
-The numbers stand in :mod:`cutaway.limits`, each with its reason. The rule itself is the one that well-run API clients
+The numbers stand in :mod:`cutaway.contract.limits`, each with its reason. The rule itself is the one that well-run API clients
 share: repeat only what can help (unavailable, overloaded, 408, 409, 429, 5xx), wait longer each time, obey the
 server's ``Retry-After`` up to a cap, and never multiply the load on a service that is down.
 
@@ -20,8 +20,8 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from cutaway import limits
-from cutaway.errors import CutawayError, ProcessingTimeout
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, ProcessingTimeout
 
 T = TypeVar("T")
 Y = TypeVar("Y")
@@ -126,7 +126,7 @@ class RetryBudget:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and after which waits; the defaults and their reasons stand in :mod:`cutaway.limits`.
+    """How often and after which waits; the defaults and their reasons stand in :mod:`cutaway.contract.limits`.
 
     >>> RetryPolicy(retries=0)                       # never repeat
     >>> RetryPolicy(first_delay_s=0.1, max_delay_s=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.headers import picture_format
+from cutaway.contract.headers import picture_format
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
 from cutaway.wire import Tensor, malformed
 

@@ -16,8 +16,8 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeAlias, TypeVar
 
-from cutaway import limits
-from cutaway.errors import ProcessingTimeout
+from cutaway.contract import limits
+from cutaway.contract.errors import ProcessingTimeout
 from cutaway.resilience import Deadline
 
 T = TypeVar("T")

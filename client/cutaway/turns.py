@@ -8,7 +8,7 @@
 - Whatever is sent again, to whichever server, costs a token of the retry budget. Where there is none left, a server
   that has no room is still left for one whose last answer was a good one: in an outage there is no such server.
 - What is wrong with the picture is wrong everywhere: it never moves on. A server that refused (unknown model, wrong
-  token, see :class:`cutaway.errors.ServerRefused`) is not asked again in the same call, but others are.
+  token, see :class:`cutaway.contract.errors.ServerRefused`) is not asked again in the same call, but others are.
 
 The rules are a generator that yields whom to ask and how long to wait, so they are written once, for threads and
 asyncio.
@@ -22,9 +22,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeGuard, TypeVar
 
-from cutaway import limits
 from cutaway.breaker import CircuitBreaker, Permit
-from cutaway.errors import (
+from cutaway.contract import limits
+from cutaway.contract.errors import (
     CutawayError,
     InferenceError,
     InputError,

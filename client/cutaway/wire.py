@@ -15,8 +15,8 @@ from typing import TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway import errors
-from cutaway.errors import (
+from cutaway.contract import errors
+from cutaway.contract.errors import (
     CutawayError,
     FileTooLarge,
     InferenceError,

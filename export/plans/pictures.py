@@ -75,7 +75,7 @@ def take_pictures(files: list[Path], detector: Detector, side_px: int) -> Pictur
     """
     if str(PIPELINE) not in sys.path:
         sys.path.insert(0, str(PIPELINE))
-    from cutaway.errors import InputError
+    from cutaway.contract.errors import InputError
     from pipeline.crop import crop_rect
     from pipeline.decode import decode
     from pipeline.detect import read_detections

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tritonclient.grpc
 import tritonclient.http
-from cutaway.limits import PROCESSING_TIMEOUT_S
+from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 
 from loadtest import figures, plots
 from loadtest.driving import Sending, Target

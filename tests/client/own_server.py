@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from cutaway.errors import CutawayError
+from cutaway.contract.errors import CutawayError
 from tritonclient.grpc import service_pb2
 
 from tests.client import peers

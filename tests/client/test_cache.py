@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cutaway import limits
 from cutaway.cache import ResultCache, default_folder
 from cutaway.cache_file import FILE_NAME
-from cutaway.errors import InvalidOption
-from cutaway.options import parse_options
+from cutaway.contract import limits
+from cutaway.contract.errors import InvalidOption
+from cutaway.contract.options import parse_options
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -50,7 +50,7 @@ def change(folder: Path, statement: str, *values: object) -> None:
 PRELUDE = """
 import logging, os, signal, sys, threading, warnings
 from pathlib import Path
-from cutaway import limits
+from cutaway.contract import limits
 from cutaway.cache import ResultCache
 from tests.client.cached import answer, same
 """

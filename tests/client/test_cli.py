@@ -18,7 +18,7 @@ import pytest
 from cutaway import NoPersonDetected, __version__
 from cutaway.cli import build_parser, codes
 from cutaway.cli.connect import checked_options
-from cutaway.limits import OPTIONS
+from cutaway.contract.limits import OPTIONS
 from PIL import Image
 
 from tests.client import commanding, peers

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cutaway.cli import codes
-from cutaway.limits import OPTIONS
+from cutaway.contract.limits import OPTIONS
 
 from tests.client.commanding import run
 

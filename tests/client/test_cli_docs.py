@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from cutaway import limits
 from cutaway.cli import build_parser, codes
 from cutaway.cli.files import EXTENSIONS
 from cutaway.cli.journal import JOURNAL
 from cutaway.cli.parser import SHELLS
 from cutaway.compositing.placing import ANCHORS
+from cutaway.contract import limits
 
 from tests.client.commanding import read_jsonl, run
 from tests.client.own_server import own_server

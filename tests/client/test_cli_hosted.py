@@ -16,7 +16,7 @@ import pytest
 from cutaway.cli import codes
 from cutaway.cli.fallbacks import parse_fallback, parse_fallbacks
 from cutaway.cli.journal import JOURNAL
-from cutaway.errors import InvalidOption
+from cutaway.contract.errors import InvalidOption
 from cutaway.providers import HuggingFace, LicenceNotAccepted, Replicate, Space
 from PIL import Image
 

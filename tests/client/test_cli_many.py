@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cutaway import limits
 from cutaway.cli import codes
 from cutaway.cli.journal import JOURNAL
-from cutaway.errors import InferenceError, NoPersonDetected, Overloaded, ProcessingTimeout
+from cutaway.contract import limits
+from cutaway.contract.errors import InferenceError, NoPersonDetected, Overloaded, ProcessingTimeout
 
 from tests.client.answers import PNG
 from tests.client.commanding import command, lines_of, read_jsonl, run

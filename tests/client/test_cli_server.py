@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
-from cutaway import calls, limits
+from cutaway import calls
 from cutaway.cli import build_parser, codes
+from cutaway.contract import limits
 from PIL import Image
 
 from tests.client import peers as tcp

@@ -23,9 +23,9 @@ from typing import Any
 import cutaway
 import numpy as np
 import pytest
-from cutaway import limits
 from cutaway.cache import ResultCache
-from cutaway.errors import (
+from cutaway.contract import limits
+from cutaway.contract.errors import (
     CorruptImage,
     InferenceError,
     InvalidFormat,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cutaway
 import pytest
 from cutaway.cancel import Cancel
-from cutaway.errors import RequestCancelled
+from cutaway.contract.errors import RequestCancelled
 from cutaway.providers import Replicate
 from cutaway.providers.closing import ended_by_async
 from cutaway.resilience import RetryPolicy

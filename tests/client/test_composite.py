@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway import limits
 from cutaway.composite import Blur, Picture, Placement, compose
 from cutaway.compositing import colour, layers
 from cutaway.compositing.placing import ANCHORS, mapping_for
+from cutaway.contract import limits
+from cutaway.contract.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
 from cutaway.decode import decode_input
-from cutaway.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
 from cutaway.report import Frame, parse_report
 from cutaway.result import Cutout, CutResult, Origin
 from hypothesis import given, settings

@@ -11,9 +11,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from cutaway import limits
-from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints, Endpoint, Endpoints
-from cutaway.errors import (
+from cutaway.contract import limits
+from cutaway.contract.errors import (
     CutawayError,
     InferenceError,
     Overloaded,
@@ -21,6 +20,7 @@ from cutaway.errors import (
     RateLimitExceeded,
     RequestCancelled,
 )
+from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints, Endpoint, Endpoints
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
 from cutaway.standing import Standing
 from cutaway.transports.base import InferRequest

@@ -6,8 +6,8 @@ import json
 import pickle
 
 import pytest
-from cutaway import errors
-from cutaway.limits import ERROR_CODES
+from cutaway.contract import errors
+from cutaway.contract.limits import ERROR_CODES
 from cutaway.providers import InvalidAnswer, ProviderRefused
 from cutaway.resilience import asked_to_wait_s
 from hypothesis import given

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CutawayError,
     FileTooLarge,
     InputError,
@@ -27,9 +27,9 @@ from cutaway.errors import (
     ProcessingTimeout,
     ServerUnavailable,
 )
+from cutaway.contract.limits import FETCH_MAX_REDIRECTS, INPUT_LIMITS
 from cutaway.fetch import Fetched, Fetcher, FetchRefused
 from cutaway.inputs import encode
-from cutaway.limits import FETCH_MAX_REDIRECTS, INPUT_LIMITS
 
 from tests.client.hosted.peers import Peer, Received, Reply, picture
 from tests.client.peers import dead_port, http_answer, tcp_peer

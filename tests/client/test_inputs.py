@@ -14,7 +14,7 @@ from urllib.parse import quote_from_bytes
 
 import numpy as np
 import pytest
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CorruptImage,
     FileTooLarge,
     InvalidFormat,
@@ -22,8 +22,8 @@ from cutaway.errors import (
     ResolutionTooSmall,
     TooManyPixels,
 )
+from cutaway.contract.limits import INPUT_LIMITS
 from cutaway.inputs import LossyEncodingWarning, declared_type, encode
-from cutaway.limits import INPUT_LIMITS
 from PIL import Image, ImageCms
 
 from tests.integration import picture_files as make

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from cutaway.cancel import Cancel
-from cutaway.errors import CorruptImage, RequestCancelled
+from cutaway.contract.errors import CorruptImage, RequestCancelled
 from cutaway.many import Outcome, run_many, run_many_async
 
 WAIT_S = 20.0

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cutaway import AsyncClient, Client, limits
+from cutaway import AsyncClient, Client
 from cutaway.chain import Tried
-from cutaway.errors import InferenceError, InvalidOption, RequestCancelled, ServerUnavailable
+from cutaway.contract import limits
+from cutaway.contract.errors import InferenceError, InvalidOption, RequestCancelled, ServerUnavailable
+from cutaway.contract.options import parse_options
 from cutaway.observe import Observation, ServedFacts, Unobserved, observed
 from cutaway.observers import OpenTelemetry, Prometheus
-from cutaway.options import parse_options
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -261,9 +262,9 @@ def test_a_span_names_the_server(spans: InMemorySpanExporter) -> None:
         (
             InferenceError("A model failed."),
             "INFERENCE_ERROR",
-            {"exception.type": "cutaway.errors.InferenceError", "exception.message": "A model failed."},
+            {"exception.type": "cutaway.contract.errors.InferenceError", "exception.message": "A model failed."},
         ),
-        (InvalidOption("No."), "INVALID_OPTION", {"exception.type": "cutaway.errors.InvalidOption"}),
+        (InvalidOption("No."), "INVALID_OPTION", {"exception.type": "cutaway.contract.errors.InvalidOption"}),
         (RequestCancelled("Gone."), "CANCELLED", None),
         (asyncio.CancelledError(), "CANCELLED", {"exception.type": "asyncio.exceptions.CancelledError"}),
         (KeyboardInterrupt(), "KeyboardInterrupt", {"exception.type": "builtins.KeyboardInterrupt"}),

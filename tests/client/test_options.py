@@ -7,9 +7,9 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
-from cutaway.errors import InvalidOption
-from cutaway.limits import OPTIONS
-from cutaway.options import Background, CutOptions, OptionKeywords, parse_options, to_parameters
+from cutaway.contract.errors import InvalidOption
+from cutaway.contract.limits import OPTIONS
+from cutaway.contract.options import Background, CutOptions, OptionKeywords, parse_options, to_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cutaway
 import pytest
-from cutaway import errors
+from cutaway.contract import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 

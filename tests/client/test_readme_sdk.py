@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import pytest
 import trustme
-from cutaway import limits
-from cutaway.errors import ERRORS_BY_CODE, CutawayError
+from cutaway.contract import limits
+from cutaway.contract.errors import ERRORS_BY_CODE, CutawayError
 from PIL import Image
 
 from tests.client.hosted import peers as hosted

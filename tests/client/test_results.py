@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import InferenceError
-from cutaway.limits import Tier
+from cutaway.contract.errors import InferenceError
+from cutaway.contract.limits import Tier
 from cutaway.report import parse_report
 from cutaway.result import CutResult, Origin, read_cut, read_detection
 from hypothesis import given

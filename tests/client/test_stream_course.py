@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CorruptImage,
     CutawayError,
     InferenceError,
@@ -19,7 +19,7 @@ from cutaway.errors import (
     ProcessingTimeout,
     ServerUnavailable,
 )
-from cutaway.limits import STREAM_REST_FIRST_S, STREAM_REST_MAX_S
+from cutaway.contract.limits import STREAM_REST_FIRST_S, STREAM_REST_MAX_S
 from cutaway.resilience import drive
 from cutaway.streaming import course as course_module
 from cutaway.streaming.course import Course, course_of

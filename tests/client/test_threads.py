@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cutaway import AsyncClient, ProcessingTimeout, ResultCache, ServerUnavailable
-from cutaway.limits import CLIENT_THREADS
+from cutaway.contract.limits import CLIENT_THREADS
 from cutaway.resilience import Deadline, RetryPolicy
 from cutaway.threads import Threads
 from cutaway.transports.base import InferRequest

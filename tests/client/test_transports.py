@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway import errors, limits
-from cutaway.errors import (
+from cutaway.contract import errors, limits
+from cutaway.contract.errors import (
     CutawayError,
     FileTooLarge,
     InferenceError,

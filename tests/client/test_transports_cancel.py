@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from cutaway.cancel import Cancel
-from cutaway.errors import RequestCancelled
+from cutaway.contract.errors import RequestCancelled
 from cutaway.transports import Connection, open_async_transport, open_transport
 from cutaway.transports.base import AsyncTransport, InferRequest, Transport, parse_address
 

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from cutaway.errors import ServerRefused, ServerUnavailable
+from cutaway.contract.errors import ServerRefused, ServerUnavailable
 from cutaway.transports import Connection, Tls, open_async_transport, open_transport
 from cutaway.transports.base import InferRequest, parse_address
 from cutaway.transports.connection import InsecureTokenWarning

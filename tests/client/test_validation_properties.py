@@ -24,11 +24,11 @@ from urllib.parse import quote_from_bytes, urlsplit
 
 import numpy as np
 import pytest
+from cutaway.contract.errors import InputError
+from cutaway.contract.limits import INPUT_LIMITS, MIB
 from cutaway.decode import decode_input
-from cutaway.errors import InputError
 from cutaway.fetch import Fetcher, FetchRefused
 from cutaway.inputs import EncodedPicture, encode
-from cutaway.limits import INPUT_LIMITS, MIB
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from cutaway.limits import PROFILES
+from cutaway.contract.limits import PROFILES
 
 from export.__main__ import main
 from export.catalog import BUNDLED, HUB, CatalogError, UnknownProfile, load_catalog

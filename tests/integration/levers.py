@@ -31,7 +31,7 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 import whole
-from cutaway.headers import check_picture
+from cutaway.contract.headers import check_picture
 
 LAZY_HEIGHT_PX = 65
 ECHO_S = 0.01

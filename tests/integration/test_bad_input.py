@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.limits import ERROR_CODES
+from cutaway.contract.limits import ERROR_CODES
 from PIL import Image
 
 from tests.integration import hostile

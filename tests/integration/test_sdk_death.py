@@ -20,9 +20,9 @@ from typing import Any
 
 import cutaway
 import pytest
-from cutaway import limits
 from cutaway.breaker import CircuitBreaker
-from cutaway.errors import InferenceError, NoPersonDetected, ServerRefused, ServerUnavailable, ServiceError
+from cutaway.contract import limits
+from cutaway.contract.errors import InferenceError, NoPersonDetected, ServerRefused, ServerUnavailable, ServiceError
 from cutaway.resilience import RetryPolicy
 
 from runtime import server as server_module

@@ -20,7 +20,7 @@ from typing import Any
 import cutaway
 import numpy as np
 import pytest
-from cutaway.errors import InvalidFormat, NoPersonDetected, Overloaded, ProcessingTimeout, RequestCancelled
+from cutaway.contract.errors import InvalidFormat, NoPersonDetected, Overloaded, ProcessingTimeout, RequestCancelled
 from cutaway.resilience import RetryPolicy
 from PIL import Image
 

@@ -22,7 +22,7 @@ import cutaway
 import httpx
 import numpy as np
 import pytest
-from cutaway.errors import NoPersonDetected, Overloaded, ProcessingTimeout, RequestCancelled, ServerRefused
+from cutaway.contract.errors import NoPersonDetected, Overloaded, ProcessingTimeout, RequestCancelled, ServerRefused
 from cutaway.resilience import RetryPolicy
 from cutaway.shared_memory import regions
 from PIL import Image

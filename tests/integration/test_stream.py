@@ -18,8 +18,15 @@ import cutaway
 import numpy as np
 import pytest
 import tritonclient.grpc
-from cutaway.errors import CorruptImage, InvalidFormat, InvalidOption, Overloaded, ResolutionTooSmall, ServerUnavailable
-from cutaway.limits import STREAM_REST_MAX_S, STREAM_RESULTS_KEPT, STREAM_TIMEOUT_S, UNTOUCHED
+from cutaway.contract.errors import (
+    CorruptImage,
+    InvalidFormat,
+    InvalidOption,
+    Overloaded,
+    ResolutionTooSmall,
+    ServerUnavailable,
+)
+from cutaway.contract.limits import STREAM_REST_MAX_S, STREAM_RESULTS_KEPT, STREAM_TIMEOUT_S, UNTOUCHED
 from numpy.typing import NDArray
 from stream.tuning import STREAMS_MAX
 from tritonclient.utils import InferenceServerException

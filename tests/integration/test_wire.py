@@ -25,7 +25,7 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from cutaway import Client, CutResult
-from cutaway.limits import OPTIONS
+from cutaway.contract.limits import OPTIONS
 from tritonclient.utils import InferenceServerException
 
 from tests.integration import picture_files as make

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from cutaway.errors import CorruptImage, InvalidFormat
+from cutaway.contract.errors import CorruptImage, InvalidFormat
 from numpy.typing import NDArray
 from PIL import Image
 from pipeline.decode import _ordinary_jpeg, decode, upright

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import InvalidOption
-from cutaway.options import CutOptions, parse_options
+from cutaway.contract.errors import InvalidOption
+from cutaway.contract.options import CutOptions, parse_options
 from pipeline.crop import crop_rect
 from pipeline.detect import Detections
 from pipeline.geometry import Rect

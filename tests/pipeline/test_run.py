@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import InvalidOption, NoPersonDetected, ProcessingTimeout
-from cutaway.limits import MODEL_MAX_BATCH
-from cutaway.options import parse_options
+from cutaway.contract.errors import InvalidOption, NoPersonDetected, ProcessingTimeout
+from cutaway.contract.limits import MODEL_MAX_BATCH
+from cutaway.contract.options import parse_options
 from numpy.typing import NDArray
 from PIL import Image
 from pipeline.report import STAGES
@@ -279,7 +279,7 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
 
 MEASURE = """
 import resource, sys
-from cutaway.options import parse_options
+from cutaway.contract.options import parse_options
 from pipeline.run import run
 from tests.pipeline import stand_ins
 data = open(sys.argv[1], "rb").read()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
-from cutaway.limits import DETECTOR_SIDE_PX
+from cutaway.contract.limits import DETECTOR_SIDE_PX
 
 from runtime.health import statistics
 from runtime.server import Server

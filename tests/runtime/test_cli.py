@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cutaway.limits import PROFILES
+from cutaway.contract.limits import PROFILES
 
 from runtime.server import ServerOptions
 from runtime.weights import profile_folder

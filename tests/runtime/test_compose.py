@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from cutaway.limits import (
+from cutaway.contract.limits import (
     DETECTOR_CANDIDATES,
     DETECTOR_SIDE_PX,
     MODEL_MAX_BATCH,

@@ -7,8 +7,8 @@ import json
 import time
 
 import pytest
-from cutaway.errors import InferenceError, NoPersonDetected, Overloaded
-from cutaway.limits import INPUT_LIMITS
+from cutaway.contract.errors import InferenceError, NoPersonDetected, Overloaded
+from cutaway.contract.limits import INPUT_LIMITS
 from PIL import Image
 
 from runtime.health import Answer, Verdict, Watch, canary_picture, judge

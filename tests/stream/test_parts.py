@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from cutaway.errors import InvalidOption, Overloaded
-from cutaway.options import parse_stream_options
+from cutaway.contract.errors import InvalidOption, Overloaded
+from cutaway.contract.options import parse_stream_options
 from numpy.typing import NDArray
 from stream.alpha import alpha_of
 from stream.backdrop import cover, put_before

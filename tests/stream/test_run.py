@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import CutawayError, InferenceError, InputError, RequestCancelled
-from cutaway.limits import UNTOUCHED
-from cutaway.options import parse_stream_options
+from cutaway.contract.errors import CutawayError, InferenceError, InputError, RequestCancelled
+from cutaway.contract.limits import UNTOUCHED
+from cutaway.contract.options import parse_stream_options
 from cutaway.report import parse_report
 from stream.fit import free
 from stream.run import Answer, run

@@ -15,8 +15,8 @@ from cutaway.cli.files import Job
 from cutaway.cli.interrupts import interruptible
 from cutaway.cli.output import OutputFolder
 from cutaway.cli.talking import Teller, error_form, failure_form, pictures, readable, reasons, say
-from cutaway.errors import CutawayError, InputError, NoPersonDetected, RequestCancelled
-from cutaway.limits import RUN_GIVE_UP_FAILURES
+from cutaway.contract.errors import CutawayError, InputError, NoPersonDetected, RequestCancelled
+from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping

@@ -17,8 +17,8 @@ from cutaway.cli.files import Job
 from cutaway.cli.parser import COMPOSITE_OPTIONS
 from cutaway.cli.sources import Plan, planned, to_stdout
 from cutaway.cli.talking import people, readable, warning_lines
-from cutaway.errors import CutawayError, InvalidOption
-from cutaway.options import parse_options
+from cutaway.contract.errors import CutawayError, InvalidOption
+from cutaway.contract.options import parse_options
 
 if TYPE_CHECKING:
     from cutaway.composite import CompositeResult, Placement

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cutaway.cli.codes import RATIO_VARIABLE, URL_VARIABLE
 from cutaway.cli.talking import readable, say
-from cutaway.errors import InvalidOption
-from cutaway.limits import DEFAULT_URL
-from cutaway.options import parse_options
+from cutaway.contract.errors import InvalidOption
+from cutaway.contract.limits import DEFAULT_URL
+from cutaway.contract.options import parse_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,9 +14,9 @@ from cutaway.cli.files import Job
 from cutaway.cli.output import OutputFolder
 from cutaway.cli.sources import Plan, planned, to_stdout
 from cutaway.cli.talking import duration, notice_form, people, warning_lines
-from cutaway.errors import InvalidOption
-from cutaway.limits import OPTIONS
-from cutaway.options import Background, parse_options
+from cutaway.contract.errors import InvalidOption
+from cutaway.contract.limits import OPTIONS
+from cutaway.contract.options import Background, parse_options
 
 if TYPE_CHECKING:
     from cutaway.many import Outcome

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cutaway.errors import InvalidOption
+from cutaway.contract.errors import InvalidOption
 
 if TYPE_CHECKING:
     from cutaway.providers import Model, Provider

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cutaway.cli.codes import OK, UNAVAILABLE
 from cutaway.cli.connect import open_client, urls
 from cutaway.cli.talking import error_form, readable, say, say_json
-from cutaway.errors import CutawayError
+from cutaway.contract.errors import CutawayError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

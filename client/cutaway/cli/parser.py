@@ -1,4 +1,4 @@
-"""The command line. Numbers and option texts come from the table in :mod:`cutaway.limits`."""
+"""The command line. Numbers and option texts come from the table in :mod:`cutaway.contract.limits`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutaway import __version__, limits
+from cutaway import __version__
 from cutaway.cli.codes import EPILOG, TOKEN_VARIABLE, URL_VARIABLE
 from cutaway.cli.numbers import percent, pixels, positive_number, positive_whole, share, whole
 from cutaway.cli.streams import writing
 from cutaway.compositing.placing import ANCHORS
-from cutaway.limits import OPTIONS, STREAM_OPTIONS, Option
+from cutaway.contract import limits
+from cutaway.contract.limits import OPTIONS, STREAM_OPTIONS, Option
 
 DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
 STREAM_FLAGS = ("background", "min_confidence", "smoothing")

@@ -19,7 +19,7 @@ from cutaway.cli.journal import Journal
 from cutaway.cli.output import OutputFolder
 from cutaway.cli.streams import read_stdin, writing
 from cutaway.cli.talking import Teller, readable, say
-from cutaway.limits import INPUT_LIMITS
+from cutaway.contract.limits import INPUT_LIMITS
 
 STREAM = "-"
 STDIN_NAME = "stdin"

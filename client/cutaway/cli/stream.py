@@ -12,8 +12,8 @@ from cutaway.cli.connect import headers_of, refuse, tls_of, token_of, urls
 from cutaway.cli.interrupts import Interrupts, interruptible
 from cutaway.cli.parser import STREAM_FLAGS
 from cutaway.cli.talking import readable, say, say_json
-from cutaway.errors import InputError
-from cutaway.limits import PROCESSING_TIMEOUT_S, STREAM_TIMEOUT_S
+from cutaway.contract.errors import InputError
+from cutaway.contract.limits import PROCESSING_TIMEOUT_S, STREAM_TIMEOUT_S
 
 if TYPE_CHECKING:
     from cutaway.streaming.frames import StreamFrame

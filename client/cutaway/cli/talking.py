@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 from cutaway.cli.streams import writing
-from cutaway.errors import CutawayError
-from cutaway.limits import Tier
+from cutaway.contract.errors import CutawayError
+from cutaway.contract.limits import Tier
 
 if TYPE_CHECKING:
     from typing_extensions import Never

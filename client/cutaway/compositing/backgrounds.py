@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from cutaway.compositing.layers import STRIP_ROWS, Layer
 from cutaway.compositing.placing import Mapping, SizeWH
+from cutaway.contract.errors import invalid_option
+from cutaway.contract.headers import PictureHeader, check_dimensions
+from cutaway.contract.limits import COMPOSITE_LIMITS, OPTIONS
+from cutaway.contract.options import parse_options
 from cutaway.decode import decode_input
-from cutaway.errors import invalid_option
-from cutaway.headers import PictureHeader, check_dimensions
 from cutaway.inputs import ImageInput
-from cutaway.limits import COMPOSITE_LIMITS, OPTIONS
-from cutaway.options import parse_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

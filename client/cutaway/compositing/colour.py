@@ -5,7 +5,7 @@ Graphics and Applications 21(5), 2001), in CIELAB instead of their lαβ.
 
 The paper gives a picture the mean and the standard deviation of another one, channel by channel. Taken whole, that
 turns people green before a meadow; so the mean moves by a few units at most, the spread by a seventh
-(:data:`cutaway.limits.MATCH_MAX_LIGHTNESS` and its like), and the caller's strength is a share of that.
+(:data:`cutaway.contract.limits.MATCH_MAX_LIGHTNESS` and its like), and the caller's strength is a share of that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.limits import MATCH_MAX_CHROMA, MATCH_MAX_CONTRAST, MATCH_MAX_LIGHTNESS
+from cutaway.contract.limits import MATCH_MAX_CHROMA, MATCH_MAX_CONTRAST, MATCH_MAX_LIGHTNESS
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from cutaway.compositing.placing import Box, Mapping, SizeWH, mirrored
-from cutaway.errors import invalid_option
-from cutaway.limits import INPUT_LIMITS
+from cutaway.contract.errors import invalid_option
+from cutaway.contract.limits import INPUT_LIMITS
 from cutaway.wire import malformed
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cutaway.errors import invalid_option
-from cutaway.limits import COMPOSITE_LIMITS, COMPOSITE_SCALE
+from cutaway.contract.errors import invalid_option
+from cutaway.contract.limits import COMPOSITE_LIMITS, COMPOSITE_SCALE
 
 Box = tuple[float, float, float, float]
 SizeWH = tuple[int, int]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cutaway import __version__
-from cutaway.errors import ServiceError
+from cutaway.contract.errors import ServiceError
 from cutaway.observe import ServedFacts, code_of
 from cutaway.transports.base import parse_address
 
@@ -20,7 +20,7 @@ except ImportError:
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
 
-    from cutaway.options import CutOptions
+    from cutaway.contract.options import CutOptions
 
 
 class OpenTelemetry:

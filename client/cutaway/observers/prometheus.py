@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cutaway import limits
+from cutaway.contract import limits
 from cutaway.observe import ServedFacts, code_of, requests_of
 
 try:
@@ -16,7 +16,7 @@ except ImportError:
     raise ImportError("Prometheus metrics need prometheus-client: pip install 'cutaway[prometheus]'") from None
 
 if TYPE_CHECKING:
-    from cutaway.options import CutOptions
+    from cutaway.contract.options import CutOptions
 
 OK = "OK"
 NOBODY, CACHE = "none", "cache"

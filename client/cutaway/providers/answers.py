@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway import limits
-from cutaway.errors import InputError, ProcessingTimeout, RequestCancelled
-from cutaway.headers import PictureHeader, check_picture
+from cutaway.contract import limits
+from cutaway.contract.errors import InputError, ProcessingTimeout, RequestCancelled
+from cutaway.contract.headers import PictureHeader, check_picture
 from cutaway.providers.apart import Check, unchecked
 from cutaway.providers.errors import InvalidAnswer
 from cutaway.providers.sending import CheckedFile

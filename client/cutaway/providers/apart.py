@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from cutaway.cancel import Cancel, cancelled
 from cutaway.chain import OutOfTime
-from cutaway.errors import ProcessingTimeout
+from cutaway.contract.errors import ProcessingTimeout
 from cutaway.resilience import Deadline
 from cutaway.threads import Threads
 

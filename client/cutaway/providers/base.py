@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urljoin
 
-from cutaway import limits
 from cutaway.addresses import origin_of
 from cutaway.cancel import Cancel
-from cutaway.errors import CutawayError, InvalidOption, RateLimitExceeded
-from cutaway.headers import check_picture
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, InvalidOption, RateLimitExceeded
+from cutaway.contract.headers import check_picture
 from cutaway.providers import failures
 from cutaway.providers.answers import Matte, Upscaled, alpha_of, invalid, upscaled_size
 from cutaway.providers.errors import InvalidAnswer, LicenceNotAccepted

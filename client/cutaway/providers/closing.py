@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from cutaway.cancel import Cancel
-from cutaway.errors import RequestCancelled
+from cutaway.contract.errors import RequestCancelled
 
 T = TypeVar("T")
 

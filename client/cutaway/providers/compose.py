@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway import limits
-from cutaway.options import Background, CutOptions
+from cutaway.contract import limits
+from cutaway.contract.options import Background, CutOptions
 from cutaway.providers.answers import Matte
 from cutaway.providers.apart import Check, unchecked
 from cutaway.providers.foreground import bands, clean_colours

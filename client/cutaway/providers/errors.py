@@ -1,4 +1,4 @@
-"""What goes wrong with hosted models, beside :mod:`cutaway.errors`.
+"""What goes wrong with hosted models, beside :mod:`cutaway.contract.errors`.
 
     InvalidOption
     └── LicenceNotAccepted            a non-commercial model, and nobody said that this is all right
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cutaway.errors import InferenceError, InvalidOption, ServerUnavailable
+from cutaway.contract.errors import InferenceError, InvalidOption, ServerUnavailable
 
 
 class LicenceNotAccepted(InvalidOption):

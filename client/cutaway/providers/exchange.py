@@ -18,7 +18,7 @@ import httpcore
 import httpx
 
 from cutaway.cancel import Cancel, cancelled
-from cutaway.errors import RequestCancelled
+from cutaway.contract.errors import RequestCancelled
 from cutaway.providers.apart import apart, apart_async
 from cutaway.providers.connections import (
     WHOLE_ADDRESS,

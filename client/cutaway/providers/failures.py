@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CorruptImage,
     CutawayError,
     FileTooLarge,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from cutaway.addresses import PinnedAsyncTransport, PinnedTransport, is_public, origin_of
-from cutaway.errors import InvalidOption
+from cutaway.contract.errors import InvalidOption
 from cutaway.providers.errors import InvalidAnswer
 from cutaway.transports.deadline import DeadlineTransport
 

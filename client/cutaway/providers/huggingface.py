@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import quote, urlsplit
 
-from cutaway import limits
-from cutaway.errors import CutawayError, InvalidOption, Overloaded
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, InvalidOption, Overloaded
 from cutaway.providers.answers import data_uri, decode_base64
 from cutaway.providers.base import MAX_JSON_BYTES, Call, Provider
 from cutaway.providers.model import BRIA_LICENCE, Model, by_name

@@ -31,7 +31,7 @@ def stripped(data: bytes, source_format: str) -> bytes | None:
 
     Args:
         data: a file that has been decoded, so that its pixels are known to be sound.
-        source_format: as :class:`cutaway.headers.PictureHeader` names it.
+        source_format: as :class:`cutaway.contract.headers.PictureHeader` names it.
     """
     parts = {"jpeg": _jpeg, "png": _png, "webp": _webp}.get(source_format)
     if parts is None:

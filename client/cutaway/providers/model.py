@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cutaway.errors import InvalidOption
+from cutaway.contract.errors import InvalidOption
 
 UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
 BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"

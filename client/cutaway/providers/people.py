@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cutaway.errors import InvalidOption, NoPersonDetected
-from cutaway.options import CutOptions
+from cutaway.contract.errors import InvalidOption, NoPersonDetected
+from cutaway.contract.options import CutOptions
 
 Box = tuple[float, float, float, float]
 

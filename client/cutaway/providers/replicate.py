@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cutaway import limits
-from cutaway.errors import CutawayError, InvalidOption
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, InvalidOption
 from cutaway.providers.answers import data_uri, decode_base64
 from cutaway.providers.base import MAX_JSON_BYTES, Call, Provider
 from cutaway.providers.model import Model, by_name

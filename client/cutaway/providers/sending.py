@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway import limits
+from cutaway.contract import limits
+from cutaway.contract.errors import CorruptImage, ProcessingTimeout, RequestCancelled
+from cutaway.contract.headers import check_picture
 from cutaway.decode import own_alpha, to_srgb
-from cutaway.errors import CorruptImage, ProcessingTimeout, RequestCancelled
-from cutaway.headers import check_picture
 from cutaway.providers.apart import Check, unchecked
 from cutaway.providers.metadata import stripped
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
-from cutaway import limits
-from cutaway.errors import InvalidOption
+from cutaway.contract import limits
+from cutaway.contract.errors import InvalidOption
 from cutaway.providers.answers import decode_base64
 from cutaway.providers.base import MAX_JSON_BYTES, Call, Provider
 from cutaway.providers.model import Model, by_name

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-from cutaway import limits
+from cutaway.contract import limits
 from cutaway.providers.apart import Check
 from cutaway.resilience import Deadline
 

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import get_args
 
-from cutaway.limits import SHARED_MEMORY_KEEP_BYTES
+from cutaway.contract.limits import SHARED_MEMORY_KEEP_BYTES
 from cutaway.transports.base import MemoryKind
 
 

@@ -20,7 +20,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CutawayError,
     InferenceError,
     InputError,

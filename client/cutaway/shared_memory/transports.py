@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cutaway.cancel import Cancel
-from cutaway.errors import RequestCancelled
+from cutaway.contract.errors import RequestCancelled
 from cutaway.resilience import drive, drive_async
 from cutaway.shared_memory import SharedMemory
 from cutaway.shared_memory.lending import Lender, Step, clear

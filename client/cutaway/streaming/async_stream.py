@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from cutaway.errors import CutawayError
-from cutaway.limits import DEFAULT_URL, STREAM_OPTIONS, STREAM_TIMEOUT_S
+from cutaway.contract.errors import CutawayError
+from cutaway.contract.limits import DEFAULT_URL, STREAM_OPTIONS, STREAM_TIMEOUT_S
 from cutaway.resilience import drive_async
 from cutaway.streaming.course import course_of
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cutaway.calls import Settings, checked_timeout, settings_of
-from cutaway.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
+from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
+from cutaway.contract.limits import STREAM_REST_FIRST_S, STREAM_REST_MAX_S, STREAM_RESULTS_KEPT
+from cutaway.contract.options import parse_stream_options, to_parameters
 from cutaway.inputs import encode
-from cutaway.limits import STREAM_REST_FIRST_S, STREAM_REST_MAX_S, STREAM_RESULTS_KEPT
-from cutaway.options import parse_stream_options, to_parameters
 from cutaway.report import parse_report
 from cutaway.streaming.frames import FrameInput, StreamFrame, Tally, Waiting, taken
 from cutaway.transports.base import InferRequest, InputTensor, SequencePart

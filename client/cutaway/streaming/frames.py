@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
-from cutaway.errors import InvalidFormat, Overloaded
-from cutaway.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.limits import STREAM_LIMITS, STREAM_STATISTICS_FRAMES, UNTOUCHED, Tier
+from cutaway.contract.errors import InvalidFormat, Overloaded
+from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
+from cutaway.contract.limits import STREAM_LIMITS, STREAM_STATISTICS_FRAMES, UNTOUCHED, Tier
 from cutaway.report import Notice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cutaway.errors import CutawayError
+    from cutaway.contract.errors import CutawayError
     from cutaway.report import Report
 
 FrameInput: TypeAlias = Union[bytes, "NDArray[np.uint8]"]
@@ -34,7 +34,7 @@ class StreamFrame:
         image: an array for an array, of the same shape; a JPEG's bytes for an encoded file.
         untouched: whether the image is what was submitted, because it could not be worked on; `error` or the report's
             warnings say why.
-        error: why nobody worked on it, or None. A :class:`cutaway.errors.InputError` is about this frame.
+        error: why nobody worked on it, or None. A :class:`cutaway.contract.errors.InputError` is about this frame.
         report: the server's: people, milliseconds per stage, warnings. None where it did not answer.
         latency_ms: from `submit` until it was done, waiting included.
 

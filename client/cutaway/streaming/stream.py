@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from cutaway.cancel import Cancel
-from cutaway.errors import CutawayError
-from cutaway.limits import DEFAULT_URL, STREAM_OPTIONS, STREAM_TIMEOUT_S
+from cutaway.contract.errors import CutawayError
+from cutaway.contract.limits import DEFAULT_URL, STREAM_OPTIONS, STREAM_TIMEOUT_S
 from cutaway.resilience import Deadline, drive
 from cutaway.streaming.course import course_of
 
@@ -43,7 +43,7 @@ class Stream:
         url: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS.
         background: a colour "#RRGGBB", "blur:<px>" for the blurred frame, or a picture as :meth:`cutaway.Client.cut`
             takes it, which is sent once.
-        min_confidence, smoothing, channels, quality: see :data:`cutaway.limits.STREAM_OPTIONS`.
+        min_confidence, smoothing, channels, quality: see :data:`cutaway.contract.limits.STREAM_OPTIONS`.
         timeout_s: seconds after which a frame comes back untouched.
         token, api_key, headers, tls: as those of :class:`cutaway.Client`.
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from cutaway.errors import ServerRefused, ServerUnavailable
+from cutaway.contract.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
 from cutaway.transports.connection import Connection

@@ -12,7 +12,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from cutaway.cancel import Cancel, cancelled, closed
-from cutaway.errors import ServerRefused, ServerUnavailable
+from cutaway.contract.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo
 from cutaway.transports.connection import Connection

@@ -11,8 +11,8 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from cutaway import limits
-from cutaway.errors import CutawayError
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError
 from cutaway.transports.base import InferRequest, InputTensor, MemoryRegion, ModelInfo, TensorInfo
 from cutaway.transports.connection import Connection
 from cutaway.wire import MAX_ANSWER_BYTES, Tensor, error_of, malformed, tensor

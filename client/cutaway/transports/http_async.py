@@ -13,10 +13,10 @@ import anyio
 import httpcore
 import httpx
 
-from cutaway import limits
 from cutaway.addresses import resolve_async
 from cutaway.cancel import closed
-from cutaway.errors import ServerRefused, ServerUnavailable
+from cutaway.contract import limits
+from cutaway.contract.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports import http_wire
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo

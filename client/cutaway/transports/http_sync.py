@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 
-from cutaway import limits
 from cutaway.cancel import Cancel, cancelled, closed
-from cutaway.errors import ServerRefused, ServerUnavailable
+from cutaway.contract import limits
+from cutaway.contract.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 from cutaway.transports import http_wire
 from cutaway.transports.base import InferRequest, MemoryKind, MemoryRegion, ModelInfo

@@ -12,8 +12,9 @@ from urllib.parse import quote
 import httpcore
 import httpx
 
-from cutaway import __version__, limits
-from cutaway.errors import CutawayError, ServerUnavailable
+from cutaway import __version__
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, ServerUnavailable
 from cutaway.resilience import parse_retry_after
 from cutaway.transports.base import InferRequest, InputTensor, MemoryKind, MemoryRegion, ModelInfo, TensorInfo
 from cutaway.transports.connection import Connection

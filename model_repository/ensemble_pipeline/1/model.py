@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import serving
 import triton_python_backend_utils as pb_utils
-from cutaway.errors import InvalidFormat, ProcessingTimeout, RequestCancelled
-from cutaway.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
-from cutaway.options import parse_options
+from cutaway.contract.errors import InvalidFormat, ProcessingTimeout, RequestCancelled
+from cutaway.contract.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
+from cutaway.contract.options import parse_options
 from numpy.typing import NDArray
 from pipeline.run import Answer, Models, run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CutawayError,
     GpuMemoryExhausted,
     InferenceError,

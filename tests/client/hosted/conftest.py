@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cutaway.contract.options import parse_options
 from cutaway.fallback import Fallback, Served
-from cutaway.options import parse_options
 from cutaway.providers import Provider
 from cutaway.resilience import Deadline
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cutaway import limits
+from cutaway.contract import limits
 from cutaway.providers import HuggingFace, Provider, Replicate, Space
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "hosted-fallback.md").read_text()

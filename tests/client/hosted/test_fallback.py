@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cutaway.chain import Attempt, run_chain, run_chain_async
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CorruptImage,
     CutawayError,
     InferenceError,
@@ -22,8 +22,8 @@ from cutaway.errors import (
     ResolutionTooLarge,
     ServerUnavailable,
 )
+from cutaway.contract.options import parse_options
 from cutaway.fallback import Fallback, NobodyServed, Served
-from cutaway.options import parse_options
 from cutaway.providers import Provider, Replicate, Space
 from cutaway.resilience import Deadline
 from PIL import Image

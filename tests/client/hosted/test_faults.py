@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CorruptImage,
     CutawayError,
     FileTooLarge,

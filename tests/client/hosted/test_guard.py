@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from cutaway.errors import CutawayError, InvalidOption
+from cutaway.contract.errors import CutawayError, InvalidOption
+from cutaway.contract.options import parse_options
 from cutaway.fallback import Fallback
-from cutaway.options import parse_options
 from cutaway.providers import HuggingFace, InvalidAnswer, ProviderRefused, ProviderUnavailable, Replicate, Space
 from cutaway.providers.guard import GuardedAsyncTransport, GuardedTransport, check_target
 from cutaway.resilience import Deadline, RetryPolicy

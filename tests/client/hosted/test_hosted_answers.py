@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import (
+from cutaway.contract.errors import (
     InferenceError,
     InvalidOption,
     NoPersonDetected,

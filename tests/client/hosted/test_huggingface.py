@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.errors import InferenceError, Overloaded, ProcessingTimeout
+from cutaway.contract.errors import InferenceError, Overloaded, ProcessingTimeout
 from cutaway.fallback import Fallback
 from cutaway.providers import HuggingFace, InvalidAnswer, Space
 from cutaway.resilience import Deadline
@@ -133,7 +133,7 @@ LOADING = as_json({"error": "Model briaai/RMBG-1.4 is currently loading", "estim
 def test_cold_start_is_waited_for_five_times_at_most(
     loading: int, served: bool, serve: Callable[..., Peer], matte: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutaway.limits.RETRY_FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr("cutaway.contract.limits.RETRY_FIRST_DELAY_S", 0.01)
     peer = serve(HubScript(*[LOADING] * loading, png(mask())))
     watch = Stopwatch()
     if served:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cutaway.cancel import Cancel
-from cutaway.errors import ProcessingTimeout, RequestCancelled
+from cutaway.contract.errors import ProcessingTimeout, RequestCancelled
+from cutaway.contract.options import parse_options
 from cutaway.fallback import Fallback
-from cutaway.options import parse_options
 from cutaway.providers import Replicate
 from cutaway.providers.apart import apart
 from cutaway.providers.foreground import clean_colours

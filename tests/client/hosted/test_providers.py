@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cutaway.errors import InvalidOption, ResolutionTooLarge
+from cutaway.contract.errors import InvalidOption, ResolutionTooLarge
 from cutaway.providers import HuggingFace, InvalidAnswer, LicenceNotAccepted, Model, Replicate, Space
 from cutaway.resilience import Deadline
 from PIL import Image

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cutaway.errors import CorruptImage, InferenceError, InvalidOption
+from cutaway.contract.errors import CorruptImage, InferenceError, InvalidOption
 from cutaway.providers import InvalidAnswer, Replicate
 from cutaway.resilience import Deadline
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cutaway.breaker import CircuitBreaker, Experience, steered
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CorruptImage,
     CutawayError,
     InferenceError,

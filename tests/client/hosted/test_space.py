@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cutaway.errors import CorruptImage, InferenceError
+from cutaway.contract.errors import CorruptImage, InferenceError
 from cutaway.providers import InvalidAnswer, ProviderUnavailable, Space
 
 from tests.client.hosted.asking import QUICK, assert_right

@@ -17,8 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from cutaway.errors import CorruptImage
-from cutaway.headers import PictureHeader, check_picture
+from cutaway.contract.errors import CorruptImage
+from cutaway.contract.headers import PictureHeader, check_picture
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 

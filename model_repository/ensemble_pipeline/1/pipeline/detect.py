@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cutaway.limits import PERSON_CLASS
+from cutaway.contract.limits import PERSON_CLASS
 from numpy.typing import NDArray
 
 from pipeline.letterbox import Letterbox

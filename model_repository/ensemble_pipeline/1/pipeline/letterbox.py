@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from cutaway.limits import DETECTOR_SIDE_PX
+from cutaway.contract.limits import DETECTOR_SIDE_PX
 from numpy.typing import NDArray
 
 GREY = 114

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from cutaway.limits import DETECTOR_SIDE_PX
+from cutaway.contract.limits import DETECTOR_SIDE_PX
 from numpy.typing import NDArray
 
 from pipeline.detect import Detections

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from cutaway.limits import MODEL_MAX_BATCH
+from cutaway.contract.limits import MODEL_MAX_BATCH
 from numpy.typing import NDArray
 
 from pipeline.geometry import Rect

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cutaway.limits import Tier
+from cutaway.contract.limits import Tier
 
 
 @dataclass(frozen=True)

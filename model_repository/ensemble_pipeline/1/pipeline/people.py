@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from cutaway.errors import InvalidOption, NoPersonDetected
-from cutaway.limits import LOW_CONFIDENCE
-from cutaway.options import CutOptions
+from cutaway.contract.errors import InvalidOption, NoPersonDetected
+from cutaway.contract.limits import LOW_CONFIDENCE
+from cutaway.contract.options import CutOptions
 
 from pipeline.detect import Detections, iou
 from pipeline.geometry import Box, Rect

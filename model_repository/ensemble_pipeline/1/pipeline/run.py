@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cutaway.options import CutOptions
+from cutaway.contract.options import CutOptions
 from numpy.typing import NDArray
 
 from pipeline import composite, report

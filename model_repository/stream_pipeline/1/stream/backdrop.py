@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from cutaway.options import StreamOptions
+from cutaway.contract.options import StreamOptions
 from numpy.typing import NDArray
 from pipeline import composite
 from pipeline.decode import decode

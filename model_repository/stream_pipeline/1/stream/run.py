@@ -8,9 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from cutaway.errors import InvalidFormat, RequestCancelled, ServiceError
-from cutaway.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.limits import STREAM_LIMITS, UNTOUCHED
+from cutaway.contract.errors import InvalidFormat, RequestCancelled, ServiceError
+from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
+from cutaway.contract.limits import STREAM_LIMITS, UNTOUCHED
 from numpy.typing import NDArray
 from pipeline.decode import decode
 from pipeline.notices import Notice

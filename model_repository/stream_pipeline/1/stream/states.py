@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from cutaway.errors import Overloaded
-from cutaway.options import StreamOptions
+from cutaway.contract.errors import Overloaded
+from cutaway.contract.options import StreamOptions
 from numpy.typing import NDArray
 
 from stream.backdrop import Backdrop

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import serving
 import triton_python_backend_utils as pb_utils
-from cutaway.errors import InvalidFormat, InvalidOption, RequestCancelled, ServerUnavailable
-from cutaway.limits import DETECTOR_SIDE_PX, STREAM_IDLE_S, STREAM_LIMITS
-from cutaway.options import parse_stream_options
+from cutaway.contract.errors import InvalidFormat, InvalidOption, RequestCancelled, ServerUnavailable
+from cutaway.contract.limits import DETECTOR_SIDE_PX, STREAM_IDLE_S, STREAM_LIMITS
+from cutaway.contract.options import parse_stream_options
 from numpy.typing import NDArray
 
 from stream.fit import Fit, free, square

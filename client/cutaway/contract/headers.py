@@ -2,7 +2,7 @@
 
 The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. It reads the file's own header
 (JPEG, PNG, WebP, BMP) with bounds-checked parsing: it never allocates by what a header says, walks a file at most
-once, and raises nothing but :class:`cutaway.errors.InputError`. A picture that passes can still be damaged inside;
+once, and raises nothing but :class:`cutaway.contract.errors.InputError`. A picture that passes can still be damaged inside;
 only decoding finds that.
 """
 
@@ -13,7 +13,7 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 
-from cutaway.errors import (
+from cutaway.contract.errors import (
     CorruptImage,
     FileTooLarge,
     ImageBomb,
@@ -22,8 +22,8 @@ from cutaway.errors import (
     ResolutionTooSmall,
     TooManyPixels,
 )
-from cutaway.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
-from cutaway.magic import looks_like
+from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
+from cutaway.contract.magic import looks_like
 
 MAX_JPEG_SEGMENTS = 10_000
 """More segments than this are an attack: a 10 MB file of full segments has 160."""

@@ -21,7 +21,7 @@
         ├── RequestCancelled                  CANCELLED
         └── InferenceError (also RuntimeError)         INFERENCE_ERROR
 
-Codes, tiers and advice stand in :mod:`cutaway.limits`.
+Codes, tiers and advice stand in :mod:`cutaway.contract.limits`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
-from cutaway.limits import ERROR_CODES, Tier
+from cutaway.contract.limits import ERROR_CODES, Tier
 
 
 class CutawayError(Exception):
     """Base of everything that Cutaway raises on purpose.
 
     Attributes:
-        code: one of :data:`cutaway.limits.ERROR_CODES`.
+        code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
         message: what happened, in one sentence.
-        tier: 1 (critical) to 4 (low), see :class:`cutaway.limits.Tier`.
+        tier: 1 (critical) to 4 (low), see :class:`cutaway.contract.limits.Tier`.
         user_action: what the caller can do about it.
         retry_after: seconds to wait before the same request may succeed: what the server said, or the table's advice;
             None where neither is known, or where the same request cannot succeed.

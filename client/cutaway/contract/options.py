@@ -1,4 +1,4 @@
-"""Reading and checking the options of a request, by the one table in :mod:`cutaway.limits`.
+"""Reading and checking the options of a request, by the one table in :mod:`cutaway.contract.limits`.
 
 The SDK checks before it sends, the pipeline checks what arrives; both call :func:`parse_options`.
 """
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypedDict
 
-from cutaway.errors import InvalidOption
-from cutaway.limits import OPTIONS, STREAM_OPTIONS, Option
+from cutaway.contract.errors import InvalidOption
+from cutaway.contract.limits import OPTIONS, STREAM_OPTIONS, Option
 
 MAX_LIST_LENGTH = 100
 
@@ -83,7 +83,7 @@ class WhoKeywords(TypedDict, total=False):
 class OptionKeywords(WhoKeywords, total=False):
     """The options as keyword arguments of the SDK; what is left out or None keeps the server's default.
 
-    Meanings, defaults and bounds are those of :data:`cutaway.limits.OPTIONS` (``cutaway cut --help`` prints them).
+    Meanings, defaults and bounds are those of :data:`cutaway.contract.limits.OPTIONS` (``cutaway cut --help`` prints them).
     Lengths are in pixels of the upright picture.
     """
 

@@ -80,7 +80,7 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
         large = {"export": _step("export", "general", side, path, "grid", threads)}
         large["run"] = _step("run", path, "1", threads)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(load),
         "versions": versions(("onnxruntime", "onnx", "torch", "numpy")),
         "side_px": options.side,

@@ -139,7 +139,7 @@ def measure(
                     for repeat in range(work.repeats):
                         _once(work, way, kept, bare_first=(number + repeat) % 2 == 0)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(load),
         "versions": versions(("cutaway", "tritonclient", "grpcio", "httpx", "numpy", "nvidia-pytriton")),
         "profile": server.options.profile,

@@ -190,7 +190,7 @@ def _report(
     load: float,
 ) -> dict[str, Any]:
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(load),
         "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
         "profile": options.profile,

@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         differences = [_check(contender, work, floor) for work in works for contender in contenders]
         runs, floors, rounds = _rounds(contenders, works, floor, options, say)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(load),
         "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
         "peer_versions": peer_versions,

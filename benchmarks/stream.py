@@ -97,7 +97,7 @@ def measure(*, rounds: int, seconds: float, threads: int, say: Callable[[str], N
         say("steadiness")
         steadiness = _steadiness(server, scene)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(load),
         "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
         "rounds": rounds,

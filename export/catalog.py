@@ -8,18 +8,13 @@ Nothing here needs the network, torch or a package beyond the standard library.
 """
 
 import re
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from export import ExportError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 CATALOG = Path(__file__).with_name("catalog.toml")
 

@@ -277,7 +277,7 @@ def card(order: Order, models: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "profile": order.profile.name,
         "purpose": order.profile.purpose,
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "deformable_convolution": order.deform,
         "opset": OPSET,
         "packages": {name: version(name) for name in PACKAGES},

@@ -138,7 +138,7 @@ def draft(trt: Any, order: Order, network: Network, host: Host, say: Callable[[s
     record = PlanRecord(
         model=name,
         profile=order.folder.name,
-        made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         library=LIBRARIES[order.major],
         tensorrt=header[1] if header else str(trt.__version__),
         cuda=cuda_version() if own else None,

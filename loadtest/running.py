@@ -143,7 +143,7 @@ def run(
     senders = max(1, sending.workers + sending.remote_workers)
     result: dict[str, Any] = {
         "scenario": scenario,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "target": " and ".join(
             f"{name} {address}" for name, address in (("gRPC", target.grpc), ("HTTP", target.http)) if address
         ),

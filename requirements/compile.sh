@@ -1,12 +1,12 @@
 #!/bin/sh
-# Compute the locks anew from pyproject.toml: hashes for every file, for Python 3.10 to 3.12, no host names.
+# Compute the locks anew from pyproject.toml: hashes for every file, for Python 3.11 to 3.12, no host names.
 # torch is in none of them: its build (CPU, which CUDA) is the machine's choice, see the Makefile.
 set -eu
 cd "$(dirname "$0")/.."
 compile() {
     out=$1
     shift
-    uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
+    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
         --no-emit-index-url --no-emit-find-links "$@" --output-file "requirements/$out.txt" pyproject.toml
 }
 sdk="--extra completion --extra otel --extra prometheus"
@@ -24,7 +24,7 @@ compile plan --extra plan --constraint requirements/gpu.txt
 # TensorRT for RTX, which builds engines without a GPU, beside what the tests of exporters have.
 compile rtx --extra rtx --constraint requirements/export.txt
 # What YOLOv8-seg is compared with: two packages without what they ask for (requirements/oracle.in says why).
-uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
+uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
     --no-emit-index-url --no-emit-find-links --no-deps requirements/oracle.in --output-file requirements/oracle.txt
 # The others of `make bench`, in an environment of their own: rembg wants Python 3.11 and numpy 2.
 uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -21,7 +21,9 @@ from cutaway.threads import Threads
 from cutaway.transports.base import AsyncTransport, InferRequest, ModelInfo
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing import Self
+
+    from typing_extensions import Unpack
 
     from cutaway.cache import ResultCache
     from cutaway.composite import CompositeResult, Onto, Placement

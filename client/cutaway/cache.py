@@ -27,7 +27,7 @@ from cutaway.contract import limits
 from cutaway.contract.options import CutOptions, parse_options
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from cutaway.wire import Tensor
 

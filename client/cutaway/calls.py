@@ -24,7 +24,7 @@ from cutaway.result import CUT_OUTPUTS, CutResult, Detection, Origin, UpscaleRes
 from cutaway.transports.base import InferRequest
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from cutaway.cache import ResultCache
     from cutaway.endpoints import Answer

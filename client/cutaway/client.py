@@ -19,7 +19,9 @@ from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection,
 from cutaway.transports.base import InferRequest, ModelInfo, Transport
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing import Self
+
+    from typing_extensions import Unpack
 
     from cutaway.cache import ResultCache
     from cutaway.cancel import Cancel

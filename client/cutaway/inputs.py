@@ -1,7 +1,7 @@
 """What callers hand over → an encoded file that may be sent.
 
 Checks go in layers: the declared type (a path's extension, or ``media_type``), the magic bytes and the header's
-limits (:mod:`cutaway.contract.headers`, microseconds), and on request a full decode. The full decode is off by default: it
+limits (`contract.headers`, microseconds), and on request a full decode. The full decode is off by default: it
 costs as much as the server's own, which happens anyway and answers with the same typed error.
 """
 
@@ -85,7 +85,7 @@ def encode(
     Raises:
         OSError: the path or the file object cannot be read.
         TypeError: not one of the kinds of input, or a file object that gives text.
-        InputError: see :func:`cutaway.contract.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
+        InputError: see `contract.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
             web addresses, and malformed data URIs.
 
     Warns:

@@ -1,6 +1,6 @@
 """Deadlines, retries and the retry budget: how long to keep trying, and what is worth another try.
 
-The numbers stand in :mod:`cutaway.contract.limits`, each with its reason. The rule itself is the one that well-run API clients
+The numbers stand in `contract.limits`, each with its reason. The rule itself is the one that well-run API clients
 share: repeat only what can help (unavailable, overloaded, 408, 409, 429, 5xx), wait longer each time, obey the
 server's ``Retry-After`` up to a cap, and never multiply the load on a service that is down.
 
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -274,7 +274,7 @@ def parse_retry_after(value: str | None, *, now: Callable[[], datetime] | None =
         except (TypeError, ValueError, OverflowError):
             return None
         if at.tzinfo is None:
-            at = at.replace(tzinfo=timezone.utc)
-        seconds = (at - (now() if now else datetime.now(timezone.utc))).total_seconds()
+            at = at.replace(tzinfo=UTC)
+        seconds = (at - (now() if now else datetime.now(UTC))).total_seconds()
         return max(0.0, seconds)
     return seconds if 0 <= seconds < float("inf") else None

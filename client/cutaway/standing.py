@@ -47,9 +47,9 @@ class Turn:
 class Standing:
     """What calls found a server to be like, lately; thread-safe.
 
-    It stands back when it has shed calls for :data:`cutaway.contract.limits.ENDPOINT_BACK_S` and served none, or asks for a time
-    itself, or lets :data:`cutaway.contract.limits.ENDPOINT_LATE_MAX` deadlines in a row pass: one picture may be slow. That is
-    for :data:`cutaway.contract.limits.ENDPOINT_BACK_S`, or as long as it asks; then one call tries it, and each failed trial
+    It stands back when it has shed calls for `contract.limits.ENDPOINT_BACK_S` and served none, or asks for a time
+    itself, or lets `contract.limits.ENDPOINT_LATE_MAX` deadlines in a row pass: one picture may be slow. That is
+    for `contract.limits.ENDPOINT_BACK_S`, or as long as it asks; then one call tries it, and each failed trial
     doubles the time, up to that of a breaker.
     """
 

@@ -74,7 +74,7 @@ def script_main(
         return 2
     report = {
         "name": name,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(load),
         "versions": versions(installed(PACKAGES)),
         "claims": [asdict(claim) for claim in found.claims],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +102,7 @@ class OutputFolder:
                 was,
                 self._options,
                 {journal.name_of(target): each for target, each in made.items()},
-                {**origin, "at": datetime.now(timezone.utc).isoformat(timespec="seconds")},
+                {**origin, "at": datetime.now(UTC).isoformat(timespec="seconds")},
             )
             journal.add(entry)
 

@@ -17,7 +17,7 @@ from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import Tier
 
 if TYPE_CHECKING:
-    from typing_extensions import Never
+    from typing import Never
 
     from cutaway.report import Notice
 

@@ -2,7 +2,7 @@
 
 The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. It reads the file's own header
 (JPEG, PNG, WebP, BMP) with bounds-checked parsing: it never allocates by what a header says, walks a file at most
-once, and raises nothing but :class:`cutaway.contract.errors.InputError`. A picture that passes can still be damaged inside;
+once, and raises nothing but `contract.errors.InputError`. A picture that passes can still be damaged inside;
 only decoding finds that.
 """
 

@@ -83,7 +83,7 @@ class WhoKeywords(TypedDict, total=False):
 class OptionKeywords(WhoKeywords, total=False):
     """The options as keyword arguments of the SDK; what is left out or None keeps the server's default.
 
-    Meanings, defaults and bounds are those of :data:`cutaway.contract.limits.OPTIONS` (``cutaway cut --help`` prints them).
+    Meanings, defaults and bounds are those of `contract.limits.OPTIONS` (``cutaway cut --help`` prints them).
     Lengths are in pixels of the upright picture.
     """
 

@@ -14,7 +14,7 @@ from cutaway.resilience import Deadline, drive
 from cutaway.streaming.course import course_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from cutaway.inputs import ImageInput
     from cutaway.streaming.course import Course

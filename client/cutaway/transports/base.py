@@ -130,7 +130,7 @@ class ModelInfo:
 class Transport(Protocol):
     """A way to one server; safe to share between threads.
 
-    Every method raises only :class:`cutaway.contract.errors.CutawayError`, within its seconds; and RuntimeError where it is
+    Every method raises only `contract.errors.CutawayError`, within its seconds; and RuntimeError where it is
     used wrongly: after it was closed, or over gRPC in a process forked from the one that opened it.
     """
 

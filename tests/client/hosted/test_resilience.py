@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -167,7 +167,7 @@ def test_retry(failures: int, calls: int, driver: str) -> None:
     ],
 )
 def test_retry_after_header(value: str | None, expected: float | None) -> None:
-    now = datetime(2026, 11, 21, 10, 0, 0, tzinfo=timezone.utc)
+    now = datetime(2026, 11, 21, 10, 0, 0, tzinfo=UTC)
     assert parse_retry_after(value, now=lambda: now) == expected
 
 

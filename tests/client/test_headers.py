@@ -117,18 +117,29 @@ def test_sides_hold_in_either_orientation(size: tuple[int, int]) -> None:
 
 
 def test_ratio_is_inclusive_and_can_be_raised() -> None:
-    header = make.bmp(1000, 1000, 24, b"", compression=1)
-    exact = header + bytes(4000 - len(header))
+    header = make.bmp(5000, 4000, 24, b"", compression=1)
+    exact = header + bytes(80_000 - len(header))
     check_picture(exact)
     with pytest.raises(ImageBomb) as refusal:
         check_picture(exact[:-1])
     assert refusal.value.details == {
-        "file_bytes": 3999,
-        "decompressed_bytes": 4_000_000,
-        "ratio": 1000.3,
+        "file_bytes": 79_999,
+        "decompressed_bytes": 80_000_000,
+        "ratio": 1000.0,
         "max_ratio": 1000.0,
     }
     check_picture(exact[:-1], max_decompression_ratio=1001)
+
+
+def test_a_small_flat_picture_may_be_as_compressed_as_it_is() -> None:
+    """Up to 64 MiB decompressed the pixel cap is the protection: 4096×4096 are just that many."""
+    for side, allowed in ((2000, True), (4096, True), (4104, False)):
+        flat = make.bmp(side, side, 24, b"", compression=1)
+        if allowed:
+            assert check_picture(flat + bytes(3000)).width_px == side
+        else:
+            with pytest.raises(ImageBomb):
+                check_picture(flat + bytes(3000))
 
 
 def test_limits_can_be_replaced() -> None:

@@ -80,6 +80,8 @@ class PictureHeader:
         height_px: height as stored, before any EXIF rotation.
         bits_per_sample: 1 to 16; 8 where the format has nothing else.
         scans: how often a JPEG's decoder passes over the pixels; 1 for everything else.
+        end_bytes: of a JPEG or PNG without its end marker: the length of what belongs to the picture. Whether all rows
+            are there is known after decoding only. None where the end marker is there.
     """
 
     format: str
@@ -87,6 +89,7 @@ class PictureHeader:
     height_px: int
     bits_per_sample: int = 8
     scans: int = 1
+    end_bytes: int | None = None
 
     @property
     def media_type(self) -> str:
@@ -119,8 +122,10 @@ def check_picture(
         FileTooLarge: more bytes than allowed.
         CorruptImage: the header is cut off or contradicts itself.
         TooManyPixels, ResolutionTooLarge, ResolutionTooSmall: the dimensions.
-        ImageBomb: width·height·4 ÷ file bytes is over the ratio, or a JPEG has absurdly many scans.
-        CorruptImage: the file ends before its picture does.
+        ImageBomb: width·height·4 is over the limits' `ratio_free_bytes`, and over the ratio to the file's bytes; or a
+            JPEG has absurdly many scans.
+        CorruptImage: the file ends before its picture does. A JPEG or PNG that lacks nothing but its end marker
+            passes, see :attr:`PictureHeader.end_bytes`.
     """
     if not data:
         raise InvalidFormat("The file is empty.", details=_format_details("an empty file", limits))
@@ -139,7 +144,7 @@ def check_picture(
     header, complete = _PARSERS[name](data)
     check_dimensions(header, limits)
     ratio_allowed = limits.max_decompression_ratio if max_decompression_ratio is None else max_decompression_ratio
-    _check_ratio(header, len(data), ratio_allowed)
+    _check_ratio(header, len(data), ratio_allowed, limits.ratio_free_bytes)
     if header.scans > limits.max_jpeg_scans:
         raise ImageBomb(
             f"The JPEG has {header.scans:,} scans; at most {limits.max_jpeg_scans} are allowed.",
@@ -205,10 +210,10 @@ def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
         )
 
 
-def _check_ratio(header: PictureHeader, file_bytes: int, max_ratio: float) -> None:
+def _check_ratio(header: PictureHeader, file_bytes: int, max_ratio: float, free_bytes: int) -> None:
     decompressed = header.pixels * 4
     ratio = decompressed / file_bytes
-    if ratio > max_ratio:
+    if decompressed > free_bytes and ratio > max_ratio:
         raise ImageBomb(
             f"{file_bytes:,} bytes would become {decompressed:,}: {ratio:,.0f} times as many; "
             f"at most {max_ratio:,.0f} times are allowed.",
@@ -222,35 +227,48 @@ def _check_ratio(header: PictureHeader, file_bytes: int, max_ratio: float) -> No
 
 def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:
     header: PictureHeader | None = None
-    scans, complete, position = 0, False, 2
+    scans, position, end_bytes = 0, 2, len(data)
+    components: set[int] = set()
+    scanned: set[int] = set()
     for _ in range(MAX_JPEG_SEGMENTS):
         found = _SEGMENT.search(data, position)
         if found is None or found.end() + 2 > len(data):
-            complete = found is not None and data[found.end() - 1] == _EOI
+            if found is not None and data[found.end() - 1] == _EOI:
+                end_bytes = -1
             break
         marker, position = data[found.end() - 1], found.end()
         if marker == _EOI:
-            complete = True
+            end_bytes = -1
+            break
+        length = int.from_bytes(data[position : position + 2], "big")
+        is_frame = marker in _SOF_DECODABLE or marker in _SOF_OTHER
+        if scans and (marker == _SOI or length < 2 or (is_frame and components <= scanned)):
+            # No end marker, and something else behind the picture: a vendor's trailer, often with a thumbnail.
+            end_bytes = found.start()
             break
         if marker == _SOI:
             continue
-        length = int.from_bytes(data[position : position + 2], "big")
         if length < 2:
             raise CorruptImage("A JPEG segment has an impossible length.")
-        if marker in _SOF_DECODABLE or marker in _SOF_OTHER:
+        if is_frame:
             if header is not None:
                 raise CorruptImage("The JPEG has two frame headers.")
             header = _parse_jpeg_frame(data, position, length, marker)
+            components = set(data[position + 8 : position + length : 3])
         elif marker == _SOS:
             scans += 1
             if header is None:
                 raise CorruptImage("The JPEG has picture data and no frame header.")
+            count = int.from_bytes(data[position + 2 : position + 3])
+            scanned.update(data[position + 3 : position + 3 + 2 * count : 2])
+
         position += length
     else:
         raise CorruptImage(f"The JPEG has more than {MAX_JPEG_SEGMENTS:,} segments.")
     if header is None:
         raise CorruptImage("The JPEG ends inside its header.")
-    return replace(header, scans=scans), complete and scans > 0
+    # Without a scan of each component there are rows without colour: nothing that decoding would find.
+    return replace(header, scans=scans, end_bytes=None if end_bytes < 0 else end_bytes), components <= scanned
 
 
 def _parse_jpeg_frame(data: bytes, position: int, length: int, marker: int) -> PictureHeader:
@@ -275,7 +293,8 @@ def _parse_png(data: bytes) -> tuple[PictureHeader, bool]:
         raise CorruptImage("The PNG's header fails its checksum.")
     if bits not in _PNG_BIT_DEPTHS.get(colour, ()):
         raise CorruptImage("The PNG's header contradicts itself.")
-    return PictureHeader("png", width, height, bits), data.find(_PNG_END, 33) >= 0
+    end_bytes = None if data.find(_PNG_END, 33) >= 0 else len(data)
+    return PictureHeader("png", width, height, bits, end_bytes=end_bytes), end_bytes is None or b"IDAT" in data
 
 
 def _parse_webp(data: bytes) -> tuple[PictureHeader, bool]:

@@ -17,8 +17,10 @@ MIB = 1024 * 1024
 class InputLimits:
     """What a picture may be. All bounds are inclusive.
 
-    ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, judged from the header before any decoding. Flat
-    screenshots reach it honestly, which is why an operator can raise it (``CUTAWAY_MAX_DECOMPRESSION_RATIO``).
+    ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, judged from the header before any decoding, where
+    that product is above ``ratio_free_bytes``: a flat logo compresses 5,000 times, and below that size the pixel cap is
+    the protection. Flat screenshots reach it honestly, which is why an operator can raise it
+    (``CUTAWAY_MAX_DECOMPRESSION_RATIO``).
     ``max_jpeg_scans`` bounds a decoder's time as the ratio bounds its memory: each scan of a progressive JPEG passes
     over all pixels; encoders write about ten, and 100 kB can hold thousands.
     """
@@ -30,6 +32,7 @@ class InputLimits:
     max_pixels: int = 50_000_000
     min_side_px: int = 64
     max_decompression_ratio: float = 1000.0
+    ratio_free_bytes: int = 64 * MIB
     max_jpeg_scans: int = 100
 
 

@@ -22,8 +22,10 @@ from cutaway.contract.headers import PictureHeader, check_picture
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from pipeline.files import jpeg_fault, judge_fault, readable_jpeg, readable_png
 from pipeline.geometry import Rect, whole
 from pipeline.notices import Notice
+from pipeline.samples import density_of, exif_of, to_8_bit
 from pipeline.tuning import BEHIND_TRANSPARENCY
 
 ORIENTATION_TAG = 0x0112
@@ -31,6 +33,7 @@ STRIP_BYTES = 512 * 1024
 """Pixels are copied out of Pillow in strips of this size: they stay in the cache, and no second whole picture is
 held."""
 
+_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _PILLOW_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP"}
 
 
@@ -45,6 +48,7 @@ class Picture:
         format: "jpeg", "png", "webp" or "bmp".
         orientation: the EXIF orientation, 1 to 8, that was applied; 1 where there was none.
         notices: what the caller should know.
+        density_dpi: horizontal and vertical pixels per inch, upright; None where the file does not say.
     """
 
     rgb: NDArray[np.uint8]
@@ -53,6 +57,7 @@ class Picture:
     format: str
     orientation: int
     notices: tuple[Notice, ...] = ()
+    density_dpi: tuple[float, float] | None = None
 
     @property
     def width(self) -> int:
@@ -86,61 +91,80 @@ def decode(data: bytes, media_type: str | None = None, max_decompression_ratio: 
 
 def _decode(data: bytes, header: PictureHeader) -> Picture:
     notices: list[Notice] = []
+    if header.format == "png":
+        data, notices = readable_png(data, header)
+    elif header.format == "jpeg":
+        data, notices = readable_jpeg(data, header)
     with Image.open(io.BytesIO(data), formats=[_PILLOW_FORMATS[header.format]]) as image:
         if image.size != (header.width_px, header.height_px):
             raise CorruptImage("The file's headers disagree about its size.")
         if header.format in ("png", "webp") and getattr(image, "n_frames", 1) > 1:
             notices.append(Notice("FIRST_FRAME_ONLY", "The picture is animated; its first frame was used."))
         alpha = None
-        pixels = _ordinary_jpeg(data, image)
+        pixels = _coloured_jpeg(data, image, notices) if header.format == "jpeg" else None
         if pixels is None:
             image.load()
-            pixels, alpha = _converted(image, notices)
+            pixels, alpha = _converted(image, data, notices)
         orientation = _orientation(image)
         rgb = upright(pixels, orientation)
+        density = density_of(image)
     if alpha is not None:
         alpha = upright(alpha, orientation)
-        if int(alpha.min()) == 255:
+        # Programs leave the fourth byte of a BMP's pixels at 0 and mean nothing by it.
+        if int(alpha.min()) == 255 or (header.format == "bmp" and not alpha.any()):
             alpha = None
     own_rgb = None
     if alpha is not None:
         own_rgb, rgb = rgb, _stand_on_grey(rgb, alpha)
-    return Picture(rgb, alpha, own_rgb, header.format, orientation, tuple(notices))
+    if density is not None and orientation > 4:
+        density = density[::-1]
+    return Picture(rgb, alpha, own_rgb, header.format, orientation, tuple(notices), density)
 
 
-def _ordinary_jpeg(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
-    """(H, W, 3) uint8 of a three-coloured JPEG without faults whose profile is none or sRGB; None of any other file."""
+def _coloured_jpeg(data: bytes, image: Image.Image, notices: list[Notice]) -> NDArray[np.uint8] | None:
+    """(H, W, 3) uint8 sRGB of a three-coloured JPEG; None of what is left to Pillow.
+
+    Raises:
+        CorruptImage: rows are missing.
+    """
+    end_is_new = any(notice.code == "END_MARKER_MISSING" for notice in notices)
     if image.format != "JPEG" or image.mode != "RGB":
+        if fault := "" if end_is_new else jpeg_fault(data):
+            judge_fault(fault, notices)
+        return None
+    # Asked before memory is taken for it: a file may hold more than one header.
+    if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
         return None
     try:
-        profile = image.info.get("icc_profile")
-        if profile and _transform_to_srgb(bytes(profile), "RGB") is not None:
-            return None
-        # Asked before memory is taken for it: a file may hold more than one header.
-        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
-            return None
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB"), np.uint8)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=not end_is_new), np.uint8)
+    except ValueError as error:
+        judge_fault(str(error), notices)
         return None
+    profile = image.info.get("icc_profile")
+    if profile:
+        plain = Image.fromarray(pixels)
+        coloured = _by_profile(plain, bytes(profile), notices)
+        return pixels if coloured is plain else _pixels(coloured)
+    return pixels
 
 
-def _converted(image: Image.Image, notices: list[Notice]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def _converted(
+    image: Image.Image, data: bytes, notices: list[Notice]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """A loaded image as (H, W, 3) uint8 sRGB, and its alpha (H, W) uint8 if it has one; adds what is to be noticed."""
     profile = image.info.get("icc_profile")
-    plain, alpha = _to_8_bit(image)
+    plain, alpha = to_8_bit(image, data)
     if profile:
-        try:
-            plain = _to_srgb(plain, bytes(profile))
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is damaged and was ignored."))
+        plain = _by_profile(plain, bytes(profile), notices)
     if plain.mode != "RGB":
         plain = plain.convert("RGB")
     return _pixels(plain), alpha
 
 
 def _orientation(image: Image.Image) -> int:
+    """By EXIF alone, as browsers do; Pillow's own reading would turn by XMP, too."""
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
+        value = exif_of(image).get(ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block says nothing, and is no reason to refuse the picture
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -163,20 +187,6 @@ def upright(array: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return array
 
 
-def _to_8_bit(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8] | None]:
-    """Pixels in a mode that a colour profile applies to (RGB, L or CMYK), and the alpha apart."""
-    mode = image.mode
-    if mode in ("RGB", "L", "CMYK") and "transparency" not in image.info:
-        return image, None
-    if mode in ("I;16", "I;16L", "I;16B", "I"):
-        # Pillow's own conversion clips at 255 instead of scaling.
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)), None
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return rgba.convert("RGB"), np.asarray(rgba.getchannel("A"))
-    return image.convert("L" if mode == "1" else "RGB"), None
-
-
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 of an RGB image."""
     width, height = image.size
@@ -188,11 +198,20 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    transform = _transform_to_srgb(profile, image.mode)
-    if transform is None:
+def _by_profile(image: Image.Image, profile: bytes, notices: list[Notice]) -> Image.Image:
+    """An RGB, L or CMYK image in sRGB; as it is, with a warning, where the profile is of no use for it."""
+    try:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
+        if space == "RGB" and image.mode == "L":  # common: a grey copy of a picture that keeps the profile
+            image = image.convert("RGB")
+        if _SPACES.get(space) != image.mode:
+            notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is for other colours than the picture's."))
+            return image
+        transform = _transform_to_srgb(profile, image.mode)
+        return image if transform is None else ImageCms.applyTransform(image, transform) or image
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is damaged and was ignored."))
         return image
-    return ImageCms.applyTransform(image, transform) or image
 
 
 @lru_cache(maxsize=8)

@@ -170,7 +170,7 @@ def compose_plans(
                 _set(config, device=device)
                 _copy_python(folder / "1", target / folder.name / "1")
             else:
-                _set(config, profile=profile, device=device, matte_side_px=str(side))
+                _set(config, profile=profile, device=device, tensorrt="yes", matte_side_px=str(side))
                 for name, plan in plans.items():
                     _set(config, **{f"{name}_sha256": plan.record.plan_sha256})
                 _copy_python(folder / "1", target / folder.name / "1")
@@ -295,7 +295,7 @@ def _pipeline_model(
     if processing_timeout_s is not None:
         config.dynamic_batching.default_queue_policy.default_timeout_microseconds = round(processing_timeout_s * 1e6)
         _set(config, processing_timeout_s=f"{processing_timeout_s:g}")
-    _set(config, profile=profile, device=device.name, matte_side_px=str(side))
+    _set(config, profile=profile, device=device.name, tensorrt="no", matte_side_px=str(side))
     for network in networks.values():
         _set(config, **{f"{network.name}_sha256": network.sha256})
 

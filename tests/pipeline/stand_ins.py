@@ -47,7 +47,12 @@ def pixels_of(data: bytes) -> NDArray[np.uint8]:
 
 
 def detector(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """(1, 640, 640, 3) uint8 → outputs as `yolov8_seg` has them."""
+    """(N, 640, 640, 3) uint8 → outputs as `yolov8_seg` has them."""
+    each = [_detect(image) for image in images]
+    return {name: np.concatenate([outputs[name] for outputs in each]) for name in each[0]}
+
+
+def _detect(image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     outputs: dict[str, NDArray[Any]] = {
         "boxes": np.zeros((1, 300, 4), np.float32),
         "scores": np.zeros((1, 300), np.float32),
@@ -56,7 +61,7 @@ def detector(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         "prototypes": np.zeros((1, 32, 160, 160), np.float32),
     }
     for number, colour in enumerate(COLOURS):
-        mask = _near(images[0], colour)
+        mask = _near(image, colour)
         if not mask.any():
             continue
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))

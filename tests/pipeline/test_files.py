@@ -161,7 +161,9 @@ def test_a_png_without_its_end_is_served_and_one_that_is_cut_is_not() -> None:
 
 
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "progressive"])
-@pytest.mark.parametrize("end", [b"", b"\0" * 64, b"VENDOR 1.0 \xff\xff", b"\xff\xd8\xff\xe0\0\0", b"\xff\xe1\xff\xffcut"])
+@pytest.mark.parametrize(
+    "end", [b"", b"\0" * 64, b"VENDOR 1.0 \xff\xff", b"\xff\xd8\xff\xe0\0\0", b"\xff\xe1\xff\xffcut"]
+)
 def test_a_jpeg_without_its_end_marker_is_served(kind: str, end: bytes) -> None:
     image = make.picture(mode="RGB" if kind == "progressive" else kind)
     whole = make.saved(image, "JPEG", progressive=kind == "progressive")

@@ -53,7 +53,10 @@ def test_an_id_that_is_not_there(select: list[int]) -> None:
 
 
 def test_more_people_than_wanted_are_left_out_and_said() -> None:
-    chosen, notices = choose(people(0.9, 0.9, 0.9), options(max_people=2))
+    everybody, nothing = choose(people(0.9, 0.9, 0.9), options(max_people=2))
+    assert len(everybody) == 3, "only 'each' makes a picture of each"
+    assert nothing == []
+    chosen, notices = choose(people(0.9, 0.9, 0.9), options(subject="each", max_people=2))
     assert [person.id for person in chosen] == [0, 1]
     assert [(notice.code, notice.details) for notice in notices] == [("PEOPLE_LEFT_OUT", {"found": 3, "max_people": 2})]
 

@@ -130,9 +130,9 @@ OPTIONS: dict[str, Option] = {
             "subject",
             "choice",
             "people",
-            "what to cut out: 'people' together in one full-frame cut-out, 'each' person alone and cropped, or "
-            "'all', whatever the picture shows",
-            choices=("people", "each", "all"),
+            "what to cut out: 'people' together in one full-frame cut-out, 'each' person alone and cropped, "
+            "'all', whatever the picture shows, or 'auto': people where there are some, else whatever it shows",
+            choices=("people", "each", "all", "auto"),
         ),
         Option("select", "ids", None, "only these people, by the report's ids; 0 is the largest"),
         Option("boxes", "boxes", None, "cut out what is in these boxes instead of what is detected"),
@@ -173,10 +173,37 @@ OPTIONS: dict[str, Option] = {
             "output",
             "choice",
             "png",
-            "form of the cut-outs: 'png' or 'webp' (both with alpha), or 'mask' (8-bit PNG of the alpha)",
-            choices=("png", "webp", "mask"),
+            "form of the cut-outs: 'png' or 'webp' (both with alpha), 'jpeg' (with a background only), 'mask' (8-bit "
+            "PNG of the alpha), or 'layers' (ZIP of color.jpg and alpha.png)",
+            choices=("png", "webp", "mask", "jpeg", "layers"),
         ),
-        Option("max_people", "int", 20, "at most this many people, largest first", minimum=1, maximum=100),
+        Option("quality", "int", 90, "of the lossy colours of WebP, JPEG and layers", minimum=1, maximum=100),
+        Option(
+            "max_people",
+            "int",
+            20,
+            "with subject 'each': at most this many people, largest first; the other subjects take everybody",
+            minimum=1,
+            maximum=100,
+        ),
+        Option("crop", "bool", False, "crop the cut-out to what is in it instead of keeping the picture's frame"),
+        Option("crop_margin_px", "int", 0, "margin kept around it, in pixels of the picture", minimum=0, maximum=2000),
+        Option(
+            "crop_margin_percent",
+            "float",
+            0.0,
+            "the same as a share of its longer side; the larger margin counts",
+            minimum=0,
+            maximum=100,
+        ),
+        Option(
+            "max_side_px",
+            "int",
+            None,
+            "scale cut-outs down until no side is longer; nothing is scaled up",
+            minimum=16,
+            maximum=7680,
+        ),
     )
 }
 

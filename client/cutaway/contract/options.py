@@ -46,7 +46,12 @@ class CutOptions:
     background: Background
     decontaminate: bool
     output: str
+    quality: int
     max_people: int
+    crop: bool
+    crop_margin_px: int
+    crop_margin_percent: float
+    max_side_px: int | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class StreamOptions:
 class WhoKeywords(TypedDict, total=False):
     """The options that say who or what is cut out and how its edge is, as keyword arguments of the SDK."""
 
-    subject: Literal["people", "each", "all"] | None
+    subject: Literal["people", "each", "all", "auto"] | None
     select: Sequence[int] | None
     boxes: Sequence[Sequence[float]] | None
     min_confidence: float | None
@@ -88,7 +93,12 @@ class OptionKeywords(WhoKeywords, total=False):
     """
 
     background: str | None
-    output: Literal["png", "webp", "mask"] | None
+    output: Literal["png", "webp", "mask", "jpeg", "layers"] | None
+    quality: int | None
+    crop: bool | None
+    crop_margin_px: int | None
+    crop_margin_percent: float | None
+    max_side_px: int | None
 
 
 def parse_options(given: Mapping[str, Any]) -> CutOptions:
@@ -108,6 +118,16 @@ def parse_options(given: Mapping[str, Any]) -> CutOptions:
         raise InvalidOption(
             f"Option {which!r} chooses people and subject 'all' takes the whole picture: use one of them.",
             details={"name": which, "value": _printable(given[which]), "allowed": "subject people or each"},
+        )
+    if options.output == "jpeg" and options.background.transparent:
+        raise InvalidOption(
+            "Option 'output' cannot be 'jpeg' without a background: JPEG has no transparency.",
+            details={"name": "output", "value": "jpeg", "allowed": "jpeg with a background #RRGGBB or blur:<px>"},
+        )
+    if options.output == "layers" and not options.background.transparent:
+        raise InvalidOption(
+            "Option 'background' has no place in layers, which are colours and alpha apart.",
+            details={"name": "background", "value": _printable(given["background"]), "allowed": "transparent"},
         )
     return options
 
@@ -161,12 +181,12 @@ def _parse(option: Option, value: Any) -> Any:
         return value
     if option.kind == "bool":
         return _parse_bool(option, value)
+    if value is None:
+        return None
     if option.kind in ("int", "float"):
         return _parse_number(option, value)
     if option.kind in ("background", "backdrop"):
         return _parse_background(option, value)
-    if value is None:
-        return None
     items = _parse_list(option, value)
     return _parse_ids(option, value, items) if option.kind == "ids" else _parse_boxes(option, value, items)
 

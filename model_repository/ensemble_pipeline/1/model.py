@@ -36,6 +36,7 @@ class TritonPythonModel:
         self.matte_side_px = int(parameters["matte_side_px"])
         self.processing_timeout_s = float(parameters.get("processing_timeout_s", PROCESSING_TIMEOUT_S))
         self.device = parameters["device"]
+        self.tensorrt = parameters.get("tensorrt") == "yes"
         versions = Path(args["model_repository"]).parent
         self.description = {
             "profile": parameters["profile"],
@@ -60,6 +61,7 @@ class TritonPythonModel:
                 self.matte_side_px,
                 self.description,
                 self.device,
+                self.tensorrt,
             ),
             wants_images="images" in wanted,
             max_decompression_ratio=self.max_decompression_ratio,

@@ -15,7 +15,8 @@ GREY = 114
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture lies in the square: ``square = picture · (scale_x, scale_y) + (left, top)``.
+    """How a picture, or a slice of it, lies in the square:
+    ``square = (picture − (from_x, from_y)) · (scale_x, scale_y) + (left, top)``.
 
     Both scales are the same but for the rounding of the resized picture to whole pixels, which at its far edge is up
     to half a pixel of the square.
@@ -27,13 +28,16 @@ class Letterbox:
     top: int
     width: int
     height: int
+    from_x: int = 0
+    from_y: int = 0
 
     def to_picture(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes (N, 4) float32 in pixels of the square → in pixels of the picture, clipped to it."""
+        """Boxes (N, 4) float32 in pixels of the square → in pixels of the picture, clipped to what the square shows."""
         offset = np.array([self.left, self.top, self.left, self.top], np.float32)
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
         scale = np.array([self.scale_x, self.scale_y, self.scale_x, self.scale_y], np.float32)
-        return np.clip((boxes - offset) / scale, 0, limit).astype(np.float32)
+        origin = np.array([self.from_x, self.from_y, self.from_x, self.from_y], np.float32)
+        return (np.clip((boxes - offset) / scale, 0, limit) + origin).astype(np.float32)
 
 
 def place(width: int, height: int, side: int = DETECTOR_SIDE_PX) -> Letterbox:

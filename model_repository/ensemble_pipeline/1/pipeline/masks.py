@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.detect import Detections
 from pipeline.geometry import Rect
+from pipeline.letterbox import Letterbox
 
 OUTSIDE = -20.0
 """Logit outside a person's box: surely not this person."""
@@ -34,7 +35,7 @@ def mask_logits(
     """
     columns, rows = size_wh
     step_x, step_y = rect.width / columns, rect.height / rows
-    to_prototypes = _grid_to_prototypes(detections, rect, step_x, step_y, detections.masks.shape[2] / DETECTOR_SIDE_PX)
+    proto_scale = detections.masks.shape[2] / DETECTOR_SIDE_PX
     logits = np.full((len(indices), rows, columns), OUTSIDE, np.float32)
     for row, index in enumerate(indices):
         x1, y1, x2, y2 = detections.boxes[index]
@@ -43,8 +44,8 @@ def mask_logits(
         top, bottom = _cells(y1 - rect.y1, y2 - rect.y1, step_y, rows)
         if left >= right or top >= bottom:
             continue
-        shifted = to_prototypes.copy()
-        shifted[:, 2] += to_prototypes[:, :2] @ (left, top)
+        shifted = _grid_to_prototypes(detections.placement_of(index), rect, step_x, step_y, proto_scale)
+        shifted[:, 2] += shifted[:, :2] @ (left, top)
         logits[row, top:bottom, left:right] = cv2.warpAffine(
             detections.masks[index],
             shifted,
@@ -56,15 +57,15 @@ def mask_logits(
 
 
 def _grid_to_prototypes(
-    detections: Detections, rect: Rect, step_x: float, step_y: float, proto_scale: float
+    placement: Letterbox, rect: Rect, step_x: float, step_y: float, proto_scale: float
 ) -> NDArray[np.float64]:
     """(2, 3) affine map from grid indices to prototype indices, centre to centre."""
-    placement = detections.placement
+    x1, y1 = rect.x1 - placement.from_x, rect.y1 - placement.from_y
     scale_x, scale_y = placement.scale_x * proto_scale, placement.scale_y * proto_scale
     return np.array(
         [
-            [step_x * scale_x, 0, (rect.x1 + step_x / 2) * scale_x + placement.left * proto_scale - 0.5],
-            [0, step_y * scale_y, (rect.y1 + step_y / 2) * scale_y + placement.top * proto_scale - 0.5],
+            [step_x * scale_x, 0, (x1 + step_x / 2) * scale_x + placement.left * proto_scale - 0.5],
+            [0, step_y * scale_y, (y1 + step_y / 2) * scale_y + placement.top * proto_scale - 0.5],
         ]
     )
 

@@ -85,7 +85,7 @@ def choose(everybody: list[Person], options: CutOptions) -> tuple[list[Person], 
             )
         chosen = [person for person in everybody if person.id in options.select]
     notices = []
-    if len(chosen) > options.max_people:
+    if options.subject == "each" and len(chosen) > options.max_people:
         notices.append(
             Notice(
                 "PEOPLE_LEFT_OUT",

@@ -1,18 +1,22 @@
 """The report of an answer: what was done, to what, by what, and how long it took.
 
     {"picture": {"width_px", "height_px", "format", "orientation"},
-     "people":  [{"id", "box", "confidence"}, …],
-     "cutouts": [{"id", "people", "box", "confidence", "frame", "size", "media_type", "bytes"}, …],
+     "subject": "people", "each" or "all",
+     "people":  [{"id", "box", "confidence", "milliseconds"}, …],
+     "cutouts": [{"id", "people", "box", "confidence", "frame", "size", "media_type", "bytes", "milliseconds"}, …],
      "models":  {"profile", "detector": {"name", "version"}, "matte": {"name", "version", "side_px"}},
      "device":  "cpu",
+     "tensorrt": false,
      "milliseconds": {"decode", "detect", "matte", "refine", "encode", "total"},
      "warnings": [{"code", "message", "tier": 3, "details"}, …]}
 
 `people` are those that were chosen, in the order of the ``boxes`` and ``scores`` of the answer; a cut-out names the
-ids of those in it. With subject 'all' there are none, and the cut-out's box is the whole picture. `frame` is the
-rectangle of the upright picture, in whole pixels, that a cut-out covers. Its `confidence` is that of the least
+ids of those in it. With subject 'all' there are none, and the cut-out's box is the whole picture. `subject` is what was
+cut out, which for 'auto' is one of the others. `frame` is the rectangle of the upright picture, in whole pixels, that a
+cut-out covers; `size` is smaller than it where `max_side_px` made it so. Its `confidence` is that of the least
 certain person in it. Of the stages, "refine" is alpha at full size and what the colours of edges need of the whole
-picture; "encode" makes these colours, puts a background behind and writes the file, strip by strip.
+picture; "encode" makes these colours, puts a background behind and writes the file, strip by strip. The milliseconds of
+a cut-out are those of its refining and encoding; those of a person are an equal share of its cut-out's, and of matting.
 """
 
 from __future__ import annotations
@@ -30,7 +34,13 @@ from pipeline.people import Person
 
 STAGES = ("decode", "detect", "matte", "refine", "encode")
 
-MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "mask": "image/png"}
+MEDIA_TYPES = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "mask": "image/png",
+    "jpeg": "image/jpeg",
+    "layers": "application/zip",
+}
 
 
 @dataclass
@@ -63,7 +73,9 @@ class Cutout:
         box: the detection box, of all people together.
         confidence: 0 to 1.
         frame: the rectangle of the upright picture that it covers.
+        size_wh: its own columns and rows.
         data: the encoded file.
+        milliseconds: what refining and encoding it took.
     """
 
     id: int
@@ -71,20 +83,29 @@ class Cutout:
     box: Box
     confidence: float
     frame: Rect
+    size_wh: tuple[int, int]
     data: bytes
+    milliseconds: float
 
 
 def build(
     picture: Picture,
+    subject: str,
     people: Sequence[Person],
     cutouts: Sequence[Cutout],
     output: str,
     models: dict[str, Any],
     device: str,
+    tensorrt: bool,
     milliseconds: dict[str, float],
     notices: Sequence[Notice],
 ) -> dict[str, Any]:
     """The report as JSON values."""
+    spent_ms = {
+        index: cutout.milliseconds / len(cutout.people) + milliseconds["matte"] / max(1, len(people))
+        for cutout in cutouts
+        for index in cutout.people
+    }
     return {
         "picture": {
             "width_px": picture.width,
@@ -92,8 +113,14 @@ def build(
             "format": picture.format,
             "orientation": picture.orientation,
         },
+        "subject": subject,
         "people": [
-            {"id": person.id, "box": _rounded(person.box), "confidence": round(person.confidence, 4)}
+            {
+                "id": person.id,
+                "box": _rounded(person.box),
+                "confidence": round(person.confidence, 4),
+                "milliseconds": round(spent_ms.get(person.id, 0.0), 2),
+            }
             for person in people
         ],
         "cutouts": [
@@ -103,14 +130,16 @@ def build(
                 "box": _rounded(cutout.box),
                 "confidence": round(cutout.confidence, 4),
                 "frame": cutout.frame.as_list(),
-                "size": [cutout.frame.width, cutout.frame.height],
+                "size": list(cutout.size_wh),
                 "media_type": MEDIA_TYPES[output],
                 "bytes": len(cutout.data),
+                "milliseconds": round(cutout.milliseconds, 2),
             }
             for cutout in cutouts
         ],
         "models": models,
         "device": device,
+        "tensorrt": tensorrt,
         "milliseconds": milliseconds,
         "warnings": [notice.to_dict() for notice in notices],
     }

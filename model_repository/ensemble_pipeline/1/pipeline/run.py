@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,16 @@ from numpy.typing import NDArray
 from pipeline import composite, report
 from pipeline.crop import crop_rect
 from pipeline.decode import Picture, decode
-from pipeline.detect import Detections, read_detections
+from pipeline.detect import Detections
 from pipeline.encode import encode
 from pipeline.foreground import clean_colours
 from pipeline.layers import Layer, people_layer, whole_picture
-from pipeline.letterbox import letterbox
+from pipeline.look import Detector, look
 from pipeline.matte import Matter, matte_crops
 from pipeline.notices import Notice
 from pipeline.people import Person, choose, from_boxes, nobody, rank
 from pipeline.pixels import Pixels
-
-Detector = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
-"""(N, 640, 640, 3) uint8 RGB, letterboxed → the outputs of ``yolov8_seg`` by name, each with N in front."""
+from pipeline.shape import cropped, scaled
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Models:
         matte_side_px: S, the side of the matting network's square input.
         description: profile, names and versions, for the report.
         device: what they run on, for the report.
+        tensorrt: whether they are TensorRT plans, for the report.
     """
 
     detector: Detector
@@ -44,6 +44,7 @@ class Models:
     matte_side_px: int
     description: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    tensorrt: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,23 @@ def run(
     everybody: list[Person] = []
     people: list[Person] = []
     detections: Detections | None = None
+    quarter_turns = 0
     if options.subject != "all":
         with watch.stage("detect"):
-            detections = _detect(picture, models.detector, options.min_confidence)
+            sighting = look(picture.rgb, models.detector, options.min_confidence, turn=options.boxes is None)
+            detections, quarter_turns = sighting.detections, sighting.quarter_turns
             if options.boxes is None:
                 everybody = rank(detections)
             else:
                 everybody = from_boxes(options.boxes, detections, picture.frame)
-            if wants_images and not everybody:
-                raise nobody(options)
-            people, about_people = choose(everybody, options)
-            notices += about_people
+            if options.subject == "auto":
+                options = replace(options, subject="people" if everybody or options.select else "all")
+                detections = detections if options.subject == "people" else None
+            if detections is not None:
+                if wants_images and not everybody:
+                    raise nobody(options)
+                people, about_people = choose(everybody, options)
+                notices += [*sighting.notices, *about_people]
         proceed()
 
     cutouts: list[report.Cutout] = []
@@ -112,9 +119,10 @@ def run(
         rects = {person.id: crop_rect(person.box, picture.frame) for person in people}
         with watch.stage("matte"):
             wanted = [picture.frame] if detections is None else list(rects.values())
-            mattes = matte_crops(picture.rgb, wanted, models.matter, models.matte_side_px)
+            mattes = matte_crops(picture.rgb, wanted, models.matter, models.matte_side_px, quarter_turns)
         proceed()
         for group in _groups(options.subject, people):
+            begun = time.perf_counter()
             with watch.stage("refine"):
                 if detections is None:
                     layer = whole_picture(picture.rgb, mattes[picture.frame], picture.frame, options.feather_px)
@@ -131,16 +139,22 @@ def run(
                         options.feather_px,
                         padding_px,
                     )
+                if options.crop:
+                    margins = options.crop_margin_px, options.crop_margin_percent
+                    layer = replace(layer, frame=cropped(layer.alpha, layer.region, layer.frame, *margins))
                 pixels = _render(picture, layer, options)
             with watch.stage("encode"):
-                encoded = encode(pixels, options.output)
+                pixels = scaled(pixels, options.max_side_px)
+                encoded = encode(pixels, options.output, options.quality, picture.density_dpi)
             cutout = report.Cutout(
                 group[0].id if options.subject == "each" else 0,
                 tuple(person.id for person in group),
                 layer.box,
                 min((person.confidence for person in group), default=1.0),
                 layer.frame,
+                (pixels.width, pixels.height),
                 encoded,
+                (time.perf_counter() - begun) * 1000,
             )
             cutouts.append(cutout)
             if not layer.alpha.any():
@@ -157,21 +171,17 @@ def run(
         np.array(scores, np.float32),
         report.build(
             picture,
+            options.subject,
             people,
             cutouts,
             options.output,
             models.description,
             models.device,
+            models.tensorrt,
             watch.milliseconds(),
             notices,
         ),
     )
-
-
-def _detect(picture: Picture, detector: Detector, min_confidence: float) -> Detections:
-    square, placement = letterbox(picture.rgb)
-    raw = detector(square[None])
-    return read_detections({name: values[0] for name, values in raw.items()}, placement, min_confidence)
 
 
 def _groups(subject: str, people: list[Person]) -> list[list[Person]]:

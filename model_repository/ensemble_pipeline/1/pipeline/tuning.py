@@ -11,6 +11,30 @@ BEHIND_TRANSPARENCY = 128
 NMS_IOU = 0.7
 """Ultralytics' own threshold: people who stand in front of one another overlap much."""
 
+SLICE_FROM_SCALE = 4.0
+"""Pictures that the letterbox shrinks further than this are looked at in slices: a person of 300 px is left with 75."""
+
+SLICE_MIN_SIDE_PX = 1280
+"""Slices have at least this side, half of which the detector sees."""
+
+SLICE_OVERLAP = 0.25
+"""Of neighbouring slices, as a part of their side: whoever is larger than that was found in the whole picture."""
+
+LARGE_PERSON = 0.4
+"""With somebody in it who fills this part of the letterbox's side a picture is not about small people."""
+
+SLICE_IOU = 0.5
+"""Two slices show the same person from this overlap on: their boxes differ by the shrinking, not by the detector."""
+
+CUT_SHARED = 0.5
+"""A box that a slice's border cuts goes where this part of the smaller one lies in another one."""
+
+TURNED_MIN_CONFIDENCE = 0.5
+"""People lying or upside down are believed from this score on: three more looks find more that is nobody."""
+
+MAX_OWN_CROPS = 64
+"""Of more people than these the smaller ones share the matte of the whole picture: the work stays at 8 batches."""
+
 GIVEN_BOX_IOU = 0.5
 """A given box is the box of a detected person from this overlap on."""
 
@@ -72,6 +96,9 @@ GUIDE_STEEPNESS = 1.3
 ALPHA_FLOOR, ALPHA_CEILING = 6, 249
 """Alphas (0–255) up to the one are none and from the other are whole: a network says 252 and means 255."""
 
+CROP_ALPHA = 13
+"""What is less than 5 % opaque does not widen a crop: nobody sees it, and haze lies far out."""
+
 COLOUR_GRID_PX = 256
 """Longer side, at most, of the small copy on which foreground and background colours are guessed."""
 
@@ -87,6 +114,5 @@ COLOUR_SMOOTH_POWER, COLOUR_SMOOTH_WEIGHT = 2, 0.5
 RIM_PX = 3
 """The foreground's colour goes on this far under full transparency: as far as bicubic scaling looks."""
 
-WEBP_QUALITY = 90
 WEBP_METHOD = 2
 """Pillow's effort from 0 (fast) to 6 (small)."""

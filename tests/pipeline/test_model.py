@@ -6,8 +6,9 @@ import importlib.util
 import json
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -42,6 +43,22 @@ class TritonError:
 
     def code(self) -> int:
         return self._code
+
+
+class MetricFamily:
+    COUNTER, GAUGE = range(2)
+    values: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, *, name: str, description: str, kind: int) -> None:
+        assert description
+        self._name, self._kind = name, kind
+
+    def Metric(self, *, labels: dict[str, str]) -> types.SimpleNamespace:  # noqa: N802 (Triton's name)
+        key = self._name + "".join(f" {name}={value}" for name, value in labels.items())
+        self.values.setdefault(key, 0.0)
+        if self._kind == self.GAUGE:
+            return types.SimpleNamespace(set=lambda value: self.values.__setitem__(key, value))
+        return types.SimpleNamespace(increment=lambda value: self.values.__setitem__(key, self.values[key] + value))
 
 
 class Response:
@@ -108,7 +125,7 @@ def server() -> Server:
 
 
 @pytest.fixture
-def model(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def model(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The model, initialized as Triton does it."""
 
     class InferenceRequest:
@@ -127,7 +144,9 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> An
     api.get_input_tensor_by_name = lambda request, name: Tensor(name, request.tensors())  # type: ignore[attr-defined]
     api.get_output_tensor_by_name = lambda response, name: Tensor(name, response.tensors[name])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", api)
-    monkeypatch.delitem(sys.modules, "serving", raising=False)  # it keeps the API that it was imported with
+    api.MetricFamily = MetricFamily  # type: ignore[attr-defined]
+    for name in ("serving", "metrics"):  # they keep the API that they were imported with
+        monkeypatch.delitem(sys.modules, name, raising=False)
     for name in ("yolov8_seg/1", "yolov8_seg/12", "birefnet_trt/3", "ensemble_pipeline/1"):
         (tmp_path / name).mkdir(parents=True)
     spec = importlib.util.spec_from_file_location("ensemble_pipeline_model", MODEL)
@@ -138,8 +157,12 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> An
     parameters = {"profile": "nano", "device": "cpu", "matte_side_px": str(stand_ins.SIDE)}
     config = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
     instance = module.TritonPythonModel()
-    instance.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path / "ensemble_pipeline")})
-    return instance
+    repository = str(tmp_path / "ensemble_pipeline")
+    instance.initialize(
+        {"model_config": json.dumps(config), "model_repository": repository, "model_instance_name": "pipeline_0_0"}
+    )
+    yield instance
+    instance.finalize()
 
 
 def answer(model: Any, request: Request) -> Response:
@@ -230,10 +253,25 @@ def test_a_picture_that_takes_too_long_is_given_up(model: Any, monkeypatch: pyte
     clock = types.SimpleNamespace(monotonic=lambda: next(ticks))
     monkeypatch.setitem(type(model)._respond.__globals__, "time", clock)
     code, form = refused(answer(model, Request()))
-    assert (code, form["code"]) == (TritonError.INTERNAL, "PROCESSING_TIMEOUT")
+    assert (code, form["code"]) == (TritonError.UNAVAILABLE, "PROCESSING_TIMEOUT")
     assert form["details"] == {"elapsed_seconds": 31.0}
 
 
 def test_input_that_is_no_file(model: Any) -> None:
     code, form = refused(answer(model, Request(17)))
     assert (code, form["code"]) == (TritonError.INVALID_ARG, "INVALID_FORMAT")
+
+
+def test_outcomes_are_counted_by_code(model: Any) -> None:
+    MetricFamily.values.clear()
+    model.execute([Request(), Request(b"no picture"), Request(b"no picture"), Request(subject="each")])
+    model.finalize()
+    values = MetricFamily.values
+    assert values["cutaway_requests_total code=OK"] == 2
+    assert values["cutaway_requests_total code=INVALID_FORMAT"] == 2
+    assert values["cutaway_people_sum"] == 4
+    assert values["cutaway_people_bucket le=1"] == 0
+    assert values["cutaway_people_bucket le=2"] == values["cutaway_people_bucket le=+Inf"] == 2
+    assert values["cutaway_stage_seconds_count stage=matte"] == 2
+    assert 0 < values["cutaway_stage_seconds_sum stage=decode"] < values["cutaway_stage_seconds_sum stage=total"]
+    assert values["cutaway_pictures_in_flight instance=pipeline_0_0"] == 0

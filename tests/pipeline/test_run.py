@@ -308,3 +308,72 @@ def test_memory_is_bounded_at_the_largest_picture(background: str, tmp_path: Pat
         check=True,
     )
     assert float(done.stdout) < 6 * width * height * 3 / 2**20
+
+
+# ------------------------------------------------------------------------------------------ what comes back
+
+
+def test_auto_takes_people_where_there_are_some_and_else_all() -> None:
+    answer = cut(scene(), subject="auto")
+    assert (answer.report["subject"], len(answer.report["people"])) == ("people", 3)
+    answer = cut(stand_ins.picture(640, 400, []), subject="auto", output="mask")
+    assert (answer.report["subject"], answer.report["people"]) == ("all", [])
+    assert answer.report["cutouts"][0]["frame"] == [0, 0, 640, 400]
+
+
+def test_cropping_keeps_what_is_there_and_a_margin() -> None:
+    alpha = stand_ins.pixels_of(cut(scene(), output="mask").images[0])
+    rows, columns = np.nonzero(alpha >= 13)
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    plain = cut(scene(), output="mask", crop=True)
+    assert plain.report["cutouts"][0]["frame"] == box
+    x1, y1, x2, y2 = box
+    assert np.array_equal(stand_ins.pixels_of(plain.images[0]), alpha[y1:y2, x1:x2])
+    for wanted, margin in (({"crop_margin_px": 7}, 7), ({"crop_margin_percent": 10}, round((x2 - x1) / 10))):
+        frame = cut(scene(), output="mask", crop=True, **wanted).report["cutouts"][0]["frame"]
+        assert frame == [max(0, x1 - margin), max(0, y1 - margin), min(640, x2 + margin), min(400, y2 + margin)]
+
+
+def test_answers_are_scaled_down_and_never_up() -> None:
+    answer = cut(scene(), max_side_px=160)
+    image = Image.open(io.BytesIO(answer.images[0]))
+    assert image.size == (160, 100)
+    assert answer.report["cutouts"][0]["size"] == [160, 100]
+    assert answer.report["cutouts"][0]["frame"] == [0, 0, 640, 400]
+    large = Image.open(io.BytesIO(cut(scene()).images[0]))
+    alpha = np.asarray(large.getchannel("A").resize((160, 100), Image.Resampling.BOX), int)
+    assert np.abs(np.asarray(image.getchannel("A"), int) - alpha).max() <= 2
+    assert Image.open(io.BytesIO(cut(scene(), max_side_px=5000).images[0])).size == (640, 400)
+
+
+def test_scaling_keeps_edges_clean() -> None:
+    """Half transparent red on transparent blue: the mean of colours would be violet."""
+    from pipeline.pixels import Pixels
+    from pipeline.shape import scaled
+
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[..., 2] = 255
+    pixels[:, 1::2] = (255, 0, 0, 128)
+    small = scaled(Pixels.of(pixels), 16).array()
+    assert np.abs(small[..., :3].astype(int) - (255, 0, 0)).max() <= 3
+    assert np.abs(small[..., 3].astype(int) - 64).max() <= 1
+
+
+def test_jpeg_needs_a_background() -> None:
+    answer = cut(scene(), output="jpeg", background="#102030", quality=95)
+    image = Image.open(io.BytesIO(answer.images[0]))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (640, 400))
+    assert np.abs(np.asarray(image)[2, 2].astype(int) - (0x10, 0x20, 0x30)).max() <= 2
+    assert answer.report["cutouts"][0]["media_type"] == "image/jpeg"
+    with pytest.raises(InvalidOption):
+        cut(scene(), output="jpeg")
+
+
+def test_the_report_says_what_each_person_took_and_what_ran() -> None:
+    report = cut(scene(), subject="each").report
+    assert report["tensorrt"] is False
+    spent_ms = report["milliseconds"]
+    stages = sum(spent_ms[name] for name in ("matte", "refine", "encode"))
+    assert all(person["milliseconds"] > 0 for person in report["people"])
+    assert sum(person["milliseconds"] for person in report["people"]) >= stages - 1
+    assert sum(person["milliseconds"] for person in report["people"]) <= spent_ms["total"]

@@ -364,7 +364,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
             "PROCESSING_TIMEOUT",
             Tier.HIGH,
             504,
-            "DEADLINE_EXCEEDED",
+            "UNAVAILABLE",
             "Send a smaller picture or ask for fewer people.",
         ),
         ErrorCode(

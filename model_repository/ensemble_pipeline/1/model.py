@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from cutaway.contract.errors import InvalidFormat, ProcessingTimeout, RequestCancelled
 from cutaway.contract.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
 from cutaway.contract.options import parse_options
+from metrics import Metrics
 from numpy.typing import NDArray
 from pipeline.run import Answer, Models, run
 
@@ -46,8 +47,17 @@ class TritonPythonModel:
         ratio = os.environ.get(RATIO_VARIABLE)
         self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
 
+        self.metrics = Metrics(args["model_instance_name"])
+
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [serving.guarded(request, self._respond) for request in requests]
+        return [self._guarded(request) for request in requests]
+
+    def finalize(self) -> None:
+        self.metrics.close()
+
+    def _guarded(self, request: Any) -> Any:
+        self.metrics.begin()
+        return serving.guarded(request, self._respond, self.metrics.end)
 
     def _respond(self, request: Any) -> Any:
         options = parse_options(json.loads(request.parameters() or "{}"))
@@ -67,7 +77,9 @@ class TritonPythonModel:
             max_decompression_ratio=self.max_decompression_ratio,
             proceed=_patience(request, self.processing_timeout_s),
         )
-        return pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
+        response = pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
+        self.metrics.end("OK", answer.report)
+        return response
 
 
 def _file(request: Any) -> bytes:

@@ -14,6 +14,7 @@ from cutaway.contract.errors import (
     InferenceError,
     InputError,
     Overloaded,
+    ProcessingTimeout,
     RequestCancelled,
     ServerUnavailable,
 )
@@ -22,17 +23,19 @@ from numpy.typing import NDArray
 DETECTOR_OUTPUTS = ("boxes", "scores", "classes", "coefficients", "prototypes")
 
 
-def guarded(request: Any, respond: Callable[[Any], Any]) -> Any:
-    """A response in any case: whatever happens to one request stays with it."""
+def guarded(request: Any, respond: Callable[[Any], Any], failed: Callable[[str], None] = lambda _: None) -> Any:
+    """A response in any case: whatever happens to one request stays with it; `failed` gets the code of an error."""
     try:
         return respond(request)
-    except CutawayError as error:
-        return failure(error)
+    except CutawayError as raised:
+        error = raised
     except MemoryError:
-        return failure(InferenceError("The picture needs more memory than there is."))
+        error = InferenceError("The picture needs more memory than there is.")
     except Exception:
         pb_utils.Logger.log_error(f"request {request.request_id()!r} failed\n{traceback.format_exc()}")
-        return failure(InferenceError("The pipeline failed."))
+        error = InferenceError("The pipeline failed.")
+    failed(error.code)
+    return failure(error)
 
 
 def call(request: Any, model: str, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -75,7 +78,8 @@ def failure(error: CutawayError) -> Any:
         code = codes.INVALID_ARG
     elif isinstance(error, RequestCancelled):
         code = codes.CANCELLED
-    elif isinstance(error, ServerUnavailable):
+    elif isinstance(error, (ServerUnavailable, ProcessingTimeout)):
+        # Triton has no code for a deadline of its own: 503 says that load is at fault, and 500 that the server is.
         code = codes.UNAVAILABLE
     else:
         code = codes.INTERNAL

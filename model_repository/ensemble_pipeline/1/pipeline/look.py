@@ -169,7 +169,7 @@ def _turned(
     best = max(range(len(turns)), key=lambda at: float(found[at].scores.sum()))
     if not len(found[best]):
         return None
-    degrees = 360 - 90 * turns[best]
+    degrees = 90 * turns[best]
     notice = Notice(
         "PEOPLE_TURNED",
         f"People were found only after the picture had been turned; they are turned by {degrees}° clockwise.",

@@ -26,7 +26,7 @@ from cutaway.compositing import colour, layers
 from cutaway.compositing.placing import ANCHORS, mapping_for
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
-from cutaway.decode import decode_input
+from cutaway.inputs import decode_input
 from cutaway.report import Frame, parse_report
 from cutaway.result import Cutout, CutResult, Origin
 from hypothesis import given, settings

@@ -16,7 +16,7 @@ from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions
 from cutaway.contract.limits import COMPOSITE_LIMITS, OPTIONS
 from cutaway.contract.options import parse_options
-from cutaway.decode import decode_input
+from cutaway.inputs import decode_input
 from cutaway.inputs import ImageInput
 
 if TYPE_CHECKING:

@@ -168,13 +168,37 @@ def _is_bmp(data: bytes) -> bool:
     return len(data) < 18 or int.from_bytes(data[14:18], "little") in (_BMP_CORE_HEADER, *_BMP_HEADERS)
 
 
+def read_header(data: bytes) -> PictureHeader:
+    """What a file's header says, held against no limit.
+
+    Raises:
+        InvalidFormat: no JPEG, PNG, WebP or BMP, or a kind of these that nobody decodes.
+        CorruptImage: the header is cut off or contradicts itself.
+    """
+    name = picture_format(data)
+    if name is None:
+        received = looks_like(data)
+        raise InvalidFormat(f"This is {received}, not a picture that is taken.", details=_format_details(received))
+    return _PARSERS[name](data)[0]
+
+
+def declared_agrees(name: str, media_type: str | None) -> bool:
+    """Whether a file of format `name` is what its declared type says; a type that declares nothing agrees."""
+    declared = _declared(media_type)
+    return declared in _UNDECLARED or _MEDIA_TYPE_ALIASES.get(declared) == name
+
+
+def _declared(media_type: str | None) -> str:
+    return (media_type or "").partition(";")[0].strip().lower()[:100]
+
+
 def _check_declared(name: str, media_type: str | None, limits: InputLimits) -> None:
-    declared = (media_type or "").partition(";")[0].strip().lower()
-    if declared in _UNDECLARED or _MEDIA_TYPE_ALIASES.get(declared) == name:
+    if declared_agrees(name, media_type):
         return
+    declared = _declared(media_type)
     raise InvalidFormat(
-        f"The file is declared as {declared[:100]!r} and is {MEDIA_TYPES[name]}.",
-        details=_format_details(MEDIA_TYPES[name], limits) | {"declared": declared[:100]},
+        f"The file is declared as {declared!r} and is {MEDIA_TYPES[name]}.",
+        details=_format_details(MEDIA_TYPES[name], limits) | {"declared": declared},
     )
 
 

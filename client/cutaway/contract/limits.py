@@ -35,6 +35,12 @@ class InputLimits:
 
 INPUT_LIMITS = InputLimits()
 
+FIT_LIMITS = InputLimits(
+    max_file_bytes=256 * MIB, max_long_side_px=65_535, max_short_side_px=65_535, max_pixels=200_000_000
+)
+"""What a client with ``fit`` takes and sends a smaller copy of. The largest phone cameras have 200 megapixels, which
+take 0.8 GB decoded, and as much again for a cut-out; no JPEG has longer sides."""
+
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
 
 PROFILES = (

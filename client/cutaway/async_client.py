@@ -14,7 +14,7 @@ from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LI
 from cutaway.contract.options import to_parameters
 from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints
 from cutaway.health import Health, canary, combined
-from cutaway.many import Outcome, run_many_async
+from cutaway.many import Outcome, run_many
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.threads import Threads
@@ -160,7 +160,7 @@ class AsyncClient:
         async def work(image: ImageInput) -> CutResult:
             return await self.cut(image, timeout_s=timeout_s, **options)
 
-        return run_many_async(work, images, jobs=jobs, ordered=ordered, progress=progress)
+        return run_many(work, images, jobs=jobs, ordered=ordered, progress=progress)
 
     async def detect(
         self,
@@ -185,7 +185,6 @@ class AsyncClient:
         *,
         place: Placement | Sequence[Placement] | None = None,
         match_colour: float = 0.0,
-        shadow: float = 0.0,
         output: str = "png",
         quality: int = COMPOSITE_QUALITY,
         size_px: tuple[int, int] | None = None,
@@ -209,7 +208,6 @@ class AsyncClient:
                     onto,
                     place=place,
                     match_colour=match_colour,
-                    shadow=shadow,
                     output=output,
                     quality=quality,
                     size_px=size_px,

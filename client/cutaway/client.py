@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
+from cutaway.cancel import Cancel
 from cutaway.chain import Served
 from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.contract.options import to_parameters
 from cutaway.endpoints import Endpoint, Endpoints
 from cutaway.health import Health, canary, combined
-from cutaway.many import Outcome, run_many
+from cutaway.many import Outcome, iterate_many
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.transports.base import InferRequest, ModelInfo, Transport
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cutaway.cache import ResultCache
-    from cutaway.cancel import Cancel
     from cutaway.composite import CompositeResult, Onto, Placement
     from cutaway.contract.options import OptionKeywords, WhoKeywords
     from cutaway.fallback import Fallback
@@ -218,10 +219,14 @@ class Client:
         if jobs < 1:
             raise ValueError("jobs is at least 1")
 
-        def work(image: ImageInput, stop: Cancel) -> CutResult:
-            return self.cut(image, timeout_s=timeout_s, cancel=stop, **options)
+        async def cut(image: ImageInput) -> CutResult:
+            stop = Cancel()
+            try:
+                return await asyncio.to_thread(self.cut, image, timeout_s=timeout_s, cancel=stop, **options)
+            finally:
+                stop.cancel()
 
-        return run_many(work, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
+        return iterate_many(cut, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
 
     def detect(
         self,
@@ -250,7 +255,6 @@ class Client:
         *,
         place: Placement | Sequence[Placement] | None = None,
         match_colour: float = 0.0,
-        shadow: float = 0.0,
         output: str = "png",
         quality: int = COMPOSITE_QUALITY,
         size_px: tuple[int, int] | None = None,
@@ -267,7 +271,6 @@ class Client:
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
             place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
             match_colour: how far their colours go towards those of the new background, 0 to 1.
-            shadow: strength of a soft shadow where feet touch the ground, 0 to 1.
             output: "png", "webp" or "jpeg".
             quality: of a WebP or JPEG, 1 to 100.
             size_px: width and height of the result; those of the picture behind, or of the original, by default.
@@ -287,7 +290,6 @@ class Client:
                 onto,
                 place=place,
                 match_colour=match_colour,
-                shadow=shadow,
                 output=output,
                 quality=quality,
                 size_px=size_px,

@@ -164,16 +164,24 @@ class Fitted:
         return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
     def _cutout(self, cutout: Cutout, options: CutOptions) -> Cutout:
-        from PIL import Image
+        from PIL import Image, ImageFilter
 
         assert self.original is not None
         (x1, x2), (left, right) = _span(cutout.frame[0], cutout.frame[2], self.scale_xy[0])
         (y1, y2), (top, bottom) = _span(cutout.frame[1], cutout.frame[3], self.scale_xy[1])
         frame: Frame = (x1, y1, x2, y2)
         size = x2 - x1, y2 - y1
-        # A kernel without negative lobes: one with them draws rims. Pillow weights the colours of RGBA by alpha.
-        large = cutout.pil().resize(size, Image.Resampling.HAMMING, box=(left, top, right, bottom))
-        image = large if options.output == "mask" else self._rendered(large, frame, options)
+
+        def enlarged(image: PILImage) -> PILImage:
+            # A kernel without negative lobes: one with them draws rims. Pillow weights the colours of RGBA by alpha.
+            return image.resize(size, Image.Resampling.HAMMING, box=(left, top, right, bottom))
+
+        small = cutout.pil()
+        image = enlarged(small)
+        if options.output != "mask":
+            # Colours are the original's a pixel of the copy away from where alpha is soft: next to that they are mixed.
+            solid = enlarged(small.getchannel("A").filter(ImageFilter.MinFilter(3)))
+            image = self._rendered(image, solid, frame, options)
         is_webp = options.output == "webp" and max(size) <= WEBP_MAX_SIDE_PX
         file = io.BytesIO()
         if is_webp:
@@ -183,8 +191,8 @@ class Fitted:
         form: Literal["png", "webp"] = "webp" if is_webp else "png"
         return replace(cutout, box=self._box(cutout.box), frame=frame, image=file.getvalue(), format=form)
 
-    def _rendered(self, large: PILImage, frame: Frame, options: CutOptions) -> PILImage:
-        """The original's pixels behind an enlarged cut-out's alpha; with the cut-out's colours where that is soft."""
+    def _rendered(self, large: PILImage, solid: PILImage, frame: Frame, options: CutOptions) -> PILImage:
+        """The original's pixels with the alpha of an enlarged cut-out, and with its colours where it is not solid."""
         from PIL import Image
 
         assert self.original is not None
@@ -192,7 +200,7 @@ class Fitted:
         own = self.original.convert("RGB").resize(large.size, Image.Resampling.NEAREST, box=frame)
         alpha, image = large.getchannel("A"), own.copy()
         if options.decontaminate:
-            image.paste(large.convert("RGB"), (0, 0), alpha.point(lambda value: min(255, (255 - value) * SOFT_GAIN)))
+            image.paste(large.convert("RGB"), (0, 0), solid.point(lambda value: min(255, (255 - value) * SOFT_GAIN)))
         background = options.background
         if background.transparent:
             image.putalpha(alpha)

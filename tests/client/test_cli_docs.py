@@ -10,7 +10,7 @@ from cutaway.cli import build_parser, codes
 from cutaway.cli.files import EXTENSIONS
 from cutaway.cli.journal import JOURNAL
 from cutaway.cli.parser import SHELLS
-from cutaway.compositing.placing import ANCHORS
+from cutaway.composite import ANCHORS
 from cutaway.contract import limits
 
 from tests.client.commanding import read_jsonl, run

@@ -1,17 +1,14 @@
 """Colours that fit a new background, within bounds.
 
 The statistical transfer of Reinhard, Ashikhmin, Gooch and Shirley, "Color Transfer between Images" (IEEE Computer
-Graphics and Applications 21(5), 2001), in CIELAB instead of their lαβ.
-
-The paper gives a picture the mean and the standard deviation of another one, channel by channel. Taken whole, that
-turns people green before a meadow; so the mean moves by a few units at most, the spread by a seventh
-(:data:`cutaway.contract.limits.MATCH_MAX_LIGHTNESS` and its like), and the caller's strength is a share of that.
+Graphics and Applications 21(5), 2001), in CIELAB. Taken whole it turns people green before a meadow, so mean and spread
+move by bounded steps (`limits.MATCH_MAX_LIGHTNESS` and its like), and the caller's strength is a share of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +36,7 @@ TABLE_SIDE = 33
 
 # sRGB (IEC 61966-2-1) to CIE XYZ with the white D65, each row divided by the white's component.
 _TO_XYZ = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ]
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 _TO_XYZ = _TO_XYZ / _TO_XYZ.sum(axis=1, keepdims=True)
 _FROM_XYZ = np.linalg.inv(_TO_XYZ)
@@ -53,14 +46,7 @@ Floats = NDArray[np.float64]
 
 
 def to_lab(rgb: Floats) -> Floats:
-    """sRGB → CIELAB (D65).
-
-    Args:
-        rgb: (..., 3), 0 to 1.
-
-    Returns:
-        (..., 3): L 0 to 100, a and b about −110 to 110.
-    """
+    """sRGB (..., 3), 0 to 1 → CIELAB (..., 3) with D65: L 0 to 100, a and b about −110 to 110."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((np.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _TO_XYZ.T
     f = np.where(xyz > _LAB_EDGE**3, np.cbrt(xyz), xyz / (3 * _LAB_EDGE**2) + 4 / 29)
@@ -100,40 +86,26 @@ def matching(cutouts: Sequence[Floats], behind: Floats, strength: float) -> Colo
     Returns:
         None where there is nothing to do, or too little to judge by.
     """
+    from PIL import ImageFilter
+
     own = np.concatenate([np.empty((0, 3)), *cutouts])
     if strength == 0 or len(own) < FEWEST_PIXELS or len(behind) < FEWEST_PIXELS:
         return None
-    shift, contrast, saturation = _bounded(own, behind)
     mean = own.mean(axis=0)
-
-    def moved(lab: Floats) -> Floats:
-        wanted = shift + (lab - mean) * np.array([contrast - 1, saturation - 1, saturation - 1])
-        lightness = np.clip(lab[..., :1], 0, 100) / 100
-        # Black stays black and white white, as if another lamp shone; and what is dark has little colour to give.
-        weight = np.concatenate([1 - (2 * lightness - 1) ** 4, *2 * [np.minimum(1, lightness / DARK)]], axis=-1)
-        return np.asarray(lab + strength * weight * wanted, np.float64)
-
-    return _table(moved)
-
-
-def _bounded(own: Floats, behind: Floats) -> tuple[Floats, float, float]:
-    """How far the mean moves, and by how much the spread of lightness and of colours is multiplied, at full strength.
-    The two axes of colour are treated alike, so that hues stay what they are."""
-    shift = behind.mean(axis=0) - own.mean(axis=0)
+    shift = behind.mean(axis=0) - mean
     shift[0] = np.clip(shift[0], -MATCH_MAX_LIGHTNESS, MATCH_MAX_LIGHTNESS)
-    chroma = float(np.hypot(shift[1], shift[2]))
-    shift[1:] *= min(1.0, MATCH_MAX_CHROMA / max(chroma, 1e-9))
-    (lightness, a, b), (own_lightness, own_a, own_b) = behind.std(axis=0), own.std(axis=0)
-    contrast = lightness / max(own_lightness, 1e-3)
-    saturation = np.hypot(a, b) / max(np.hypot(own_a, own_b), 1e-3)
-    least, most = 1 / MATCH_MAX_CONTRAST, MATCH_MAX_CONTRAST
-    return shift, float(np.clip(contrast, least, most)), float(np.clip(saturation, least, most))
-
-
-def _table(moved: Any) -> Color3DLUT:
-    from PIL import ImageFilter
+    shift[1:] *= min(1.0, MATCH_MAX_CHROMA / max(float(np.hypot(shift[1], shift[2])), 1e-9))
+    spread, own_spread = behind.std(axis=0), own.std(axis=0)
+    # The two axes of colour are treated alike, so that hues stay what they are.
+    contrast = spread[0] / max(own_spread[0], 1e-3)
+    saturation = np.hypot(spread[1], spread[2]) / max(np.hypot(own_spread[1], own_spread[2]), 1e-3)
+    gain = np.clip(np.array([contrast, saturation, saturation]), 1 / MATCH_MAX_CONTRAST, MATCH_MAX_CONTRAST)
 
     axis = np.linspace(0, 1, TABLE_SIDE)
     blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")  # red changes fastest
     lab = to_lab(np.stack([red, green, blue], axis=-1))
-    return ImageFilter.Color3DLUT(TABLE_SIDE, from_lab(moved(lab)).astype(np.float32).ravel())
+    lightness = np.clip(lab[..., :1], 0, 100) / 100
+    # Black stays black and white white, as if another lamp shone; and what is dark has little colour to give.
+    weight = np.concatenate([1 - (2 * lightness - 1) ** 4, *2 * [np.minimum(1, lightness / DARK)]], axis=-1)
+    moved = lab + strength * weight * (shift + (lab - mean) * (gain - 1))
+    return ImageFilter.Color3DLUT(TABLE_SIDE, from_lab(moved).astype(np.float32).ravel())

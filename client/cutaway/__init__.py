@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cutaway.contract.limits import InputLimits, Tier
     from cutaway.fallback import Fallback
     from cutaway.fetch import Fetched, Fetcher, FetchRefused
+    from cutaway.frames import StreamFrame, StreamStatistics
     from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
     from cutaway.many import Outcome
@@ -51,9 +52,7 @@ if TYPE_CHECKING:
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
     from cutaway.shared_memory import SharedMemory
-    from cutaway.streaming.async_stream import AsyncStream
-    from cutaway.streaming.frames import StreamFrame, StreamStatistics
-    from cutaway.streaming.stream import Stream
+    from cutaway.stream import AsyncStream, Stream
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
 
@@ -61,7 +60,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncClient": "async_client",
-    "AsyncStream": "streaming.async_stream",
+    "AsyncStream": "stream",
     "Cancel": "cancel",
     "Client": "client",
     "CorruptImage": "contract.errors",
@@ -103,9 +102,9 @@ _HOMES = {
     "ServerUnavailable": "contract.errors",
     "ServiceError": "contract.errors",
     "SharedMemory": "shared_memory",
-    "Stream": "streaming.stream",
-    "StreamFrame": "streaming.frames",
-    "StreamStatistics": "streaming.frames",
+    "Stream": "stream",
+    "StreamFrame": "frames",
+    "StreamStatistics": "frames",
     "Tier": "contract.limits",
     "Tls": "transports.connection",
     "TooManyPixels": "contract.errors",

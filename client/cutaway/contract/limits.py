@@ -467,8 +467,8 @@ STREAM_IDLE_S = 10.0
 STREAM_TIMEOUT_S = 2.0
 """A frame that is not back by then comes back untouched: later than that it is no video any more."""
 
-STREAM_REST_FIRST_S = 0.25
-STREAM_REST_MAX_S = 4.0
+STREAM_BACK_OFF_FIRST_S = 0.25
+STREAM_BACK_OFF_MAX_S = 4.0
 """After a failure frames come back untouched at once for so long, doubling, before the server is asked again: waiting
 for it with each frame would stop the video."""
 

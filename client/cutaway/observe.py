@@ -12,7 +12,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,17 +30,9 @@ _reported: weakref.WeakSet[Any] = weakref.WeakSet()  # observers whose failure w
 class ServedFacts:
     """Who served a call, and what that took.
 
-    Attributes:
-        provider: "triton", "huggingface", "replicate" or "space".
-        tier: 1 for own servers, 2 to 4 for hosted models.
-        url: the own server that answered; "" for hosted models and the cache.
-        requests: requests that were sent, retries included.
-        from_cache: whether the answer came from the cache, without a request.
-        tried: the tiers that failed before, with their errors.
-        n_bytes: bytes of the cut-outs.
-        stage_ms: milliseconds of each stage inside the server, from its report.
-        people: number of people in the report.
-        warnings: codes of the report's warnings.
+    The provider is "triton" (tier 1, with the server's `url`), or "huggingface", "replicate" or "space" (2 to 4); `tried`
+    are the tiers that failed before. `requests` includes retries, `n_bytes` is the size of the cut-outs; `stage_ms`,
+    the number of `people` and the codes of `warnings` are those of the server's report.
     """
 
     provider: str
@@ -155,12 +147,10 @@ def _log_failure(observer: Observer, *, besides: BaseException | None = None) ->
     except Exception as error:
         if error is besides:
             return
-        try:
+        with suppress(TypeError):  # neither hashable nor weakly referable: logged each time
             if observer in _reported:
                 return
             _reported.add(observer)
-        except TypeError:  # neither hashable nor weakly referable
-            pass
         # Without the chain of errors, which may name a caller's file.
         where = "".join(traceback.format_tb(error.__traceback__))
         words = "the observer %s failed with %s; calls go on, and this is logged once\n%s"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cutaway.async_client import AsyncClient
     from cutaway.cache import ResultCache
     from cutaway.cancel import Cancel
-    from cutaway.chain import NeedsDetection, NobodyServed, Tried
     from cutaway.client import Client
     from cutaway.contract.errors import (
         CorruptImage,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
         TooManyPixels,
     )
     from cutaway.contract.limits import InputLimits, Tier
-    from cutaway.fallback import Fallback
+    from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
     from cutaway.fetch import Fetched, Fetcher, FetchRefused
     from cutaway.frames import StreamFrame, StreamStatistics
     from cutaway.health import Health
@@ -84,9 +83,9 @@ _HOMES = {
     "InvalidOption": "contract.errors",
     "LossyEncodingWarning": "inputs",
     "ModelInfo": "transports.base",
-    "NeedsDetection": "chain",
+    "NeedsDetection": "fallback",
     "NoPersonDetected": "contract.errors",
-    "NobodyServed": "chain",
+    "NobodyServed": "fallback",
     "Notice": "report",
     "Outcome": "many",
     "Overloaded": "contract.errors",
@@ -108,7 +107,7 @@ _HOMES = {
     "Tier": "contract.limits",
     "Tls": "transports.connection",
     "TooManyPixels": "contract.errors",
-    "Tried": "chain",
+    "Tried": "fallback",
     "UpscaleResult": "result",
 }
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
 from cutaway.cancel import Cancel
-from cutaway.chain import Served
+from cutaway.closing import ended_by
 from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.contract.options import to_parameters
 from cutaway.endpoints import Endpoint, Endpoints
+from cutaway.fallback.chain import Served
 from cutaway.health import Health, canary, combined
+from cutaway.loop import run
 from cutaway.many import Outcome, iterate_many
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from cutaway.inputs import ImageInput
     from cutaway.many import Progress
     from cutaway.observe import Observer
-    from cutaway.providers.base import Provider
+    from cutaway.fallback.base import Provider
     from cutaway.resilience import RetryPolicy
     from cutaway.shared_memory import SharedMemory
     from cutaway.transports.base import MemoryKind
@@ -142,8 +144,6 @@ class Client:
         self._settings.closed = True
         self._settings.closing.cancel()
         self._endpoints.close()
-        if self._settings.fallback is not None:
-            self._settings.fallback.close()
 
     def cut(
         self,
@@ -319,14 +319,8 @@ class Client:
             if fallback is None:
                 raise no_upscaler()
             call.take(image, media_type, bounds=UPSCALE_LIMITS)
-            served = fallback.upscale(
-                call.data,
-                call.media_type,
-                scale=scale,
-                deadline=call.deadline,
-                cancel=cancel,
-                closing=self._settings.closing,
-            )
+            with ended_by(cancel, self._settings.closing) as stop:
+                served = run(fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline), stop)
             return call.upscale_result(served)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
@@ -360,18 +354,16 @@ class Client:
         if fallback is None:
             call.keep(Served(self._ask(call, CUT_OUTPUTS, call.deadline, cancel), "triton", 1))
         else:
-            call.keep(
-                fallback.infer(
-                    call.data,
-                    call.media_type,
-                    options=call.checked_options,
-                    deadline=call.deadline,
-                    primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn, cancel),
-                    detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn, cancel),
-                    cancel=cancel,
-                    closing=self._settings.closing,
-                )
+            chain = fallback.infer(
+                call.data,
+                call.media_type,
+                options=call.checked_options,
+                deadline=call.deadline,
+                primary=lambda turn: asyncio.to_thread(self._ask, call, CUT_OUTPUTS, turn, cancel),
+                detect=lambda turn: asyncio.to_thread(self._ask, call, DETECTION_OUTPUTS, turn, cancel),
             )
+            with ended_by(cancel, self._settings.closing) as stop:
+                call.keep(run(chain, stop))
         return call.cut_result()
 
     def _ask(self, call: Call, outputs: tuple[str, ...], turn: Deadline, cancel: Cancel | None) -> Mapping[str, Tensor]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cutaway.contract.errors import CutawayError
 
 if TYPE_CHECKING:
-    from cutaway.chain import Tried
+    from cutaway.fallback.chain import Tried
     from cutaway.contract.options import CutOptions
 
 logger = logging.getLogger("cutaway")

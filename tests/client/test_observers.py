@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from cutaway import AsyncClient, Client
-from cutaway.chain import Tried
+from cutaway.fallback import Tried
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidOption, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_options

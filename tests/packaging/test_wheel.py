@@ -53,7 +53,7 @@ def test_nothing_heavy_comes_along(installed: Installed) -> None:
 def test_every_module_imports(installed: Installed, tmp_path: Path) -> None:
     done = installed.run("python", "-W", "error", "-c", IMPORT_ALL, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {"cutaway.client", "cutaway.async_client", "cutaway.providers.space"} <= set(done.stdout.split())
+    assert {"cutaway.client", "cutaway.async_client", "cutaway.fallback.space"} <= set(done.stdout.split())
 
 
 def test_command_says_its_version(installed: Installed, tmp_path: Path) -> None:

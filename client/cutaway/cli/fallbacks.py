@@ -26,7 +26,7 @@ def parse_fallback(spec: str, *, accept: bool = False, upscales: bool = False) -
         InvalidOption: it names none, or LicenceNotAccepted.
     """
     from cutaway.providers import HuggingFace, Model, Replicate, Space
-    from cutaway.providers.huggingface import FAL_IDS, UPSCALE_MODELS
+    from cutaway.fallback.huggingface import FAL_IDS, UPSCALE_MODELS
 
     kind, _, rest = spec.partition(":")
     name, _, function = rest.partition("#")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from cutaway.contract.errors import InvalidOption
 
@@ -15,7 +15,7 @@ BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without o
 _BRIA = re.compile(r"briaai/|.*rmbg", re.IGNORECASE)
 """Bria's weights by their names, also where somebody else serves them."""
 
-_TOKEN = re.compile(r"[\x21-\x7e]+")
+_TOKEN = re.compile(r"[\x21-\x7e]*")
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,26 @@ def by_name(model: Model) -> Model:
 
 
 class Secret:
-    """A token that shows itself nowhere but where it is used.
+    """A token that shows itself nowhere but where it is used; white space around it is dropped.
 
     Raises:
-        InvalidOption: it holds what no token can, such as a space; it is not shown. White space around it is dropped: a
-            file that a token is read from ends with a line break.
+        InvalidOption: it holds what no token can, such as a space; it is not shown.
     """
 
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str | None, of: str) -> None:
-        self._value = (value or "").strip() or None
-        if self._value is not None and not _TOKEN.fullmatch(self._value):
+    def __init__(self, value: str, of: str) -> None:
+        if not _TOKEN.fullmatch(value.strip()):
             allowed = "printable ASCII without spaces"
-            self._value = None
-            raise InvalidOption(
-                f"The token of {of} has to be {allowed}.",
-                details={"name": "token", "value": "not shown", "allowed": allowed},
-            )
+            details = {"name": "token", "value": "not shown", "allowed": allowed}
+            raise InvalidOption(f"The token of {of} has to be {allowed}.", details=details)
+        self._value = value.strip()
 
     def __bool__(self) -> bool:
-        return self._value is not None
+        return bool(self._value)
 
     def __repr__(self) -> str:
         return "Secret(set)" if self._value else "Secret(none)"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a token is not pickled")
 
     def bearer(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Ending a hosted call because its caller cancelled it, or because the client that made it is closed."""
+"""Ending a hosted call because its caller cancelled it or its client is closed, until clients cancel their tasks."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cutaway.contract.errors import CutawayError
 
 if TYPE_CHECKING:
-    from cutaway.fallback.chain import Tried
     from cutaway.contract.options import CutOptions
+    from cutaway.fallback.chain import Tried
 
 logger = logging.getLogger("cutaway")
 _reported: weakref.WeakSet[Any] = weakref.WeakSet()  # observers whose failure was logged
@@ -30,8 +30,8 @@ _reported: weakref.WeakSet[Any] = weakref.WeakSet()  # observers whose failure w
 class ServedFacts:
     """Who served a call, and what that took.
 
-    The provider is "triton" (tier 1, with the server's `url`), or "huggingface", "replicate" or "space" (2 to 4); `tried`
-    are the tiers that failed before. `requests` includes retries, `n_bytes` is the size of the cut-outs; `stage_ms`,
+    The provider is "triton" (tier 1, with the server's `url`), "huggingface", "replicate" or "space" (2 to 4); `tried`
+    has the tiers that failed before. `requests` includes retries, `n_bytes` is the size of the cut-outs; `stage_ms`,
     the number of `people` and the codes of `warnings` are those of the server's report.
     """
 

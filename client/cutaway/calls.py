@@ -326,8 +326,6 @@ class Call(AbstractContextManager["Call"]):
         """Put what was served into the cache, if it came from a server of ours; writes to disk."""
         cache, served = self.settings.cache, self._served
         if cache is not None and served is not None and served.tier == 1:
-            if cache.keep_uploads:
-                cache.put_upload(self.data)
             cache.put(self._key(cache), dict(served.value))
 
     def cut_result(self) -> CutResult:

@@ -392,7 +392,8 @@ def _draw(canvas: PILImage, layer: Layer, mapping: Mapping, source_wh: SizeWH, c
 
     if layer.extent is None:
         return
-    image, frame, extent, scale = layer.image(), layer.cutout.frame, layer.extent, mapping.scale
+    frame: Box = layer.cutout.frame
+    image, extent, scale = layer.image(), layer.extent, mapping.scale
     if mapping.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         frame, extent = _mirrored(frame, source_wh[0]), _mirrored(extent, source_wh[0])

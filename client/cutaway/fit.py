@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -157,7 +157,7 @@ class Fitted:
         )
         boxes = (result.boxes * np.array(2 * self.scale_xy)).astype(np.float32)
         changed: dict[str, Any] = {"cutouts": cutouts} if isinstance(result, CutResult) else {}
-        return cast(ResultT, replace(result, boxes=boxes, report=report, **changed))
+        return replace(result, boxes=boxes, report=report, **changed)
 
     def _box(self, box: Box) -> Box:
         across, down = self.scale_xy

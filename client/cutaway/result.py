@@ -334,8 +334,8 @@ def _floats(found: Tensor | None) -> NDArray[np.float32]:
 
 
 def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:
-    form = picture_format(image)
-    if form != "png" and form != "webp":
+    found = picture_format(image)
+    if found not in ("png", "webp"):
         raise malformed("a cut-out is neither PNG nor WebP")
     if entry.file_bytes != len(image):
         raise malformed("a cut-out has another length than its report says")
@@ -346,4 +346,6 @@ def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:
         raise malformed("a cut-out's header makes no sense") from error
     if (header.width_px, header.height_px) != (x2 - x1, y2 - y1):
         raise malformed("a cut-out has another size than its frame")
-    return Cutout(entry.id, entry.people, entry.box, entry.score, entry.frame, image, form)
+    return Cutout(
+        entry.id, entry.people, entry.box, entry.score, entry.frame, image, "png" if found == "png" else "webp"
+    )

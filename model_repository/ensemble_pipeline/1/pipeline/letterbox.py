@@ -15,7 +15,7 @@ GREY = 114
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture lies in the square: ``square = picture · (scale_x, scale_y) + (left, top)``.
+    """The placement of a picture in the square: ``square = picture · (scale_x, scale_y) + (left, top)``.
 
     Both scales are the same but for the rounding of the resized picture to whole pixels, which at its far edge is up
     to half a pixel of the square.

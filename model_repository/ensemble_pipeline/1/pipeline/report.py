@@ -1,4 +1,4 @@
-"""The report of an answer: what was done, to what, by what, and how long it took.
+"""The report of an answer: the picture, its people and cut-outs, the models and the times.
 
     {"picture": {"width_px", "height_px", "format", "orientation"},
      "people":  [{"id", "box", "confidence"}, …],
@@ -8,11 +8,11 @@
      "milliseconds": {"decode", "detect", "matte", "refine", "encode", "total"},
      "warnings": [{"code", "message", "tier": 3, "details"}, …]}
 
-`people` are those that were chosen, in the order of the ``boxes`` and ``scores`` of the answer; a cut-out names the
+`people` are the selected ones, in the order of the ``boxes`` and ``scores`` of the answer; a cut-out names the
 ids of those in it. With subject 'all' there are none, and the cut-out's box is the whole picture. `frame` is the
-rectangle of the upright picture, in whole pixels, that a cut-out covers. Its `confidence` is that of the least
-certain person in it. Of the stages, "refine" is alpha at full size and what the colours of edges need of the whole
-picture; "encode" makes these colours, puts a background behind and writes the file, strip by strip.
+rectangle of the upright picture, in whole pixels, that a cut-out covers. Its `confidence` is the lowest
+of the people in it. Of the stages, "refine" is the alpha at full size and the estimate of colours on a small copy;
+"encode" computes colours at full size, composites and writes the file, strip by strip.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "mask": "image/png"}
 
 @dataclass
 class Stopwatch:
-    """Adds up the time that each stage took."""
+    """Sums the time of each stage."""
 
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))

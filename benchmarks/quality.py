@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import cv2
 import numpy as np
 from cutaway.contract.errors import NoPersonDetected
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "model_repository" / "ensemble_pipeline" / "1"
@@ -340,7 +340,8 @@ def main(given: Sequence[str] | None = None) -> int:
     figures = []
     for folder in folders:
         names = picture_names(folder, args.split, args.limit)
-        results = [measure(folder, name, cut) for name in tqdm(names, desc=folder.name, unit="picture")]
+        with click.progressbar(names, label=folder.name, show_pos=True, file=sys.stderr) as shown:
+            results = [measure(folder, name, cut) for name in shown]
         measured += results
         figures.append(summarize([result for result, _ in results]))
     measured.sort(key=lambda pair: pair[0].union_iou)

@@ -29,7 +29,7 @@ import numpy as np
 import onnxruntime as ort
 import tritonclient.grpc as triton
 from cutaway.contract.limits import STREAM_OPTIONS
-from cutaway.streaming.course import STREAM
+from cutaway.stream import STREAM
 from numpy.typing import NDArray
 
 from benchmarks.machine import load_before, machine, publish, sentence, versions

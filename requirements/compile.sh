@@ -9,7 +9,7 @@ compile() {
     uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
         --no-emit-index-url --no-emit-find-links "$@" --output-file "requirements/$out.txt" pyproject.toml
 }
-sdk="--extra completion --extra otel --extra prometheus"
+sdk="--extra otel --extra prometheus"
 compile serve --extra serve
 # shellcheck disable=SC2086 # several words
 compile dev --extra serve --extra dev $sdk --constraint requirements/serve.txt

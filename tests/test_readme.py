@@ -44,7 +44,7 @@ def test_cutaway_commands_parse() -> None:
     for line in lines:
         subcommand = line.split()[0]
         shown = subprocess.run(
-            [sys.executable, "-m", "cutaway.cli", subcommand, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "cutaway", subcommand, "--help"], capture_output=True, text=True, check=True
         ).stdout
         for option in re.findall(r"(--[a-z-]+)", line.split("#")[0]):
             assert option in shown, f"`cutaway {subcommand}` has no {option}"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cutaway.async_client import AsyncClient
     from cutaway.cache import ResultCache
     from cutaway.cancel import Cancel
-    from cutaway.chain import NeedsDetection, NobodyServed, Tried
     from cutaway.client import Client
     from cutaway.contract.errors import (
         CorruptImage,
@@ -42,8 +41,9 @@ if TYPE_CHECKING:
         TooManyPixels,
     )
     from cutaway.contract.limits import InputLimits, Tier
-    from cutaway.fallback import Fallback
+    from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
     from cutaway.fetch import Fetched, Fetcher, FetchRefused
+    from cutaway.frames import StreamFrame, StreamStatistics
     from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
     from cutaway.many import Outcome
@@ -51,9 +51,7 @@ if TYPE_CHECKING:
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
     from cutaway.shared_memory import SharedMemory
-    from cutaway.streaming.async_stream import AsyncStream
-    from cutaway.streaming.frames import StreamFrame, StreamStatistics
-    from cutaway.streaming.stream import Stream
+    from cutaway.stream import AsyncStream, Stream
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
 
@@ -61,7 +59,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncClient": "async_client",
-    "AsyncStream": "streaming.async_stream",
+    "AsyncStream": "stream",
     "Cancel": "cancel",
     "Client": "client",
     "CorruptImage": "contract.errors",
@@ -85,9 +83,9 @@ _HOMES = {
     "InvalidOption": "contract.errors",
     "LossyEncodingWarning": "inputs",
     "ModelInfo": "transports.base",
-    "NeedsDetection": "chain",
+    "NeedsDetection": "fallback",
     "NoPersonDetected": "contract.errors",
-    "NobodyServed": "chain",
+    "NobodyServed": "fallback",
     "Notice": "report",
     "Outcome": "many",
     "Overloaded": "contract.errors",
@@ -103,13 +101,13 @@ _HOMES = {
     "ServerUnavailable": "contract.errors",
     "ServiceError": "contract.errors",
     "SharedMemory": "shared_memory",
-    "Stream": "streaming.stream",
-    "StreamFrame": "streaming.frames",
-    "StreamStatistics": "streaming.frames",
+    "Stream": "stream",
+    "StreamFrame": "frames",
+    "StreamStatistics": "frames",
     "Tier": "contract.limits",
     "Tls": "transports.connection",
     "TooManyPixels": "contract.errors",
-    "Tried": "chain",
+    "Tried": "fallback",
     "UpscaleResult": "result",
 }
 

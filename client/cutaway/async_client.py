@@ -8,13 +8,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
-from cutaway.chain import Served
+from cutaway.closing import ended_by_async
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.contract.options import to_parameters
 from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints
+from cutaway.fallback.chain import Served
 from cutaway.health import Health, canary, combined
-from cutaway.many import Outcome, run_many_async
+from cutaway.many import Outcome, run_many
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.threads import Threads
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from cutaway.contract.limits import InputLimits
     from cutaway.contract.options import CutOptions, OptionKeywords, WhoKeywords
     from cutaway.fallback import Fallback
+    from cutaway.fallback.base import Provider
     from cutaway.inputs import EncodedPicture, ImageInput
     from cutaway.many import Progress
     from cutaway.observe import Observer
-    from cutaway.providers.base import Provider
     from cutaway.resilience import RetryPolicy
     from cutaway.shared_memory import SharedMemory
     from cutaway.transports.base import MemoryKind
@@ -125,8 +126,6 @@ class AsyncClient:
         self._settings.closed = True
         self._settings.closing.cancel()
         await self._endpoints.aclose()
-        if self._settings.fallback is not None:
-            self._settings.fallback.close()
 
     async def cut(
         self,
@@ -160,7 +159,7 @@ class AsyncClient:
         async def work(image: ImageInput) -> CutResult:
             return await self.cut(image, timeout_s=timeout_s, **options)
 
-        return run_many_async(work, images, jobs=jobs, ordered=ordered, progress=progress)
+        return run_many(work, images, jobs=jobs, ordered=ordered, progress=progress)
 
     async def detect(
         self,
@@ -185,7 +184,6 @@ class AsyncClient:
         *,
         place: Placement | Sequence[Placement] | None = None,
         match_colour: float = 0.0,
-        shadow: float = 0.0,
         output: str = "png",
         quality: int = COMPOSITE_QUALITY,
         size_px: tuple[int, int] | None = None,
@@ -209,7 +207,6 @@ class AsyncClient:
                     onto,
                     place=place,
                     match_colour=match_colour,
-                    shadow=shadow,
                     output=output,
                     quality=quality,
                     size_px=size_px,
@@ -231,13 +228,8 @@ class AsyncClient:
             if fallback is None:
                 raise no_upscaler()
             await self._take(call, image, media_type, bounds=UPSCALE_LIMITS)
-            served = await fallback.upscale_async(
-                call.data,
-                call.media_type,
-                scale=scale,
-                deadline=call.deadline,
-                closing=self._settings.closing,
-            )
+            chain = fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
+            served = await ended_by_async(self._settings.closing, chain)
             return call.upscale_result(served)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
@@ -271,15 +263,15 @@ class AsyncClient:
         if fallback is None:
             served = Served(await self._ask(call, CUT_OUTPUTS, call.deadline), "triton", 1)
         else:
-            served = await fallback.infer_async(
+            chain = fallback.infer(
                 call.data,
                 call.media_type,
                 options=call.checked_options,
                 deadline=call.deadline,
                 primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn),
                 detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn),
-                closing=self._settings.closing,
             )
+            served = await ended_by_async(self._settings.closing, chain)
         await self._keep(call, served)
         return call.cut_result()
 

@@ -1,28 +1,25 @@
-"""Answers that were given before, kept on disk for a while: :class:`ResultCache`.
-
-The library is the standard one's SQLite in WAL mode: atomic, safe among threads and processes, maintained with Python.
-Diskcache has had no release since 2023 and unpickles what lies in its folder (CVE-2025-69872, open; its community fork
-does the same); here nothing is ever unpickled, and what a file holds is checked against its SHA-256.
-"""
+"""Answers that were given before, on disk: one file per answer, held against its SHA-256. Nothing is ever unpickled
+(diskcache does, CVE-2025-69872, and has had no release since 2023)."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import math
+import logging
 import os
-import struct
+import stat
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cutaway.cache_file import CacheFile, Entry
 from cutaway.contract import limits
 from cutaway.contract.options import CutOptions, parse_options
 
@@ -31,31 +28,10 @@ if TYPE_CHECKING:
 
     from cutaway.wire import Tensor
 
-FORMAT = 1
-"""Of packed answers; an entry of another one is a miss."""
+logger = logging.getLogger("cutaway.cache")
 
-RESULT, UPLOAD = "result", "upload"
-MIN_BYTES = limits.MIB
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """What a cache holds and how it did.
-
-    Attributes:
-        results: answers that are not too old, of this namespace.
-        uploads: pictures that are not too old, of this namespace.
-        file_bytes: what the database takes on disk, all namespaces together.
-        max_bytes: what it may take.
-        hits, misses: of :meth:`ResultCache.get` on this object.
-    """
-
-    results: int
-    uploads: int
-    file_bytes: int
-    max_bytes: int
-    hits: int
-    misses: int
+FORMAT = 2
+"""Of a file; it is part of every key."""
 
 
 class ResultCache:
@@ -65,20 +41,15 @@ class ResultCache:
             client.cut("photo.jpg")
             client.cut("photo.jpg").from_cache  # True
 
-    Threads, processes and clients may share a folder, and threads a cache. No method fails because of the disk: a
-    damaged entry is a miss and removed, a full disk or a read-only folder is a warning in the log, once. The folder has
-    to be on a local disk; its files are for their owner alone, because they hold people's pictures.
-
-    A cache does not know that a server's models were exchanged: :meth:`clear` it then, or change the namespace.
+    Threads, processes and clients may share a folder. The disk fails no call: a damaged or foreign file is a miss, a
+    full disk or a read-only folder is a warning in the log, once. Files are for their owner alone, because they hold
+    people's pictures. Where a server's models were exchanged, :meth:`clear` it or change the namespace.
 
     Args:
-        folder: the user's cache folder where None; made where it is missing, readable by its owner alone.
-        max_bytes: what the database may grow to, at least 1 MiB; what was not used longest goes first.
+        folder: the user's cache folder where None; made where it is missing.
+        max_bytes: what the files may take, at least 1 MiB; what was not used longest is removed first.
         results_max_age_s: seconds for which an answer is given again.
-        uploads_max_age_s: seconds for which a picture that was sent can be had again.
-        keep_uploads: keep the pictures that were sent as well.
-        namespace: caches with different ones never see each other's entries, though they share folder and size.
-        clock: seconds since the epoch.
+        namespace: caches with different ones never see each other's answers, though they share folder and size.
 
     Raises:
         ValueError: a number makes no sense, or there is no folder and no home to put one into.
@@ -90,29 +61,14 @@ class ResultCache:
         *,
         max_bytes: int = limits.CACHE_MAX_BYTES,
         results_max_age_s: float = limits.CACHE_RESULTS_MAX_AGE_S,
-        uploads_max_age_s: float = limits.CACHE_UPLOADS_MAX_AGE_S,
-        keep_uploads: bool = False,
         namespace: str = "",
-        clock: Callable[[], float] = time.time,
     ) -> None:
-        if max_bytes < MIN_BYTES:
-            raise ValueError(f"max_bytes has to be at least {MIN_BYTES}, not {max_bytes}")
-        for name, age_s in (("results_max_age_s", results_max_age_s), ("uploads_max_age_s", uploads_max_age_s)):
-            if not age_s > 0:
-                raise ValueError(f"{name} has to be above 0, not {age_s}")
+        if max_bytes < limits.MIB or not results_max_age_s > 0:
+            raise ValueError(f"max_bytes has to be at least {limits.MIB}, and results_max_age_s above 0")
         self.folder = default_folder() if folder is None else Path(folder).absolute()
-        self.keep_uploads = keep_uploads
-        self.namespace = namespace
-        self._max_bytes = max_bytes
-        self._file = CacheFile(
-            self.folder,
-            max_bytes=max_bytes,
-            max_ages_s={RESULT: results_max_age_s, UPLOAD: uploads_max_age_s},
-            clock=clock,
-        )
-        self._counting = threading.Lock()
-        self._hits = 0
-        self._misses = 0
+        self.namespace, self._max_bytes, self._max_age_s = namespace, max_bytes, results_max_age_s
+        self._prefix = hashlib.sha256(namespace.encode()).hexdigest()[:16]
+        self._warned = False
 
     def __repr__(self) -> str:
         return f"<cutaway.ResultCache {self.folder}>"
@@ -123,45 +79,41 @@ class ResultCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def key(
-        self,
-        data: bytes,
-        options: CutOptions | Mapping[str, Any],
-        outputs: Sequence[str],
-        server: str | Sequence[str],
-    ) -> str:
-        """Under what an answer is kept: SHA-256 in hex over everything that it depends on.
+    def close(self) -> None:
+        """Nothing is held open between calls."""
 
-        Args:
-            data: the encoded picture.
-            options: as given or as parsed; a default that is said and one that is left out make the same key.
-            outputs: names of the outputs asked for, in any order.
-            server: the address or addresses asked, in any order.
+    def key(
+        self, data: bytes, options: CutOptions | Mapping[str, Any], outputs: Sequence[str], server: str | Sequence[str]
+    ) -> str:
+        """SHA-256 in hex over everything that an answer depends on; defaults may be said or left out, and outputs and
+        servers come in any order.
 
         Raises:
             InvalidOption: an option is refused.
         """
         checked = options if isinstance(options, CutOptions) else parse_options(options)
-        depends_on = [
-            FORMAT,
-            self.namespace,
-            sorted({server} if isinstance(server, str) else set(server)),
-            sorted(set(outputs)),
-            asdict(checked),
-            hashlib.sha256(data).hexdigest(),
-        ]
+        servers = sorted({server} if isinstance(server, str) else set(server))
+        picture = hashlib.sha256(data).hexdigest()
+        depends_on = [FORMAT, self.namespace, servers, sorted(set(outputs)), asdict(checked), picture]
         return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The outputs kept under a key, or None; float32 arrays are the caller's own."""
-        entry = self._read(RESULT, key)
-        outputs = None if entry is None else _unpacked(entry.body)
-        if entry is not None and outputs is None:
-            self._file.remove(self.namespace, RESULT, key)
-        with self._counting:
-            self._hits += outputs is not None
-            self._misses += outputs is None
-        return outputs
+        path = self._path(key)
+        try:
+            found = path.lstat()
+            mine = stat.S_ISREG(found.st_mode) and found.st_uid == getattr(os, "getuid", lambda: 0)()
+            if not mine or found.st_size > self._max_bytes or not self._in_time(found):
+                return None
+            content = path.read_bytes()
+            os.utime(path, (time.time(), found.st_mtime))  # used now, and as old as before
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._warn(error)
+            return None
+        digest, body = content[:32], content[32:]
+        return _unpacked(body) if digest == _digest(path.name, body) else None
 
     def put(self, key: str, outputs: Mapping[str, Tensor]) -> None:
         """Keep outputs under a key, in place of what lies there.
@@ -169,64 +121,50 @@ class ResultCache:
         Raises:
             TypeError: an output is neither a list of bytes nor a float32 array.
         """
-        self._write(RESULT, key, _packed(outputs))
-
-    def put_upload(self, data: bytes) -> str:
-        """Keep a picture, if this cache keeps uploads. Its digest (SHA-256 in hex) in any case."""
-        digest = hashlib.sha256(data).hexdigest()
-        if self.keep_uploads:
-            self._write(UPLOAD, digest, bytes(data))
-        return digest
-
-    def get_upload(self, digest: str) -> bytes | None:
-        """The picture of that digest, or None where it is not kept, or no longer."""
-        entry = self._read(UPLOAD, digest)
-        return None if entry is None else entry.body
+        path, body = self._path(key), _packed(outputs)
+        if len(body) + 32 > self._max_bytes:
+            return
+        part = ""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor, part = tempfile.mkstemp(".part", self._prefix, self.folder)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_digest(path.name, body) + body)
+            os.replace(part, path)  # noqa: PTH105 (atomic: readers find the old file or the new one)
+            self._prune()
+        except OSError as error:
+            self._warn(error)
+            with suppress(OSError):
+                Path(part).unlink()
 
     def clear(self) -> None:
-        """Remove everything in this namespace, from the disk as well."""
-        self._file.clear(self.namespace)
+        """Remove every answer of this namespace."""
+        for path in self.folder.glob(f"{self._prefix}*"):
+            with suppress(OSError):
+                path.unlink()
 
-    def stats(self) -> CacheStats:
-        totals = self._file.totals(self.namespace)
-        return CacheStats(
-            results=totals.entries[RESULT],
-            uploads=totals.entries[UPLOAD],
-            file_bytes=totals.file_bytes,
-            max_bytes=self._max_bytes,
-            hits=self._hits,
-            misses=self._misses,
-        )
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{self._prefix}-{hashlib.sha256(key.encode()).hexdigest()}.answer"
 
-    def close(self) -> None:
-        """Let go of the files. What is used after that opens them again."""
-        self._file.close()
+    def _in_time(self, found: os.stat_result) -> bool:
+        # From more than an hour ahead: the clock was set back, and the file may be of any age.
+        return -3600 <= time.time() - found.st_mtime <= self._max_age_s
 
-    def _write(self, kind: str, key: str, body: bytes) -> None:
-        self._file.write(self.namespace, kind, key, Entry(FORMAT, _digest(kind, key, body), body))
+    def _prune(self) -> None:
+        """Remove what is too old, parts that killed writers left included, and what was not used longest."""
+        left, files = self._max_bytes, []
+        for path in (*self.folder.glob("*.answer"), *self.folder.glob("*.part")):
+            with suppress(FileNotFoundError):  # another process was faster
+                files.append((path.lstat(), path))
+        for found, path in sorted(files, key=lambda file: -file[0].st_atime):
+            left -= found.st_size if path.suffix == ".answer" else 0
+            if not self._in_time(found) or (left < 0 and path.suffix == ".answer"):
+                path.unlink(missing_ok=True)
 
-    def _read(self, kind: str, key: str) -> Entry | None:
-        """What lies there undamaged and in this format; anything else is removed."""
-        entry = self._file.read(self.namespace, kind, key)
-        if entry is None:
-            return None
-        sound = (
-            entry.format == FORMAT
-            and isinstance(entry.body, bytes)
-            and isinstance(entry.digest, bytes)
-            and entry.digest == _digest(kind, key, entry.body)
-        )
-        if sound:
-            return entry
-        self._file.remove(self.namespace, kind, key)
-        return None
-
-
-def _digest(kind: str, key: str, body: bytes) -> bytes:
-    """Of what lies under a key, the key included: whatever a damaged index leads to, it is nobody else's picture."""
-    digest = hashlib.sha256(f"{kind} {key} ".encode())
-    digest.update(body)
-    return digest.digest()
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("the cache in %s cannot be used: %s; calls go on without it", self.folder, error)
 
 
 def default_folder() -> Path:
@@ -239,54 +177,34 @@ def default_folder() -> Path:
     if given and Path(given).is_absolute():
         return Path(given) / "cutaway"
     try:
-        home = Path.home()
+        return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cutaway"
     except RuntimeError:
         raise ValueError("there is no home to keep a cache in: name a folder") from None
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cutaway"
 
 
-# ------------------------------------------------------------------------------------------------------ packing
-
-# Four bytes that say how long the head is, the head, and the outputs' bytes one after the other. The head is a JSON
-# list of [name, "bytes", [length, …]] or [name, "float32", [side, …]].
+def _digest(name: str, body: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + body).digest()  # a file that was moved to another key answers nothing
 
 
 def _packed(outputs: Mapping[str, Tensor]) -> bytes:
-    head: list[tuple[str, str, list[int]]] = []
-    parts: list[bytes] = []
+    packed: dict[str, Any] = {}
     for name, value in outputs.items():
         if isinstance(value, np.ndarray) and value.dtype == np.float32:
-            head.append((name, "float32", list(value.shape)))
-            parts.append(np.ascontiguousarray(value, dtype="<f4").tobytes())
+            packed[name] = {"shape": value.shape, "data": base64.b64encode(value.astype("<f4").tobytes()).decode()}
         elif isinstance(value, list) and all(isinstance(item, bytes) for item in value):
-            head.append((name, "bytes", [len(item) for item in value]))
-            parts.extend(value)
+            packed[name] = [base64.b64encode(item).decode() for item in value]
         else:
             raise TypeError(f"output {name!r} is neither a list of bytes nor a float32 array")
-    described = json.dumps(head).encode()
-    return b"".join((struct.pack("<I", len(described)), described, *parts))
+    return json.dumps(packed).encode()
 
 
 def _unpacked(body: bytes) -> dict[str, Tensor] | None:
-    """The outputs, or None where the bytes do not say what outputs say."""
     try:
-        (length,) = struct.unpack_from("<I", body)
-        position = 4 + length
-        outputs: dict[str, Tensor] = {}
-        for name, kind, numbers in json.loads(body[4:position]):
-            if not isinstance(name, str) or not all(type(number) is int and number >= 0 for number in numbers):
-                return None
-            sizes = numbers if kind == "bytes" else [4 * math.prod(numbers)]
-            parts = []
-            for size in sizes:
-                parts.append(body[position : position + size])
-                position += size
-            if position > len(body) or kind not in ("bytes", "float32"):
-                return None
-            if kind == "bytes":
-                outputs[name] = parts
-            else:
-                outputs[name] = np.frombuffer(parts[0], dtype="<f4").reshape(numbers).astype(np.float32)
-    except (struct.error, ValueError, TypeError, RecursionError, OverflowError):
+        return {
+            name: [base64.b64decode(item) for item in value]
+            if isinstance(value, list)
+            else np.frombuffer(base64.b64decode(value["data"]), "<f4").reshape(value["shape"]).astype(np.float32)
+            for name, value in json.loads(body).items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return outputs if position == len(body) else None

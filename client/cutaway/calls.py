@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cutaway.cancel import Cancel
-from cutaway.chain import Served
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ServerRefused
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
 from cutaway.contract.options import CutOptions, parse_options, to_parameters
+from cutaway.fallback.chain import Served
 from cutaway.inputs import EncodedPicture, encode
 from cutaway.observe import Observation, Observer, ServedFacts, observed, requests_of
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from cutaway.cache import ResultCache
     from cutaway.endpoints import Answer
     from cutaway.fallback import Fallback
+    from cutaway.fallback.answers import Upscaled
+    from cutaway.fallback.base import Provider
     from cutaway.inputs import ImageInput
-    from cutaway.providers.answers import Upscaled
-    from cutaway.providers.base import Provider
     from cutaway.shared_memory import SharedMemory
     from cutaway.transports.base import AsyncTransport, MemoryKind, Transport
     from cutaway.transports.connection import Connection, Tls
@@ -326,8 +326,6 @@ class Call(AbstractContextManager["Call"]):
         """Put what was served into the cache, if it came from a server of ours; writes to disk."""
         cache, served = self.settings.cache, self._served
         if cache is not None and served is not None and served.tier == 1:
-            if cache.keep_uploads:
-                cache.put_upload(self.data)
             cache.put(self._key(cache), dict(served.value))
 
     def cut_result(self) -> CutResult:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
-from cutaway.chain import Served
+from cutaway.cancel import Cancel
+from cutaway.closing import ended_by
 from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
 from cutaway.contract.options import to_parameters
 from cutaway.endpoints import Endpoint, Endpoints
+from cutaway.fallback.chain import Served
 from cutaway.health import Health, canary, combined
-from cutaway.many import Outcome, run_many
+from cutaway.loop import run
+from cutaway.many import Outcome, iterate_many
 from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.transports.base import InferRequest, ModelInfo, Transport
@@ -24,14 +28,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cutaway.cache import ResultCache
-    from cutaway.cancel import Cancel
     from cutaway.composite import CompositeResult, Onto, Placement
     from cutaway.contract.options import OptionKeywords, WhoKeywords
     from cutaway.fallback import Fallback
+    from cutaway.fallback.base import Provider
     from cutaway.inputs import ImageInput
     from cutaway.many import Progress
     from cutaway.observe import Observer
-    from cutaway.providers.base import Provider
     from cutaway.resilience import RetryPolicy
     from cutaway.shared_memory import SharedMemory
     from cutaway.transports.base import MemoryKind
@@ -141,8 +144,6 @@ class Client:
         self._settings.closed = True
         self._settings.closing.cancel()
         self._endpoints.close()
-        if self._settings.fallback is not None:
-            self._settings.fallback.close()
 
     def cut(
         self,
@@ -218,10 +219,14 @@ class Client:
         if jobs < 1:
             raise ValueError("jobs is at least 1")
 
-        def work(image: ImageInput, stop: Cancel) -> CutResult:
-            return self.cut(image, timeout_s=timeout_s, cancel=stop, **options)
+        async def cut(image: ImageInput) -> CutResult:
+            stop = Cancel()
+            try:
+                return await asyncio.to_thread(self.cut, image, timeout_s=timeout_s, cancel=stop, **options)
+            finally:
+                stop.cancel()
 
-        return run_many(work, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
+        return iterate_many(cut, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
 
     def detect(
         self,
@@ -250,7 +255,6 @@ class Client:
         *,
         place: Placement | Sequence[Placement] | None = None,
         match_colour: float = 0.0,
-        shadow: float = 0.0,
         output: str = "png",
         quality: int = COMPOSITE_QUALITY,
         size_px: tuple[int, int] | None = None,
@@ -267,7 +271,6 @@ class Client:
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
             place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
             match_colour: how far their colours go towards those of the new background, 0 to 1.
-            shadow: strength of a soft shadow where feet touch the ground, 0 to 1.
             output: "png", "webp" or "jpeg".
             quality: of a WebP or JPEG, 1 to 100.
             size_px: width and height of the result; those of the picture behind, or of the original, by default.
@@ -287,7 +290,6 @@ class Client:
                 onto,
                 place=place,
                 match_colour=match_colour,
-                shadow=shadow,
                 output=output,
                 quality=quality,
                 size_px=size_px,
@@ -317,14 +319,8 @@ class Client:
             if fallback is None:
                 raise no_upscaler()
             call.take(image, media_type, bounds=UPSCALE_LIMITS)
-            served = fallback.upscale(
-                call.data,
-                call.media_type,
-                scale=scale,
-                deadline=call.deadline,
-                cancel=cancel,
-                closing=self._settings.closing,
-            )
+            with ended_by(cancel, self._settings.closing) as stop:
+                served = run(fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline), stop)
             return call.upscale_result(served)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
@@ -358,18 +354,16 @@ class Client:
         if fallback is None:
             call.keep(Served(self._ask(call, CUT_OUTPUTS, call.deadline, cancel), "triton", 1))
         else:
-            call.keep(
-                fallback.infer(
-                    call.data,
-                    call.media_type,
-                    options=call.checked_options,
-                    deadline=call.deadline,
-                    primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn, cancel),
-                    detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn, cancel),
-                    cancel=cancel,
-                    closing=self._settings.closing,
-                )
+            chain = fallback.infer(
+                call.data,
+                call.media_type,
+                options=call.checked_options,
+                deadline=call.deadline,
+                primary=lambda turn: asyncio.to_thread(self._ask, call, CUT_OUTPUTS, turn, cancel),
+                detect=lambda turn: asyncio.to_thread(self._ask, call, DETECTION_OUTPUTS, turn, cancel),
             )
+            with ended_by(cancel, self._settings.closing) as stop:
+                call.keep(run(chain, stop))
         return call.cut_result()
 
     def _ask(self, call: Call, outputs: tuple[str, ...], turn: Deadline, cancel: Cancel | None) -> Mapping[str, Tensor]:

@@ -1,25 +1,31 @@
 """What callers hand over → an encoded file that may be sent.
 
-Checks go in layers: the declared type (a path's extension, or ``media_type``), the magic bytes and the header's
-limits (`contract.headers`, microseconds), and on request a full decode. The full decode is off by default: it
-costs as much as the server's own, which happens anyway and answers with the same typed error.
+The checks read the file's header (`contract.headers`, microseconds). A full decode is made on request only: it costs
+as much as the server's own, which answers with the same typed error.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
 import io
 import mimetypes
 import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
+from urllib.parse import unquote_to_bytes
 
 from cutaway.contract.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
-from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.contract.limits import INPUT_LIMITS, MIB, InputLimits
-from cutaway.data_uri import is_data_uri, parse_data_uri
+from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, declared_agrees
+from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, MIB, InputLimits, Tier
+from cutaway.decode import decode_upright, open_checked, plain, upright
+from cutaway.report import Notice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +51,6 @@ BMP_UP_TO_BYTES = 4 * MIB
 LOSSY_QUALITIES = (95, 90, 85, 75)
 """Of a JPEG or WebP, the first that stays under the limit of bytes; the best of them keeps every pixel's colour."""
 
-MAX_PATH_CHARS = 32_767
-"""No system has longer paths; a longer text is something else, and costs a lot to take apart."""
-
 _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
 
 
@@ -57,30 +60,30 @@ class LossyEncodingWarning(UserWarning):
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """An encoded file that passed the checks, and what its header says."""
+    """An encoded file that passed the checks, what its header says, and warnings that belong into the result."""
 
     data: bytes
     header: PictureHeader
+    warnings: tuple[Notice, ...] = ()
 
 
 def encode(
-    image: ImageInput,
+    image: ImageInput | EncodedPicture,
     *,
     media_type: str | None = None,
     limits: InputLimits = INPUT_LIMITS,
     verify: bool = False,
+    strict: bool = False,
 ) -> EncodedPicture:
     """Read or encode a picture and check it.
 
     Args:
-        image: what to send, see :data:`ImageInput`. Text is a path, or a data URI where it begins with ``data:``; web
-            addresses are not fetched, see :class:`cutaway.fetch.Fetcher`. File objects are read to their end, and
-            left open. Pixels of PIL images and arrays go as they are: an EXIF orientation of the PIL image is not
-            applied, so boxes and cut-outs match ``image.size``.
-        media_type: what bytes are declared to be. Where it is not given, the extension of a path or of a file
-            object's name declares it, and what a data URI says.
+        image: see :data:`ImageInput`. Text is a path, or a data URI where it begins with ``data:``. File objects are
+            read to their end and left open. A PIL image is turned by its EXIF orientation, as files are.
+        media_type: what bytes are declared to be; else a path's or file's extension or the data URI declares it.
         limits: the bounds.
-        verify: decode the picture wholly before sending it, to find damage here rather than at the server.
+        verify: decode the picture wholly, to find damage here rather than at the server.
+        strict: a declared type that disagrees with the bytes is an error and not the warning MEDIA_TYPE_MISMATCH.
 
     Raises:
         OSError: the path or the file object cannot be read.
@@ -91,31 +94,39 @@ def encode(
     Warns:
         LossyEncodingWarning: see there.
     """
-    declared: str | None = None
-    if isinstance(image, str) and is_data_uri(image):
-        data, declared = parse_data_uri(image, limits.max_file_bytes)
-    elif isinstance(image, (str, os.PathLike)):
-        if isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://")):
-            _refuse_address(limits)
-        path = _path(image)
-        data, declared = _read(path, limits.max_file_bytes), declared_type(path)
-    elif isinstance(image, (bytes, bytearray, memoryview)):
-        data = _plain_bytes(image, limits.max_file_bytes)
-    elif hasattr(image, "getbands"):  # a PIL image, which is an array too, but only once it is decoded
-        return _check_own(_encode_pil(image, limits), limits)
-    elif hasattr(image, "__array_interface__"):
-        return _check_own(_encode_pil(pil_of_array(image, limits), limits), limits)
-    elif callable(getattr(image, "read", None)):
-        data, declared = _read_file(image, limits), _name_declares(image)
-    else:
-        raise TypeError(
-            "a picture is a path, a data URI, bytes, a binary file, a PIL image or a numpy array, "
-            f"not {type(image).__name__}"
-        )
-    header = check_picture(data, media_type or declared, limits=limits)
+    if isinstance(image, EncodedPicture):
+        return EncodedPicture(image.data, check_picture(image.data, limits=limits), image.warnings)
+    if is_pixels(image):
+        return _encode_pil(pil_of(image, limits), limits)
+    data, declared = read_encoded(image, limits.max_file_bytes)
+    declared = media_type or declared
+    header = check_picture(data, declared if strict else None, limits=limits)
     if verify:
-        _decode_fully(data, header)
-    return EncodedPicture(data, header)
+        with _damage_is_corrupt(header.format.upper()), open_checked(data, header) as opened:
+            opened.load()
+    if declared_agrees(header.format, declared):
+        return EncodedPicture(data, header)
+    details = {"declared": str(declared)[:100], "received": MEDIA_TYPES[header.format]}
+    message = f"The file is declared as {details['declared']!r} and is {details['received']}; its bytes were believed."
+    return EncodedPicture(data, header, (Notice("MEDIA_TYPE_MISMATCH", message, Tier.LOW, details),))
+
+
+def decode_input(image: ImageInput, limits: InputLimits = INPUT_LIMITS) -> Image.Image:
+    """Any kind of input as :func:`cutaway.decode.decode_upright` gives it.
+
+    Raises:
+        OSError, TypeError, InputError: see :func:`encode`.
+    """
+    if is_pixels(image):
+        with _damage_is_corrupt("PIL image"):
+            return plain(pil_of(image, limits))
+    picture = encode(image, limits=limits)
+    return decode_upright(picture.data, picture.header)
+
+
+def is_pixels(image: object) -> bool:
+    """Whether it is a PIL image or an array, and not an encoded file."""
+    return hasattr(image, "getbands") or hasattr(image, "__array_interface__")
 
 
 def declared_type(path: Path) -> str | None:
@@ -125,237 +136,227 @@ def declared_type(path: Path) -> str | None:
     return guessed if guessed and guessed.startswith("image/") else None
 
 
-def _path(name: str | os.PathLike[str]) -> Path:
-    length = len(os.fspath(name))
-    if length > MAX_PATH_CHARS:
-        raise OSError(errno.ENAMETOOLONG, f"a path of {length:,} characters is too long")
-    return Path(name)
+# ---------------------------------------------------------------------------------------------------- encoded files
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
-    try:
-        file = path.open("rb")
-    except ValueError:  # a NUL, or half of a surrogate pair
-        raise FileNotFoundError(errno.ENOENT, "no file can have this name", str(path)) from None
-    with file:
-        data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            size = max(os.fstat(file.fileno()).st_size, len(data))
-            raise FileTooLarge(
-                f"{path.name} has {size:,} bytes; at most {max_bytes:,} are allowed.",
-                details={"size_bytes": size, "max_bytes": max_bytes},
-            )
-    return data
+def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
+    """The bytes of an input that is an encoded file, and the media type that its name or data URI declares.
+
+    Raises:
+        OSError, TypeError, FileTooLarge, InvalidFormat: see :func:`encode`.
+    """
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        _check_size(memoryview(image).nbytes, max_bytes, "file")  # before the copy
+        return bytes(image), None
+    if isinstance(image, str) and image[:5].lower() == "data:":
+        return _read_data_uri(image, max_bytes)
+    if isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://")):
+        raise InvalidFormat(
+            "This is a web address, and those are not downloaded by themselves.",
+            details={"supported": list(INPUT_LIMITS.formats), "received": "a web address"},
+            user_action="Download it and hand over the bytes: client.cut(httpx.get(url).content). The documentation "
+            "has a recipe with limits of bytes and time.",
+        )
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            file = open(image, "rb")  # noqa: PTH123, SIM115 (a Path of ten megabytes costs a gigabyte)
+        except ValueError:  # a NUL, or half of a surrogate pair
+            raise FileNotFoundError(errno.ENOENT, "no file can have this name") from None
+        with file:
+            data = file.read(max_bytes + 1)
+            if len(data) > max_bytes:
+                _check_size(max(os.fstat(file.fileno()).st_size, len(data)), max_bytes, f"file {Path(image).name}")
+        return data, declared_type(Path(image))
+    if callable(getattr(image, "read", None)):
+        name = getattr(image, "name", None)
+        return _read_file(image, max_bytes), declared_type(Path(name)) if isinstance(name, str) else None
+    kinds = "a path, a data URI, bytes, a binary file, a PIL image or a numpy array"
+    raise TypeError(f"a picture is {kinds}, not {type(image).__name__}")
 
 
-def _plain_bytes(data: bytes | bytearray | memoryview, max_bytes: int) -> bytes:
-    size = data.nbytes if isinstance(data, memoryview) else len(data)
-    if size > max_bytes:  # before the copy
+def _check_size(size: int, max_bytes: int, what: str) -> None:
+    if size > max_bytes:
         raise FileTooLarge(
-            f"The file has {size:,} bytes; at most {max_bytes:,} are allowed.",
+            f"The {what} has {size:,} bytes; at most {max_bytes:,} are allowed.",
             details={"size_bytes": size, "max_bytes": max_bytes},
         )
-    return bytes(data)
 
 
-def _read_file(file: BinaryFile, limits: InputLimits) -> bytes:
+def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
     """What is left in a file object. Raw files, sockets and uploads may give less at a time than they are asked for."""
-    most = limits.max_file_bytes
     data = bytearray()
-    while len(data) <= most:
+    while len(data) <= max_bytes:
         try:
-            part: Any = file.read(most + 1 - len(data))
+            part: Any = file.read(max_bytes + 1 - len(data))
         except UnicodeDecodeError:
             part = ""
+        if part is None:
+            raise BlockingIOError(errno.EAGAIN, "the file object has nothing to read yet: it must not be non-blocking")
         if not isinstance(part, (bytes, bytearray, memoryview)):
-            _refuse_part(part)
+            if hasattr(part, "__await__") and hasattr(part, "close"):
+                part.close()  # a coroutine that is dropped would warn
+            advice = "open it with open(path, 'rb'); where its read() is a coroutine, await it and hand over the bytes"
+            raise TypeError(f"the file object gives {type(part).__name__} and not bytes: {advice}")
         if not part:
             break
         data += part
     if not data:
         raise InvalidFormat(
             "Nothing is left to read in the file object.",
-            details={"supported": list(limits.formats), "received": "an empty file"},
+            details={"supported": list(INPUT_LIMITS.formats), "received": "an empty file"},
             user_action="If it was read before, go back to its start with seek(0).",
         )
-    if len(data) > most:
-        raise FileTooLarge(
-            f"The file object holds more than {most:,} bytes, which is the most allowed.",
-            details={"size_bytes": len(data), "max_bytes": most},
-        )
+    _check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
     return bytes(data)
 
 
-def _refuse_part(part: Any) -> NoReturn:
-    if isinstance(part, str):
-        raise TypeError("the file object gives text and not bytes: open it with open(path, 'rb')")
-    if part is None:
-        raise BlockingIOError(errno.EAGAIN, "the file object has nothing to read yet: it must not be non-blocking")
-    if hasattr(part, "__await__"):
-        if hasattr(part, "close"):
-            part.close()  # a coroutine that is dropped would warn
-        raise TypeError("the file object's read() has to be awaited: await it, and hand over the bytes")
-    raise TypeError(f"the file object's read() gives {type(part).__name__} and not bytes")
+_URI_HEAD_CHARS = 1000
+_URI_PIECE = re.compile(r"(?:[^%]|%[0-9a-fA-F]{2}){1,100000}+")
+"""What is unescaped at a time: there may be ten million escapes, and none is torn apart."""
 
 
-def _name_declares(file: Any) -> str | None:
-    name = getattr(file, "name", None)
-    return declared_type(Path(name)) if isinstance(name, str) else None
+def _read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
+    """The bytes and the declared media type of a data URI (RFC 2397). White space in base64 and missing ``=`` at its
+    end are forgiven, as browsers do. Its size is worked out before anything is decoded."""
+    comma = uri.find(",", 5, 5 + _URI_HEAD_CHARS + 1)
+    if comma < 0:
+        raise _malformed_uri("has no comma before its data")
+    media_type, *parameters = (part.strip().lower() for part in uri[5:comma].split(";"))
+    in_base64 = parameters[-1:] == ["base64"]
+    size = len(uri) - comma - 1 - 2 * uri.count("%", comma)  # an escape is three characters for one
+    if in_base64:
+        size = (size - sum(uri.count(ignored, comma) for ignored in (*" \t\r\n\f", "=", "%3D", "%3d"))) * 3 // 4
+    _check_size(size, max_bytes, "data URI")
+    if not uri.isascii():
+        raise _malformed_uri("holds characters that are not ASCII")
+    data, position = bytearray(), comma + 1
+    while position < len(uri):
+        piece = _URI_PIECE.match(uri, position)
+        if piece is None:
+            raise _malformed_uri("holds a % that is not followed by two hexadecimal digits")
+        data += unquote_to_bytes(piece[0]) if "%" in piece[0] else piece[0].encode("ascii")
+        position = piece.end()
+    if in_base64:
+        data = data.translate(None, b" \t\r\n\f")
+        try:
+            data = bytearray(base64.b64decode(data + b"=" * (-len(data) % 4), validate=True))
+        except binascii.Error:
+            raise _malformed_uri("is not in base64 as it says") from None
+    _check_size(len(data), max_bytes, "data URI")
+    return bytes(data), media_type or None
 
 
-def _refuse_address(limits: InputLimits) -> NoReturn:
-    raise InvalidFormat(
-        "This is a web address, and those are not fetched by themselves.",
-        details={"supported": list(limits.formats), "received": "a web address"},
-        user_action="Fetch it first, naming the hosts you trust: "
-        "cutaway.Fetcher(allow=['images.example.com']).fetch(url).data",
+def _malformed_uri(what: str) -> InvalidFormat:
+    return InvalidFormat(
+        f"The data URI {what}.",
+        details={"supported": ["data:image/…;base64,…", "data:image/…,…"], "received": "a malformed data URI"},
+        user_action="Write it as data:image/png;base64,… or hand over the bytes themselves.",
     )
 
 
-def _decode_fully(data: bytes, header: PictureHeader) -> None:
-    from PIL import Image
+# ------------------------------------------------------------------------------------------------------------ pixels
 
+
+@contextmanager
+def _damage_is_corrupt(what: str) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
-            image.load()
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
-        raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
+        yield
+    except (InputError, Warning, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file, or its metadata, drives them to
+        raise CorruptImage(f"The {what} cannot be decoded.") from error
 
 
-def pil_of_array(array: Any, limits: InputLimits) -> Image.Image:
-    """An array of :data:`ImageInput`'s kind as a PIL image.
+def pil_of(image: Any, limits: InputLimits) -> Image.Image:
+    """A PIL image, loaded and upright, or an array of :data:`ImageInput`'s kind as one.
 
     Raises:
-        InvalidFormat: another shape or dtype. TooManyPixels and its like: the size.
+        InvalidFormat: another shape, dtype or mode. CorruptImage: it cannot be decoded. TooManyPixels and its like.
     """
     import numpy as np
     from PIL import Image
 
-    pixels = np.asarray(array)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-        shape = "×".join(map(str, pixels.shape))
-        received = f"a {shape} array of {pixels.dtype}"
+    if not hasattr(image, "getbands"):
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+            received = f"a {'×'.join(map(str, pixels.shape))} array of {pixels.dtype}"
+            raise InvalidFormat(
+                f"An array has to be height×width×3 (RGB) or ×4 (RGBA) of uint8; this is {received}.",
+                details={"supported": ["HWC uint8 RGB", "HWC uint8 RGBA"], "received": received},
+                user_action="Convert it first: values from 0 to 255 as uint8, channels last, in the order RGB.",
+            )
+        check_dimensions(PictureHeader("png", pixels.shape[1], pixels.shape[0]), limits)  # before the copy
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    check_dimensions(PictureHeader("png", *image.size), limits)
+    if image.mode in ("F", "I"):
         raise InvalidFormat(
-            f"An array has to be height×width×3 (RGB) or ×4 (RGBA) of uint8; this is {received}.",
-            details={"supported": ["HWC uint8 RGB", "HWC uint8 RGBA"], "received": received},
-            user_action="Convert it first: values from 0 to 255 as uint8, channels last, colours in the order RGB.",
+            f"A PIL image of mode {image.mode!r} is not taken.",
+            details={"supported": ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"], "received": image.mode},
+            user_action="Convert it first, for example with image.convert('RGB').",
         )
-    height, width = pixels.shape[:2]
-    check_dimensions(PictureHeader("png", width, height), limits)  # before the copy
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    with _damage_is_corrupt("PIL image"):
+        image.load()
+        return upright(image)
 
 
-def _check_own(data: bytes, limits: InputLimits) -> EncodedPicture:
+def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
+    """A losslessly encoded file, unless only a lossy one stays under the limit of bytes."""
+    with _damage_is_corrupt("PIL image"):
+        if image.mode == "1":
+            image = image.convert("L")
+        elif image.mode.startswith("I;16"):
+            image = image.convert("I;16")
+        elif image.mode not in ("RGB", "RGBA", "L") or "transparency" in image.info:
+            image = plain(image)
+        profile, n_bytes = image.info.get("icc_profile"), image.width * image.height * len(image.mode)
+        if image.mode in ("L", "RGB") and not profile and n_bytes <= min(BMP_UP_TO_BYTES, limits.max_file_bytes // 2):
+            return _checked(_save(image, "BMP"), limits)
+        if image.mode != "I;16":
+            # Faster and smaller than PNG at any level, but it folds flat pictures so far that they count as bombs.
+            with suppress(ImageBomb, FileTooLarge):
+                return _checked(_save(image, "WEBP", lossless=True, quality=0, method=0, exact=True), limits)
+        with suppress(FileTooLarge):
+            return _checked(_save(image, "PNG", compress_level=1), limits)
+        picture = encode_lossy(image, limits)
+    warnings.warn(
+        f"losslessly the picture would be over the limit of bytes: it is sent as a {picture.header.format.upper()} "
+        f"of {len(picture.data):,} bytes",
+        LossyEncodingWarning,
+        stacklevel=3,
+    )
+    return picture
+
+
+def encode_lossy(image: Image.Image, limits: InputLimits) -> EncodedPicture:
+    """The best JPEG, or WebP where there is alpha, that stays under the limit of bytes.
+
+    Raises:
+        FileTooLarge: even the worst one does not.
+    """
+    if image.mode == "I;16":
+        image = image.point(lambda value: value / 256).convert("L")
+    for quality in LOSSY_QUALITIES:
+        if image.mode == "RGBA":
+            data = _save(image, "WEBP", quality=quality, method=0)
+        else:
+            data = _save(image, "JPEG", quality=quality, subsampling=0 if quality == LOSSY_QUALITIES[0] else 2)
+        if len(data) <= limits.max_file_bytes:
+            return _checked(data, limits)
+    raise FileTooLarge(
+        f"Even at quality {quality} it has {len(data):,} bytes; at most {limits.max_file_bytes:,} are allowed.",
+        details={"size_bytes": len(data), "max_bytes": limits.max_file_bytes},
+        user_action="Scale it down first.",
+    )
+
+
+def _checked(data: bytes, limits: InputLimits) -> EncodedPicture:
     return EncodedPicture(data, check_picture(data, limits=limits))
 
 
-def _encode_pil(image: Any, limits: InputLimits) -> bytes:
-    """A losslessly encoded file, unless only a lossy one stays under the limit of bytes."""
-    check_dimensions(PictureHeader("png", *image.size), limits)
-    try:
-        image.load()
-        return _encode_plain(_plain_mode(image), limits)
-    except (InputError, Warning, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file, or its metadata, drives them to
-        raise CorruptImage("The PIL image cannot be decoded, or its metadata makes no sense.") from error
-
-
-def _encode_plain(plain: Any, limits: InputLimits) -> bytes:
-    profile = plain.info.get("icc_profile")
-    width, height = plain.size
-    bmp_bytes = min(BMP_UP_TO_BYTES, limits.max_file_bytes // 2)
-    if plain.mode in ("L", "RGB") and not profile and width * height * len(plain.mode) <= bmp_bytes:
-        return _save(plain, "BMP")
-    if plain.mode == "I;16":
-        data = _save(plain, "PNG", compress_level=1, icc_profile=profile)
-    else:
-        # Faster and smaller than PNG at any level, but it folds flat pictures so far that they count as bombs.
-        data = _save(plain, "WEBP", lossless=True, quality=0, method=0, exact=True, icc_profile=profile)
-        try:
-            check_picture(data, limits=limits)
-        except ImageBomb:
-            data = _save(plain, "PNG", compress_level=1, icc_profile=profile)
-        except FileTooLarge:
-            pass
-    if len(data) <= limits.max_file_bytes:
-        return data
-    return _save_lossy(plain, len(data), profile, limits.max_file_bytes)
-
-
-def _plain_mode(image: Any) -> Any:
-    """RGB, RGBA, L or I;16: what the encoders used here keep."""
-    mode = image.mode
-    if mode in ("RGB", "RGBA") and "transparency" not in image.info:
-        return image
-    if mode in ("L", "1") and "transparency" not in image.info:
-        return image.convert("L")
-    if mode in ("I;16", "I;16B", "I;16L"):
-        return image.convert("I;16") if mode != "I;16" else image
-    if mode == "La":  # which Pillow converts to nothing else
-        return image.convert("LA").convert("RGBA")
-    if mode in ("LA", "PA", "RGBa", "RGBA") or "transparency" in image.info:
-        return image.convert("RGBA")
-    if mode not in ("P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"):
-        raise InvalidFormat(
-            f"A PIL image of mode {mode!r} is not taken.",
-            details={"supported": ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"], "received": mode},
-            user_action="Convert it first, for example with image.convert('RGB').",
-        )
-    return _to_rgb(image)
-
-
-def _to_rgb(image: Any) -> Any:
-    """RGB through the image's own profile where it has one that works: it describes the mode that is left."""
-    profile = image.info.get("icc_profile")
-    if image.mode == "CMYK" and profile:
-        from PIL import ImageCms
-
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            converted = None
-        if converted is not None:
-            converted.info.pop("icc_profile", None)
-            return converted
-    converted = image.convert("RGB")
-    if image.mode != "P":
-        converted.info.pop("icc_profile", None)
-    return converted
-
-
-def _save_lossy(image: Any, lossless_bytes: int, profile: Any, max_bytes: int) -> bytes:
-    """The best JPEG, or WebP where there is alpha, that stays under the limit; the last one where none does."""
-    plain = image.point(lambda value: value / 256).convert("L") if image.mode == "I;16" else image
-    name = "WebP" if plain.mode == "RGBA" else "JPEG"
-    for quality in LOSSY_QUALITIES:
-        if name == "WebP":
-            data = _save(plain, "WEBP", quality=quality, method=0, icc_profile=profile)
-        else:
-            subsampling = 0 if quality == LOSSY_QUALITIES[0] else 2
-            data = _save(plain, "JPEG", quality=quality, subsampling=subsampling, icc_profile=profile)
-        if len(data) <= max_bytes:
-            break
-    else:
-        raise FileTooLarge(
-            f"Even as a {name} of quality {quality} the picture has {len(data):,} bytes; at most {max_bytes:,} are "
-            "allowed.",
-            details={"size_bytes": len(data), "max_bytes": max_bytes},
-            user_action="Scale it down first.",
-        )
-    warnings.warn(
-        f"losslessly the picture would have {lossless_bytes:,} bytes, which is over the limit: it is sent as "
-        f"{name} of quality {quality} ({len(data):,} bytes)",
-        LossyEncodingWarning,
-        stacklevel=2,
-    )
-    return data
-
-
-def _save(image: Any, pil_format: str, **parameters: Any) -> bytes:
+def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:
     buffer = io.BytesIO()
     if pil_format != "BMP":
-        parameters["exif"] = b""  # pixels go as they are, so no orientation may go with them
+        # The pixels are upright, so no orientation may go along.
+        parameters |= {"exif": b"", "icc_profile": image.info.get("icc_profile")}
     image.save(buffer, pil_format, **parameters)
     return buffer.getvalue()

@@ -1,10 +1,7 @@
-"""What is told about calls, and to whom.
+"""Logs and observers of calls.
 
-Always: the logger "cutaway" gets one DEBUG line per call, and a WARNING where a hosted tier had to serve. On request:
-observers (:mod:`cutaway.observers` has OpenTelemetry and Prometheus), which are told of each call while it runs.
-
-Neither gets to see a token, a picture's content or the name of a caller's file. What an observer does wrong is logged
-once and never fails a call.
+The logger "cutaway" gets one DEBUG line per call and a WARNING where a hosted tier served; observers get each call's
+events. Neither gets a token, a picture's content or the name of a caller's file. An observer fails no call.
 """
 
 from __future__ import annotations
@@ -15,35 +12,27 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cutaway.contract.errors import CutawayError
 
 if TYPE_CHECKING:
-    from cutaway.chain import Tried
     from cutaway.contract.options import CutOptions
+    from cutaway.fallback.chain import Tried
 
 logger = logging.getLogger("cutaway")
+_reported: weakref.WeakSet[Any] = weakref.WeakSet()  # observers whose failure was logged
 
 
 @dataclass(frozen=True)
 class ServedFacts:
     """Who served a call, and what that took.
 
-    Attributes:
-        provider: "triton", "huggingface", "replicate" or "space".
-        tier: 1 for servers of one's own, 2 to 4 for hosted models.
-        url: which of one's own servers answered; "" for hosted models and the cache.
-        requests: how many were sent, repeats included.
-        from_cache: whether the answer lay in the cache; then nothing was sent.
-        tried: why those before did not serve.
-        n_bytes: bytes of the cut-outs.
-        stage_ms: milliseconds of each stage inside the server, as its report says.
-        people: how many the report knows of.
-        warnings: codes of the report's warnings.
+    The provider is "triton" (tier 1, with the server's `url`), "huggingface", "replicate" or "space" (2 to 4); `tried`
+    has the tiers that failed before. `requests` includes retries, `n_bytes` is the size of the cut-outs; `stage_ms`,
+    the number of `people` and the codes of `warnings` are those of the server's report.
     """
 
     provider: str
@@ -59,207 +48,125 @@ class ServedFacts:
 
 
 class Observation(Protocol):
-    """One call, as an observer follows it."""
+    """The events of one call; the defaults do nothing."""
 
     def headers(self) -> Mapping[str, str]:
-        """What to send along with requests to one's own servers, such as a traceparent; names in lower case."""
-        ...
+        """Headers for the requests to own servers, such as a traceparent; names in lower case."""
+        return {}
 
     def sent(self, n_bytes: int, options: CutOptions) -> None:
-        """The picture was read and found in order: so many encoded bytes, with these options."""
-        ...
+        """The picture (encoded bytes) and the options passed the checks."""
 
     def served(self, facts: ServedFacts) -> None:
-        """Somebody served. Not called where the call fails."""
-        ...
+        """Somebody served; not called where the call fails."""
+
+
+class Unobserved(Observation):
+    """A base class for observations that handle only some of the events."""
 
 
 class Observer(Protocol):
-    """Is told of every call; shared between threads and tasks.
-
-    A class with one method suffices. The context manager is entered where the call begins and left where it ends; an
-    error that leaves the call passes through its ``__exit__``, which cannot swallow it. :class:`Unobserved` has the
-    methods of an observation, doing nothing, to inherit from.
-    """
+    """Makes an observation of each call; shared between threads and tasks."""
 
     def call(self, operation: str, request_id: str) -> AbstractContextManager[Observation]:
-        """A call begins.
+        """A call begins, and ends with the context manager, whose ``__exit__`` gets the call's error.
 
         Args:
             operation: "cut" (composites too), "detect" or "upscale".
-            request_id: the id that the server logs as well.
+            request_id: the id in the server's log as well.
         """
         ...
 
 
-class Unobserved:
-    """An observation that takes no notice; a base for those that care about less than all."""
+@contextmanager
+def observed(observers: Sequence[Observer], operation: str, request_id: str) -> Iterator[Observation]:
+    """The log and all observers as one, entered in the caller's context; raises nothing of its own."""
+    call = _Call(operation, request_id)
+    managers: list[tuple[Observer, AbstractContextManager[Observation]]] = []
+    for observer in observers:
+        with _log_failure(observer):
+            manager = observer.call(operation, request_id)
+            call.observations.append((observer, manager.__enter__()))
+            managers.append((observer, manager))
+    error: BaseException | None = None
+    try:
+        yield call
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        exit_arguments = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        for observer, manager in reversed(managers):
+            with _log_failure(observer, besides=error):
+                manager.__exit__(*exit_arguments)
+        call.log_end(error)
+
+
+class _Call(Observation):
+    def __init__(self, operation: str, request_id: str) -> None:
+        self.observations: list[tuple[Observer, Observation]] = []
+        self._started = time.monotonic()
+        self._log = {"operation": operation, "request_id": request_id, "provider": ""}
+        self._log |= {"sent_bytes": 0, "received_bytes": 0}
 
     def headers(self) -> Mapping[str, str]:
-        return {}
+        merged: dict[str, str] = {}
+        self._each(lambda one: merged.update({str(name).lower(): str(value) for name, value in one.headers().items()}))
+        return merged
 
     def sent(self, n_bytes: int, options: CutOptions) -> None:
-        """Takes no notice."""
+        self._log["sent_bytes"] = n_bytes
+        self._each(lambda one: one.sent(n_bytes, options))
 
     def served(self, facts: ServedFacts) -> None:
-        """Takes no notice."""
+        self._log |= {"provider": "cache" if facts.from_cache else facts.provider, "received_bytes": facts.n_bytes}
+        if facts.tier > 1:
+            why = ", ".join(f"{entry.provider}: {entry.code}" for entry in facts.tried) or "no tier before it was tried"
+            words = "%(operation)s %(request_id)s was served by %(provider)s (tier %(tier)d); %(why)s"
+            logger.warning(words, self._log | {"tier": facts.tier, "why": why})
+        self._each(lambda one: one.served(facts))
+
+    def log_end(self, error: BaseException | None) -> None:
+        elapsed_ms = round((time.monotonic() - self._started) * 1000, 1)
+        log = self._log | {"code": code_of(error), "elapsed_ms": elapsed_ms}
+        words = "%(operation)s %(request_id)s: %(code)s" + " from %(provider)s" * bool(log["provider"])
+        words += " in %(elapsed_ms).1f ms, %(sent_bytes)d bytes sent, %(received_bytes)d received"
+        logger.debug(words, log, extra=log)
+
+    def _each(self, event: Callable[[Observation], None]) -> None:
+        for observer, observation in self.observations:
+            with _log_failure(observer):
+                event(observation)
 
 
-def observed(observers: Sequence[Observer], operation: str, request_id: str) -> AbstractContextManager[Observation]:
-    """All observers and the log as one; a ``with`` serves synchronous and asynchronous calls alike.
-
-    Leaving it never raises anything of its own. Observers are entered and left in the context of the caller, so what
-    they put into context variables is there for everything that the call does.
-    """
-    return _Observed(observers, operation, request_id)
+@contextmanager
+def _log_failure(observer: Observer, *, besides: BaseException | None = None) -> Iterator[None]:
+    """Suppress an observer's exception, and log its first one; `besides` is the call's own error."""
+    try:
+        yield
+    except Exception as error:
+        if error is besides:
+            return
+        with suppress(TypeError):  # neither hashable nor weakly referable: logged each time
+            if observer in _reported:
+                return
+            _reported.add(observer)
+        # Without the chain of errors, which may name a caller's file.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        words = "the observer %s failed with %s; calls go on, and this is logged once\n%s"
+        logger.warning(words, type(observer).__name__, type(error).__name__, where)
 
 
 def code_of(error: BaseException | None) -> str:
-    """What to call an outcome: "OK", one of :data:`cutaway.contract.limits.ERROR_CODES`, or the exception's type.
-
-    Never its message, which may name a file.
-    """
+    """ "OK", the code in :data:`cutaway.contract.limits.ERROR_CODES`, or the exception's type: no message, no file."""
     if error is None:
         return "OK"
     if isinstance(error, CutawayError):
         return error.code
-    if isinstance(error, asyncio.CancelledError):
-        return "CANCELLED"
-    return type(error).__name__
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else type(error).__name__
 
 
 def requests_of(error: BaseException | None) -> int:
-    """How many requests a failed call sent to servers of one's own, as far as the error says."""
-    said = error.details.get("requests") if isinstance(error, CutawayError) else None
-    return said if isinstance(said, int) else 0
-
-
-class _Observed:
-    def __init__(self, observers: Sequence[Observer], operation: str, request_id: str) -> None:
-        self._observers = tuple(observers)
-        self._operation = operation
-        self._request_id = request_id
-        self._entered: list[tuple[Observer, AbstractContextManager[Observation], Observation]] = []
-        self._log = _Log(operation, request_id)
-
-    def __enter__(self) -> Observation:
-        for observer in self._observers:
-            with _harmless(observer):
-                manager = observer.call(self._operation, self._request_id)
-                self._entered.append((observer, manager, manager.__enter__()))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for observer, manager, _ in reversed(self._entered):
-            with _harmless(observer, passing=error):
-                manager.__exit__(kind, error, trace)
-        self._entered.clear()
-        self._log.ended(error)
-
-    def headers(self) -> Mapping[str, str]:
-        merged: dict[str, str] = {}
-        for observer, _, observation in self._entered:
-            with _harmless(observer):
-                merged.update({str(name).lower(): str(value) for name, value in observation.headers().items()})
-        return merged
-
-    def sent(self, n_bytes: int, options: CutOptions) -> None:
-        self._log.sent(n_bytes)
-        self._tell(lambda observation: observation.sent(n_bytes, options))
-
-    def served(self, facts: ServedFacts) -> None:
-        self._log.served(facts)
-        self._tell(lambda observation: observation.served(facts))
-
-    def _tell(self, what: Callable[[Observation], None]) -> None:
-        for observer, _, observation in self._entered:
-            with _harmless(observer):
-                what(observation)
-
-
-class _Log:
-    """The lines that are always written."""
-
-    def __init__(self, operation: str, request_id: str) -> None:
-        self._operation = operation
-        self._request_id = request_id
-        self._started = time.monotonic()
-        self._sent = 0
-        self._facts: ServedFacts | None = None
-
-    def sent(self, n_bytes: int) -> None:
-        self._sent = n_bytes
-
-    def served(self, facts: ServedFacts) -> None:
-        self._facts = facts
-        if facts.tier > 1:
-            why = (
-                ", ".join(f"{entry.provider}: {entry.code}" for entry in facts.tried) or "nobody else was there to ask"
-            )
-            logger.warning(
-                "%s %s was served by %s (tier %d); %s",
-                self._operation,
-                self._request_id,
-                facts.provider,
-                facts.tier,
-                why,
-            )
-
-    def ended(self, error: BaseException | None) -> None:
-        if not logger.isEnabledFor(logging.DEBUG):
-            return
-        elapsed_ms = (time.monotonic() - self._started) * 1000
-        facts = self._facts
-        provider = "" if facts is None else "cache" if facts.from_cache else facts.provider
-        received = 0 if facts is None else facts.n_bytes
-        what = f"{self._operation} {self._request_id}: {code_of(error)}" + (f" from {provider}" if provider else "")
-        logger.debug(
-            "%s in %.1f ms, %d bytes sent, %d received",
-            what,
-            elapsed_ms,
-            self._sent,
-            received,
-            extra={
-                "operation": self._operation,
-                "request_id": self._request_id,
-                "code": code_of(error),
-                "provider": provider,
-                "elapsed_ms": round(elapsed_ms, 1),
-                "sent_bytes": self._sent,
-                "received_bytes": received,
-            },
-        )
-
-
-_complained: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-"""Observers whose failure stands in the log already; weak, so that nothing is kept for it."""
-
-
-@contextmanager
-def _harmless(observer: Observer, *, passing: BaseException | None = None) -> Iterator[None]:
-    """Log what an observer does wrong, once, and go on.
-
-    Args:
-        passing: the error that it was told of, which it may raise again.
-    """
-    try:
-        yield
-    except Exception as error:
-        if error is passing:
-            return
-        try:
-            known = _complained.get(observer, False)
-            _complained[observer] = True
-        except TypeError:  # not hashable, or nothing to refer to weakly
-            known = False
-        if not known:
-            # Without the errors before this one, which may name a caller's file.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            logger.warning(
-                "the observer %s failed with %s: calls go on, and this is not said again\n%s",
-                type(observer).__name__,
-                type(error).__name__,
-                where,
-            )
+    """The number of requests that a failed call sent to own servers, from the error's details; 0 where unknown."""
+    requests = error.details.get("requests") if isinstance(error, CutawayError) else None
+    return requests if isinstance(requests, int) else 0

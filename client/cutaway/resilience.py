@@ -14,7 +14,8 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -76,6 +77,22 @@ class Deadline:
         """
         if self.left_s <= need_s:
             raise self.exceeded(what)
+
+    @asynccontextmanager
+    async def limit(self, what: str) -> AsyncIterator[None]:
+        """Cancel the block when the time is over.
+
+        Raises:
+            ProcessingTimeout: it is; `what` did not answer in time.
+        """
+        self.check(what)
+        try:
+            async with asyncio.timeout(self.left_s) as timeout:
+                yield
+        except TimeoutError:
+            if timeout.expired():
+                raise self.exceeded(what) from None
+            raise
 
     def exceeded(self, what: str) -> ProcessingTimeout:
         """The error for `what` ("Replicate") not having answered in time."""

@@ -1,4 +1,4 @@
-"""What comes back: cut-outs, boxes, scores and the report."""
+"""What comes back: cut-outs, boxes, scores and the report. What a server says is believed where it fits together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.contract.headers import picture_format
+from cutaway.contract.errors import InputError
+from cutaway.contract.headers import PictureHeader, picture_format, read_header
+from cutaway.decode import open_checked
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
 from cutaway.wire import Tensor, malformed
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from cutaway.chain import Tried
+    from cutaway.fallback.chain import Tried
 
 DETECTION_OUTPUTS = ("boxes", "scores", "report")
 CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
@@ -31,9 +33,68 @@ PICTURE_SUFFIXES = (
 )
 """What makes a name that of a file and not of a folder; only the first two can be written."""
 
+_SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif")}
+
+
+class EncodedResult:
+    """A result that holds an encoded file: as a PIL image, as an array, saved, shown in a notebook."""
+
+    data: bytes
+    media_type: str
+
+    def _file(self) -> tuple[bytes, str]:
+        return self.data, self.media_type.removeprefix("image/")
+
+    @property
+    def extension(self) -> str:
+        """What the file's name should end with: ".png", ".jpg" or ".webp"."""
+        return _SUFFIXES[self._file()[1]][0]
+
+    def pil(self) -> Image.Image:
+        """The picture as a PIL image: RGBA, RGB where it is opaque, L for a mask.
+
+        Raises:
+            InferenceError: it cannot be decoded.
+        """
+        data = self._file()[0]
+        try:
+            image = open_checked(data, read_header(data))
+            image.load()
+        except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+            raise malformed("a picture cannot be decoded") from error
+        return image
+
+    def numpy(self) -> NDArray[np.uint8]:
+        """The picture as an array: HWC uint8 [0, 255], RGBA or RGB; HW for a mask."""
+        image = self.pil()
+        return np.array(image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB"), dtype=np.uint8)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+        """Write the encoded file as it is.
+
+        Raises:
+            ValueError: the name's extension says another format.
+            FileExistsError: the file is there and `overwrite` is False.
+        """
+        path, (data, form) = Path(path), self._file()
+        if path.suffix.lower() not in _SUFFIXES[form]:
+            raise ValueError(f"the picture is {form.upper()}: name it {path.stem}{self.extension}, not {path.name}")
+        with path.open("wb" if overwrite else "xb") as file:
+            file.write(data)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        data, form = self._file()
+        if form == "png":
+            return data
+        buffer = io.BytesIO()
+        self.pil().save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
 
 @dataclass(frozen=True)
-class Cutout:
+class Cutout(EncodedResult):
     """One cut-out. Boxes and frames are in pixels of the upright picture.
 
     Attributes:
@@ -54,37 +115,8 @@ class Cutout:
     image: bytes = field(repr=False)
     format: Literal["png", "webp"]
 
-    def pil(self) -> Image.Image:
-        """The cut-out as a PIL image: RGBA, RGB on an opaque background, L for a mask.
-
-        Raises:
-            InferenceError: the server sent a picture that cannot be decoded.
-        """
-        return _decoded(self.image, "a cut-out")
-
-    def numpy(self) -> NDArray[np.uint8]:
-        """The cut-out as an array: HWC uint8 [0, 255], RGBA or RGB; HW for a mask."""
-        return np.array(self.pil(), dtype=np.uint8)
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-        """Write the encoded file as it is.
-
-        Raises:
-            ValueError: the name's extension says another format.
-            FileExistsError: the file is there and `overwrite` is False.
-        """
-        path = Path(path)
-        if path.suffix.lower() != f".{self.format}":
-            raise ValueError(
-                f"the cut-out is a {self.format.upper()}: name it {path.stem}.{self.format}, not {path.name}"
-            )
-        with path.open("wb" if overwrite else "xb") as file:
-            file.write(self.image)
-        return path
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
-        return self.image if self.format == "png" else _as_png(self.pil())
+    def _file(self) -> tuple[bytes, str]:
+        return self.image, self.format
 
 
 @dataclass(frozen=True)
@@ -221,12 +253,11 @@ class CutResult(Detection):
         ]
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the first cut-out."""
         return self.cutouts[0]._repr_png_() if self.cutouts else None
 
 
 @dataclass(frozen=True, eq=False)
-class UpscaleResult(_Served):
+class UpscaleResult(EncodedResult, _Served):
     """An enlarged picture.
 
     Attributes:
@@ -249,60 +280,27 @@ class UpscaleResult(_Served):
     cost: str
     origin: Origin
 
-    @property
-    def extension(self) -> str:
-        """What the file's name should end with: ".png", ".jpg" or ".webp"."""
-        return {"image/jpeg": ".jpg"}.get(self.media_type, f".{self.media_type.removeprefix('image/')}")
 
-    def pil(self) -> Image.Image:
-        """The picture as a PIL image.
-
-        Raises:
-            InferenceError: it cannot be decoded.
-        """
-        return _decoded(self.data, "an enlarged picture")
-
-    def numpy(self) -> NDArray[np.uint8]:
-        """The picture as an array: HWC uint8 [0, 255], RGB or RGBA."""
-        image = self.pil()
-        return np.array(image if image.mode in ("RGB", "RGBA") else image.convert("RGB"), dtype=np.uint8)
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-        """Write the encoded file as it is.
-
-        Raises:
-            ValueError: the name's extension says another format.
-            FileExistsError: the file is there and `overwrite` is False.
-        """
-        path = Path(path)
-        if path.suffix.lower() not in {self.extension, ".jpeg" if self.extension == ".jpg" else self.extension}:
-            raise ValueError(f"the picture is {self.media_type}: name it {path.stem}{self.extension}, not {path.name}")
-        with path.open("wb" if overwrite else "xb") as file:
-            file.write(self.data)
-        return path
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
-        return self.data if self.media_type == "image/png" else _as_png(self.pil())
-
-
-def read_detection(outputs: Mapping[str, Tensor], origin: Origin) -> Detection:
-    """Build a detection from a server's outputs.
+def read_detection(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader | None = None) -> Detection:
+    """Build a detection from a server's outputs; see :func:`read_cut`.
 
     Raises:
         InferenceError: outputs are missing or contradict one another.
     """
-    boxes, scores, report = _detected(outputs)
-    return Detection(boxes, scores, report, origin)
+    return Detection(*_detected(outputs, sent), origin)
 
 
-def read_cut(outputs: Mapping[str, Tensor], origin: Origin) -> CutResult:
-    """Build a result from a server's outputs.
+def read_cut(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader | None = None) -> CutResult:
+    """Build a result from a server's outputs. Pictures are held against the report by their headers, so that none is
+    decoded that is larger than what was cut.
+
+    Args:
+        sent: the header of the picture that was sent, whose size the report has to tell.
 
     Raises:
         InferenceError: outputs are missing or contradict one another.
     """
-    boxes, scores, report = _detected(outputs)
+    boxes, scores, report = _detected(outputs, sent)
     images = outputs.get("images")
     if not isinstance(images, list):
         raise malformed("it holds no cut-outs")
@@ -312,16 +310,21 @@ def read_cut(outputs: Mapping[str, Tensor], origin: Origin) -> CutResult:
     return CutResult(boxes, scores, report, origin, cutouts)
 
 
-def _detected(outputs: Mapping[str, Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32], Report]:
-    report = outputs.get("report")
-    if not isinstance(report, list) or len(report) != 1:
+def _detected(
+    outputs: Mapping[str, Tensor], sent: PictureHeader | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Report]:
+    raw = outputs.get("report")
+    if not isinstance(raw, list) or len(raw) != 1:
         raise malformed("it holds no report")
     boxes, scores = _floats(outputs.get("boxes")), _floats(outputs.get("scores"))
     if scores.ndim != 1 or boxes.shape != (len(scores), 4):
         raise malformed("its boxes and scores do not fit together")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise malformed("its boxes or scores are not finite")
-    return boxes, scores, parse_report(report[0])
+    report = parse_report(raw[0])
+    if sent is not None and {report.width_px, report.height_px} != {sent.width_px, sent.height_px}:
+        raise malformed("its report is of a picture of another size")
+    return boxes, scores, report
 
 
 def _floats(found: Tensor | None) -> NDArray[np.float32]:
@@ -336,29 +339,13 @@ def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:
         raise malformed("a cut-out is neither PNG nor WebP")
     if entry.file_bytes != len(image):
         raise malformed("a cut-out has another length than its report says")
-    return Cutout(
-        entry.id,
-        entry.people,
-        entry.box,
-        entry.score,
-        entry.frame,
-        image,
-        "png" if found == "png" else "webp",
-    )
-
-
-def _decoded(data: bytes, what: str) -> Image.Image:
-    from PIL import Image
-
+    x1, y1, x2, y2 = entry.frame
     try:
-        image = Image.open(io.BytesIO(data), formats=["PNG", "WEBP", "JPEG"])
-        image.load()
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
-        raise malformed(f"{what} cannot be decoded") from error
-    return image
-
-
-def _as_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+        header = read_header(image)
+    except InputError as error:
+        raise malformed("a cut-out's header makes no sense") from error
+    if (header.width_px, header.height_px) != (x2 - x1, y2 - y1):
+        raise malformed("a cut-out has another size than its frame")
+    return Cutout(
+        entry.id, entry.people, entry.box, entry.score, entry.frame, image, "png" if found == "png" else "webp"
+    )

@@ -31,7 +31,7 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     """The command as a process of its own."""
     ended = subprocess.run(
-        [sys.executable, "-m", "cutaway.cli", *arguments],
+        [sys.executable, "-m", "cutaway", *arguments],
         input=stdin,
         capture_output=True,
         timeout=60,

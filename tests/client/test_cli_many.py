@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytest
 from cutaway.cli import codes
-from cutaway.cli.journal import JOURNAL
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, NoPersonDetected, Overloaded, ProcessingTimeout
 
@@ -132,7 +131,7 @@ def test_a_server_that_is_gone_ends_the_run(own: OwnServer, capsys: pytest.Captu
     assert left == 30 - 3 - failed
     own.script = lambda _: None
     assert run("cut", "in") == codes.OK
-    assert "27 of 30 pictures done; 3 skipped, done earlier" in capsys.readouterr().err
+    assert "27 of 30 pictures done; 3 skipped, there already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [InferenceError("It broke."), Overloaded("Full."), ProcessingTimeout("Slow.")])
@@ -174,16 +173,15 @@ def test_repeats_are_as_many_as_was_said(own: OwnServer) -> None:
 def test_json_tells_of_every_picture(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(2)
     assert run("cut", "in/00.jpg", "--quiet") == codes.OK
-    Path("cutouts/mine.png").write_bytes(b"mine")
-    Path("mine.jpg").write_bytes(make.jpeg())
-    assert run("cut", "in", "mine.jpg", "none.jpg", "--json") == codes.USAGE
-    assert run("cut", "in", "mine.jpg", "--json") == codes.FAILED
+    Path("bad.jpg").write_bytes(b"%PDF-1.7")
+    assert run("cut", "in", "bad.jpg", "none.jpg", "--json") == codes.USAGE
+    assert run("cut", "in", "bad.jpg", "--json") == codes.FAILED
     shown = capsys.readouterr()
     forms = {form["source"]: form for form in read_jsonl(shown.out)}
     assert {source: form["status"] for source, form in forms.items()} == {
         "in/00.jpg": "skipped",
         "in/01.jpg": "done",
-        "mine.jpg": "failed",
+        "bad.jpg": "failed",
     }
     done = forms["in/01.jpg"]
     assert done["outputs"] == [
@@ -203,58 +201,53 @@ def test_json_tells_of_every_picture(own: OwnServer, capsys: pytest.CaptureFixtu
     assert done["elapsed_ms"] > 0
     assert done["request_id"] == own.asked[-1].request_id
     assert forms["in/00.jpg"]["outputs"] == [{"path": "cutouts/00.png"}]
-    assert forms["mine.jpg"]["error"]["code"] == "FILE_ERROR"
-    assert "cutouts/mine.png is there already" in forms["mine.jpg"]["error"]["message"]
-    assert "1 of 3 pictures done; 1 skipped, done earlier; 1 failed" in shown.err, "words go to standard error"
+    assert forms["bad.jpg"]["error"]["code"] == "INVALID_FORMAT"
+    assert "1 of 3 pictures done; 1 skipped, there already; 1 failed" in shown.err, "words go to standard error"
+    assert run("cut", "in/00.jpg", "-o", "cutouts/00.png", "--json") == codes.FAILED
+    (form,) = read_jsonl(capsys.readouterr().out)
+    assert form["error"]["code"] == "FILE_ERROR"
+    assert "cutouts/00.png is there already" in form["error"]["message"]
 
 
-def test_pictures_that_come_later_do_not_move_the_others(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("in").mkdir()
-    Path("in/photo.jpg").write_bytes(make.jpeg())
-    assert run("cut", "in") == codes.OK
-    Path("in/photo.bmp").write_bytes(make.saved(make.picture(70, 70), "BMP"))
-    assert run("cut", "in") == codes.OK
-    assert "in/photo.bmp → cutouts/photo_2.png" in capsys.readouterr().out
-    assert run("cut", "in") == codes.OK
-    assert "0 of 2 pictures done; 2 skipped" in capsys.readouterr().err
-
-
-def test_cutouts_among_the_pictures_are_not_cut_again(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures(2)
-    for _ in range(2):
-        assert run("cut", "in", "-o", "in") == codes.OK
-    assert "0 of 2 pictures done; 2 skipped" in capsys.readouterr().err
-    assert sorted(path.name for path in Path("in").iterdir()) == [JOURNAL, "00.jpg", "00.png", "01.jpg", "01.png"]
-
-
-def test_thousands_made_in_another_way_are_counted_and_not_listed(
+def test_what_is_there_is_skipped_unless_it_is_to_be_made_anew(
     own: OwnServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures(15)
-    assert run("cut", "in", "--quiet") == codes.OK
-    assert run("cut", "in", "--background", "#00FF00") == codes.FAILED
-    shown = capsys.readouterr().err
-    assert shown.count("was made with other options (the defaults); --force makes it again") == 10
-    assert "… and 5 more that were made in another way" in shown
-    assert "0 of 15 pictures done; 15 left alone, made in another way" in shown
+    pictures(2)
+    assert run("cut", "in", "--subject", "each", "--quiet") == codes.OK
+    Path("cutouts/00-0.png").write_bytes(b"retouched")
+    assert run("cut", "in", "--subject", "each") == codes.OK
+    assert capsys.readouterr().err == "0 of 2 pictures done; 2 skipped, there already\n"
+    assert len(own.asked) == 2, "nothing was sent again"
+    assert Path("cutouts/00-0.png").read_bytes() == b"retouched"
+    assert run("cut", "in") == codes.OK, "in another form, under names of their own"
+    assert "2 of 2 pictures done" in capsys.readouterr().err
+    assert run("cut", "in", "--subject", "each", "--overwrite") == codes.OK
+    assert Path("cutouts/00-0.png").read_bytes() == PNG
 
 
-def test_defaults_that_are_said_are_no_other_options(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_of_the_run_are_never_written_over(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.png").write_bytes(make.saved(make.picture(90, 60), "PNG"))
+    before = Path("a.png").read_bytes()
+    assert run("cut", "a.png", "-o", ".", "--overwrite") == codes.FAILED
+    assert "a.png is a picture of this very run and is not written over" in capsys.readouterr().err
+    assert Path("a.png").read_bytes() == before
+
+
+def test_a_folder_is_not_searched_and_written_to(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second run would cut the first one's results."""
     pictures(1)
-    assert run("cut", "in", "--quiet") == codes.OK
-    said = ["--padding-px", "20", "--background", "transparent", "--output", "png", "--subject", "people"]
-    assert run("cut", "in", *said) == codes.OK
-    assert "1 skipped" in capsys.readouterr().err
+    assert run("cut", "in", "-o", "in") == codes.USAGE
+    assert "in is searched for pictures: name another folder" in capsys.readouterr().err
 
 
 def test_a_file_instead_of_a_folder(own: OwnServer, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(2)
     assert run("cut", "in/00.jpg", "-o", "new/cut.png") == codes.OK
     assert Path("new/cut.png").read_bytes() == PNG
-    assert sorted(path.name for path in Path("new").iterdir()) == ["cut.png"], "one file needs no journal"
+    assert sorted(path.name for path in Path("new").iterdir()) == ["cut.png"]
     assert run("cut", "in/00.jpg", "-o", "new/cut.png") == codes.FAILED
-    assert "new/cut.png is there already; --force" in capsys.readouterr().err
-    assert run("cut", "in/00.jpg", "-o", "new/cut.png", "--force") == codes.OK
+    assert "new/cut.png is there already; --overwrite" in capsys.readouterr().err
+    assert run("cut", "in/00.jpg", "-o", "new/cut.png", "--overwrite") == codes.OK
     for arguments, words in (
         (["in", "-o", "cut.png"], "one file and takes one picture, and 2 are named"),
         (["in/00.jpg", "-o", "cut.jpg"], "name it cut.png"),
@@ -269,7 +262,7 @@ def test_a_file_instead_of_a_folder(own: OwnServer, capsys: pytest.CaptureFixtur
 
 def start(*arguments: str, url: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "cutaway.cli", *arguments],
+        [sys.executable, "-m", "cutaway", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -307,7 +300,7 @@ def test_what_is_done_is_kept(
         assert process.returncode == code, said
         assert lines_of(out) == ["in/00.jpg → cutouts/00.png", "in/01.jpg → cutouts/01.png"]
         assert said == "interrupted\n2 of 6 pictures done; 4 not tried\n"
-        assert sorted(path.name for path in Path("cutouts").iterdir()) == [JOURNAL, "00.png", "01.png"]
+        assert sorted(path.name for path in Path("cutouts").iterdir()) == ["00.png", "01.png"]
         server.script = lambda _: None
         assert run("cut", "in", "--url", server.url) == codes.OK
     assert "4 of 6 pictures done; 2 skipped" in capsys.readouterr().err
@@ -330,7 +323,7 @@ def test_killed_without_a_warning(own: OwnServer, capsys: pytest.CaptureFixture[
     over.set()
     own.script = lambda _: None
     assert run("cut", "in") == codes.OK
-    assert re.search(r"[34] of 6 pictures done; [23] skipped, done earlier", capsys.readouterr().err)
+    assert re.search(r"[34] of 6 pictures done; [23] skipped, there already", capsys.readouterr().err)
     assert {path.read_bytes() for path in Path("cutouts").glob("*.png")} == {PNG}
 
 
@@ -338,7 +331,7 @@ def test_killed_without_a_warning(own: OwnServer, capsys: pytest.CaptureFixture[
 
 
 def test_through_a_pipe(own: OwnServer) -> None:
-    shell = f"{sys.executable} -m cutaway.cli cut - -o - > cut.png"
+    shell = f"{sys.executable} -m cutaway cut - -o - > cut.png"
     ended = subprocess.run(shell, shell=True, input=make.jpeg(), capture_output=True, timeout=60)
     assert ended.returncode == codes.OK, ended.stderr
     assert Path("cut.png").read_bytes() == PNG

@@ -76,10 +76,10 @@ def test_a_server_that_is_not_there(clip: Path) -> None:
     ("arguments", "words"),
     [
         (["clip.avi", "-o", "out.gif"], "-o names a video: .mp4, .avi, .mkv"),
-        (["clip.avi", "-o", "clip.avi"], "clip.avi is there already"),
+        (["clip.avi", "-o", "clip.avi"], "clip.avi is there already; --overwrite"),
         (["clip.avi", "-o", "new.avi", "--background", "#12"], "'#12'"),
         (["clip.avi", "-o", "new.avi", "--background", "missing.jpg"], "missing.jpg"),
-        (["clip.avi", "-o", "new.avi", "--smoothing", "7"], "0 to 0.95"),
+        (["clip.avi", "-o", "new.avi", "--smoothing", "7"], "0.0<=x<=0.95"),
     ],
 )
 def test_refusals(

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import cutaway
 import pytest
 from cutaway.cancel import Cancel
+from cutaway.closing import ended_by_async
 from cutaway.contract.errors import RequestCancelled
 from cutaway.providers import Replicate
-from cutaway.providers.closing import ended_by_async
 from cutaway.resilience import RetryPolicy
 
 from tests.client import peers

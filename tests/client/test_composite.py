@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutaway.composite import Blur, Picture, Placement, compose
-from cutaway.compositing import colour, layers
-from cutaway.compositing.placing import ANCHORS, mapping_for
+from cutaway import colour_match as colour
+from cutaway.composite import ANCHORS, VISIBLE_FROM, Blur, Picture, Placement, compose, mapping_for
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
-from cutaway.decode import decode_input
+from cutaway.inputs import decode_input
 from cutaway.report import Frame, parse_report
 from cutaway.result import Cutout, CutResult, Origin
 from hypothesis import given, settings
@@ -181,11 +180,11 @@ def test_haze_does_not_move_a_cut_out() -> None:
     """What is barely there is drawn, and has no say in where the rest goes."""
     cutout = flat(100, 80, (200, 0, 0, 0))
     cutout[20:60, 30:50, 3] = 255
-    cutout[0, 0, 3] = layers.VISIBLE_FROM - 1
+    cutout[0, 0, 3] = VISIBLE_FROM - 1
     result = compose(cut_of((100, 80), (cutout, (0, 0))), b"", "#000000", place=Placement(anchor="top-left"))
     assert result.frames == ((0, 0, 20, 40),)
     cut = cut_of((100, 80), (cutout, (0, 0)))
-    assert compose(cut, b"", "#000000").numpy()[0, 0, 0] == round(200 * (layers.VISIBLE_FROM - 1) / 255)
+    assert compose(cut, b"", "#000000").numpy()[0, 0, 0] == round(200 * (VISIBLE_FROM - 1) / 255)
 
 
 # --------------------------------------------------------------------------------------------- pixels that are scaled
@@ -236,7 +235,7 @@ def test_scaling_is_done_on_weighted_colours(scale: float) -> None:
     side = round(100 * scale)
     place = Placement(anchor="top-left", scale=1)
     got = compose(cut_of((100, 100), (cutout, (0, 0))), b"", "#203040", size_px=(side, side), place=place).numpy()
-    kernel = Image.Resampling.HAMMING if scale < 1 else Image.Resampling.BICUBIC
+    kernel = Image.Resampling.HAMMING
 
     def resampled(plane: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(Image.fromarray(plane.astype(np.float32)).resize((side, side), kernel), float)
@@ -249,15 +248,6 @@ def test_scaling_is_done_on_weighted_colours(scale: float) -> None:
     middle = slice(10, -10)  # without the corners' single pixels: overshoots are cut off between the two passes
     difference = np.abs(got[middle, middle] - expected[middle, middle])
     assert difference.max() < 5 and difference.mean() < 0.5
-
-
-def test_strips_leave_no_seams(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = cut_of((60, 400), (noise(40, 360), (10, 20)))
-    place, behind = Placement(scale=0.8, flip=True), noise(200, 1300, 3)
-    in_strips = compose(cut, b"", behind, place=place).numpy().astype(int)
-    monkeypatch.setattr(layers, "STRIP_ROWS", 10_000)
-    at_once = compose(cut, b"", behind, place=place).numpy().astype(int)
-    assert np.abs(in_strips - at_once).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(333, 500), (77, 131), (401, 301), (101, 1000), (640, 97)])
@@ -284,14 +274,6 @@ def test_halves_that_the_picture_cut_off_stay_at_their_edge(edge: str) -> None:
         pixels = result.numpy()
         assert (pixels[-1, x1 + 2 : x2 - 2] == (200, 100, 50)).all()
         assert (pixels[y1 + 3 :, 0 if x1 == 0 else -1] == (200, 100, 50)).all()
-
-
-def test_many_large_cut_outs_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = cut_of((300, 200), (noise(100, 80), (30, 40)), (noise(90, 70), (100, 90)))
-    behind = noise(300, 200, 3)
-    kept = compose(cut, b"", behind, match_colour=0.5).data
-    monkeypatch.setattr(layers, "KEEP_PIXELS", 100)
-    assert compose(cut, b"", behind, match_colour=0.5).data == kept
 
 
 # ------------------------------------------------------------------------------------------------------------- places
@@ -457,7 +439,6 @@ def test_a_blurred_original_holds_nothing_of_who_was_cut_out(px: int) -> None:
 
 
 def test_a_blurred_original_is_pillows_blur_where_nobody_was() -> None:
-    """Taller than a strip, so that seams would show."""
     source = noise(80, 1300, 3)
     cut = cut_of((80, 1300), (flat(10, 10, (0, 0, 0, 0)), (0, 0)))
     for px in (1, 7, 100):
@@ -522,8 +503,7 @@ def lab_of(pixels: Pixels) -> NDArray[np.float64]:
 def matched(cutout: Pixels, behind: Pixels, strength: float) -> Pixels:
     """The cut-out as it comes out, with its own alpha kept apart by putting it beside the statistics' place."""
     cut = cut_of((cutout.shape[1], cutout.shape[0]), (cutout, (0, 0)))
-    seen = layers.layers_of(cut.cutouts)[0]
-    table = colour.matching([colour.samples(seen.image())], colour.samples(Image.fromarray(behind)), strength)
+    table = colour.matching([colour.samples(cut.cutouts[0].pil())], colour.samples(Image.fromarray(behind)), strength)
     return cutout if table is None else np.asarray(Image.fromarray(cutout).filter(table))
 
 
@@ -588,41 +568,6 @@ def test_a_match_needs_another_picture(onto: Any) -> None:
     assert refusal.value.details["name"] == "match_colour"
 
 
-# ------------------------------------------------------------------------------------------------------------ shadows
-
-
-def standing() -> CutResult:
-    return cut_of((200, 200), (flat(40, 120, (200, 0, 0, 255)), (80, 40)))
-
-
-@pytest.mark.parametrize("onto", ["#C0C0C0", "transparent"])
-def test_a_shadow_lies_where_feet_touch_the_ground(onto: str) -> None:
-    plain, shaded = (compose(standing(), b"", onto, shadow=shadow).numpy().astype(int) for shadow in (0, 0.6))
-    change = np.abs(shaded - plain).max(axis=2)
-    rows, columns = np.nonzero(change > 8)
-    assert rows.min() >= 150 and rows.max() <= 180, "at the ground, which is row 160"
-    assert columns.min() >= 70 and columns.max() < 130, "as wide as who throws it, and a little"
-    assert change[161, 100] > 30
-    assert (shaded[40:160, 80:120] == plain[40:160, 80:120]).all(), "below people, never on them"
-    if onto == "transparent":
-        assert (shaded[..., 3] >= plain[..., 3]).all()
-        assert not shaded[162, 100, :3].any()
-    else:
-        assert (shaded <= plain).all()
-
-
-def test_who_is_cut_off_has_no_shadow() -> None:
-    cut = cut_of((200, 200), (flat(40, 120, (200, 0, 0, 255)), (80, 80)))
-    place = Placement(anchor="center", scale=0.4)
-    assert compose(cut, b"", "#C0C0C0", place=place, shadow=1).data == compose(cut, b"", "#C0C0C0", place=place).data
-
-
-def test_a_shadow_beyond_the_canvas() -> None:
-    for offset in ((0, 40), (0, 90), (-100, 0), (150, 0), (0, -190), (0, 200)):
-        compose(standing(), b"", "#C0C0C0", place=Placement(offset_px=offset), shadow=0.5)
-    compose(standing(), b"", "#C0C0C0", place=Placement(scale=0.01), shadow=0.5)
-
-
 # ------------------------------------------------------------------------------------------------- the finished file
 
 
@@ -679,7 +624,6 @@ CUT = cut_of((64, 64), (flat(20, 20, (200, 0, 0, 255)), (5, 5)))
         ("match_colour", {"match_colour": -0.1}),
         ("match_colour", {"match_colour": float("nan")}),
         ("match_colour", {"match_colour": "1"}),
-        ("shadow", {"shadow": 2}),
         ("size_px", {"size_px": (0, 100)}),
         ("size_px", {"size_px": (1.5, 100)}),
         ("size_px", {"size_px": 100}),
@@ -791,7 +735,7 @@ if KIND == "blur":
     compose(cut, original, Blur(30), output="jpeg")
 else:
     place = Placement(anchor="bottom", scale=0.9)
-    compose(cut, original, original, match_colour=1, shadow=1, place=place, output="jpeg")
+    compose(cut, original, original, match_colour=1, place=place, output="jpeg")
 # Not getrusage, which counts what the process was a copy of before it became this one, too.
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """

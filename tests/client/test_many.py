@@ -11,52 +11,47 @@ from typing import Any
 
 import anyio
 import pytest
+from cutaway import loop
 from cutaway.cancel import Cancel
 from cutaway.contract.errors import CorruptImage, RequestCancelled
-from cutaway.many import Outcome, run_many, run_many_async
+from cutaway.many import Outcome, iterate_many, run_many
 
 WAIT_S = 20.0
 
 
 class Work:
-    """Counts what is in flight; each picture is done when its gate opens."""
+    """Counts what is in flight, in the loop thread; each picture is done when its gate opens."""
 
     def __init__(self, gated: bool = False) -> None:
-        self.lock = threading.Lock()
         self.now = self.most = self.begun = 0
-        self.gates: dict[Any, threading.Event] = {}
+        self.gates: dict[Any, asyncio.Event] = {}
         self.gated = gated
 
-    def gate(self, image: Any) -> threading.Event:
-        with self.lock:
-            return self.gates.setdefault(image, threading.Event())
+    def open(self, image: Any) -> None:
+        loop.running().call_soon_threadsafe(self._gate(image).set)
 
-    def __call__(self, image: Any, cancel: Cancel) -> Any:
-        with self.lock:
-            self.begun += 1
-            self.now += 1
-            self.most = max(self.most, self.now)
+    def _gate(self, image: Any) -> asyncio.Event:
+        return self.gates.setdefault(image, asyncio.Event())
+
+    async def __call__(self, image: Any) -> Any:
+        self.begun += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
         try:
             if self.gated:
-                gate = self.gate(image)
-                unregister = cancel.on_cancel(gate.set)
-                assert gate.wait(WAIT_S)
-                unregister()
-            if cancel.cancelled:
-                raise RequestCancelled("cancelled")
+                await asyncio.wait_for(self._gate(image).wait(), WAIT_S)
             if image == "bad":
                 raise CorruptImage("bad")
             return f"result of {image}"
         finally:
-            with self.lock:
-                self.now -= 1
+            self.now -= 1
 
 
 def test_every_picture_has_its_outcome_and_a_failure_ends_nothing() -> None:
     images = ["a", "bad", "c", "d"]
     steps: list[tuple[int, int | None]] = []
     outcomes = list(
-        run_many(Work(), images, jobs=2, ordered=True, progress=lambda *step: steps.append(step))  # type: ignore[arg-type]
+        iterate_many(Work(), images, jobs=2, ordered=True, progress=lambda *step: steps.append(step))  # type: ignore[arg-type]
     )
     assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
     assert [outcome.source for outcome in outcomes] == images
@@ -69,19 +64,19 @@ def test_every_picture_has_its_outcome_and_a_failure_ends_nothing() -> None:
 
 def test_in_order_of_completion() -> None:
     work = Work(gated=True)
-    outcomes = run_many(work, ["slow", "quick"], jobs=2, ordered=False)
-    work.gate("quick").set()
+    outcomes = iterate_many(work, ["slow", "quick"], jobs=2, ordered=False)
+    work.open("quick")
     assert next(outcomes).source == "quick"
-    work.gate("slow").set()
+    work.open("slow")
     assert next(outcomes).source == "slow"
     assert next(outcomes, None) is None
 
 
 def test_in_order_of_the_pictures() -> None:
     work = Work(gated=True)
-    outcomes = run_many(work, ["slow", "quick"], jobs=2, ordered=True)
-    work.gate("quick").set()
-    opener = threading.Timer(0.1, work.gate("slow").set)
+    outcomes = iterate_many(work, ["slow", "quick"], jobs=2, ordered=True)
+    work.open("quick")
+    opener = threading.Timer(0.1, work.open, ("slow",))
     opener.start()
     assert [outcome.source for outcome in outcomes] == ["slow", "quick"]
     opener.join()
@@ -97,7 +92,7 @@ def test_no_more_in_flight_than_jobs_and_inputs_are_lazy(ordered: bool) -> None:
             yield number
 
     work = Work()
-    outcomes = run_many(work, images(), jobs=3, ordered=ordered)  # type: ignore[arg-type]
+    outcomes = iterate_many(work, images(), jobs=3, ordered=ordered)  # type: ignore[arg-type]
     for _ in range(20):
         assert next(outcomes).ok
     outcomes.close()
@@ -107,8 +102,8 @@ def test_no_more_in_flight_than_jobs_and_inputs_are_lazy(ordered: bool) -> None:
 
 def test_closing_cancels_what_is_in_flight() -> None:
     work = Work(gated=True)
-    outcomes = run_many(work, ["first", "second", "third"], jobs=2, ordered=False)
-    work.gate("first").set()
+    outcomes = iterate_many(work, ["first", "second", "third"], jobs=2, ordered=False)
+    work.open("first")
     assert next(outcomes).source == "first"
     outcomes.close()  # returns although nobody opened the second one's gate
     assert work.now == 0
@@ -117,7 +112,7 @@ def test_closing_cancels_what_is_in_flight() -> None:
 
 def test_a_cancel_from_outside_ends_it() -> None:
     work, cancel = Work(gated=True), Cancel()
-    outcomes = run_many(work, map(str, range(1000)), jobs=2, ordered=False, cancel=cancel)
+    outcomes = iterate_many(work, map(str, range(1000)), jobs=2, ordered=False, cancel=cancel)
     canceller = threading.Timer(0.1, cancel.cancel)
     canceller.start()
     found = list(outcomes)
@@ -131,7 +126,7 @@ def test_a_broken_source_of_pictures_is_raised_and_ends_the_rest() -> None:
         yield "a"
         raise OSError("the list is gone")
 
-    outcomes = run_many(Work(), images(), jobs=1, ordered=False)
+    outcomes = iterate_many(Work(), images(), jobs=1, ordered=False)
     with pytest.raises(OSError, match="the list is gone"):
         list(outcomes)
 
@@ -141,7 +136,7 @@ def test_what_was_taken_before_the_source_broke_is_handed_out_first() -> None:
         yield from "abc"
         raise OSError("the list is gone")
 
-    outcomes = run_many(Work(), images(), jobs=8, ordered=True)
+    outcomes = iterate_many(Work(), images(), jobs=8, ordered=True)
     assert [next(outcomes).source for _ in range(3)] == ["a", "b", "c"]
     with pytest.raises(OSError, match="the list is gone"):
         next(outcomes)
@@ -165,7 +160,7 @@ def test_a_source_may_wait_for_what_becomes_of_the_pictures_before(ordered: bool
     live = Live()
     live.given.put(0)
     found = []
-    for outcome in run_many(Work(), live, jobs=4, ordered=ordered):
+    for outcome in iterate_many(Work(), live, jobs=4, ordered=ordered):
         found.append(outcome.source)
         live.given.put(len(found) if len(found) < 5 else None)
     assert found == [0, 1, 2, 3, 4]
@@ -176,28 +171,36 @@ def test_leaving_or_cancelling_does_not_wait_for_the_source() -> None:
     started = time.monotonic()
     left, cancelled, cancel = Live(), Live(), Cancel()
     left.given.put("a")
-    outcomes = run_many(Work(), left, jobs=2, ordered=False)
+    outcomes = iterate_many(Work(), left, jobs=2, ordered=False)
     assert next(outcomes).source == "a"
     outcomes.close()
     canceller = threading.Timer(0.1, cancel.cancel)
     canceller.start()
-    assert list(run_many(Work(), cancelled, jobs=2, ordered=False, cancel=cancel)) == []
+    assert list(iterate_many(Work(), cancelled, jobs=2, ordered=False, cancel=cancel)) == []
     canceller.join()
     assert time.monotonic() - started < WAIT_S / 2
     left.given.put(None)
     cancelled.given.put(None)
 
 
-def test_what_has_a_length_is_taken_in_the_caller_s_thread() -> None:
-    class Rows(list[str]):
-        def __iter__(self) -> Iterator[str]:
-            for row in super().__iter__():
-                threads.add(threading.get_ident())
-                yield row
-
+def test_progress_is_called_in_the_thread_that_iterates() -> None:
     threads: set[int] = set()
-    assert len(list(run_many(Work(), Rows("abc"), jobs=2, ordered=False))) == 3
+    told = iterate_many(
+        Work(), ["a", "b"], jobs=2, ordered=False, progress=lambda *_: threads.add(threading.get_ident())
+    )
+    assert len(list(told)) == 2
     assert threads == {threading.get_ident()}
+
+
+def test_what_leaves_an_iterable_and_is_no_exception_is_an_error_all_the_same() -> None:
+    def images() -> Iterator[str]:
+        yield "a"
+        raise SystemExit(3)
+
+    outcomes = iterate_many(Work(), images(), jobs=1, ordered=False)
+    assert next(outcomes).ok
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        next(outcomes)
 
 
 def test_no_more_than_jobs_are_begun_while_nobody_asks() -> None:
@@ -208,7 +211,7 @@ def test_no_more_than_jobs_are_begun_while_nobody_asks() -> None:
             taken.append(name)
             yield name
 
-    outcomes = run_many(Work(), images(), jobs=1, ordered=False)
+    outcomes = iterate_many(Work(), images(), jobs=1, ordered=False)
     for number, outcome in enumerate(outcomes, 1):
         time.sleep(0.02)
         assert outcome.source == taken[number - 1]
@@ -218,7 +221,7 @@ def test_no_more_than_jobs_are_begun_while_nobody_asks() -> None:
 @pytest.mark.parametrize("one", ["photo.jpg", b"\xff\xd8"])
 def test_one_picture_is_not_several(one: Any) -> None:
     with pytest.raises(TypeError, match="put it into a list"):
-        next(run_many(Work(), one, jobs=1, ordered=False))
+        next(iterate_many(Work(), one, jobs=1, ordered=False))
 
 
 # ------------------------------------------------------------------------------------------------ asyncio
@@ -242,7 +245,7 @@ def test_async_outcomes_bounds_and_failures() -> None:
             yield number
 
     async def main() -> list[Outcome]:
-        return [outcome async for outcome in run_many_async(work, images(), jobs=4, ordered=True)]
+        return [outcome async for outcome in run_many(work, images(), jobs=4, ordered=True)]
 
     outcomes = asyncio.run(main())
     assert [outcome.index for outcome in outcomes] == list(range(12))
@@ -265,7 +268,7 @@ def test_async_a_source_may_wait_for_what_becomes_of_the_pictures_before(ordered
                     yield image
 
         found = []
-        async for outcome in run_many_async(work, images(), jobs=4, ordered=ordered):
+        async for outcome in run_many(work, images(), jobs=4, ordered=ordered):
             found.append(outcome.source)
             given.put_nowait(len(found) if len(found) < 5 else None)
         return found
@@ -286,10 +289,10 @@ def test_async_leaving_does_not_wait_for_the_source_and_a_broken_one_is_raised()
         raise OSError("the list is gone")
 
     async def main() -> None:
-        outcomes = run_many_async(work, waiting(), jobs=2, ordered=False)
+        outcomes = run_many(work, waiting(), jobs=2, ordered=False)
         assert (await anext(outcomes)).ok
         await outcomes.aclose()
-        outcomes = run_many_async(work, broken(), jobs=2, ordered=False)
+        outcomes = run_many(work, broken(), jobs=2, ordered=False)
         assert (await anext(outcomes)).ok
         with pytest.raises(OSError, match="the list is gone"):
             await anext(outcomes)
@@ -305,7 +308,7 @@ def test_async_jobs_stay_busy_while_the_caller_works_without_awaiting() -> None:
         return image
 
     async def main() -> None:
-        async for outcome in run_many_async(work, iter(range(20)), jobs=2, ordered=True):
+        async for outcome in run_many(work, iter(range(20)), jobs=2, ordered=True):
             assert len(begun) <= outcome.index + 2 * 2
 
     asyncio.run(main())
@@ -325,7 +328,7 @@ def test_async_closing_cancels_what_is_in_flight() -> None:
             raise
 
     async def main() -> None:
-        outcomes = run_many_async(work, range(100), jobs=3, ordered=False)  # type: ignore[arg-type]
+        outcomes = run_many(work, range(100), jobs=3, ordered=False)  # type: ignore[arg-type]
         assert (await anext(outcomes)).source == 0  # type: ignore[comparison-overlap]
         await asyncio.sleep(0)
         await outcomes.aclose()
@@ -349,7 +352,7 @@ def test_async_cancelling_the_loop_cancels_what_is_in_flight() -> None:
             raise
 
     async def consume() -> None:
-        async for _ in run_many_async(work, range(100), jobs=3, ordered=False):  # type: ignore[arg-type]
+        async for _ in run_many(work, range(100), jobs=3, ordered=False):  # type: ignore[arg-type]
             pass
 
     async def main() -> None:

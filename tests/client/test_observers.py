@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 from cutaway import AsyncClient, Client
-from cutaway.chain import Tried
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidOption, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_options
+from cutaway.fallback import Tried
 from cutaway.observe import Observation, ServedFacts, Unobserved, observed
 from cutaway.observers import OpenTelemetry, Prometheus
 from opentelemetry import trace

@@ -141,7 +141,7 @@ def test_commands_run(page: Path, folder: Path, server, monkeypatch: pytest.Monk
             command = shlex.split(line, comments=True)
             if command[:1] == ["cutaway"]:
                 done = subprocess.run(
-                    [sys.executable, "-m", "cutaway.cli", *command[1:]], capture_output=True, text=True, timeout=120
+                    [sys.executable, "-m", "cutaway", *command[1:]], capture_output=True, text=True, timeout=120
                 )
                 assert done.returncode == 0, f"{line}\n{done.stderr}"
 
@@ -214,7 +214,7 @@ def test_numbers_of_the_page_about_streams() -> None:
         f"the last {limits.STREAM_RESULTS_KEPT} are kept",
         f"over the last {limits.STREAM_STATISTICS_FRAMES} frames",
         f"within `timeout_s` ({limits.STREAM_TIMEOUT_S:g} s)",
-        f"for {limits.STREAM_REST_FIRST_S:g} s, doubling up to {limits.STREAM_REST_MAX_S:g} s",
+        f"for {limits.STREAM_BACK_OFF_FIRST_S:g} s, doubling up to {limits.STREAM_BACK_OFF_MAX_S:g} s",
         f"sends nothing for {limits.STREAM_IDLE_S:g} s is forgotten",
         f"the code `{limits.UNTOUCHED}`",
     ):

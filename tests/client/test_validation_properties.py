@@ -4,7 +4,6 @@
 - Random and damaged files, texts, data URIs, arrays, PIL images and file objects raise InputError, TypeError or OSError
   and nothing else; with `verify`, whole decoding included.
 - The worst ten mebibytes of each kind cost little more memory than their own size, and seconds at most.
-- A URL that the fetcher takes is of an allowed host for every reader of URLs, and not only for its own.
 
 What files' headers may hold is tested in test_headers.py.
 """
@@ -20,15 +19,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_from_bytes, urlsplit
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 import pytest
 from cutaway.contract.errors import InputError
 from cutaway.contract.limits import INPUT_LIMITS, MIB
-from cutaway.decode import decode_input
-from cutaway.fetch import Fetcher, FetchRefused
-from cutaway.inputs import EncodedPicture, encode
+from cutaway.inputs import EncodedPicture, decode_input, encode
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -352,42 +349,3 @@ def test_an_endless_file_object() -> None:
         assert traced(lambda: outcome(file), most_mib=35) == "FileTooLarge"
     with os.fdopen(os.open("/dev/zero", os.O_RDONLY), "rb") as file:
         assert traced(lambda: outcome(file), most_mib=35) == "FileTooLarge"
-
-
-# --------------------------------------------------------------------------------------------------------------- URLs
-
-ALLOWED = "images.example.com"
-SIGNS = ["https:", "http:", "//", "/", "\\", "@", ":", "#", "?", "%40", "%2f", "%00", "[", "]", ".", "\t", "\n", " "]
-URL_PARTS = st.sampled_from([*SIGNS, ALLOWED, "evil.net", "127.0.0.1", "443", "user", "ｅ", "．", "xn--", "\u2100"])
-
-
-@given(
-    st.lists(URL_PARTS, max_size=10).map("".join) | st.text(max_size=50) | URL_PARTS.map(f"https://{ALLOWED}".__add__)
-)
-@settings(max_examples=500)
-@example(f"https://{ALLOWED}/a.png")
-@example(f"https://evil.net\\@{ALLOWED}/")
-@example(f"https://{ALLOWED}#@evil.net/")
-def test_urls_mean_the_same_to_everybody(url: str) -> None:
-    """No URL passes whose host is another one for Python's own parser than for the one that connects."""
-    fetcher = Fetcher([ALLOWED])
-    try:
-        target = fetcher._checked(url)
-    except FetchRefused:
-        return
-    assert target.scheme == "https" and target.host == ALLOWED and not target.userinfo
-    assert urlsplit(str(target)).hostname == ALLOWED
-    assert urlsplit(str(target)).port in (None, 443)
-
-
-@given(st.text(max_size=60))
-def test_allow_entries(entry: str) -> None:
-    """Whatever is taken as an entry allows nothing but that host."""
-    try:
-        fetcher = Fetcher([entry])
-    except InputError:
-        return
-    for other in ("evil.net", "example.com", "127.0.0.1", "a.evil.net"):
-        if entry.lower().removesuffix(".").removeprefix("*.").partition(":")[0] not in other:
-            with pytest.raises(FetchRefused):
-                fetcher._checked(f"https://{other}/")

@@ -43,7 +43,7 @@ class TritonPythonModel(whole.TritonPythonModel):
         pb_utils.Logger.log_info(f"lever: began {request.request_id()}")
         try:
             if lever == "slow":
-                proceed = whole._patience(request, self.processing_timeout_s)
+                proceed = whole._deadline_check(request, self.processing_timeout_s)
                 end = time.monotonic() + float(rest.partition("-")[0])
                 while time.monotonic() < end:
                     proceed()

@@ -26,7 +26,7 @@ from cutaway.contract.errors import (
     ResolutionTooSmall,
     ServerUnavailable,
 )
-from cutaway.contract.limits import STREAM_REST_MAX_S, STREAM_RESULTS_KEPT, STREAM_TIMEOUT_S, UNTOUCHED
+from cutaway.contract.limits import STREAM_BACK_OFF_MAX_S, STREAM_RESULTS_KEPT, STREAM_TIMEOUT_S, UNTOUCHED
 from numpy.typing import NDArray
 from stream.tuning import STREAMS_MAX
 from tritonclient.utils import InferenceServerException
@@ -343,7 +343,7 @@ def test_one_stream_too_many_is_refused_with_a_typed_error(tmp_path: Path, frame
             assert not any(one(stream, small).untouched for stream in streams)
 
             streams[0].close()
-            assert wait_for(lambda: not one(late, small).untouched, 2 * STREAM_REST_MAX_S)
+            assert wait_for(lambda: not one(late, small).untouched, 2 * STREAM_BACK_OFF_MAX_S)
             assert late.statistics.overloaded == late.statistics.untouched
 
 

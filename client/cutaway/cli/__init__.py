@@ -1,57 +1,68 @@
-"""The command ``cutaway``: cut, detect, composite, upscale, stream, health, models, completion.
-
-One module per subcommand; :mod:`.parser` has the command line, :mod:`.batch` the way of many pictures through a client,
-:mod:`.output` and :mod:`.journal` what is done already, :mod:`.talking` what is said, :mod:`.streams` where to.
-"""
+"""The command ``cutaway``, on click: modules for pictures, servers and videos over the public SDK."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
+from contextlib import suppress
 
-from cutaway.cli.codes import FAILED, INTERRUPTED, OK
-from cutaway.cli.parser import build_parser
-from cutaway.cli.streams import OutputLost, drop_what_is_stuck, open_closed_streams, writing
-from cutaway.cli.talking import own_log, say, show_warning
+import click
 
-__all__ = ["build_parser", "main"]
+import cutaway
+from cutaway.cli import codes, console, pictures, servers
+from cutaway.cli.stream import stream
+
+COMMANDS = (pictures.cut, pictures.detect, pictures.composite, pictures.upscale, stream, servers.health, servers.models)
+
+
+class _InOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {message}", err=True)
+            return super().invoke(ctx)
+
+
+@click.group(cls=_InOrder, commands={str(each.name): each for each in COMMANDS}, epilog=codes.EPILOG)
+@click.version_option(cutaway.__version__, "-V", "--version", message="cutaway %(version)s")
+def command() -> None:
+    """Cut people and objects out of pictures with a Cutaway server."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would stand among what the command says
-    open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows another one
-            stream.reconfigure(errors="replace")
-    code = OK
+    console.open_closed_streams()
+    for stream_ in (sys.stdout, sys.stderr):
+        if isinstance(stream_, io.TextIOWrapper):  # a terminal that lacks a letter shows another one
+            stream_.reconfigure(errors="replace")
+    typed = sys.argv[1:] if arguments is None else list(arguments)
+    log, handler = logging.getLogger("cutaway"), console.LogLines(verbose=bool({"-v", "--verbose"} & set(typed)))
+    before, log.propagate = (log.level, log.propagate), False
+    log.addHandler(handler)
+    log.setLevel(handler.level)
     try:
-        code = _run(arguments)
-        with writing(sys.stdout):
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        say("interrupted", sys.stderr)
-        code = INTERRUPTED
-    except OutputLost as lost:
-        if not lost.reader_left:
-            say(str(lost), sys.stderr)
-        code = FAILED
+        return int(command.main(typed, prog_name="cutaway", standalone_mode=False) or codes.OK)
+    except click.ClickException as error:
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    except click.Abort:
+        console.say("interrupted", err=True)
+        return codes.INTERRUPTED
+    except SystemExit as end:  # click's: whoever read standard output, such as `head`, has gone, and misses nothing
+        return int(end.code or codes.OK)
+    except (OSError, ValueError) as error:
+        console.say(f"standard output cannot be written: {console.reason(error)}", err=True)
+        return codes.FAILED
     finally:
-        drop_what_is_stuck()
-    return code
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    try:
-        given = build_parser().parse_args(arguments)
-        with warnings.catch_warnings(), own_log(verbose=getattr(given, "verbose", False)):
-            warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = show_warning
-            code: int = import_module(f"cutaway.cli.{given.command}").run(given)
-            return code
-    except SystemExit as end:  # argparse's, after --help or with a usage line
-        return int(end.code or OK)
+        console.drop_unwritten()
+        log.removeHandler(handler)
+        log.level, log.propagate = before

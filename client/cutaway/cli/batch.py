@@ -1,231 +1,200 @@
-"""Many pictures, one after the other or several at once: what becomes of each, and when to stop."""
+"""Many pictures, several at once: what becomes of each, what is skipped, and when to stop."""
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-from cutaway.cancel import Cancel
-from cutaway.cli.codes import FAILED, OK, UNAVAILABLE
-from cutaway.cli.files import Job
-from cutaway.cli.interrupts import interruptible
-from cutaway.cli.output import OutputFolder
-from cutaway.cli.talking import Teller, error_form, failure_form, pictures, readable, reasons, say
-from cutaway.contract.errors import CutawayError, InputError, NoPersonDetected, RequestCancelled
+import click
+
+import cutaway
+from cutaway.cli.codes import FAILED, INTERRUPTED, OK, TERMINATED, UNAVAILABLE
+from cutaway.cli.console import clear_bar, reason, say, say_json
+from cutaway.cli.files import Destination, Job, write
+from cutaway.cli.options import open_client
 from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
-    from pathlib import Path
-
-    from cutaway.many import Outcome
-
-R = TypeVar("R")
-
-SHOWN = 10
-"""So many lines about pictures that were done earlier in another way; the rest is counted."""
+Work = Callable[["cutaway.AsyncClient", Any], Awaitable[Any]]
+Task = asyncio.Task[Any]
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What became of a picture that went well.
+class Made:
+    """A picture that went well: its result, words for programs and people, and files to be written."""
 
-    Attributes:
-        form: for programs.
-        lines: for people.
-        provider: who served it.
-        tier: 1 for a server of one's own.
-    """
-
+    result: Any
     form: Mapping[str, Any]
     lines: Sequence[str]
-    provider: str = "triton"
-    tier: int = 1
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
 
-class Start(Protocol):
-    """Begins the work on pictures as they are needed, until they end or `cancel` is used."""
+def run(work: Coroutine[Any, Any, int]) -> int:
+    """Do it in an event loop, where Ctrl-C and SIGTERM cancel it; returns the exit code."""
 
-    def __call__(self, images: Iterable[Any], cancel: Cancel) -> Generator[Outcome, None, None]: ...
+    async def cancellable() -> int:
+        task = asyncio.current_task()
+        if task and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            with suppress(RuntimeError):  # not in the main thread, or on Windows
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
 
-
-@dataclass
-class Tally:
-    """How many pictures went which way."""
-
-    total: int
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    differ: int = 0
-    hosted: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def left(self) -> int:
-        return self.total - self.done - self.skipped - self.failed - self.differ
-
-    def __str__(self) -> str:
-        parts = [f"{self.done:,} of {pictures(self.total)} done"]
-        parts += [f"{number:,} by {provider} (hosted)" for provider, number in sorted(self.hosted.items())]
-        parts += [
-            f"{number:,} {what}"
-            for number, what in (
-                (self.skipped, "skipped, done earlier"),
-                (self.differ, "left alone, made in another way"),
-                (self.failed, "failed"),
-                (self.left, "not tried"),
-            )
-            if number
-        ]
-        return "; ".join(parts)
+    try:
+        return asyncio.run(cancellable())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except asyncio.CancelledError:
+        return TERMINATED
 
 
-class Patience:
-    """When a server counts as gone: at once where it says so, and after too many failures of its own in a row."""
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-
-    def went_well(self) -> None:
-        self._in_a_row = 0
-
-    def is_over(self, error: Exception) -> str:
-        """Why to stop after this failure, or ""."""
-        if not isinstance(error, CutawayError) or isinstance(error, RequestCancelled):
-            return ""
-        if isinstance(error, InputError):
-            if isinstance(error, NoPersonDetected):  # the server looked
-                self._in_a_row = 0
-            return ""
-        self._in_a_row += 1
-        if error.code == "UNAVAILABLE":
-            return "the server is not there"
-        if self._in_a_row >= RUN_GIVE_UP_FAILURES:
-            return f"the server failed {self._in_a_row} times in a row"
-        return ""
+def error_form(error: Exception) -> dict[str, Any]:
+    """An error for programs; FILE_ERROR is what is wrong with files here, which no server ever answers."""
+    if isinstance(error, cutaway.CutawayError):
+        return {**error.to_dict(), "request_id": error.request_id}
+    advice = "Check the path, what is there, and its permissions."
+    form = {"code": "FILE_ERROR", "message": reason(error), "tier": int(cutaway.Tier.HIGH), "user_action": advice}
+    return {**form, "retry_after": None, "details": {}, "request_id": ""}
 
 
-class Batch(Generic[R]):
+class Batch:
     """One run over pictures.
 
     Args:
+        context: of the subcommand, whose options say how.
         jobs: the pictures.
-        teller: says what becomes of them.
-        output: where what is made goes; None where nothing is made.
-        finish: keeps a result and says what it was; may raise OSError.
-        name: a picture's name for people.
+        to: where what is made goes; None where nothing is made.
+        places: files of a picture of which one that is there says that the picture is done.
     """
 
     def __init__(
         self,
+        context: click.Context,
         jobs: Sequence[Job],
-        teller: Teller,
-        finish: Callable[[Job, R], Finished],
-        *,
-        output: OutputFolder | None = None,
+        to: Destination | None = None,
+        places: Callable[[Job], Iterable[Path]] = lambda _: (),
     ) -> None:
-        self._teller = teller
-        self._finish = finish
-        self._output = output
-        self._jobs = list(jobs)
-        self._patience = Patience()
+        self._context, self._given, self._jobs, self._to = context, context.params, jobs, to
+        self._sources = {job.source.resolve() for job in jobs if job.data is None}
+        self._places = places
+        self._tally: Counter[str] = Counter()
+        self._hosted: Counter[str] = Counter()
+        self._failures_in_a_row = 0
         self._stopped = ""
-        self.tally = Tally(len(jobs))
 
-    def run(self, start: Start) -> int:
-        """Do it all; returns the exit code."""
-        todo = self._to_do()
-        with interruptible() as interrupts:
-            if todo:
-                self._drive(todo, start, interrupts.cancel)
-            if self._stopped and self.tally.left:
-                say(f"stopped: {self._stopped}; the same command goes on from here", sys.stderr)
-            if interrupts.code:
-                say("interrupted", sys.stderr)
-            if self._has_a_summary() or interrupts.code:
-                say(str(self.tally), sys.stderr)
-            if interrupts.code:
-                return interrupts.code
-        if self._stopped:
-            return UNAVAILABLE
-        return FAILED if self.tally.failed or self.tally.differ else OK
+    def run(self, work: Work, made: Callable[[Job, Any], Made], *, upscales: bool = False) -> int:
+        """Work on all pictures, and keep what is made of each; returns the exit code."""
+        return run(self._run(work, made, upscales))
 
-    def _has_a_summary(self) -> bool:
-        tally = self.tally
-        if tally.total == 1 and not tally.skipped:
-            return False  # its own line said it all
-        return not self._teller.quiet or tally.failed > 0 or tally.differ > 0
+    async def _run(self, work: Work, made: Callable[[Job, Any], Made], upscales: bool) -> int:
+        todo = [job for job in self._jobs if self._is_to_do(job)]
+        shows = not self._given["quiet"] and len(self._jobs) > 1 and sys.stderr.isatty()
+        bar = click.progressbar(length=len(self._jobs), show_pos=True, file=sys.stderr)
+        try:
+            async with open_client(self._context, upscales=upscales) as client:
+                with bar if shows else nullcontext():
+                    async with aclosing(self._finished(todo, lambda image: work(client, image))) as finished:
+                        async for job, task in finished:
+                            self._take(job, task, made)
+                            bar.update(len(self._jobs) - self._left - bar.pos if shows else 0)
+        except asyncio.CancelledError:
+            say("interrupted", err=True)
+            say(self._summary(), err=True)
+            raise
+        if self._stopped and self._left:
+            say(f"stopped: {self._stopped}; the same command goes on from here", err=True)
+        if (len(self._jobs) > 1 or self._tally["skipped"]) and (self._tally["failed"] or not self._given["quiet"]):
+            say(self._summary(), err=True)
+        return UNAVAILABLE if self._stopped else FAILED if self._tally["failed"] else OK
 
-    def _to_do(self) -> list[Job]:
-        """The pictures that are still to be done; tells of the others."""
-        if self._output is None:
-            return self._jobs
-        todo, other_ways = [], 0
-        for job in self._jobs:
-            found = self._output.standing(job)
-            form = {**_form(job, found.status), "outputs": [{"path": str(path)} for path in found.outputs]}
-            if found.status == "todo":
-                todo.append(job)
-            elif found.status == "skipped":
-                self.tally.skipped += 1
-                self._teller.only_json(form)
-            elif found.status == "differs":
-                self.tally.differ += 1
-                self._teller.only_json(form | {"error": failure_form(found.why, "Use --force to make it again.")})
-                other_ways += 1
-                if other_ways <= SHOWN:
-                    say(f"{job.source}: {found.why}", sys.stderr)
-            else:
-                self.tally.failed += 1
-                action = "Use --force, or another folder."
-                self._teller.went_wrong(form | {"error": failure_form(found.why, action)}, f"{job.source}: {found.why}")
-        if other_ways > SHOWN:
-            say(f"… and {other_ways - SHOWN:,} more that were made in another way", sys.stderr)
-        return todo
+    @property
+    def _left(self) -> int:
+        return len(self._jobs) - self._tally.total()
 
-    def _drive(self, todo: Sequence[Job], start: Start, cancel: Cancel) -> None:
-        settled = self.tally.total - len(todo)
-        with self._teller.bar(self.tally.total, settled) as bar, closing(start(self._feed(todo), cancel)) as outcomes:
-            for outcome in outcomes:
-                self._take(todo[outcome.index], outcome)
-                bar.update()
+    def _summary(self) -> str:
+        count = len(self._jobs)
+        parts = [f"{self._tally['done']:,} of {'1 picture' if count == 1 else f'{count:,} pictures'} done"]
+        parts += [f"{number:,} by {name} (hosted)" for name, number in sorted(self._hosted.items())]
+        rest = ((self._tally["skipped"], "skipped, there already"), (self._tally["failed"], "failed"))
+        return "; ".join(
+            parts + [f"{number:,} {what}" for number, what in (*rest, (self._left, "not tried")) if number]
+        )
 
-    def _feed(self, todo: Sequence[Job]) -> Iterator[Path | bytes]:
-        for job in todo:
-            if self._stopped:
-                return
-            if self._output is not None:
-                self._output.begin(job)
-            yield job.image
+    def _is_to_do(self, job: Job) -> bool:
+        there = [path for path in self._places(job) if path.exists()]
+        spared = bool(self._sources & {path.resolve() for path in there})
+        if not there or (self._given["overwrite"] and not spared):
+            return True
+        if spared:
+            self._fail(job, FileExistsError(f"{there[0]} is a picture of this very run and is not written over"))
+        elif job.file:
+            self._fail(job, FileExistsError(f"{there[0]} is there already; --overwrite replaces it"))
+        else:
+            self._tell("skipped", job, {"outputs": [{"path": str(path)} for path in there]}, [])
+        return False
 
-    def _take(self, job: Job, outcome: Outcome) -> None:
-        error = outcome.error
-        if error is None:
-            result: Any = outcome.result
-            try:
-                finished = self._finish(job, result)
-            except (CutawayError, OSError) as trouble:
-                error = trouble
-            else:
-                self._patience.went_well()
-                self.tally.done += 1
-                if finished.tier > 1:
-                    self.tally.hosted[finished.provider] += 1
-                self._teller.went_well({**_form(job, "done"), **finished.form}, finished.lines)
-                return
-        if isinstance(error, RequestCancelled):
-            return  # it was in flight when somebody interrupted: as good as not tried
-        if not isinstance(error, (CutawayError, OSError)):
-            raise error
-        self.tally.failed += 1
-        form = {**_form(job, "failed"), "error": error_form(error)}
-        self._teller.went_wrong(form, f"{job.source}: {readable(error)}", *reasons(error))
-        self._stopped = self._stopped or self._patience.is_over(error)
+    async def _finished(
+        self, todo: Sequence[Job], work: Callable[[Any], Awaitable[Any]]
+    ) -> AsyncGenerator[tuple[Job, Task], None]:
+        """Pictures as they are finished, `--jobs` at once; closing it cancels what is in flight."""
+        waiting = iter(todo)
+        running: dict[Task, Job] = {}
+        try:
+            while True:
+                for job in islice(waiting, 0 if self._stopped else self._given["jobs"] - len(running)):
+                    running[asyncio.ensure_future(work(job.source if job.data is None else job.data))] = job
+                if not running:
+                    return
+                first = running if self._to else list(running)[:1]  # what is only listed comes in the order given
+                done, _ = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield running.pop(task), task
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
+    def _take(self, job: Job, task: Task, made: Callable[[Job, Any], Made]) -> None:
+        try:
+            done = made(job, task.result())
+            if self._to and not self._to.stdout:
+                write(done.files, overwrite=self._given["overwrite"], spared=self._sources)
+        except (cutaway.CutawayError, OSError) as error:
+            self._fail(job, error)
+            return
+        if self._to and self._to.stdout:
+            sys.stdout.buffer.write(*done.files.values())
+            sys.stdout.buffer.flush()
+        self._failures_in_a_row = 0
+        self._hosted.update([done.result.provider] if done.result.tier > 1 else [])
+        self._tell("done", job, done.form, done.lines)
 
-def _form(job: Job, status: str) -> dict[str, Any]:
-    return {"source": str(job.source), "status": status, "outputs": []}
+    def _fail(self, job: Job, error: Exception) -> None:
+        lines = [f"{job.source}: {reason(error)}"]
+        for each in error.details.get("tried", ()) if isinstance(error, cutaway.CutawayError) else ():
+            lines.append(f"  {each['provider']}: {textwrap.shorten(each['message'], 200, placeholder=' …')}")
+        self._tell("failed", job, {"error": error_form(error)}, lines)
+        if isinstance(error, cutaway.NoPersonDetected):
+            self._failures_in_a_row = 0  # the server looked
+        elif isinstance(error, cutaway.ServiceError):
+            self._failures_in_a_row += 1
+            if error.code == "UNAVAILABLE":
+                self._stopped = self._stopped or "the server is not there"
+            elif self._failures_in_a_row >= RUN_GIVE_UP_FAILURES:
+                self._stopped = self._stopped or f"the server failed {self._failures_in_a_row} times in a row"
+
+    def _tell(self, status: str, job: Job, form: Mapping[str, Any], lines: Sequence[str]) -> None:
+        self._tally[status] += 1
+        clear_bar()
+        failed, silent = status == "failed", self._given["json"] or self._given["quiet"]
+        if self._given["json"]:
+            say_json({"source": str(job.source), "status": status, "outputs": [], **form})
+        for line in lines if failed or not silent else ():
+            say(line, err=failed or bool(self._to and self._to.stdout))

@@ -2,145 +2,53 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cutaway.contract.errors import InvalidOption
+from cutaway.contract.errors import invalid_option
 
 if TYPE_CHECKING:
-    from cutaway.providers import Model, Provider
+    from cutaway.providers import Provider
 
 SPECS = "huggingface[:MODEL|:URL], replicate[:MODEL], space:OWNER/NAME[#FUNCTION] or space:URL[#FUNCTION]"
 
 
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)+")
-
-
-def parse_fallbacks(
-    specs: Sequence[str], *, accept_noncommercial: bool = False, upscales: bool = False
-) -> list[Provider]:
-    """The providers that were named, in that order; each value may hold several, with commas.
-
-    Raises:
-        InvalidOption: see :func:`parse_fallback`.
-    """
-    return [
-        parse_fallback(spec.strip(), accept_noncommercial=accept_noncommercial, upscales=upscales)
-        for value in specs
-        for spec in value.split(",")
-    ]
-
-
-def parse_fallback(spec: str, *, accept_noncommercial: bool = False, upscales: bool = False) -> Provider:
-    """The provider that a specification names; tokens come from the environment.
-
-    - ``huggingface``, ``huggingface:owner/model``: by the router; ``huggingface:https://…`` an endpoint of one's own.
-    - ``replicate``, ``replicate:owner/name``, ``replicate:owner/name:version``.
-    - ``space:owner/name``, ``space:https://…``: a Gradio app; ``#name`` after it names its function.
+def parse_fallback(spec: str, *, accept: bool = False, upscales: bool = False) -> Provider:
+    """The provider that a specification names; its token comes from the environment.
 
     Args:
-        spec: as above.
-        accept_noncommercial: weights that are not for commercial use are all right.
+        spec: see :data:`SPECS`; a URL is an endpoint of one's own, or a Gradio app.
+        accept: weights that are not for commercial use are all right.
         upscales: it is wanted for enlarging, not for mattes.
 
     Raises:
-        InvalidOption: it names no provider, or LicenceNotAccepted.
+        InvalidOption: it names none, or LicenceNotAccepted.
     """
-    name, _, rest = spec.partition(":")
-    try:
-        if name == "huggingface":
-            return _huggingface(rest, accept_noncommercial, upscales)
-        if name == "replicate":
-            return _replicate(rest, accept_noncommercial, upscales)
-        if name == "space" and rest:
-            return _space(rest, accept_noncommercial, upscales)
-    except InvalidOption as error:
-        if error.details.get("name") != "accept_noncommercial":
-            raise
-        raise _not_accepted(spec, error) from None
-    raise _names_nothing(spec)
+    from cutaway.fallback.huggingface import FAL_IDS, UPSCALE_MODELS
+    from cutaway.providers import HuggingFace, Model, Replicate, Space
 
-
-def without_token(providers: Sequence[Provider]) -> list[str]:
-    """A line for each provider that needs a token and finds none."""
-    return [
-        f"{provider.name}: no token in {' or '.join(f'${name}' for name in provider.token_variables)}; "
-        "it will probably refuse"
-        for provider in providers
-        if provider.token_variables and not any(os.environ.get(name) for name in provider.token_variables)
-    ]
-
-
-def _huggingface(rest: str, accepted: bool, upscales: bool) -> Provider:
-    from cutaway.providers import HuggingFace
-    from cutaway.providers.huggingface import FAL_IDS, UPSCALE_MODELS
-
-    if _is_url(rest):
-        return HuggingFace(_somebodys(rest), route="endpoint", base_url=rest, accept_noncommercial=accepted)
-    if rest and not _NAME.fullmatch(rest):
-        raise _names_nothing(f"huggingface:{rest}")
-    if upscales:
-        # What mattes does not count here: its licence is no reason to refuse.
-        models = dict.fromkeys(UPSCALE_MODELS, rest) if rest else None
-        return HuggingFace(rest or UPSCALE_MODELS[4], upscale_models=models, accept_noncommercial=accepted)
-    if not rest:
-        return HuggingFace(accept_noncommercial=accepted)
-    queued = rest in FAL_IDS or rest.startswith("fal-ai/")
-    return HuggingFace(rest, route="fal-ai" if queued else "hf-inference", accept_noncommercial=accepted)
-
-
-def _replicate(rest: str, accepted: bool, upscales: bool) -> Provider:
-    from cutaway.providers import Replicate
-
-    if not rest:
-        return Replicate(accept_noncommercial=accepted)
-    if upscales:
-        return Replicate(upscale_model=rest, accept_noncommercial=accepted)
-    return Replicate(rest, accept_noncommercial=accepted)
-
-
-def _space(rest: str, accepted: bool, upscales: bool) -> Provider:
-    from cutaway.providers import Space
-
-    where, _, function = rest.partition("#")
-    base_url = where if _is_url(where) else None
-    model = _somebodys(where) if base_url else None
-    name = "owner/name" if base_url else where
-    if upscales:
-        upscale_fn = function or "predict"
-        return Space(
-            name, fn=None, upscale_fn=upscale_fn, base_url=base_url, model=model, accept_noncommercial=accepted
-        )
-    if function:
-        return Space(name, fn=function, base_url=base_url, model=model, accept_noncommercial=accepted)
-    return Space(name, base_url=base_url, model=model, accept_noncommercial=accepted)
-
-
-def _is_url(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
-
-
-def _somebodys(url: str) -> Model:
-    from cutaway.providers import Model
-
-    return Model(urlsplit(url).hostname or url, "not known to Cutaway: ask whoever runs it")
-
-
-def _names_nothing(spec: str) -> InvalidOption:
-    return InvalidOption(
-        f"{spec[:100]!r} names no hosted model: allowed is {SPECS}.",
-        details={"name": "fallback", "value": spec[:100], "allowed": SPECS},
-    )
-
-
-def _not_accepted(spec: str, error: InvalidOption) -> InvalidOption:
-    """In the command's own words."""
-    model, licence = error.details.get("model", spec), error.details.get("licence", "")
-    return type(error)(
-        f"The weights of {model} may not be used commercially ({licence}). "
-        "Add --accept-noncommercial if your use is not commercial, or if you hold a licence.",
-        details=error.details,
-    )
+    kind, _, rest = spec.partition(":")
+    name, _, function = rest.partition("#")
+    given: dict[str, Any] = {"accept_noncommercial": accept}
+    if re.match("https?://[^/]", name):
+        host = urlsplit(name).hostname or name
+        given |= {"base_url": name, "model": Model(host, "not known to Cutaway: ask whoever runs it")}
+    elif rest and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+(:\w+)?", name):
+        kind = ""
+    if kind == "huggingface" and "base_url" in given:
+        return HuggingFace(route="endpoint", **given)
+    if kind == "huggingface" and upscales:  # what mattes does not count: its licence is no reason to refuse
+        models = dict.fromkeys(UPSCALE_MODELS, rest) if rest else UPSCALE_MODELS
+        return HuggingFace(models[4], upscale_models=models, **given)
+    if kind == "huggingface":
+        queued = rest in FAL_IDS or rest.startswith("fal-ai/")
+        given |= {"model": rest} if rest else {}
+        return HuggingFace(route="fal-ai" if queued else "hf-inference", **given)
+    if kind == "replicate" and "base_url" not in given:
+        given |= {"upscale_model" if upscales else "model": rest} if rest else {}
+        return Replicate(**given)
+    if kind == "space" and rest:
+        given |= {"fn": None, "upscale_fn": function or "predict"} if upscales else {"fn": function or "png"}
+        return Space("owner/name" if "base_url" in given else name, **given)
+    raise invalid_option("fallback", spec[:100], SPECS)

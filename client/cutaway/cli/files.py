@@ -1,148 +1,145 @@
-"""The command's files: which pictures were meant, and where what is made of them goes, no two at the same place."""
+"""The command's files: which pictures were meant, where what is made of them goes, and writing it."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import click
+
+from cutaway.cli.console import reason
+from cutaway.contract.limits import INPUT_LIMITS
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib")
 """What is taken from a folder, unless it is hidden; a file that is named is taken whatever its name."""
 
-OTHER_KINDS = (
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".jp2",
-    ".ico",
-    ".tga",
-    ".psd",
-    ".svg",
-    ".pdf",
-)
-"""More that a folder is not called, and that is not written either."""
+OTHER_KINDS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".psd", ".svg", ".pdf")
+"""More that a folder is not called."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture and the place of what is made of it.
-
-    Attributes:
-        source: the picture.
-        stem: path without extension; what is made is ``stem.png``, or ``stem-0.png``, ``stem-1.png``, … by id.
-        data: the picture itself where it did not come from a file; `source` is only its name then.
-        file: where the one thing that is made goes, whatever the stem.
-    """
+    """One picture (`data` where it is no file), and where what is made of it goes: `file`, or ``stem.png``."""
 
     source: Path
     stem: Path
-    data: bytes | None = field(default=None, repr=False)
     file: Path | None = None
-
-    @property
-    def image(self) -> Path | bytes:
-        """What the client is given."""
-        return self.source if self.data is None else self.data
+    data: bytes | None = field(default=None, repr=False)
 
     def target(self, cutout_id: int | None, extension: str) -> Path:
-        if self.file is not None:
-            return self.file
         suffix = "" if cutout_id is None else f"-{cutout_id}"
-        return self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
+        return self.file or self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
 
 
-def find_pictures(
-    names: Iterable[str], output_folder: Path | None = None, made: Collection[Path] = ()
-) -> list[tuple[Path, Path]]:
-    """The pictures that files, patterns and folders (with all below them) name, each once.
+@dataclass(frozen=True)
+class Destination:
+    """Where ``-o`` says that things go: a folder, one file in it, or standard output."""
 
-    Args:
-        names: what the caller typed.
-        output_folder: left out where it lies below a named folder: it holds the cut-outs of earlier runs.
-        made: absolute paths of files that earlier runs made; left out of folders and patterns, too.
+    folder: Path = Path()
+    file: Path | None = None
+    stdout: bool = False
 
-    Returns:
-        Pairs of the picture and its path relative to what named it, which its cut-out keeps below the output folder.
-
-    Raises:
-        FileNotFoundError: a name or pattern that matches nothing.
-    """
-    found: dict[Path, tuple[Path, Path]] = {}
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            pictures = [
-                (inner, inner.relative_to(path))
-                for inner in sorted(path.rglob("*"))
-                if _shows(inner.relative_to(path))
-                and _is_picture(inner)
-                and not _is_below(inner, output_folder, path)
-                and inner.resolve() not in made
-            ]
-        elif path.exists():
-            pictures = [(path, Path(path.name))]
-        else:
-            matches = sorted(Path(match) for match in glob.iglob(name, recursive=True))  # noqa: PTH207
-            pictures = [
-                (match, Path(match.name)) for match in matches if match.is_file() and match.resolve() not in made
-            ]
-        if not pictures:
-            raise FileNotFoundError(f"there is no picture {name!r}" if not path.is_dir() else f"no pictures in {name}")
-        for picture, relative in pictures:
-            found.setdefault(picture.resolve(), (picture, relative))
-    return list(found.values())
+    @property
+    def takes_one(self) -> bool:
+        return self.stdout or self.file is not None
 
 
-def plan(pictures: Sequence[tuple[Path, Path]], folder: Path, known: Mapping[Path, Path] | None = None) -> list[Job]:
-    """A place for each picture's cut-outs, no two the same.
+def destination(path: Path, extensions: Sequence[str]) -> Destination:
+    """What ``-o`` means for files with these extensions, known before anything is sent, and perhaps paid for."""
+    if str(path) == "-":
+        if sys.stdout.isatty():
+            raise click.UsageError("-o - would print a picture to the terminal: send it to a file or to a program")
+        return Destination(stdout=True)
+    kind = path.suffix.lower()
+    file = path if kind in (*EXTENSIONS, *OTHER_KINDS) and not path.is_dir() else None
+    if file and kind[1:] not in extensions:
+        names = " or ".join(str(path.with_suffix(f".{each}")) for each in extensions)
+        raise click.UsageError(f"{path}: no {kind[1:].upper()} file comes out: name it {names}")
+    folder = path.parent if file else path
+    there = next(each for each in (folder, *folder.parents, Path()) if os.path.lexists(each))
+    if not there.is_dir():
+        raise click.UsageError(f"{folder} cannot be a folder: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise click.UsageError(f"nothing can be written into {there}: no permission")
+    return Destination(folder, file)
+
+
+def plan(names: Sequence[str], to: Destination = Destination()) -> list[Job]:
+    """The pictures that files, patterns and folders (with all below them) or "-" name, each once, with its own place.
 
     Pictures that differ only in extension or folder get numbers: ``photo``, ``photo_2``, …, in the order given.
-
-    Args:
-        pictures: from :func:`find_pictures`.
-        folder: where cut-outs go.
-        known: the places of earlier runs, absolute picture → stem; a picture keeps its place whatever came between.
     """
+    if "-" in names:
+        if len(names) > 1:
+            raise click.UsageError("- stands for one picture from standard input: name no others beside it")
+        try:  # as much as is made to fit, and enough of a larger one to refuse it
+            data = sys.stdin.buffer.read(10 * INPUT_LIMITS.max_file_bytes)
+        except OSError as error:
+            raise click.UsageError(f"standard input cannot be read: {reason(error)}") from None
+        return [Job(Path("stdin"), to.folder / "stdin", to.file, data)]
+    jobs: dict[Path, Job] = {}
     taken: set[str] = set()
-    stems: dict[int, Path] = {}
-    for index, (source, _) in enumerate(pictures):
-        stem = known.get(source.resolve()) if known else None
-        if stem is not None and _folded(stem) not in taken:
-            stems[index] = stem
-            taken.add(_folded(stem))
-    for index, (_, relative) in enumerate(pictures):
-        if index in stems:
+    for source, relative in (each for name in names for each in _pictures(name, to)):
+        if source.resolve() in jobs:
             continue
-        stem = folder / relative.with_suffix("")
-        candidate, number = stem, 1
-        while _folded(candidate) in taken:
+        stem = candidate = to.folder / relative.with_suffix("")
+        number = 1
+        while str(candidate).casefold() in taken:  # some file systems do not tell A from a
             number += 1
             candidate = stem.with_name(f"{stem.name}_{number}")
-        stems[index] = candidate
-        taken.add(_folded(candidate))
-    return [Job(source, stems[index]) for index, (source, _) in enumerate(pictures)]
+        taken.add(str(candidate).casefold())
+        jobs[source.resolve()] = Job(source, candidate, to.file)
+    if to.takes_one and len(jobs) != 1:
+        what = f"{to.file} is one file and" if to.file else "standard output"
+        raise click.UsageError(f"{what} takes one picture, and {len(jobs)} are named: name a folder with -o")
+    return list(jobs.values())
 
 
-def _folded(path: Path) -> str:
-    return str(path).casefold()  # some file systems do not tell A from a
+def _pictures(name: str, to: Destination) -> Iterator[tuple[Path, Path]]:
+    """Pairs of a picture and its path relative to what named it, which its cut-out keeps below the output folder."""
+    path, found = Path(name), False
+    output = to.folder.resolve() if to.folder != Path() and not to.takes_one else None
+    if name.startswith(("http://", "https://")):
+        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
+    if path.is_dir() and output == path.resolve():
+        raise click.UsageError(f"{name} is searched for pictures: name another folder for the results with -o")
+    if path.exists() and not path.is_dir():
+        yield path, Path(path.name)
+        return
+    for each in sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(name, recursive=True))):  # noqa: PTH207
+        relative = each.relative_to(path) if path.is_dir() else Path(each.name)
+        hidden = any(part.startswith(".") for part in relative.parts)  # such as the ._photo.jpg that macOS leaves
+        if path.is_dir() and (hidden or each.suffix.lower() not in EXTENSIONS or output in each.resolve().parents):
+            continue
+        if each.is_file():
+            found = True
+            yield each, relative
+    if not found:
+        raise click.UsageError(f"no pictures in {name}" if path.is_dir() else f"there is no picture {name!r}")
 
 
-def _is_below(picture: Path, output_folder: Path | None, named: Path) -> bool:
-    if output_folder is None or output_folder.resolve() == named.resolve():
-        return False
-    output = output_folder.resolve()
-    return output.is_relative_to(named.resolve()) and picture.resolve().is_relative_to(output)
+def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Path]) -> None:
+    """Write all files of a picture, or none; a file that shows is whole. Those of `spared` are never replaced.
 
-
-def _shows(path: Path) -> bool:
-    """Whether nothing on the way is hidden, such as the ``._photo.jpg`` that macOS leaves on other file systems."""
-    return not any(part.startswith(".") for part in path.parts)
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and path.is_file()
+    Raises:
+        OSError: they cannot be written; FileExistsError where one is there.
+    """
+    for target in files:
+        if os.path.lexists(target) and (not overwrite or target.resolve() in spared):
+            raise FileExistsError(f"{target} is there already; --overwrite replaces what earlier runs made")
+    parts = {target: target.with_name(f".cutaway-{os.getpid()}-{at}.part") for at, target in enumerate(files)}
+    try:
+        for target, part in parts.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(files[target])
+        for target, part in parts.items():
+            part.replace(target)
+    finally:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink()

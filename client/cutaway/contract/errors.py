@@ -21,7 +21,7 @@
         ├── RequestCancelled                  CANCELLED
         └── InferenceError (also RuntimeError)         INFERENCE_ERROR
 
-Codes, tiers and advice stand in :mod:`cutaway.contract.limits`.
+Codes, tiers and advice are in :mod:`cutaway.contract.limits`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from cutaway.contract.limits import ERROR_CODES, Tier
 
 
 class CutawayError(Exception):
-    """Base of everything that Cutaway raises on purpose.
+    """Base class of Cutaway's errors.
 
     Attributes:
         code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
         message: what happened, in one sentence.
         tier: 1 (critical) to 4 (low), see :class:`cutaway.contract.limits.Tier`.
         user_action: what the caller can do about it.
-        retry_after: seconds to wait before the same request may succeed: what the server said, or the table's advice;
-            None where neither is known, or where the same request cannot succeed.
-        asked_to_wait_s: what the server itself said, or None.
+        retry_after: seconds until the same request may succeed: the server's value, or the table's; None where there is
+            neither, or the same request cannot succeed.
+        asked_to_wait_s: the server's own value, or None.
         details: figures that belong to the code (sizes, limits, the option's name, …); JSON values only.
         request_id: the request's id as the server logs it, or "" where none was given.
     """
@@ -75,7 +75,7 @@ class CutawayError(Exception):
         return ERROR_CODES[self.code].retry
 
     def asks_to_wait(self, seconds: float) -> None:
-        """The server asked for so much patience beside the error form, such as with a ``Retry-After``."""
+        """Set the server's wait from beside the error form, such as a ``Retry-After`` header."""
         self.retry_after = self.asked_to_wait_s = seconds
         self.details["retry_after_seconds"] = seconds
 
@@ -102,7 +102,7 @@ class CutawayError(Exception):
 
 
 class InputError(CutawayError, ValueError):
-    """Something about the picture or the options; the same request fails everywhere."""
+    """The picture or an option is invalid; the same request fails at every server."""
 
     code = "INVALID_FORMAT"
 
@@ -144,7 +144,7 @@ class ImageBomb(InputError):
 
 
 class CorruptImage(InputError):
-    """The header promised a picture and the data does not hold it."""
+    """The header is valid and the data is truncated or damaged."""
 
     code = "CORRUPT_IMAGE"
 
@@ -156,13 +156,13 @@ class InvalidOption(InputError):
 
 
 class NoPersonDetected(InputError):
-    """Nobody was found where somebody was asked for. Details: min_confidence, tips."""
+    """No person was detected in a picture of which people were to be cut out. Details: min_confidence, tips."""
 
     code = "NO_PERSON_DETECTED"
 
 
 class ServiceError(CutawayError):
-    """Something about the server, not about the request."""
+    """The server failed, not the request."""
 
     code = "INFERENCE_ERROR"
 
@@ -174,7 +174,7 @@ class ServerUnavailable(ServiceError, ConnectionError):
 
 
 class ServerRefused(ServerUnavailable):
-    """The server, or what is at its address, will never serve this: refused credentials, no such model, no Triton."""
+    """The server at this address never serves the request: refused credentials, no such model, no Triton."""
 
     @property
     def retry(self) -> bool:
@@ -182,7 +182,7 @@ class ServerRefused(ServerUnavailable):
 
 
 class Overloaded(ServerUnavailable):
-    """The server's queue is full; it is alive."""
+    """The server sheds load: its queue is full, or it has too many streams."""
 
     code = "OVERLOADED"
 
@@ -200,7 +200,7 @@ class GpuMemoryExhausted(ServerUnavailable):
 
 
 class ProcessingTimeout(ServiceError, TimeoutError):
-    """The server or the caller's deadline gave the picture up. Details: elapsed_seconds."""
+    """The server's or the caller's deadline was exceeded. Details: elapsed_seconds."""
 
     code = "PROCESSING_TIMEOUT"
 
@@ -212,7 +212,7 @@ class RequestCancelled(ServiceError):
 
 
 class InferenceError(ServiceError, RuntimeError):
-    """A model or the pipeline failed; the server's log says why."""
+    """A model or the pipeline failed; the reason is in the server's log."""
 
     code = "INFERENCE_ERROR"
 
@@ -266,14 +266,14 @@ def from_dict(form: dict[str, Any], *, request_id: str = "") -> CutawayError:
         request_id=request_id,
     )
     if retry_after == ERROR_CODES[cls.code].retry_after_s:
-        error.asked_to_wait_s = None  # every form has the table's advice where the server knows nothing better
+        error.asked_to_wait_s = None  # every form has the table's value where the server has none of its own
     return error
 
 
 def from_json(text: str, *, request_id: str = "") -> CutawayError | None:
     """The typed error in a server's message, or None where the text holds no error form.
 
-    Triton may set words of its own before the form, so the first ``{`` starts it.
+    Triton may add text before the form, which begins at the first ``{``.
     """
     start = text.find("{")
     if start < 0:

@@ -1,9 +1,9 @@
-"""What a picture claims to be, read from its first bytes without decoding it, and whether that is allowed.
+"""A picture's format and size, read from its header without decoding it, and checked against the limits.
 
 The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. It reads the file's own header
-(JPEG, PNG, WebP, BMP) with bounds-checked parsing: it never allocates by what a header says, walks a file at most
-once, and raises nothing but `contract.errors.InputError`. A picture that passes can still be damaged inside;
-only decoding finds that.
+(JPEG, PNG, WebP, BMP) with bounds-checked parsing: it never allocates memory by a header's numbers, reads a file at
+most once, and raises nothing but `contract.errors.InputError`. A picture that passes can still be damaged inside,
+which only decoding finds.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _BMP_RLE = (1, 2)
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What a file's header says.
+    """A file's header.
 
     Attributes:
         format: "jpeg", "png", "webp" or "bmp".
@@ -111,13 +111,13 @@ def check_picture(
 
     Args:
         data: the encoded file, whole.
-        media_type: what the sender declares it to be ("image/png"), if anything; parameters are ignored, and
+        media_type: the sender's declared type ("image/png"), if any; parameters are ignored, and
             "application/octet-stream" declares nothing.
         limits: the bounds; sides hold in either orientation, so EXIF rotation does not matter.
-        max_decompression_ratio: takes the place of the limits' ratio.
+        max_decompression_ratio: replaces the limits' ratio.
 
     Raises, in this order of checks:
-        InvalidFormat: nothing, or not a JPEG, PNG, WebP or BMP, or a kind of these that nobody decodes, or not the
+        InvalidFormat: nothing, or not a JPEG, PNG, WebP or BMP, or an unsupported kind of these, or not the
             declared type.
         FileTooLarge: more bytes than allowed.
         CorruptImage: the header is cut off or contradicts itself.
@@ -169,22 +169,46 @@ def picture_format(data: bytes) -> str | None:
 
 
 def _is_bmp(data: bytes) -> bool:
-    # Two letters are no proof: the size of the second header is part of the magic as soon as it is there.
+    # Two letters are too weak a magic number: the size of the second header is checked, too, where it is there.
     return len(data) < 18 or int.from_bytes(data[14:18], "little") in (_BMP_CORE_HEADER, *_BMP_HEADERS)
 
 
+def read_header(data: bytes) -> PictureHeader:
+    """A file's header, without a check against the limits.
+
+    Raises:
+        InvalidFormat: no JPEG, PNG, WebP or BMP, or an unsupported kind of these.
+        CorruptImage: the header is cut off or contradicts itself.
+    """
+    name = picture_format(data)
+    if name is None:
+        received = looks_like(data)
+        raise InvalidFormat(f"This is {received}, not a picture that is taken.", details=_format_details(received))
+    return _PARSERS[name](data)[0]
+
+
+def declared_agrees(name: str, media_type: str | None) -> bool:
+    """Whether a file of format `name` has its declared type; a type that declares nothing agrees."""
+    declared = _declared(media_type)
+    return declared in _UNDECLARED or _MEDIA_TYPE_ALIASES.get(declared) == name
+
+
+def _declared(media_type: str | None) -> str:
+    return (media_type or "").partition(";")[0].strip().lower()[:100]
+
+
 def _check_declared(name: str, media_type: str | None, limits: InputLimits) -> None:
-    declared = (media_type or "").partition(";")[0].strip().lower()
-    if declared in _UNDECLARED or _MEDIA_TYPE_ALIASES.get(declared) == name:
+    if declared_agrees(name, media_type):
         return
+    declared = _declared(media_type)
     raise InvalidFormat(
-        f"The file is declared as {declared[:100]!r} and is {MEDIA_TYPES[name]}.",
-        details=_format_details(MEDIA_TYPES[name], limits) | {"declared": declared[:100]},
+        f"The file is declared as {declared!r} and is {MEDIA_TYPES[name]}.",
+        details=_format_details(MEDIA_TYPES[name], limits) | {"declared": declared},
     )
 
 
 def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
-    """Hold a size against the limits: too many pixels first, since within the sides they cannot be too many.
+    """Check a size against the limits: the pixels first, since sides within the limits cannot have too many.
 
     Raises:
         CorruptImage, TooManyPixels, ResolutionTooLarge, ResolutionTooSmall
@@ -222,7 +246,7 @@ def _check_ratio(header: PictureHeader, file_bytes: int, max_ratio: float, free_
 
 
 # ---------------------------------------------------------------------------- one parser per format
-# Each returns the header and whether the file goes on to its picture's end, as far as that is seen cheaply.
+# Each returns the header and whether the file is complete, as far as a cheap check shows.
 
 
 def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:

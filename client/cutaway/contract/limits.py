@@ -15,11 +15,11 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class InputLimits:
-    """What a picture may be. All bounds are inclusive.
+    """Bounds of a picture, all inclusive.
 
-    ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, judged from the header before any decoding, where
+    ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, computed from the header before any decoding, where
     that product is above ``ratio_free_bytes``: a flat logo compresses 5,000 times, and below that size the pixel cap is
-    the protection. Flat screenshots reach it honestly, which is why an operator can raise it
+    the protection. Flat screenshots reach it legitimately, so that an operator can raise it
     (``CUTAWAY_MAX_DECOMPRESSION_RATIO``).
     ``max_jpeg_scans`` bounds a decoder's time as the ratio bounds its memory: each scan of a progressive JPEG passes
     over all pixels; encoders write about ten, and 100 kB can hold thousands.
@@ -37,6 +37,12 @@ class InputLimits:
 
 
 INPUT_LIMITS = InputLimits()
+
+FIT_LIMITS = InputLimits(
+    max_file_bytes=256 * MIB, max_long_side_px=65_535, max_short_side_px=65_535, max_pixels=200_000_000
+)
+"""What a client with ``fit`` takes and sends a smaller copy of. The largest phone cameras have 200 megapixels, which
+take 0.8 GB decoded, and as much again for a cut-out; no JPEG has longer sides."""
 
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
 
@@ -62,10 +68,10 @@ DEFAULT_URL = "grpc://localhost:8001"
 """Triton's own gRPC port on this machine."""
 
 PROCESSING_TIMEOUT_S = 30.0
-"""The pipeline gives a picture up after this long."""
+"""The pipeline's own deadline for a picture."""
 
 FALLBACK_TIMEOUT_S = 60.0
-"""A call with hosted models to fall back to takes at most this long: the server's own 30 s and as much again."""
+"""Default deadline of a call with hosted models: the server's own 30 s and as much again."""
 
 CUT_MANY_JOBS = 4
 """Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
@@ -75,8 +81,8 @@ CLIENT_THREADS = 32
 most."""
 
 RUN_GIVE_UP_FAILURES = 10
-"""A command's run over many pictures ends after so many failures of the server in a row: more than a restart or a full
-queue causes with a few pictures in flight, few enough not to fail thousands one by one."""
+"""A command stops after so many failures of the server in a row: more than a restart or a full queue causes with a few
+pictures in flight, few enough not to fail thousands one by one."""
 
 DETECTOR_SIDE_PX = 640
 DETECTOR_CANDIDATES = 300
@@ -92,7 +98,7 @@ PERSON_CLASS = 0
 class Option:
     """One request parameter of ``ensemble_pipeline``, or of ``stream_pipeline``.
 
-    ``kind`` steers parsing: ``choice`` takes one of ``choices``; ``int`` and ``float`` lie in
+    ``kind`` selects the parser: ``choice`` takes one of ``choices``; ``int`` and ``float`` lie in
     ``minimum … maximum`` (inclusive); ``bool``; ``ids`` is a JSON list of whole numbers ≥ 0; ``boxes`` is a JSON
     list of ``[x1, y1, x2, y2]`` in pixels of the upright picture; ``background`` is ``transparent``, ``#RRGGBB`` or
     ``blur:<px>`` with px in ``minimum … maximum``; ``backdrop`` is the same with ``picture`` instead of transparent.
@@ -245,7 +251,7 @@ STREAM_OPTIONS: dict[str, Option] = {
 
 
 class Tier(IntEnum):
-    """How bad an event is. Tier-3 events are warnings inside a successful answer, never errors."""
+    """Severity of an event. Tier-3 events are warnings inside a successful answer, never errors."""
 
     CRITICAL = 1
     """Out of memory, crash: try again later."""
@@ -409,11 +415,11 @@ ERROR_CODES: dict[str, ErrorCode] = {
 
 
 TIER_TIMEOUTS_S = {"triton": 30.0, "huggingface": 10.0, "replicate": 30.0, "space": 60.0}
-"""The longest one tier may take, inside the call's overall deadline; in this order the tiers are numbered 1 to 4."""
+"""Timeout of each tier, within the call's overall deadline; tiers are numbered 1 to 4 in this order."""
 
 UPSCALE_SCALES = (2, 4)
 UPSCALE_LIMITS = InputLimits(max_long_side_px=2560, max_short_side_px=1440)
-"""What may be upscaled: 1440p in either orientation. Four times that is 59 megapixels, about what decodes in memory."""
+"""Bounds of a picture to upscale: 1440p in either orientation; enlarged four times, 59 megapixels."""
 
 HOSTED_MAX_ANSWER_BYTES = 128 * MIB
 """A hosted answer is cut off beyond this: a noisy 59-megapixel PNG stays below it."""
@@ -422,17 +428,17 @@ HOSTED_MAX_REQUESTS = 100
 """Requests that one call may send to one provider, polls included. A minute of polling takes about 35."""
 
 COLD_START_TRIES = 5
-"""How often a model that says it is still loading is asked, before its tier is given up."""
+"""Requests to a hosted model that answers that it is still loading, before its tier counts as failed."""
 
 RETRIES = 2
 """Repeats after the first request. A third one rarely helps and triples the load on a service that is down."""
 
 RETRY_FIRST_DELAY_S = 0.5
 RETRY_MAX_DELAY_S = 8.0
-"""Waits double from the first to the longest: long enough to miss a blip, short enough for someone who waits."""
+"""Delays double from the first to the longest: longer than a short outage, short enough for a waiting person."""
 
 RETRY_JITTER = 0.25
-"""A wait is shortened by up to this share, so that clients that failed together do not come back together."""
+"""A delay is shortened by up to this share, so that clients that failed together do not retry together."""
 
 RETRY_AFTER_MAX_S = 120.0
 """A `Retry-After` up to this is obeyed; a longer one fails at once, because nobody waits that long for a picture."""
@@ -442,25 +448,24 @@ RETRY_BUDGET_PER_SUCCESS = 0.1
 """A retry costs one token, a success brings back a tenth: n calls in a total outage send at most n + 5 requests."""
 
 BREAKER_FAIL_MAX = 5
-"""Failures in a row that rest a provider: fewer would rest it for a blip."""
+"""Failures in a row that open a provider's circuit breaker: fewer would open it for a short outage."""
 
 BREAKER_RESET_S = 60.0
-"""How long it rests before one call may try it again."""
+"""Time until an open circuit breaker is half-open and lets one call through as a probe."""
 
 CONNECT_TIMEOUT_S = 5.0
-"""A server that has not taken a connection by then is gone, and the time is better spent on another one."""
+"""A server that has not accepted a connection by then is unavailable; the time is better spent on another one."""
 
 ENDPOINT_SILENT_S = 25.0
-"""A server of one's own that says nothing for so long is at fault: the pipeline itself gives up after 30 s. A shorter
-deadline that passes says more about the caller's hurry."""
+"""An own server that has not answered by then counts as failed, since the pipeline's own deadline is 30 s. A shorter
+deadline of a caller's, when exceeded, says nothing about the server."""
 
 ENDPOINT_BACK_S = 1.0
-"""A server that has had no room for so long and served nobody meanwhile, or lets deadlines pass, is asked after the
-others for so long. One whose queue is full now and then serves as many as it can: were it passed over, too many would
-come to the others."""
+"""A server that has shed every request for so long, or exceeds deadlines, is tried last for so long. One that sheds
+only some requests works at its capacity: passing it over would overload the others."""
 
 ENDPOINT_LATE_MAX = 2
-"""Deadlines in a row that a server may let pass before it is asked after the others: one picture may be slow."""
+"""Deadlines in a row that a server may exceed before it is tried last: one picture may be slow."""
 
 
 # ----------------------------------------------------------------------------------------------------- fetching
@@ -480,27 +485,27 @@ FETCH_SCHEMES = ("https",)
 
 
 STREAM_LIMITS = InputLimits(max_long_side_px=3840, max_short_side_px=2160, max_pixels=3840 * 2160)
-"""What a frame may be: up to 4K, in either orientation."""
+"""Bounds of a frame: 4K in either orientation."""
 
 UNTOUCHED = "UNTOUCHED"
-"""Code of the warning that a frame came back as it was, since it could not be worked on."""
+"""Code of the warning that a frame came back as it was, because it could not be processed."""
 
 STREAM_IDLE_S = 10.0
-"""A stream that sent nothing for so long is forgotten by the server, and begun anew with its next frame."""
+"""The server ends a stream that sends nothing for so long; its next frame starts it anew."""
 
 STREAM_TIMEOUT_S = 2.0
-"""A frame that is not back by then comes back untouched: later than that it is no video any more."""
+"""Default timeout of a frame, which then comes back untouched: a later one is useless in a live video."""
 
-STREAM_REST_FIRST_S = 0.25
-STREAM_REST_MAX_S = 4.0
-"""After a failure frames come back untouched at once for so long, doubling, before the server is asked again: waiting
-for it with each frame would stop the video."""
+STREAM_BACK_OFF_FIRST_S = 0.25
+STREAM_BACK_OFF_MAX_S = 4.0
+"""Back-off after a failure, doubling: frames come back untouched at once, since waiting for each frame's timeout would
+stop the video."""
 
 STREAM_RESULTS_KEPT = 8
-"""Frames that are done and were not taken yet; the oldest one goes. More would only make a slow reader see the past."""
+"""Finished frames that are buffered; beyond it the oldest is dropped. A longer buffer would only add latency."""
 
 STREAM_STATISTICS_FRAMES = 300
-"""Rates and latencies are those of so many last frames: ten seconds of a webcam's."""
+"""Window of the rates and latencies, in frames: ten seconds of a webcam's."""
 
 
 # ------------------------------------------------------------------------------------------------ shared memory
@@ -518,18 +523,6 @@ CACHE_MAX_BYTES = 1024 * MIB
 
 CACHE_RESULTS_MAX_AGE_S = 3 * 86400.0
 """Models and a server's settings change; whoever asks again after three days wants what they make of it now."""
-
-CACHE_UPLOADS_MAX_AGE_S = 7 * 86400.0
-"""What people sent is kept, where it is kept at all, for a second look within the week."""
-
-CACHE_BUSY_S = 2.0
-"""So long a call waits for others that write; then it does without the cache, which was to save time."""
-
-CACHE_USE_NOTED_S = 60.0
-"""An entry's use is noted at most this often, so that nearly all hits only read."""
-
-CACHE_JOURNAL_BYTES = 16 * MIB
-"""What SQLite's journal keeps on disk between writes, besides `CACHE_MAX_BYTES`."""
 
 
 # ------------------------------------------------------------------------------------------------- compositing

@@ -1,4 +1,4 @@
-"""Naming what a file looks like when it is no picture that is taken, so that the refusal says something useful."""
+"""Names for files that are no supported picture, for error messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
 
 _RIFF = {b"WAVE": "a WAV", b"AVI ": "an AVI video"}
 
-# ISO media files say their kind in a four-letter brand.
+# ISO media files have a four-letter brand for their kind.
 _BRANDS = {
     b"avif": "an AVIF",
     b"avis": "an AVIF",
@@ -59,7 +59,7 @@ _TEXT_PEEK_BYTES = 1024
 
 
 def looks_like(data: bytes) -> str:
-    """Words for what the bytes seem to be: "a PDF", "a HEIC", "text", "an unknown kind of file"."""
+    """The name of a file's probable kind: "a PDF", "a HEIC", "text", "an unknown kind of file"."""
     if not data:
         return "an empty file"
     if data[4:8] == b"ftyp":

@@ -1,6 +1,6 @@
 """Reading and checking the options of a request, by the one table in :mod:`cutaway.contract.limits`.
 
-The SDK checks before it sends, the pipeline checks what arrives; both call :func:`parse_options`.
+The SDK checks before it sends, and the pipeline checks each request; both call :func:`parse_options`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLUR = re.compile(r"blur:([0-9]{1,4})")
 
 @dataclass(frozen=True)
 class Background:
-    """What stands behind a cut-out: exactly one of transparent, ``colour_rgb`` (0–255 each) or ``blur_px``."""
+    """The background of a cut-out: exactly one of transparent, ``colour_rgb`` (0–255 each) or ``blur_px``."""
 
     colour_rgb: tuple[int, int, int] | None = None
     blur_px: int | None = None
@@ -263,7 +263,7 @@ def _parse_boxes(option: Option, value: Any, items: list[Any]) -> tuple[tuple[fl
 
 
 def _plain(value: Any) -> Any:
-    """Tuples and arrays as lists, numpy's numbers as Python's: numpy values are welcome, numpy is not imported."""
+    """Tuples and arrays as lists, numpy's numbers as Python's: numpy values are accepted without importing numpy."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):

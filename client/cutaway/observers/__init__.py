@@ -1,12 +1,9 @@
-"""Observers for what many run already; each needs its extra: ``cutaway[otel]``, ``cutaway[prometheus]``.
+"""Observers for OpenTelemetry and Prometheus: ``Client(url, observers=[OpenTelemetry(), Prometheus()])``.
 
-    Client(url, observers=[OpenTelemetry(), Prometheus()])
-
-How to write one of your own stands in :mod:`cutaway.observe`.
+Each needs its extra, ``cutaway[otel]`` or ``cutaway[prometheus]``, and is imported with its name.
 """
 
-from __future__ import annotations
-
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,12 +14,7 @@ __all__ = ["OpenTelemetry", "Prometheus"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "OpenTelemetry":
-        from cutaway.observers.otel import OpenTelemetry
-
-        return OpenTelemetry
-    if name == "Prometheus":
-        from cutaway.observers.prometheus import Prometheus
-
-        return Prometheus
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = {"OpenTelemetry": "otel", "Prometheus": "prometheus"}.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,4 +1,4 @@
-"""OpenTelemetry: one span per call, which a Triton that traces goes on with."""
+"""OpenTelemetry: one span per call, the parent of a tracing Triton's spans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cutaway import __version__
 from cutaway.contract.errors import ServiceError
-from cutaway.observe import ServedFacts, code_of
+from cutaway.observe import Observation, ServedFacts, code_of
 from cutaway.transports.base import parse_address
 
 try:
@@ -24,20 +24,15 @@ if TYPE_CHECKING:
 
 
 class OpenTelemetry:
-    """Makes a CLIENT span of every call, named ``cutaway.cut`` or as the operation is.
+    """A CLIENT span ``cutaway.<operation>`` of every call; needs ``pip install 'cutaway[otel]'``, the API alone.
 
-    Needs ``pip install 'cutaway[otel]'``, which is the API alone: spans go where your application's SDK sends them, and
-    nowhere where it has none. The span's context goes along with the requests to your own servers (not to hosted
-    models); a Triton that was started with ``--trace-config mode=opentelemetry`` hangs its own spans below.
-
-    Attributes are ``server.address``, ``server.port`` and ``error.type`` as OpenTelemetry means them, and under
-    ``cutaway.``: ``operation``, ``request_id``, ``subject``, ``output``, ``sent_bytes``, ``received_bytes``,
-    ``provider``, ``tier``, ``requests``, ``from_cache``, ``people``, ``warnings`` and ``stage.<name>_ms``. Each tier
-    that did not serve is an event ``cutaway.tried``.
+    The span's context is sent to your own servers, not to hosted models; a Triton started with
+    ``--trace-config mode=opentelemetry`` continues it. Attributes are OpenTelemetry's ``server.address``,
+    ``server.port`` and ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
 
     Args:
         tracer_provider: the global one where None.
-        propagator: what the context is written with; W3C ``traceparent`` and ``tracestate`` where None.
+        propagator: writes the context; W3C ``traceparent`` and ``tracestate`` where None.
     """
 
     def __init__(
@@ -47,81 +42,55 @@ class OpenTelemetry:
         self._propagator = propagator or TraceContextTextMapPropagator()
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[_Span]:
+    def call(self, operation: str, request_id: str) -> Iterator[Observation]:
         """See :meth:`cutaway.observe.Observer.call`."""
         with self._tracer.start_as_current_span(
             f"cutaway.{operation}",
             kind=trace.SpanKind.CLIENT,
             attributes={"cutaway.operation": operation, "cutaway.request_id": request_id},
-            # OpenTelemetry would write messages and traces down, which may name a caller's file.
+            # OpenTelemetry's own record holds messages and traces, which may name a caller's file.
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
             try:
                 yield _Span(span, self._propagator)
             except BaseException as error:
-                _record(span, error)
+                event = {"exception.type": f"{type(error).__module__}.{type(error).__qualname__}"}
+                if isinstance(error, ServiceError):  # about servers; other messages may name files
+                    event["exception.message"] = error.message
+                span.add_event("exception", event)
+                span.set_attribute("error.type", code_of(error))
+                span.set_status(trace.Status(trace.StatusCode.ERROR, code_of(error)))
                 raise
 
 
-class _Span:
-    """See :class:`cutaway.observe.Observation`."""
-
+class _Span(Observation):
     def __init__(self, span: trace.Span, propagator: TextMapPropagator) -> None:
         self._span = span
         self._propagator = propagator
 
     def headers(self) -> Mapping[str, str]:
         carrier: dict[str, str] = {}
-        # By the span and not by what is current: the request may be written in another thread.
+        # By the span, because another span is current in the thread that sends.
         self._propagator.inject(carrier, context=trace.set_span_in_context(self._span))
         return carrier
 
     def sent(self, n_bytes: int, options: CutOptions) -> None:
-        self._span.set_attributes(
-            {
-                "cutaway.sent_bytes": n_bytes,
-                "cutaway.subject": options.subject,
-                "cutaway.output": options.output,
-            }
-        )
+        self._set(sent_bytes=n_bytes, subject=options.subject, output=options.output)
 
     def served(self, facts: ServedFacts) -> None:
-        span = self._span
         for entry in facts.tried:
-            span.add_event(
-                "cutaway.tried",
-                {
-                    "cutaway.provider": entry.provider,
-                    "cutaway.tier": entry.tier,
-                    "error.type": entry.code,
-                    "cutaway.elapsed_ms": entry.elapsed_ms,
-                },
+            tier = {"cutaway.provider": entry.provider, "cutaway.tier": entry.tier}
+            self._span.add_event(
+                "cutaway.tried", {**tier, "error.type": entry.code, "cutaway.elapsed_ms": entry.elapsed_ms}
             )
-        span.set_attributes(
-            {
-                "cutaway.provider": facts.provider,
-                "cutaway.tier": facts.tier,
-                "cutaway.requests": facts.requests,
-                "cutaway.from_cache": facts.from_cache,
-                "cutaway.received_bytes": facts.n_bytes,
-                "cutaway.people": facts.people,
-                "cutaway.warnings": facts.warnings,
-                **{f"cutaway.stage.{stage}_ms": float(ms) for stage, ms in facts.stage_ms.items()},
-            }
-        )
+        self._set(provider=facts.provider, tier=facts.tier, requests=facts.requests, from_cache=facts.from_cache)
+        self._set(received_bytes=facts.n_bytes, people=facts.people, warnings=facts.warnings)
+        self._set(**{f"stage.{stage}_ms": float(ms) for stage, ms in facts.stage_ms.items()})
         if facts.url:
             address = parse_address(facts.url)
-            span.set_attribute("server.address", address.host.strip("[]"))
-            span.set_attribute("server.port", address.port)
+            self._span.set_attribute("server.address", address.host.strip("[]"))
+            self._span.set_attribute("server.port", address.port)
 
-
-def _record(span: trace.Span, error: BaseException) -> None:
-    code = code_of(error)
-    kind = type(error)
-    event = {"exception.type": f"{kind.__module__}.{kind.__qualname__}"}
-    if isinstance(error, ServiceError):  # which tells of servers; others may tell of files
-        event["exception.message"] = error.message
-    span.add_event("exception", event)
-    span.set_attribute("error.type", code)
-    span.set_status(trace.Status(trace.StatusCode.ERROR, code))
+    def _set(self, **values: str | float | tuple[str, ...]) -> None:
+        self._span.set_attributes({f"cutaway.{name}": value for name, value in values.items()})

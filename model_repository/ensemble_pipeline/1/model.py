@@ -1,4 +1,4 @@
-"""Triton's side of ``ensemble_pipeline``: requests and tensors in, `pipeline.run` in between, responses out."""
+"""The Triton model ``ensemble_pipeline``: reads requests, calls `pipeline.run` and writes responses."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TritonPythonModel:
             ),
             wants_images="images" in wanted,
             max_decompression_ratio=self.max_decompression_ratio,
-            proceed=_patience(request, self.processing_timeout_s),
+            proceed=_deadline_check(request, self.processing_timeout_s),
         )
         response = pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
         self.metrics.end("OK", answer.report)
@@ -93,7 +93,7 @@ def _file(request: Any) -> bytes:
 
 
 def _tensors(answer: Answer) -> list[Any]:
-    # Objects and not np.bytes_, which would drop zero bytes at a file's end.
+    # Objects, because np.bytes_ drops zero bytes at a file's end.
     return [
         pb_utils.Tensor("images", np.array([*answer.images, None], np.object_)[:-1]),
         pb_utils.Tensor("boxes", answer.boxes),
@@ -102,13 +102,13 @@ def _tensors(answer: Answer) -> list[Any]:
     ]
 
 
-def _patience(request: Any, timeout_s: float) -> Callable[[], None]:
-    """A check that gives the picture up once it takes too long or its caller has gone."""
+def _deadline_check(request: Any, timeout_s: float) -> Callable[[], None]:
+    """A check between stages: raises where the deadline is exceeded or the caller cancelled the request."""
     started = time.monotonic()
 
     def proceed() -> None:
         if request.is_cancelled():
-            raise RequestCancelled("The caller gave the request up.")
+            raise RequestCancelled("The caller cancelled the request.")
         elapsed = time.monotonic() - started
         if elapsed > timeout_s:
             raise ProcessingTimeout(

@@ -1,4 +1,4 @@
-"""What the Python models share of Triton's side: a network within the server called, and failures as responses."""
+"""Shared by the Python models: calls of a network inside the server, and errors as Triton responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ DETECTOR_OUTPUTS = ("boxes", "scores", "classes", "coefficients", "prototypes")
 
 
 def guarded(request: Any, respond: Callable[[Any], Any], failed: Callable[[str], None] = lambda _: None) -> Any:
-    """A response in any case: whatever happens to one request stays with it; `failed` gets the code of an error."""
+    """The response to a request, or to its error, which does not affect the others of the batch.
+
+    Args:
+        failed: called with the code of an error.
+    """
     try:
         return respond(request)
     except CutawayError as raised:
@@ -42,7 +46,7 @@ def call(request: Any, model: str, images: NDArray[np.uint8], outputs: Sequence[
     """Run a model on a batch within this server.
 
     Raises:
-        ServiceError: it failed; its own words are in the log only.
+        ServiceError: it failed; the network's own message is in the log only.
     """
     inner = pb_utils.InferenceRequest(
         model_name=model,
@@ -72,7 +76,7 @@ def _failure_of(model: str, error: Any) -> CutawayError:
 
 
 def failure(error: CutawayError) -> Any:
-    """The response that carries an error."""
+    """The response with an error."""
     codes = pb_utils.TritonError
     if isinstance(error, InputError):
         code = codes.INVALID_ARG

@@ -1,6 +1,6 @@
-"""Where Triton enters: the model is :mod:`stream.triton`, and what both pipelines share lies beside ensemble_pipeline.
+"""Triton's entry point: the model is :mod:`stream.triton`; modules shared with ensemble_pipeline are in its folder.
 
-Both folders are siblings in every repository that is served, so the path of the one leads to the other.
+Both folders are siblings in every model repository.
 """
 
 import sys

@@ -32,11 +32,8 @@ class Server:
         self.answer = answer
         self.turns: list[float] = []
 
-    def __call__(self, turn: Deadline) -> Any:
+    async def __call__(self, turn: Deadline) -> Any:
         self.turns.append(turn.left_s)
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
-
-    async def asynchronously(self, turn: Deadline) -> Any:
-        return self(turn)

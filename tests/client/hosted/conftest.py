@@ -1,4 +1,4 @@
-"""Providers asked through each driver, and an environment without tokens."""
+"""Providers and chains asked in an event loop of their own, and an environment without tokens."""
 
 from __future__ import annotations
 
@@ -22,29 +22,20 @@ def _no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(params=["threads", "asyncio"])
-def matte(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Ask a provider for a matte, once through each driver: what holds for one has to hold for the other."""
+@pytest.fixture
+def matte() -> Callable[..., Any]:
+    """Ask a provider for a matte."""
 
     def ask(provider: Provider, deadline_s: float = 10.0, data: bytes | None = None) -> Any:
         data = picture(size_wh=SIZE_WH) if data is None else data
-        if request.param == "threads":
-            try:
-                return provider.matte(data, "image/png", Deadline(deadline_s))
-            finally:
-                provider.close()
-        return asyncio.run(_ask(provider, data, deadline_s))
+        return asyncio.run(provider.matte(data, "image/png", Deadline(deadline_s)))
 
     return ask
 
 
-async def _ask(provider: Provider, data: bytes, deadline_s: float) -> Any:
-    return await provider.matte_async(data, "image/png", Deadline(deadline_s))
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-def infer(request: pytest.FixtureRequest) -> Callable[..., Served[Any]]:
-    """Fallback.infer and Fallback.infer_async: what holds for one has to hold for the other."""
+@pytest.fixture
+def infer() -> Callable[..., Served[Any]]:
+    """Run a picture through a chain."""
 
     def run(
         fallback: Fallback,
@@ -57,23 +48,8 @@ def infer(request: pytest.FixtureRequest) -> Callable[..., Served[Any]]:
     ) -> Served[Any]:
         data = picture() if data is None else data
         parsed = parse_options(options)
-        try:
-            if request.param == "threads":
-                return fallback.infer(
-                    data, options=parsed, deadline=Deadline(deadline_s), primary=primary, detect=detect
-                )
-
-            async def main() -> Served[Any]:
-                return await fallback.infer_async(
-                    data,
-                    options=parsed,
-                    deadline=Deadline(deadline_s),
-                    primary=primary and primary.asynchronously,
-                    detect=detect and detect.asynchronously,
-                )
-
-            return asyncio.run(main())
-        finally:
-            fallback.close()
+        return asyncio.run(
+            fallback.infer(data, options=parsed, deadline=Deadline(deadline_s), primary=primary, detect=detect)
+        )
 
     return run

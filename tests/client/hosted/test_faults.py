@@ -1,6 +1,6 @@
 """The fault table: what a provider does wrong → the error, the number of requests, and never more than the deadline.
 
-Every row runs with threads and with asyncio. The first request of each provider is the one that fails: Hugging Face's
+The first request of each provider is the one that fails: Hugging Face's
 only one, Replicate's creation (which costs money, so it is not repeated blindly) and a Space's upload.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -168,26 +167,17 @@ def endless(serve: Callable[..., Peer]) -> dict[str, tuple[Peer, Provider]]:
     return made
 
 
-@pytest.mark.parametrize("driver", ["threads", "asyncio"])
-def test_what_never_ends_ends_with_the_deadline(driver: str, serve: Callable[..., Peer]) -> None:
+def test_what_never_ends_ends_with_the_deadline(serve: Callable[..., Peer]) -> None:
     """All rows wait side by side; each is measured by itself."""
     made = endless(serve)
     took: dict[str, float] = {}
     errors: dict[str, Exception] = {}
     data = picture()
 
-    def in_thread(row: str) -> None:
-        watch = Stopwatch()
-        try:
-            made[row][1].matte(data, "image/png", Deadline(DEADLINE_S))
-        except CutawayError as error:
-            errors[row] = error
-        took[row] = watch.s
-
     async def in_task(row: str) -> None:
         watch = Stopwatch()
         try:
-            await made[row][1].matte_async(data, "image/png", Deadline(DEADLINE_S))
+            await made[row][1].matte(data, "image/png", Deadline(DEADLINE_S))
         except CutawayError as error:
             errors[row] = error
         took[row] = watch.s
@@ -195,13 +185,7 @@ def test_what_never_ends_ends_with_the_deadline(driver: str, serve: Callable[...
     async def main() -> None:
         await asyncio.gather(*map(in_task, made))
 
-    if driver == "threads":
-        with ThreadPoolExecutor(len(made)) as pool:
-            list(pool.map(in_thread, made))
-        for _, provider in made.values():
-            provider.close()
-    else:
-        asyncio.run(main())
+    asyncio.run(main())
 
     assert {row: type(errors[row]).__name__ for row in ENDLESS} == {
         row: "Overloaded" if "patience" in row else "ProcessingTimeout" for row in ENDLESS

@@ -12,7 +12,6 @@ import pytest
 from cutaway.contract.errors import InferenceError, Overloaded, ProcessingTimeout
 from cutaway.fallback import Fallback
 from cutaway.providers import HuggingFace, InvalidAnswer, Space
-from cutaway.resilience import Deadline
 from PIL import Image
 
 from tests.client.hosted.asking import assert_right, hub
@@ -115,14 +114,16 @@ def test_hub_request(serve: Callable[..., Peer], matte: Callable[..., Any]) -> N
 
 @pytest.mark.parametrize(("names", "expected"), [(("HUGGINGFACE_TOKEN", "HF_TOKEN"), "a"), (("HF_TOKEN",), "b")])
 def test_the_token_comes_from_the_environment(
-    names: tuple[str, ...], expected: str, serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+    names: tuple[str, ...],
+    expected: str,
+    serve: Callable[..., Peer],
+    matte: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in names:
         monkeypatch.setenv(name, "a" if name == "HUGGINGFACE_TOKEN" else "b")
     peer = serve(HubScript())
-    provider = hub(peer)
-    provider.matte(picture(), "image/png", Deadline(5))
-    provider.close()
+    matte(hub(peer))
     assert peer.received[0].headers["authorization"] == f"Bearer {expected}"
 
 
@@ -220,7 +221,7 @@ class FalScript:
 def test_fal_queue(
     url: str | None, serve: Callable[..., Peer], matte: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutaway.providers.huggingface.FAL_POLL_S", 0.01)
+    monkeypatch.setattr("cutaway.fallback.huggingface.FAL_POLL_S", 0.01)
     peer = serve(FalScript("IN_QUEUE", "IN_PROGRESS", "COMPLETED", url=url))
     provider = HuggingFace(
         "briaai/RMBG-2.0", route="fal-ai", base_url=peer.base_url, accept_noncommercial=True, token=TOKEN

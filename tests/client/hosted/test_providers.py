@@ -29,23 +29,13 @@ from tests.client.hosted.peers import (
 )
 
 
-def upscale(provider: Any, scale: int, data: bytes, driver: str) -> Any:
-    if driver == "threads":
-        try:
-            return provider.upscale(data, "image/png", scale, Deadline(10))
-        finally:
-            provider.close()
-    return asyncio.run(_upscale(provider, scale, data))
+def upscale(provider: Any, scale: int, data: bytes) -> Any:
+    return asyncio.run(provider.upscale(data, "image/png", scale, Deadline(10)))
 
 
-async def _upscale(provider: Any, scale: int, data: bytes) -> Any:
-    return await provider.upscale_async(data, "image/png", scale, Deadline(10))
-
-
-@pytest.mark.parametrize("driver", ["threads", "asyncio"])
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("which", ["huggingface", "replicate", "space"])
-def test_upscale(which: str, scale: int, driver: str, serve: Callable[..., Peer]) -> None:
+def test_upscale(which: str, scale: int, serve: Callable[..., Peer]) -> None:
     larger = png(Image.new("RGB", (SIZE_WH[0] * scale, SIZE_WH[1] * scale)))
     if which == "huggingface":
         peer = serve(HubScript(larger))
@@ -56,7 +46,7 @@ def test_upscale(which: str, scale: int, driver: str, serve: Callable[..., Peer]
     else:
         peer = serve(SpaceScript(file=larger))
         provider = Space(base_url=peer.base_url, fn=None, upscale_fn="up")
-    result = upscale(provider, scale, picture(), driver)
+    result = upscale(provider, scale, picture())
     assert (result.width_px, result.height_px) == (SIZE_WH[0] * scale, SIZE_WH[1] * scale)
     assert (result.media_type, result.provider) == ("image/png", which)
     if which == "huggingface":
@@ -74,20 +64,18 @@ def test_upscaling_is_refused_before_anything_is_sent(serve: Callable[..., Peer]
     peer = serve(ReplicateScript())
     provider = Replicate(base_url=peer.base_url)
     with pytest.raises(InvalidOption, match="allowed is 2, 4"):
-        provider.upscale(picture(), "image/png", 3, Deadline(5))
+        upscale(provider, 3, picture())
     with pytest.raises(ResolutionTooLarge):
-        provider.upscale(picture(size_wh=(2000, 1500)), "image/png", 2, Deadline(5))
+        upscale(provider, 2, picture(size_wh=(2000, 1500)))
     with pytest.raises(InvalidOption, match="does not upscale"):
-        Replicate(base_url=peer.base_url, upscale_model=None).upscale(picture(), "image/png", 2, Deadline(5))
+        upscale(Replicate(base_url=peer.base_url, upscale_model=None), 2, picture())
     assert peer.received == []
 
 
 def test_an_upscaled_picture_of_another_size_is_refused(serve: Callable[..., Peer]) -> None:
     peer = serve(HubScript(png(Image.new("RGB", SIZE_WH))))
-    provider = hub(peer)
     with pytest.raises(InvalidAnswer, match="160×96 pixels where 320×192"):
-        provider.upscale(picture(), "image/png", 2, Deadline(5))
-    provider.close()
+        upscale(hub(peer), 2, picture())
 
 
 @pytest.mark.parametrize(
@@ -150,7 +138,7 @@ def test_one_provider_serves_many_threads(serve: Callable[..., Peer]) -> None:
 
     def work(number: int) -> None:
         size = (100 + number, 80 + number)
-        result = provider.matte(picture(size_wh=size), "image/png", Deadline(20))
+        result = asyncio.run(provider.matte(picture(size_wh=size), "image/png", Deadline(20)))
         if result.alpha.shape != (size[1], size[0]):
             wrong.append(result)
 
@@ -159,6 +147,5 @@ def test_one_provider_serves_many_threads(serve: Callable[..., Peer]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    provider.close()
     assert not wrong
     assert len(peer.received) == 16

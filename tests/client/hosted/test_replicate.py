@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,9 @@ from tests.client.hosted.asking import QUICK, assert_right
 from tests.client.hosted.peers import (
     TOKEN,
     Peer,
+    Received,
     ReplicateScript,
+    Reply,
     as_json,
     cutout,
     encoded,
@@ -34,7 +38,7 @@ OUTPUTS = {
 def test_replicate(
     output: str, serve: Callable[..., Peer], matte: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutaway.providers.replicate.POLL_FIRST_S", 0.02)
+    monkeypatch.setattr("cutaway.fallback.replicate.POLL_FIRST_S", 0.02)
     script = ReplicateScript(states=["starting", "processing", "succeeded"], output=OUTPUTS[output])
     peer = serve(script)
     result = matte(Replicate("851-labs/background-remover", base_url=peer.base_url, token=TOKEN))
@@ -92,7 +96,7 @@ def test_replicate_cancels_when_the_task_is_cancelled(serve: Callable[..., Peer]
     peer = serve(script)
 
     async def main() -> None:
-        task = asyncio.create_task(Replicate(base_url=peer.base_url).matte_async(picture(), "image/png", Deadline(20)))
+        task = asyncio.create_task(Replicate(base_url=peer.base_url).matte(picture(), "image/png", Deadline(20)))
         while len(peer.received) < 2:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -103,18 +107,17 @@ def test_replicate_cancels_when_the_task_is_cancelled(serve: Callable[..., Peer]
     assert script.cancelled == 1
 
 
-def test_replicate_cancels_on_ctrl_c(serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicate_cancels_on_ctrl_c(serve: Callable[..., Peer]) -> None:
     script = ReplicateScript(states=["starting"])
-    peer = serve(script)
 
-    def interrupted(_: float) -> None:
-        raise KeyboardInterrupt
+    def interrupting(received: Received) -> Reply:
+        if received.method == "GET":
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return script(received)
 
-    monkeypatch.setattr("cutaway.providers.exchange.time.sleep", interrupted)
-    provider = Replicate(base_url=peer.base_url)
+    peer = serve(interrupting)
     with pytest.raises(KeyboardInterrupt):
-        provider.matte(picture(), "image/png", Deadline(20))
-    provider.close()
+        asyncio.run(Replicate(base_url=peer.base_url).matte(picture(), "image/png", Deadline(20)))
     assert script.cancelled == 1
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from cutaway.breaker import CircuitBreaker, Experience, steered
+from cutaway.breaker import CircuitBreaker
 from cutaway.contract.errors import (
     CorruptImage,
     CutawayError,
@@ -181,11 +181,15 @@ def test_an_outage_is_not_amplified(calls: int, serve: Callable[..., Peer]) -> N
     provider = HuggingFace(base_url=peer.base_url, accept_noncommercial=True, retry=RetryPolicy(first_delay_s=0.001))
     failed = 0
     data = picture(size_wh=(64, 64))
-    for _ in range(calls):
-        with pytest.raises(ProviderUnavailable):
-            provider.matte(data, "image/png", Deadline(5))
-        failed += 1
-    provider.close()
+
+    async def main() -> None:
+        nonlocal failed
+        for _ in range(calls):
+            with pytest.raises(ProviderUnavailable):
+                await provider.matte(data, "image/png", Deadline(5))
+            failed += 1
+
+    asyncio.run(main())
     assert failed == calls
     assert len(peer.received) <= 1.2 * calls
 
@@ -198,10 +202,9 @@ def test_an_outage_seen_by_many_threads_is_not_amplified(serve: Callable[..., Pe
     def work() -> None:
         for _ in range(10):
             with pytest.raises(Overloaded):
-                provider.matte(data, "image/png", Deadline(20))
+                asyncio.run(provider.matte(data, "image/png", Deadline(20)))
 
     in_threads(work, 8)
-    provider.close()
     assert 80 <= len(peer.received) <= 1.2 * 80
 
 
@@ -221,8 +224,7 @@ def test_the_budget_recovers_after_an_outage() -> None:
 def test_a_success_brings_a_token_back(serve: Callable[..., Peer]) -> None:
     peer = serve(HubScript(Reply(500), png(mask())))
     provider = HuggingFace(base_url=peer.base_url, accept_noncommercial=True, retry=RetryPolicy(first_delay_s=0.001))
-    provider.matte(picture(), "image/png", Deadline(5))
-    provider.close()
+    asyncio.run(provider.matte(picture(), "image/png", Deadline(5)))
     assert provider._budget.tokens == pytest.approx(4.1)
 
 
@@ -361,43 +363,3 @@ def test_the_race_of_threads_through_all_states_leaves_no_permit_behind() -> Non
     assert permit is not None
     permit.succeeded()
     assert breaker.permit() is not None
-
-
-# ----------------------------------------------------------------------------------------------------- steering
-
-
-def experienced(clock: Clock, *calls: tuple[bool, float]) -> Experience:
-    experience = Experience(memory_s=600, clock=clock)
-    for ok, latency_s in calls:
-        experience.add(ok, latency_s)
-    return experience
-
-
-def test_order_by_experience() -> None:
-    clock = Clock()
-    unknown = experienced(clock, (False, 1.0))
-    slow = experienced(clock, *[(True, 8.0)] * 5)
-    quick = experienced(clock, *[(True, 1.0)] * 5)
-    nearly_as_quick = experienced(clock, *[(True, 1.3)] * 5)
-    failing = experienced(clock, *[(False, 0.1)] * 5)
-    assert steered([]) == []
-    assert steered([unknown, unknown]) == [0, 1]
-    assert steered([slow, quick]) == [1, 0]
-    assert steered([nearly_as_quick, quick]) == [0, 1]
-    assert steered([failing, slow]) == [1, 0]
-    assert steered([slow, unknown, quick]) == [2, 1, 0]
-    assert steered([failing, unknown, failing, quick]) == [1, 3, 0, 2]
-
-
-def test_experience_is_forgotten() -> None:
-    clock = Clock()
-    failing = experienced(clock, *[(False, 0.1)] * 5)
-    assert failing.success_rate is not None
-    assert failing.success_rate < 0.5
-    clock.now += 601
-    assert failing.success_rate is None
-    failing.add(True, 2.0)
-    failing.add(True, 2.0)
-    failing.add(True, 2.0)
-    assert failing.success_rate == 1.0
-    assert failing.latency_s == 2.0

@@ -1,4 +1,4 @@
-"""A cut-out before its background, in straight alpha; pictures come out strip by strip."""
+"""Compositing of a cut-out onto its background, in straight alpha, strip by strip."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def on_nothing(colours: Pixels, alpha: NDArray[np.uint8], region: Rect, frame: R
     """
     view = region.within(frame)
     columns = view.seen_from(region).slices[1]
-    # A corner of the region lies outside the soft edge as a rule, where the colours are flat already.
+    # The colour at a corner of the region: usually beyond the soft edge, where colours are flat already.
     nothing = np.array([*colours.rows(slice(0, 1))[0, 0], 0], np.uint8).view(np.uint32)
 
     def rows(part: slice) -> NDArray[np.uint8]:
@@ -46,14 +46,14 @@ def on_nothing(colours: Pixels, alpha: NDArray[np.uint8], region: Rect, frame: R
 
 
 def _meeting(part: slice, view: Rect, region: Rect, frame: Rect) -> tuple[slice, slice]:
-    """The rows of a view of a region that lie in some rows of a frame: within those rows, and within the region."""
+    """Rows of the frame that a view of the region covers: as indices into those rows, and into the region."""
     top = max(part.start, view.y1 - frame.y1)
     bottom = max(top, min(part.stop, view.y2 - frame.y1))
     return slice(top - part.start, bottom - part.start), slice(*(row + frame.y1 - region.y1 for row in (top, bottom)))
 
 
 def spread(alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> NDArray[np.uint8]:
-    """A region's alpha in a frame, (frame.height, frame.width) uint8; 0 where the region does not reach."""
+    """A region's alpha in a frame, (frame.height, frame.width) uint8; 0 outside the region."""
     if region == frame:
         return alpha
     result = np.zeros((frame.height, frame.width), np.uint8)
@@ -64,7 +64,7 @@ def spread(alpha: NDArray[np.uint8], region: Rect, frame: Rect) -> NDArray[np.ui
 
 
 def on_background(colours: Pixels, alpha: NDArray[np.uint8], region: Rect, frame: Rect, background: Pixels) -> Pixels:
-    """Put a cut-out before an opaque background (frame.height, frame.width, 3) uint8."""
+    """Composite a cut-out onto an opaque background (frame.height, frame.width, 3) uint8."""
     view = region.within(frame)
     columns = view.seen_from(region).slices[1]
 
@@ -109,13 +109,13 @@ def solid(colour_rgb: tuple[int, int, int], frame: Rect) -> NDArray[np.uint8]:
 def blurred(
     rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], region: Rect, frame: Rect, blur_px: int
 ) -> NDArray[np.uint8]:
-    """What stands behind the cut-out, blurred, without the cut-out's colours glowing into it.
+    """The blurred background, from pixels of the background alone: the cut-out's colours do not bleed into it.
 
     Args:
         rgb: (H, W, 3) uint8, the whole picture.
-        alpha: (h, w) uint8 of the region: what to leave out.
-        region: what `alpha` covers.
-        frame: the part of the picture that is wanted.
+        alpha: (h, w) uint8 of the region: the cut-out, which is left out.
+        region: the rectangle that `alpha` covers.
+        frame: the part of the picture to return.
         blur_px: the Gaussian's standard deviation (as CSS's blur), pixels.
 
     Returns:
@@ -138,7 +138,7 @@ def _behind(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], blur_px: int, fact
     height, width = alpha.shape
     small_wh = max(1, -(-width // factor)), max(1, -(-height // factor))
     seen = 1 - cv2.resize(alpha, small_wh, interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / 255
-    # Behind somebody who fills everything there is nothing to see; the little weight keeps that defined.
+    # A small weight, so that the mean is defined where a cut-out covers all of the window.
     seen = np.maximum(seen, 1e-4)
     colours = cv2.resize(rgb, small_wh, interpolation=cv2.INTER_AREA) * seen
     deviation = blur_px / factor

@@ -1,4 +1,4 @@
-"""What the matting network gets to see of a person."""
+"""The crop of a person for the matting network."""
 
 from __future__ import annotations
 

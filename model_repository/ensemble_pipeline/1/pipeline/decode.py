@@ -1,9 +1,8 @@
 """An encoded file → an upright 8-bit sRGB picture.
 
-Pillow opens everything: unlike OpenCV it raises on a truncated JPEG, keeps quiet on stderr, and reports the colour
-profile. The pixels of an ordinary JPEG are read by libjpeg-turbo straight into their array, which gives the same bytes
-without Pillow's own copy of the picture; whatever it objects to, Pillow judges. Other pixels are copied out of Pillow
-in strips, which bounds the memory.
+Pillow opens every file: unlike OpenCV it raises on a truncated JPEG, writes nothing to stderr, and reports the colour
+profile. libjpeg-turbo decodes an ordinary JPEG directly into the array, with the same bytes as Pillow and without its
+copy of the picture; where it fails, Pillow decodes. Other pixels are copied from Pillow in strips, which bounds memory.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from pipeline.tuning import BEHIND_TRANSPARENCY
 
 ORIENTATION_TAG = 0x0112
 STRIP_BYTES = 512 * 1024
-"""Pixels are copied out of Pillow in strips of this size: they stay in the cache, and no second whole picture is
-held."""
+"""Pixels are copied out of Pillow in strips of this size: they fit the CPU cache, and no second
+whole picture is held."""
 
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _PILLOW_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP"}
@@ -42,13 +41,13 @@ class Picture:
     """A decoded picture, upright.
 
     Attributes:
-        rgb: (H, W, 3) uint8 sRGB; transparent input stands on neutral grey.
+        rgb: (H, W, 3) uint8 sRGB; transparent input is composited onto neutral grey.
         alpha: (H, W) uint8, the input's own transparency, or None where it has none.
-        own_rgb: (H, W, 3) uint8, the colours as stored, before anything stood behind them; only with `alpha`.
+        own_rgb: (H, W, 3) uint8, the colours as stored, before compositing; only with `alpha`.
         format: "jpeg", "png", "webp" or "bmp".
         orientation: the EXIF orientation, 1 to 8, that was applied; 1 where there was none.
-        notices: what the caller should know.
-        density_dpi: horizontal and vertical pixels per inch, upright; None where the file does not say.
+        notices: warnings for the caller.
+        density_dpi: horizontal and vertical pixels per inch, upright; None where the file has none.
     """
 
     rgb: NDArray[np.uint8]
@@ -76,7 +75,7 @@ def decode(data: bytes, media_type: str | None = None, max_decompression_ratio: 
     """Check, decode and put upright.
 
     Raises:
-        InputError: one of its subclasses, by the header's checks; CorruptImage where the pixels cannot be read.
+        InputError: the header fails a check; CorruptImage where the pixels cannot be decoded.
     """
     header = check_picture(data, media_type, max_decompression_ratio=max_decompression_ratio)
     try:
@@ -84,8 +83,8 @@ def decode(data: bytes, media_type: str | None = None, max_decompression_ratio: 
     except (CorruptImage, MemoryError):
         raise
     except Exception as error:
-        # Pillow's plugins raise whatever a damaged file drives them to, from OSError to struct.error; warnings of
-        # a decompression bomb are turned away by the header check before.
+        # Pillow's plugins raise many exceptions on damaged files, from OSError to struct.error. Decompression bombs
+        # fail the header's checks before.
         raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
 
 
@@ -151,7 +150,7 @@ def _coloured_jpeg(data: bytes, image: Image.Image, notices: list[Notice]) -> ND
 def _converted(
     image: Image.Image, data: bytes, notices: list[Notice]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """A loaded image as (H, W, 3) uint8 sRGB, and its alpha (H, W) uint8 if it has one; adds what is to be noticed."""
+    """A loaded image as (H, W, 3) uint8 sRGB, and its alpha (H, W) uint8 if it has one; appends warnings."""
     profile = image.info.get("icc_profile")
     plain, alpha = to_8_bit(image, data)
     if profile:
@@ -165,7 +164,7 @@ def _orientation(image: Image.Image) -> int:
     """By EXIF alone, as browsers do; Pillow's own reading would turn by XMP, too."""
     try:
         value = exif_of(image).get(ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block says nothing, and is no reason to refuse the picture
+    except Exception:  # a damaged EXIF block is ignored
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -235,7 +234,7 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
 
 
 def _stand_on_grey(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Put transparent input in front of neutral grey, in strips: the models and people's eyes need some ground."""
+    """Composite transparent input onto neutral grey, in strips, because the models need opaque pictures."""
     result = np.empty_like(rgb)
     rows = max(1, STRIP_BYTES // (3 * rgb.shape[1]))
     for top in range(0, rgb.shape[0], rows):

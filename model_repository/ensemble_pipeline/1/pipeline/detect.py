@@ -42,7 +42,7 @@ class Detections:
 def read_detections(
     raw: Mapping[str, NDArray[Any]], placement: Letterbox, min_confidence: float, quarter_turns: int = 0
 ) -> Detections:
-    """Keep people from a score on, one detection for each.
+    """Keep people of at least a score, one detection each.
 
     Args:
         raw: the detector's outputs for one picture: ``boxes`` (300, 4) float32 in letterboxed pixels, ``scores``
@@ -85,7 +85,7 @@ def non_maximum_suppression(
     Args:
         boxes: (N, 4) float32.
         scores: (N,) float32; equal scores keep their order.
-        max_iou: a box that overlaps a better one by more than this goes.
+        max_iou: a box is suppressed where it overlaps a better one by more than this.
 
     Returns:
         Indices of the boxes kept, best score first.

@@ -1,8 +1,8 @@
 """Pictures → PNG, WebP and JPEG files, or ZIPs of two of them, marked as sRGB and with the density of the input.
 
 The PNG writer is the project's own: one filter for all rows (each pixel minus the one above, a single vectorised
-subtraction) and Intel's ISA-L deflate. Strips are made, filtered and compressed apart, two at a time, which costs a few
-bytes for each. docs/quality.md has its time and size beside OpenCV's and Pillow's.
+subtraction) and Intel's ISA-L deflate. Strips are computed, filtered and compressed independently, two at a time, at a
+cost of a few bytes each. docs/quality.md compares its time and size with OpenCV's and Pillow's.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _compressed(pixels: Pixels) -> list[bytes]:
 
 
 def _filtered(rows: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Rows (h, w) or (h, w, C) uint8 as PNG filters them, (h, 1 + bytes per row); nothing is known of those above."""
+    """Rows (h, w) or (h, w, C) uint8 after PNG's filter, (h, 1 + bytes per row), independent of the rows above."""
     height = len(rows)
     flat = np.ascontiguousarray(rows).reshape(height, -1)
     filtered = np.empty((height, flat.shape[1] + 1), np.uint8)

@@ -1,14 +1,14 @@
 """The foreground's own colour at soft edges.
 
-A pixel at a soft edge shows ``alpha·F + (1 − alpha)·B``. Putting its colour on another background carries B along: a
-halo. So F and B are guessed from the sure foreground and background around, nearest first, by filling in along an
-image pyramid ("pull-push"); the guess is corrected by the least change that makes both together give the pixel. The
-guess is smooth and made on a small copy, twice; the last correction is made at full resolution. Where the truth is
-known this comes as near to it as pymatting's multi-level estimate, in a fraction of the time (docs/quality.md).
+A pixel at a soft edge is ``alpha·F + (1 − alpha)·B``. On another background its B shows as a halo. So F and B are
+estimated from the opaque foreground and the background nearby, by filling in along an image pyramid ("pull-push"), and
+corrected by the least change with which both reproduce the pixel. The estimate is smooth and computed on a small copy,
+twice; the last correction is computed at full resolution. Against ground truth it is as accurate as pymatting's
+multi-level estimate, in a fraction of the time (docs/quality.md).
 
-Colours under full transparency are chosen as well. Near the edge they go on as the foreground does, so that scaling
-the cut-out mixes no foreign colour in; further away they are one flat colour, the edge's mean, which costs nothing to
-compress and tells nothing about what was removed.
+Colours under full transparency are set as well. Near the edge they extend the foreground, so that scaling the cut-out
+mixes no other colour in; further away they are one flat colour, the edge's mean, which compresses to nothing and
+reveals nothing of what was removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.tuning import (
 
 _LEVELS = np.arange(256, dtype=np.float32) / 255
 _GAIN = _LEVELS / (_LEVELS**2 + (1 - _LEVELS) ** 2)
-"""How much of what is unexplained at a pixel goes to its foreground, by alpha; the least change of F and B."""
+"""The foreground's share of a pixel's residual, by alpha: the least change of F and B."""
 _TINY = np.float32(1e-6)
 
 Bytes = NDArray[np.uint8]
@@ -84,7 +84,7 @@ def _near(alpha: Bytes, strip: slice) -> Bytes:
 
 
 def _own_colour(seen: Bytes, opacity: Bytes, foreground: Floats, background: Floats) -> Bytes:
-    """The guess of the foreground, corrected by what it and the background leave unexplained; all (N, 1, 3)."""
+    """The estimated foreground, corrected by the residual that it and the background leave; all (N, 1, 3)."""
     share = _LEVELS[opacity]
     explained = cv2.blendLinear(foreground, background, share, 1 - share)
     missing = cv2.subtract(seen, explained, dtype=cv2.CV_32F)
@@ -117,12 +117,12 @@ def _guess(rgb: Floats, alpha: Bytes) -> tuple[Floats, Floats]:
 
 
 def _fill(colours: Floats, weight: Floats, enough: float) -> Floats:
-    """Carry colours on from where their weight is to where it is not, from the nearest scale that has some.
+    """Fill in colours where their weight is 0, from the nearest scale that has some.
 
     Args:
         colours: (h, w, 3) float32.
         weight: (h, w) float32, 0 to 1.
-        enough: weight from which a cell takes nothing from further away.
+        enough: weight from which a cell uses no coarser scale.
 
     Returns:
         (h, w, 3) float32.

@@ -1,4 +1,4 @@
-"""A large image through a grid of square cells: think on the small copy, work at full size only where it is needed."""
+"""A large image on a grid of square cells: compute on the small copy, and at full size only where needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Grid:
 
     @property
     def size_wh(self) -> tuple[int, int]:
-        """Columns and rows of whole cells, at least one; what is left over at the right and below has none."""
+        """Columns and rows of whole cells, at least one; the remainder at the right and below has none."""
         return max(1, self.width // self.factor), max(1, self.height // self.factor)
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -39,7 +39,7 @@ class Grid:
             cells = image[part.start * self.factor : part.stop * self.factor, : columns * self.factor]
             cv2.resize(cells, (columns, part.stop - part.start), dst=small[part], interpolation=cv2.INTER_AREA)
 
-        # OpenCV shares out only what is large afterwards; reading what is large before is the work here.
+        # In parallel here, because OpenCV does so by the size of its output and the cost is reading the input.
         each_strip(band, strips(rows, self.width * self.factor))
         return small
 

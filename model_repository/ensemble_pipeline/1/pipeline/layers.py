@@ -1,4 +1,4 @@
-"""Mattes and instance masks → one alpha for each cut-out."""
+"""Mattes and instance masks → one alpha per cut-out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Layer:
 
 
 def whole_picture(rgb: NDArray[np.uint8], matte: NDArray[np.uint8], frame: Rect, feather_px: int) -> Layer:
-    """Whatever the matte of the whole picture shows: (H, W, 3) uint8 and (S, S) uint8."""
+    """The layer of the whole picture, from it (H, W, 3) uint8 and its matte (S, S) uint8."""
     alpha = feather(put_back(matte, None, rgb), feather_px)
     return Layer((float(frame.x1), float(frame.y1), float(frame.x2), float(frame.y2)), frame, alpha, frame)
 
@@ -48,17 +48,17 @@ def people_layer(
     feather_px: int,
     padding_px: int | None,
 ) -> Layer:
-    """Some people in one alpha, everybody else kept out.
+    """Some people in one alpha, all others excluded.
 
     Args:
         rgb: (H, W, 3) uint8, the picture.
-        people: who, at least one.
+        people: those in the layer, at least one.
         everybody: all people of the picture.
         mattes: (S, S) uint8 alphas by crop.
         rects: crops by person id.
-        detections: where the instance masks are.
+        detections: with the instance masks.
         frame: the picture.
-        feather_px: softening.
+        feather_px: see `refine.feather`.
         padding_px: the cut-out covers the people's box and this margin; None for the whole picture.
     """
     box = (

@@ -15,7 +15,7 @@ GREY = 114
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture, or a slice of it, lies in the square:
+    """The placement of a picture, or of a slice of it, in the square:
     ``square = (picture − (from_x, from_y)) · (scale_x, scale_y) + (left, top)``.
 
     Both scales are the same but for the rounding of the resized picture to whole pixels, which at its far edge is up

@@ -1,4 +1,4 @@
-"""Instance masks where they are needed, and as large as needed."""
+"""Instance masks of people in a rectangle, at the size needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.geometry import Rect
 from pipeline.letterbox import Letterbox
 
 OUTSIDE = -20.0
-"""Logit outside a person's box: surely not this person."""
+"""Logit outside a person's box: a probability of nearly 0."""
 
 
 def mask_logits(
@@ -22,10 +22,10 @@ def mask_logits(
 ) -> NDArray[np.float32]:
     """Mask logits of some people within a rectangle: above 0 is the person.
 
-    Each mask is upsampled first and cropped to its detection box then; the other way round smears the box's edges.
+    Each mask is upsampled before it is cropped to its detection box, because the reverse order smears the box's edges.
 
     Args:
-        detections: where the masks are.
+        detections: with the masks.
         indices: which detections, N of them.
         rect: rectangle of the upright picture; may leave it.
         size_wh: columns and rows of the result, which the rectangle is scaled to.

@@ -1,4 +1,4 @@
-"""Crops of a picture → small alpha mattes, all in as few model calls as the batch size allows."""
+"""Crops of a picture → small alpha mattes, in as few model calls as the batch size allows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _part(matte: NDArray[np.uint8], rect: Rect, frame: Rect, side: int) -> NDArr
 
 
 def _resize(crop: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Stretch to a square: means of whole pixels first where much is scaled down, so that thin things stay."""
+    """Stretch to a square: by means of whole pixels first where it shrinks much, so that thin structures stay."""
     height, width = crop.shape[:2]
     step = min(height, width) // side
     if step > 1:

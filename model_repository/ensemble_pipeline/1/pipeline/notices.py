@@ -1,4 +1,4 @@
-"""Warnings that travel inside a successful answer."""
+"""Warnings inside a successful answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cutaway.contract.limits import Tier
 
 @dataclass(frozen=True)
 class Notice:
-    """One warning: a stable code, one sentence, and figures that belong to it (JSON values only)."""
+    """One warning: a stable code, one sentence, and its figures (JSON values only)."""
 
     code: str
     message: str

@@ -23,13 +23,13 @@ TIPS = (
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody in the picture.
+    """A person in the picture.
 
     Attributes:
         id: rank by the box's area, 0 the largest.
         box: the detection box, or the box that the caller gave, within the picture.
-        confidence: the detector's score; 1.0 for a given box in which it found nobody.
-        detection: index among the detections, or None for a given box in which nobody was found.
+        confidence: the detector's score; 1.0 for a given box without a detection.
+        detection: index among the detections, or None for a given box without one.
     """
 
     id: int
@@ -39,7 +39,7 @@ class Person:
 
 
 def rank(detections: Detections) -> list[Person]:
-    """Everybody detected, by area, largest first; equal areas in the order of their scores."""
+    """All detected people, by area, largest first; equal areas in the order of their scores."""
     boxes = detections.boxes.astype(np.float64)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.argsort(-areas, kind="stable")
@@ -69,10 +69,10 @@ def from_boxes(given: tuple[Box, ...], detections: Detections, frame: Rect) -> l
 
 
 def choose(everybody: list[Person], options: CutOptions) -> tuple[list[Person], list[Notice]]:
-    """Those that the options ask for, and what the caller should know about them.
+    """The people that the options select, and warnings about them.
 
     Raises:
-        InvalidOption: `select` names somebody who is not there.
+        InvalidOption: `select` has an id without a person.
     """
     chosen = everybody
     if options.select is not None:

@@ -1,7 +1,7 @@
-"""Pictures that are made strip by strip, when somebody wants their rows.
+"""Pictures that are computed lazily, strip by strip.
 
-A cut-out of 12 megapixels is 48 MB, its colours alone 36 MB. Written strip by strip they never exist as a whole: each
-strip is made, filtered and compressed while it is in a core's cache.
+A cut-out of 12 megapixels is 48 MB, its colours alone 36 MB. Strip by strip they never exist as a whole: each
+strip is computed, filtered and compressed while it is in a core's cache.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _THREADS = ThreadPoolExecutor(2, thread_name_prefix="strips")
 
 @dataclass(frozen=True)
 class Pixels:
-    """A picture that is made when its rows are asked for.
+    """A picture whose rows are computed when they are read.
 
     Attributes:
         height: in pixels.
         width: in pixels.
         channels: 1 (grey, rows are (h, w)), 3 (RGB) or 4 (RGBA, straight alpha).
-        rows: makes them.
+        rows: computes them.
     """
 
     height: int
@@ -39,12 +39,12 @@ class Pixels:
 
     @classmethod
     def of(cls, array: NDArray[np.uint8]) -> Pixels:
-        """What is there already: (H, W) or (H, W, C) uint8."""
+        """Of an array (H, W) or (H, W, C) uint8."""
         height, width = array.shape[:2]
         return cls(height, width, 1 if array.ndim == 2 else array.shape[2], lambda part: array[part])
 
     def array(self) -> NDArray[np.uint8]:
-        """All of it at once: (H, W) or (H, W, C) uint8."""
+        """The whole picture, (H, W) or (H, W, C) uint8."""
         whole = np.empty((self.height, self.width, self.channels)[: 2 if self.channels == 1 else 3], np.uint8)
 
         def make(part: slice) -> None:
@@ -55,9 +55,9 @@ class Pixels:
 
 
 def strips(height: int, width: int, pixels: int = 1 << 18) -> Iterator[slice]:
-    """Rows of a picture from the top, some at a time: of about so many pixels, at least one row.
+    """Slices of a picture's rows from the top, of about so many pixels and at least one row.
 
-    Smaller strips let two threads wait for Python more often than they gain from the cache.
+    With smaller strips two threads lose more by waiting for the interpreter lock than they gain from the cache.
     """
     rows = max(1, pixels // width)
     for top in range(0, height, rows):
@@ -65,14 +65,14 @@ def strips(height: int, width: int, pixels: int = 1 << 18) -> Iterator[slice]:
 
 
 def side_by_side(work: Callable[[slice], Result], parts: Iterable[slice]) -> Iterator[Result]:
-    """The results of some work on each strip, in order; two at a time, as numpy, OpenCV and ISA-L let threads work.
+    """The results of a function for each strip, in order; two at a time: numpy, OpenCV and ISA-L release the lock.
 
-    The work itself must not call this: it would wait for a thread that waits for it.
+    The function must not call this itself: two threads would wait for each other.
     """
     return _THREADS.map(work, parts)
 
 
 def each_strip(work: Callable[[slice], None], parts: Iterable[slice]) -> None:
-    """Do something to each strip, to two at a time."""
+    """Call a function for each strip, two at a time."""
     for _ in side_by_side(work, parts):
         pass

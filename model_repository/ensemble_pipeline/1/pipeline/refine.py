@@ -1,4 +1,4 @@
-"""Small mattes → alphas at full resolution, each person's own."""
+"""Small mattes → alphas at full resolution, one per person."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _SOFT_FROM, _SOFT_TO = (int(level) for level in np.flatnonzero((_STRETCH > 0) & 
 
 @dataclass(frozen=True)
 class Gate:
-    """What is one person's within a crop: coarse grids (rows, columns) float32, 0 to 1, over the crop.
+    """A person's share of a crop's matte: coarse grids (rows, columns) float32, 0 to 1, over the crop.
 
     Attributes:
         inside: bool, the person's instance mask (the box, where there is no mask).
-        share: the part of the matte's alpha that this person gets.
-        sure: the alpha that this person gets at least, or None.
+        share: factor of the matte's alpha.
+        sure: lower bound of the alpha, or None.
     """
 
     inside: NDArray[np.bool_]
@@ -61,16 +61,16 @@ class Gate:
 
 
 def gate(person: Person, others: Sequence[Person], detections: Detections, rect: Rect) -> Gate:
-    """How much of what the matte shows in a rectangle is this person's.
+    """A person's share of the matte in a rectangle.
 
-    Near the person's instance mask everything is, since hair, hands and bags reach past the mask; far from it nothing
-    is, and nothing where somebody else's mask is clearly stronger. Among others, what the person's own mask is very
-    sure of stays the person's. One without an instance mask owns what is in and near the box.
+    1 near the person's instance mask, since hair, hands and bags extend past it; 0 far from it, and where another
+    person's mask is clearly stronger. Beside other people the alpha has a lower bound where the person's own logit is
+    high. Without an instance mask the box takes its place.
 
     Args:
-        person: whose alpha it is.
-        others: people to keep out.
-        detections: where the instance masks are.
+        person: the one whose share it is.
+        others: people to exclude.
+        detections: with the instance masks.
         rect: the crop.
     """
     scale = min(1.0, GATE_GRID_PX / max(rect.width, rect.height))
@@ -99,8 +99,8 @@ def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8
 
     Args:
         matte: (S, S) uint8, the crop's matte.
-        gate: what of it is the person's, or None to keep everything.
-        crop: (h, w, 3) uint8 RGB, what was matted.
+        gate: the person's share of it, or None for all of it.
+        crop: (h, w, 3) uint8 RGB that was matted.
 
     Returns:
         (h, w) uint8.
@@ -122,13 +122,13 @@ def put_back(matte: NDArray[np.uint8], gate: Gate | None, crop: NDArray[np.uint8
 
 
 def _stretch(alpha: NDArray[np.uint8]) -> None:
-    """Let nearly nothing be nothing and nearly everything be everything, in place."""
+    """Stretch the contrast so that `ALPHA_FLOOR` becomes 0 and `ALPHA_CEILING` 255, in place."""
     cv2.LUT(alpha, _STRETCH, dst=alpha)
 
 
 def _without_islands(matte: NDArray[np.uint8], gate: Gate) -> NDArray[np.float32]:
-    """The gate's share, 0 where the matte shows something that nowhere touches the person's instance mask, or a speck
-    far from the rest of the person."""
+    """The gate's share, 0 at islands: connected parts of the matte that do not touch the person's instance mask, and
+    small ones far from the rest of the person."""
     if not gate.inside.any():
         return gate.share
     small = cv2.resize(matte, gate.share.shape[::-1]) * gate.share
@@ -136,7 +136,7 @@ def _without_islands(matte: NDArray[np.uint8], gate: Gate) -> NDArray[np.float32
     cells = stats[:, cv2.CC_STAT_AREA]
     own = np.zeros(count, bool)
     own[parts[gate.inside]] = True
-    own[0] = False  # what is in no part
+    own[0] = False  # the label of cells in no part
     if not own.any():
         return gate.share
     large = own & (cells >= SPECK_SHARE * cells[own].max())
@@ -162,16 +162,16 @@ def feather(alpha: NDArray[np.uint8], feather_px: int) -> NDArray[np.uint8]:
 
 
 def feather_reach_px(feather_px: int) -> int:
-    """How far feathering spreads an alpha: three standard deviations."""
+    """The distance over which feathering spreads an alpha: three standard deviations."""
     return -(-3 * feather_px // 2)
 
 
 def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_px: int) -> None:
-    """Let the soft pixels of an enlarged alpha (h, w) uint8 follow the edges of its crop (h, w, 3) uint8, in place.
+    """Align the soft pixels of an enlarged alpha (h, w) uint8 with the edges of its crop (h, w, 3) uint8, in place.
 
-    A fast guided filter (He and Sun, 2015): around each cell of about a matte's pixel, alpha is taken to be a linear
-    function of brightness; the function is enlarged instead of the alpha. It is made a little steeper than found,
-    since the filter's window makes edges wider.
+    A fast guided filter (He and Sun, 2015): around each cell of about a matte's pixel, alpha is fitted as a linear
+    function of brightness, and its coefficients are enlarged instead of the alpha. The slope is multiplied by
+    `GUIDE_STEEPNESS`, since the filter's window widens edges.
     """
     height, width = alpha.shape
     grid = Grid(height, width, max(1, round(max(height, width) / matte_side_px)))
@@ -186,7 +186,7 @@ def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_
 
     def follow(strip: slice) -> None:
         part = alpha[strip]
-        # What lies below the range wraps around to above it. Of bool, unlike of bytes, numpy finds the True ones fast.
+        # One comparison for both bounds, since unsigned subtraction wraps below the range; numpy searches bool fast.
         soft = np.flatnonzero(part - np.uint8(_SOFT_FROM) <= np.uint8(_SOFT_TO - _SOFT_FROM))
         if soft.size:
             brightness = cv2.cvtColor(crop[strip], cv2.COLOR_RGB2GRAY).take(soft)
@@ -202,7 +202,7 @@ def _around(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _near(inside: NDArray[np.bool_], reach: float, fade: float) -> NDArray[np.float32]:
-    """1 up to `reach` grid cells from the mask, falling to 0 over `fade` more; 0 everywhere without a mask."""
+    """1 up to `reach` grid cells from the mask, falling to 0 over `fade` more; 0 everywhere where the mask is empty."""
     if not inside.any():
         return np.zeros(inside.shape, np.float32)
     distance = np.asarray(cv2.distanceTransform((~inside).view(np.uint8), cv2.DIST_L2, 3), np.float32)

@@ -1,4 +1,4 @@
-"""The report of an answer: what was done, to what, by what, and how long it took.
+"""The report of an answer: the picture, its people and cut-outs, the models and the times.
 
     {"picture": {"width_px", "height_px", "format", "orientation"},
      "subject": "people", "each" or "all",
@@ -10,13 +10,13 @@
      "milliseconds": {"decode", "detect", "matte", "refine", "encode", "total"},
      "warnings": [{"code", "message", "tier": 3, "details"}, …]}
 
-`people` are those that were chosen, in the order of the ``boxes`` and ``scores`` of the answer; a cut-out names the
+`people` are the selected ones, in the order of the ``boxes`` and ``scores`` of the answer; a cut-out names the
 ids of those in it. With subject 'all' there are none, and the cut-out's box is the whole picture. `subject` is what was
-cut out, which for 'auto' is one of the others. `frame` is the rectangle of the upright picture, in whole pixels, that a
-cut-out covers; `size` is smaller than it where `max_side_px` made it so. Its `confidence` is that of the least
-certain person in it. Of the stages, "refine" is alpha at full size and what the colours of edges need of the whole
-picture; "encode" makes these colours, puts a background behind and writes the file, strip by strip. The milliseconds of
-a cut-out are those of its refining and encoding; those of a person are an equal share of its cut-out's, and of matting.
+cut out: for 'auto' it is 'people' or 'all'. `frame` is the rectangle of the upright picture, in whole pixels, that a
+cut-out covers; `size` is smaller where `max_side_px` was given. Its `confidence` is the lowest of the people in it. Of
+the stages, "refine" is the alpha at full size and the estimate of colours on a small copy; "encode" computes colours at
+full size, composites and writes the file, strip by strip. A cut-out's milliseconds are its refining and encoding; a
+person's are an equal share of these, and of matting.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MEDIA_TYPES = {
 
 @dataclass
 class Stopwatch:
-    """Adds up the time that each stage took."""
+    """Sums the time of each stage."""
 
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))

@@ -1,4 +1,4 @@
-"""One picture's way through the pipeline, with the two models as callables."""
+"""The pipeline for one picture, with the two models as callables."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from pipeline.shape import cropped, scaled
 
 @dataclass(frozen=True)
 class Models:
-    """The two networks, and what the report says about them.
+    """The two networks, and their description for the report.
 
     Attributes:
         detector: finds people.
         matter: mattes crops.
         matte_side_px: S, the side of the matting network's square input.
         description: profile, names and versions, for the report.
-        device: what they run on, for the report.
+        device: the device that they run on, for the report.
         tensorrt: whether they are TensorRT plans, for the report.
     """
 
@@ -49,10 +49,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gets.
+    """The answer to a request.
 
     Attributes:
-        images: encoded cut-outs; none where the caller did not ask for them.
+        images: encoded cut-outs; none where the output was not requested.
         boxes: (N, 4) float32, the chosen people in pixels of the upright picture; the whole frame for 'all'.
         scores: (N,) float32.
         report: JSON values, see `pipeline.report`.
@@ -79,12 +79,12 @@ def run(
         data: the encoded file.
         options: checked options.
         models: the two networks.
-        wants_images: without it nothing is matted, and finding nobody is an answer and no error.
-        max_decompression_ratio: takes the place of the table's limit.
-        proceed: called between stages; raises to give the picture up.
+        wants_images: without it nothing is matted, and a picture without people is no error.
+        max_decompression_ratio: replaces the table's limit.
+        proceed: called between stages; raises to end the request.
 
     Raises:
-        InputError: the picture or the options are at fault.
+        InputError: the picture or an option is invalid.
     """
     watch = report.Stopwatch()
     with watch.stage("decode"):
@@ -185,15 +185,15 @@ def run(
 
 
 def _groups(subject: str, people: list[Person]) -> list[list[Person]]:
-    """Who goes into each cut-out; nobody in particular for subject 'all'."""
+    """The people of each cut-out; one empty group for subject 'all'."""
     return [[person] for person in people] if subject == "each" else [people]
 
 
 def _render(picture: Picture, layer: Layer, options: CutOptions) -> Pixels:
-    """The cut-out: grey for a mask, RGB before a background, RGBA without."""
+    """The cut-out: grey for a mask, RGB with a background, RGBA without."""
     region, frame, alpha = layer.region, layer.frame, layer.alpha
     if picture.alpha is not None:
-        # The smaller one of both: what was transparent stays so, and cutting a cut-out again changes nothing.
+        # The minimum: transparent pixels stay transparent, and cutting a cut-out again changes nothing.
         alpha = np.minimum(alpha, picture.alpha[region.slices])
     if options.output == "mask":
         return Pixels.of(composite.spread(alpha, region, frame))
@@ -213,7 +213,7 @@ def _render(picture: Picture, layer: Layer, options: CutOptions) -> Pixels:
 def _with_own(
     colours: Pixels, alpha: NDArray[np.uint8], own_rgb: NDArray[np.uint8], own_alpha: NDArray[np.uint8]
 ) -> Pixels:
-    """Colours, but where the input was transparent already and so says itself what its own are; all (h, w[, 3])."""
+    """Colours, replaced by the input's own where it was transparent already; all (h, w[, 3])."""
 
     def rows(part: slice) -> NDArray[np.uint8]:
         result = colours.rows(part)

@@ -6,10 +6,10 @@ Chosen on photographs held out of training, never on the ones that docs/quality.
 from __future__ import annotations
 
 BEHIND_TRANSPARENCY = 128
-"""Grey (0–255) that transparent input stands on for the models: dark and light clothes both stand out from it."""
+"""Grey (0–255) onto which transparent input is composited for the models: dark and light clothes contrast with it."""
 
 NMS_IOU = 0.7
-"""Ultralytics' own threshold: people who stand in front of one another overlap much."""
+"""Ultralytics' own threshold: people in front of one another overlap much."""
 
 SLICE_FROM_SCALE = 4.0
 """Pictures that the letterbox shrinks further than this are looked at in slices: a person of 300 px is left with 75."""
@@ -39,50 +39,51 @@ GIVEN_BOX_IOU = 0.5
 """A given box is the box of a detected person from this overlap on."""
 
 CROP_CONTEXT = 0.1
-"""Margin around a person's box, as a part of its sides, that the matting network sees."""
+"""Margin of a crop around a person's box, as a share of its sides."""
 
 CROP_MIN_ASPECT = 0.5
-"""A crop's shorter side is at least this part of its longer one: thin crops would be stretched too much."""
+"""Minimum ratio of a crop's sides, shorter to longer: thin crops would be stretched too much."""
 
 WHOLE_PICTURE_SHARE = 0.9
 """A crop of at least this part of the picture becomes the whole picture; from 0.75 on, held-out pictures lose .002."""
 
 GATE_GRID_PX = 192
-"""Longer side of the grid on which gates are computed; instance masks hold no more detail than this."""
+"""Longer side of the grid on which gates are computed; instance masks have no more detail."""
 
 ALONE_REACH, ALONE_FADE = 0.05, 0.08
-"""Where nobody else is near, alpha is kept whole up to the first distance from the instance mask and fades out over the
-second, both as parts of √(box area). Bags are part of a person and of no mask, so it is not tighter; a fade of 0.2
-gains .001 on composites and loses as much on real scenes, where things beside a person look like clothes."""
+"""Without other people in the crop, alpha is kept up to the first distance from the instance mask and fades out over
+the second, both as shares of √(box area). Smaller distances cut off bags, which no mask includes; a fade of 0.2 gains
+.001 on composites and loses as much on real scenes, where things beside a person look like clothes."""
 
 CROWD_REACH, CROWD_FADE = 0.03, 0.05
-"""The same where somebody else, who is to be kept out, is in the crop."""
+"""The same where another person, who is excluded, is in the crop."""
 
 NEIGHBOUR_MARGIN = 2.5
-"""Somebody else's mask takes a pixel once its logit leads by this much. Masks of people who overlap are unsure of each
-other, and the matte of the crop knows better who is in front."""
+"""A pixel belongs to another person from this difference of logits on. Below it, masks of overlapping people are
+uncertain, and the matte of the crop is more accurate about who is in front."""
 
 NEIGHBOUR_STEEPNESS = 2.0
 """Steepness of that border per unit of logit."""
 
 SURE_FROM, SURE_OVER = 2.0, 2.0
-"""Among others a person keeps what the own mask's logit puts above the first, wholly above the sum of both. Mask IoU of
-people in real training scenes .690 → .708, of held-out ones and composites level; from lower logits on it hurts."""
+"""Beside other people, alpha has a lower bound that rises from 0 at the first logit of the own mask to 1 at the sum of
+both. Mask IoU of people in real training scenes .690 → .708, of held-out ones and composites unchanged; worse from
+lower logits on."""
 
 ISLAND_ALPHA = 24
-"""What is connected by alphas above this (0–255) is one part; a part that nowhere touches the person's instance mask is
-not the person's. It hardly shows in IoU and much to the eye."""
+"""Connected components of alphas above this (0–255) that do not touch the person's instance mask are removed: little
+difference in IoU, much to the eye."""
 
 SPECK_SHARE, SPECK_CELLS = 0.01, 4
-"""A part that is smaller than this share of the largest one and further from the large ones than so many cells of the
-gate is a speck, even where the instance mask, which is generous, holds it."""
+"""A component smaller than this share of the largest one, and further from the large ones than so many cells of the
+gate, is removed even inside the instance mask, which is too wide."""
 
 ISLAND_EDGE_CELLS = 2
-"""Cells of the gate around such a part that go with it: its soft edge."""
+"""Cells of the gate around such a component that are removed with it: its soft edge."""
 
 GUIDE_FROM_SCALE = 2.5
-"""A matte that is enlarged by this factor or more is drawn to the picture's edges by a guided filter. On all mattes it
-would add .001 to .002 of IoU on held-out pictures, but looks less clean than what a network gives at its own size."""
+"""A matte that is enlarged by this factor or more is aligned with the picture's edges by a guided filter. On all mattes
+it would add .001 to .002 of IoU on held-out pictures, but edges are less clean than the network's at its own size."""
 
 GUIDE_RADIUS_PX = 2
 """The filter's radius, in pixels of the matte."""
@@ -91,28 +92,28 @@ GUIDE_EPSILON = 65.0
 """Its regularization: variance of brightness (0 … 255) below which it averages."""
 
 GUIDE_STEEPNESS = 1.3
-"""How much steeper edges are made than the filter finds them."""
+"""Factor of the filter's slopes."""
 
 ALPHA_FLOOR, ALPHA_CEILING = 6, 249
-"""Alphas (0–255) up to the one are none and from the other are whole: a network says 252 and means 255."""
+"""Alphas (0–255) up to the first become 0, from the second 255: networks give 252 for opaque pixels."""
 
 CROP_ALPHA = 13
 """What is less than 5 % opaque does not widen a crop: nobody sees it, and haze lies far out."""
 
 COLOUR_GRID_PX = 256
-"""Longer side, at most, of the small copy on which foreground and background colours are guessed."""
+"""Maximum longer side of the small copy on which foreground and background colours are estimated."""
 
 COLOUR_SURE_POWER = 32
-"""The first guess weighs pixels by alpha to this power: only what is nearly opaque (or nearly empty) is a model."""
+"""The first estimate weighs pixels by alpha to this power: it uses nearly opaque (or nearly empty) ones only."""
 
 COLOUR_SURE_WEIGHT = 0.1
-"""A cell needs this mean weight to be its own model; one with less takes from further away in proportion."""
+"""A cell with this mean weight uses its own colour alone; one with less, coarser scales in proportion."""
 
 COLOUR_SMOOTH_POWER, COLOUR_SMOOTH_WEIGHT = 2, 0.5
-"""The same for the second guess, which smooths the first one after its correction."""
+"""The same for the second estimate, which smooths the corrected first one."""
 
 RIM_PX = 3
-"""The foreground's colour goes on this far under full transparency: as far as bicubic scaling looks."""
+"""Width of the foreground's colour under full transparency: the radius of bicubic scaling."""
 
 WEBP_METHOD = 2
 """Pillow's effort from 0 (fast) to 6 (small)."""

@@ -1,4 +1,4 @@
-"""A coarse mask → an alpha as large as the frame, with edges that are neither jagged nor wide."""
+"""A coarse mask → an alpha of the frame's size, with edges that are neither jagged nor wide."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _STEEPER = np.clip(
 def alpha_of(mask: NDArray[np.float32], fit: Fit, width: int, height: int) -> NDArray[np.uint8]:
     """(height, width) uint8 from a mask (rows, columns) float32, −1 to 1, over the network's whole input.
 
-    The mask is enlarged before it becomes an alpha: its zero line then runs smoothly between the cells, where an
-    enlarged alpha would show them.
+    The mask is enlarged before it becomes an alpha, because its zero line is then smooth between the cells, which an
+    enlarged alpha shows.
     """
     rows, columns = mask.shape
     left, top, inner_width, inner_height = fit.cells(fit.width // columns)

@@ -1,4 +1,4 @@
-"""What stands behind the people of a stream, and putting them before it."""
+"""A stream's background, and compositing its people onto it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Backdrop:
     """One stream's background, at the size of its frames.
 
     Args:
-        options: those of the stream.
+        options: the stream's.
         picture: the file that came with the first frame, or None.
 
     Raises:
-        InputError: the file is no picture that is taken.
+        InputError: the file is no supported picture.
     """
 
     def __init__(self, options: StreamOptions, picture: bytes | None) -> None:
@@ -33,7 +33,7 @@ class Backdrop:
         self._ready: NDArray[np.uint8] | None = None
 
     def behind(self, frame: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What is seen where nobody is: (H, W, 3) uint8, not to be written to."""
+        """The background of a frame, (H, W, 3) uint8, read-only."""
         height, width = alpha.shape
         if self._picture is None and self._colour is None:
             area = whole(width, height)
@@ -50,7 +50,7 @@ class Backdrop:
 
 
 def cover(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """A picture (h, w, 3) uint8 as large as the frame, cropped evenly where its shape is another one."""
+    """A picture (h, w, 3) uint8 at the frame's size, cropped to its aspect ratio around the centre."""
     scale = max(width / picture.shape[1], height / picture.shape[0])
     cut_width, cut_height = min(picture.shape[1], round(width / scale)), min(picture.shape[0], round(height / scale))
     left, top = (picture.shape[1] - cut_width) // 2, (picture.shape[0] - cut_height) // 2
@@ -60,10 +60,10 @@ def cover(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
 
 
 def put_before(frame: NDArray[np.uint8], alpha: NDArray[np.uint8], behind: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A frame's people, by their alpha (H, W) uint8, before a background (H, W, 3) uint8; a new array.
+    """Composite a frame's people, by their alpha (H, W) uint8, onto a background (H, W, 3) uint8; a new array.
 
-    Both halves are weighed and rounded as uint8: a twentieth of the time that computing the soft pixels alone takes
-    in numpy, and exact where the alpha is 0 or 255.
+    Both products are rounded to uint8: exact where the alpha is 0 or 255, in a twentieth of the time that numpy takes
+    for the soft pixels alone.
     """
     weight = cv2.merge((alpha, alpha, alpha))
     people = cv2.multiply(frame, weight, scale=1 / 255)

@@ -1,4 +1,4 @@
-"""A frame → what the network is given, and where the frame lies in it."""
+"""A frame → the network's input, and its placement there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stream.tuning import MAX_ASPECT, STRIDE_PX
 
 @dataclass(frozen=True)
 class Fit:
-    """Where a frame lies in the network's input, in pixels of the latter.
+    """The placement of a frame in the network's input, in pixels of the latter.
 
     Attributes:
         width, height: the network's input.
-        left, top, inner_width, inner_height: the part that shows the frame.
+        left, top, inner_width, inner_height: the frame's part of it.
     """
 
     width: int
@@ -42,10 +42,10 @@ def square(width: int, height: int, side: int) -> Fit:
 
 
 def free(width: int, height: int, pixels: int) -> Fit:
-    """A frame of this size in a rectangle of about so many pixels and of the frame's own shape.
+    """A frame of this size in a rectangle of about so many pixels and of the frame's aspect ratio.
 
-    Sides are multiples of `STRIDE_PX`, so the frame is stretched by a few percent at most; one that is longer than
-    `MAX_ASPECT` is letterboxed instead.
+    Sides are multiples of `STRIDE_PX`, so that the frame is stretched by a few percent at most; beyond `MAX_ASPECT` it
+    is letterboxed instead.
     """
     aspect = min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT)
     best_width = _multiple(math.sqrt(pixels * aspect))
@@ -63,9 +63,9 @@ def fill(fit: Fit, frame: NDArray[np.uint8], *, swap: bool) -> NDArray[np.uint8]
     """The network's input, (height, width, 3) uint8 RGB, of a frame (H, W, 3) uint8.
 
     Args:
-        fit: where the frame goes.
+        fit: the frame's placement.
         frame: RGB, or BGR.
-        swap: it is BGR.
+        swap: whether the frame is BGR.
     """
     size_wh = fit.inner_width, fit.inner_height
     shrinks = fit.inner_width * 2 <= frame.shape[1]

@@ -1,4 +1,4 @@
-"""The detector's answer → one soft mask of all people, as coarse as the detector's prototypes."""
+"""The detector's outputs → one soft mask of all people, at the resolution of the detector's prototypes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stream.fit import Fit
 from stream.tuning import HOLE_SHARE, ISLAND_SHARE, LOGIT_SPAN, STAY_FACTOR, STAY_IOU
 
 _CALM = np.array([0.25, 0.5, 0.25], np.float32)
-"""Removes what changes from each cell to the next: the network's prototypes are made two by two, which shows."""
+"""Low-pass filter against the checkerboard of the network's prototypes, which are upsampled two by two."""
 
 
 def find(raw: Mapping[str, NDArray[Any]], fit: Fit, min_confidence: float, known: NDArray[np.float32]) -> Detections:
-    """Who is in a frame. Somebody who was in the last one stays with less confidence than a newcomer needs.
+    """Detect the people of a frame; one of the last frame stays with a lower score than a new one needs.
 
     Args:
         raw: the detector's outputs for one picture.
-        fit: where the frame lies in the network's input.
-        min_confidence: what a newcomer needs.
+        fit: the frame's placement in the network's input.
+        min_confidence: the lowest score of a new person.
         known: (M, 4) float32, the boxes of the last frame, in pixels of the network's input.
 
     Returns:
@@ -39,9 +39,9 @@ def find(raw: Mapping[str, NDArray[Any]], fit: Fit, min_confidence: float, known
 
 
 def mask_of(found: Detections, fit: Fit, rows: int, columns: int) -> NDArray[np.float32]:
-    """Everybody's masks together: (rows, columns) float32 from −1 (surely nobody) to 1 (surely somebody).
+    """The maximum of all masks: (rows, columns) float32 from −1 (background) to 1 (person).
 
-    Each counts in its own box only, since elsewhere it means nothing.
+    Each mask counts inside its own box only, because its logits elsewhere are meaningless.
     """
     together = np.full((rows, columns), -LOGIT_SPAN, np.float32)
     cell_px = fit.width / columns
@@ -56,7 +56,7 @@ def mask_of(found: Detections, fit: Fit, rows: int, columns: int) -> NDArray[np.
 
 
 def _tidy(mask: NDArray[np.float32]) -> None:
-    """Fill small holes and remove small islands, in place: the network doubts badges, and believes in posters."""
+    """Fill small holes and remove small islands, in place: the network misses badges and detects posters."""
     inside = (mask > 0).view(np.uint8)
     area = int(np.count_nonzero(inside))
     rows, columns = mask.shape
@@ -77,5 +77,5 @@ def _tidy(mask: NDArray[np.float32]) -> None:
 
 
 def _with_rims(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Two cells more on every side, where the network is in doubt."""
+    """Grown by two cells on every side, where the network is uncertain."""
     return cv2.dilate(cells.view(np.uint8), np.ones((5, 5), np.uint8)) > 0

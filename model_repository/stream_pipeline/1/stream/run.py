@@ -1,4 +1,4 @@
-"""One frame's way, with the detector as a callable."""
+"""The stream pipeline for one frame, with the detector as a callable."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Detector = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a frame became.
+    """The answer to one frame.
 
     Attributes:
         frame: (H, W, 3) uint8 in the order of the stream's channels.
         alpha: (H, W) uint8.
-        jpeg: the frame as a JPEG; empty where none was asked for.
+        jpeg: the frame as a JPEG; empty where it was not requested.
         report: JSON values, in the form of `pipeline.report` without cut-outs, and whether the frame is untouched.
     """
 
@@ -52,20 +52,20 @@ def run(
     fit_of: Callable[[int, int], Fit],
     wanted: Collection[str],
 ) -> Answer:
-    """Put a frame's people before the stream's background.
+    """Composite a frame's people onto the stream's background.
 
-    Where the detector fails the frame comes back untouched, and the report says so.
+    Where the detector fails, the frame is returned untouched with a warning in the report.
 
     Args:
         given: a raw frame (H, W, 3) uint8, or a file.
-        state: the stream's; is brought up to date.
+        state: the stream's, updated here.
         detector: finds people.
-        fit_of: how a frame of a width and height goes into the detector.
-        wanted: names of outputs; "jpeg" has to be among them to be made.
+        fit_of: placement in the detector's input of a frame with a width and height.
+        wanted: names of the requested outputs; "jpeg" is only encoded where it is among them.
 
     Raises:
-        InputError: the frame is none that is taken.
-        RequestCancelled: by the detector, since the caller has gone.
+        InputError: it is no supported frame.
+        RequestCancelled: by the detector, where the caller cancelled the request.
     """
     watch = Stopwatch(seconds=dict.fromkeys(STAGES, 0.0))
     options = state.options
@@ -130,7 +130,7 @@ def _decoded(given: NDArray[np.uint8] | bytes, swap: bool) -> NDArray[np.uint8]:
 def _people(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], fit: Fit, width: int, height: int
 ) -> list[dict[str, Any]]:
-    """People's boxes in pixels of the frame, best first; their ids are places in this frame's list and no names."""
+    """People's boxes in pixels of the frame, best first; ids are positions in this frame's list alone."""
     scale = np.array([width / fit.inner_width, height / fit.inner_height] * 2)
     in_frame = (boxes - np.array([fit.left, fit.top] * 2)) * scale
     in_frame = np.clip(in_frame, 0, [width, height, width, height])

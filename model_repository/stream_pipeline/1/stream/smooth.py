@@ -1,8 +1,8 @@
-"""Masks of a video over time: still where the picture is still, at once where it moves.
+"""Temporal smoothing of a video's masks, weighted by motion.
 
-A mask flickers although nothing moves, because the network sees the camera's noise. Averaging over time would calm
-it and drag ghosts behind whoever moves. So each cell is averaged only as far as the *picture* there has not changed:
-where somebody comes or goes the picture changes, and the new mask counts whole.
+A mask flickers although nothing moves, because of the camera's noise. Averaging over time removes the flicker, and
+leaves ghosts behind people who move. So each cell is averaged only as far as the *picture* has not changed there:
+where it changed, the new mask has the full weight.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from stream.tuning import MOTION_FROM, MOTION_FULL, MOTION_REACH_CELLS, NOISE_LEAST, NOISE_MOST
 
 _STILL_SHARE = 0.25
-"""A quarter of the frame at least stands still or is flat; from that quarter's differences the noise is told."""
+"""At least a quarter of the frame is static or flat; the noise is estimated from that quarter's differences."""
 _SHARE_TO_DEVIATION = 3.138
 """The normal distribution's standard deviation as a multiple of that quantile of its absolute values."""
 _REACH = np.ones((2 * MOTION_REACH_CELLS + 1, 2 * MOTION_REACH_CELLS + 1), np.uint8)
 
 
 class Smoother:
-    """One stream's mask, frame after frame.
+    """The smoothed mask of one stream.
 
     Args:
-        strength: 0 takes every mask as it comes, 1 never lets one change where the picture does not.
+        strength: 0 is no smoothing; with 1 the mask does not change where the picture does not.
     """
 
     def __init__(self, strength: float) -> None:
@@ -45,16 +45,16 @@ class Smoother:
             return mask
         gain = np.maximum(motion(grey, self._grey), np.float32(self._least))
         self._mask = self._mask + gain * (mask - self._mask)
-        # Slow changes of the light are followed, and what moves slowly still adds up to a change.
+        # The reference adapts to slow changes of light, and slow motion still accumulates to a change.
         self._grey = self._grey + gain * (grey - self._grey)
         return self._mask
 
 
 def motion(grey: NDArray[np.float32], before: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How surely a cell's picture has changed, 0 to 1: (rows, columns) float32 from two grey ones, 0 to 255.
+    """The motion in each cell, 0 to 1: (rows, columns) float32 from two grey pictures, 0 to 255.
 
-    The noise is told from the frame itself, within bounds: where nearly everything moves, or the light changes, what
-    looks like noise is not.
+    The noise is estimated from the frame itself, within bounds, because the estimate is wrong where nearly everything
+    moves or the light changes.
     """
     difference = np.abs(cv2.blur(grey - before, (3, 3), borderType=cv2.BORDER_REFLECT))
     place = int(difference.size * _STILL_SHARE)

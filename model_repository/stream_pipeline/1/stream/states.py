@@ -1,4 +1,4 @@
-"""What is known of the streams that an instance serves, for a bounded number of them and a bounded time."""
+"""The states of an instance's streams, bounded in number and time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class State:
     """One stream between two of its frames.
 
     Attributes:
-        options: as they came with the first frame.
-        backdrop: what stands behind people.
-        smoother: the mask so far.
+        options: those of the first frame.
+        backdrop: the background.
+        smoother: the smoothed mask so far.
         known: (N, 4) float32, people's boxes in the last frame, in pixels of the network's input.
     """
 
@@ -37,19 +37,19 @@ def begin(options: StreamOptions, picture: bytes | None) -> State:
     """A stream before its first frame.
 
     Raises:
-        InputError: the picture is none that is taken.
+        InputError: it is no supported picture.
     """
     return State(options, Backdrop(options, picture), Smoother(options.smoothing))
 
 
 class States:
-    """States by stream, the one that was used last at the end.
+    """States by stream, in order of their last use.
 
-    Triton frees a stream's place after a while without telling the model, so old states are given up here, too.
+    Triton ends an idle stream without an event to the model, so that idle states are removed here, too.
 
     Args:
-        most: while there are so many, no further stream begins.
-        idle_s: one that rested for so long goes.
+        most: maximum number of streams.
+        idle_s: a stream without a frame for so long is removed.
         clock: seconds.
     """
 
@@ -61,14 +61,14 @@ class States:
         return len(self._states)
 
     def open(self, stream: int, begin: Callable[[], State]) -> State:
-        """A new state for a stream, in the place of the one that it may have had.
+        """A new state for a stream, which replaces its old one.
 
         Args:
             stream: its id.
-            begin: makes the state; is only called where there is a place, since a background takes time to decode.
+            begin: makes the state; only called below the maximum, since a background takes time to decode.
 
         Raises:
-            Overloaded: all places are taken.
+            Overloaded: there are as many streams as the maximum.
         """
         self.drop(stream)
         self._forget_rested()
@@ -84,7 +84,7 @@ class States:
         return state
 
     def get(self, stream: int) -> State | None:
-        """The stream's state, which counts as used now; None where there is none (any more)."""
+        """The stream's state, which is used now; None where it never started or was removed."""
         self._forget_rested()
         found = self._states.get(stream)
         if found is None:

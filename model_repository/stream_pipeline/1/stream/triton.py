@@ -1,4 +1,4 @@
-"""Triton's side of ``stream_pipeline``: requests and tensors in, :mod:`stream.run` in between, responses out."""
+"""The Triton model ``stream_pipeline``: reads requests, calls :mod:`stream.run` and writes responses."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from stream.states import State, States, begin
 from stream.tuning import STREAMS_MAX
 
 OPENCV_THREADS = 1
-"""A frame's own work takes milliseconds; a second thread would only take the network's core."""
+"""A frame's own work takes milliseconds; a second thread would only compete with the network for a core."""
 
 
 class TritonPythonModel:
-    """One instance: a process that serves one frame at a time, and remembers its streams."""
+    """One instance: a process that serves one frame at a time and has the states of its streams."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         cv2.setNumThreads(min(OPENCV_THREADS, os.cpu_count() or 1))
@@ -65,12 +65,12 @@ class TritonPythonModel:
                 self._states.drop(stream)
 
     def _state(self, request: Any, stream: int) -> State:
-        """The stream's state; a new one where it begins.
+        """The stream's state; a new one at its start.
 
         Raises:
-            InputError: the options or the background are at fault.
-            Overloaded: it would begin, and there are as many streams as are served.
-            ServerUnavailable: the stream is not known (any more).
+            InputError: an option or the background is invalid.
+            Overloaded: it starts, and there are as many streams as the maximum.
+            ServerUnavailable: the stream never started here, or was removed.
         """
         if not _control(request, "begins"):
             state = self._states.get(stream)
@@ -83,7 +83,7 @@ class TritonPythonModel:
         """A stream's state, from its first request.
 
         Raises:
-            InputError: the options or the background are at fault.
+            InputError: an option or the background is invalid.
         """
         options = parse_stream_options(json.loads(request.parameters() or "{}"))
         picture = _file(request, "background")
@@ -101,7 +101,7 @@ class TritonPythonModel:
 
         def detect(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
             if request.is_cancelled():
-                raise RequestCancelled("The caller gave the request up.")
+                raise RequestCancelled("The caller cancelled the request.")
             return serving.call(request, self._detector, images, serving.DETECTOR_OUTPUTS)
 
         answer = run(given, state, detect, self._fit_of, wanted)

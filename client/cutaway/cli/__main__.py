@@ -1,8 +1,0 @@
-"""``python -m cutaway.cli``."""
-
-import sys
-
-from cutaway.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

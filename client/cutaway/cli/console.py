@@ -1,0 +1,84 @@
+"""Standard streams: lines for people, JSON for programs, the SDK's log; and streams that are closed or full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import click
+
+
+def open_closed_streams() -> None:
+    """Let no standard stream be None, and no file or connection get the number of one that is closed."""
+    # Standard error then swallows; the others fail like any closed file.
+    modes = ((0, "stdin", "r", os.O_WRONLY), (1, "stdout", "w", os.O_RDONLY), (2, "stderr", "w", os.O_WRONLY))
+    for number, name, mode, access in modes:
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, access)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def drop_unwritten() -> None:
+    """Forget what could not be written: Python would try again at its end, and end with an exit code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                stream.flush()
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = "it is closed" if error.errno == errno.EBADF else error.strerror
+        return f"{text}: {error.filename}" if error.filename else text
+    return str(error) or type(error).__name__
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line; names and servers' words cannot steer the terminal. Who cannot be told of an error is not told."""
+    try:
+        # Not click's echo, which sends UTF-8 to a terminal that knows ASCII only.
+        line = "".join(letter if letter.isprintable() else "�" for letter in text)
+        print(line, file=sys.stderr if err else sys.stdout, flush=True)
+    except OSError:
+        if not err:
+            raise
+
+
+def say_json(form: Mapping[str, Any]) -> None:
+    """Print one object on one line. ASCII only: it survives every terminal, pipe and undecodable file name."""
+    click.echo(json.dumps(form))
+
+
+def clear_bar() -> None:
+    """Take a progress bar away, so that a line can take its place; only terminals show one."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", nl=False, err=True)
+
+
+class LogLines(logging.Handler):
+    """The SDK's log on standard error: everything, or each warning of a cache once, since no call fails of it."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        super().__init__(logging.DEBUG if verbose else logging.WARNING)
+        self._said: set[str] = set()
+        self.addFilter(logging.Filter("cutaway" if verbose else "cutaway.cache"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{'warning' if record.levelno >= logging.WARNING else record.name}: {record.getMessage()}"
+        if line not in self._said or record.levelno < logging.WARNING:
+            say(line, err=True)
+        self._said.add(line)

@@ -1,0 +1,188 @@
+"""Options that several subcommands share; their names, ranges, choices and texts are those of the contract."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+import cutaway
+from cutaway.cli.codes import RATIO_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from cutaway.cli.console import reason, say
+from cutaway.cli.fallbacks import parse_fallback
+from cutaway.contract import limits
+from cutaway.contract.limits import OPTIONS, Option
+from cutaway.contract.options import parse_options
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path)
+ABOVE_0 = click.FloatRange(min=0, min_open=True)
+
+
+def _token(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    if name and not os.environ.get(name):
+        raise click.BadParameter(f"{name}, which is not set or empty")
+    return os.environ[name] if name else None
+
+
+def _headers(_: click.Context, __: click.Parameter, lines: tuple[str, ...]) -> dict[str, str]:
+    if not all(":" in line for line in lines):
+        raise click.BadParameter("--header takes 'Name: value'")  # what was given may be a secret
+    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _urls(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    return [url.strip() for value in values for url in value.split(",") if url.strip()]
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in this order in the help."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def option(*names: str, help: str, **more: Any) -> Decorator:
+    return click.option(*names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
+
+
+JSON = option("--json", is_flag=True, help="One JSON object per line on standard output.")
+QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
+VERBOSE = option("-v", "--verbose", is_flag=True, help="Tell of requests, failures and repeats.")
+OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make what is there anew, in place of skipping it.")
+JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
+IMAGES = together(click.argument("images", nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
+OF_CLIENTS = together(
+    option(
+        "--retries", type=click.IntRange(min=0), help=f"Repeats of what may succeed later [default: {limits.RETRIES}]."
+    ),
+    option("--cache", type=FOLDER, help="Keep answers in this folder, and take them from there."),
+    option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
+    option(
+        "--max-decompression-ratio",
+        type=ABOVE_0,
+        envvar=RATIO_VARIABLE,
+        show_envvar=True,
+        help="As the server's operator set it.",
+    ),
+)
+
+
+def timeout(default: str) -> Decorator:
+    return option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included [default: {default}].")
+
+
+def server(*, hosted: bool = False, client: bool = True) -> Decorator:
+    """The options that say which server, and how it is reached."""
+    url = "grpc://HOST:8001 or http://HOST:8000, grpcs:// or https:// with TLS; again, or with commas, for equal ones."
+    shared = {"multiple": True, "envvar": URL_VARIABLE, "show_envvar": True, "default": [limits.DEFAULT_URL]}
+    bearer = f"Variable that holds the bearer token [default: {TOKEN_VARIABLE}]."
+    seconds = f"{limits.PROCESSING_TIMEOUT_S:g}{f', with --fallback {limits.FALLBACK_TIMEOUT_S:g}' if hosted else ''}"
+    return together(
+        option("--url", "urls", callback=_urls, help=url, **shared),
+        timeout(seconds),
+        option("--token-env", "token", metavar="VARIABLE", callback=_token, help=bearer),
+        option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", callback=_headers, help="Sent always."),
+        option("--ca-file", type=FILE, help="Trust only what these authorities signed (PEM)."),
+        option("--cert-file", type=FILE, help="The client's own certificate (PEM)."),
+        option("--key-file", type=FILE, help="The certificate's key (PEM)."),
+        *([OF_CLIENTS] if client else []),
+        VERBOSE,
+    )
+
+
+def fallback(*, required: bool = False) -> Decorator:
+    """The options that name hosted models."""
+    text = "Hosted models where no server of yours serves, in this order: huggingface[:MODEL], replicate[:MODEL], "
+    text += "space:OWNER/NAME; again, or with commas. Pictures leave your network."
+    return together(
+        option("--fallback", multiple=True, required=required, metavar="SPEC", help=text),
+        option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right."),
+    )
+
+
+def results(folder: str, names: str) -> Decorator:
+    """The arguments and options of subcommands that make a file of each picture."""
+    where = f"Folder for what is made, as {names}; of one picture also a file, or - for standard output."
+    return together(option("-o", "--output-dir", type=FOLDER, default=folder, help=where), OVERWRITE, IMAGES)
+
+
+def table(names: Iterable[str], rows: Mapping[str, Option] = OPTIONS) -> Decorator:
+    """These rows of a table of options."""
+    return together(*(_from_row(rows[name]) for name in names))
+
+
+def _from_row(row: Option) -> Decorator:
+    flag, text = f"--{row.name.replace('_', '-')}", row.help
+    kind: Any = None
+    if row.kind == "choice":
+        kind = click.Choice(row.choices)
+    elif row.kind == "int" and row.minimum is not None and row.maximum is not None:
+        kind = click.IntRange(int(row.minimum), int(row.maximum))
+    elif row.kind == "float":
+        kind = click.FloatRange(row.minimum, row.maximum)
+    elif row.kind == "bool":
+        flag = f"{flag}/--no-{flag[2:]}"
+    else:
+        text = f"{text} ({row.allowed})"
+    return option(flag, row.name, type=kind, default=row.default, help=text)
+
+
+def given_options(context: click.Context, names: Iterable[str] = OPTIONS) -> dict[str, Any]:
+    """The options of the table that were given, checked; those that were not are the server's to choose."""
+    given: dict[str, Any] = {}
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            given[name] = value = context.params[name]
+            # Lists come as JSON or, which is easier to type, with commas and semicolons.
+            opened, closed = {"ids": ("[", "]"), "boxes": ("[[", "]]")}.get(OPTIONS[name].kind, ("", ""))
+            if opened and not value.lstrip().startswith("["):
+                given[name] = opened + value.replace(";", "],[") + closed
+    try:
+        parse_options(given)
+    except cutaway.InvalidOption as error:
+        raise click.UsageError(error.message) from None
+    return given
+
+
+def reached(context: click.Context, *names: str) -> dict[str, Any]:
+    """How servers are reached, in the arguments of clients and streams: those of these names, and `tls`."""
+    files = {name: context.params.get(name) for name in ("ca_file", "cert_file", "key_file")}
+    given = {name: context.params[name] for name in names if context.params.get(name) is not None}
+    return given | ({"tls": cutaway.Tls(**files)} if any(files.values()) else {})
+
+
+def open_client(context: click.Context, *, upscales: bool = False, **arguments: Any) -> cutaway.AsyncClient:
+    """The client that the command line asks for."""
+    given = context.params
+    names = ("urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit")
+    specs = [spec.strip() for value in given.get("fallback", ()) for spec in value.split(",")]
+    try:
+        arguments = reached(context, *names) | arguments
+        if given.get("retries") is not None:
+            arguments["retry"] = cutaway.RetryPolicy(retries=given["retries"])
+        if given.get("cache") is not None:
+            arguments["cache"] = cutaway.ResultCache(given["cache"])
+        accept = given.get("accept_noncommercial", False)
+        arguments["fallback"] = [parse_fallback(spec, accept=accept, upscales=upscales) for spec in specs]
+        for provider in arguments["fallback"]:
+            if provider.token_variables and not any(map(os.environ.get, provider.token_variables)):
+                variables = " or ".join(f"${name}" for name in provider.token_variables)
+                say(f"warning: {provider.name}: no token in {variables}; it will probably refuse", err=True)
+        if "fit" not in inspect.signature(cutaway.AsyncClient).parameters:
+            arguments.pop("fit", None)
+        return cutaway.AsyncClient(**arguments)
+    except (ValueError, ImportError, OSError) as error:
+        message: str = getattr(error, "message", reason(error))
+        raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None

@@ -1,1 +1,0 @@
-"""The parts of :mod:`cutaway.composite`: placing, backgrounds, layers and colour match, each pure pixel work."""

@@ -1,0 +1,150 @@
+"""From what a provider answered to an alpha or a picture that can be trusted: header first, then decoding."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutaway.contract import limits
+from cutaway.contract.errors import InputError
+from cutaway.contract.headers import PictureHeader, check_picture
+from cutaway.decode import open_checked
+from cutaway.fallback.errors import invalid
+
+_LONG_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_long_side_px
+_SHORT_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_short_side_px
+
+ANSWER_LIMITS = limits.InputLimits(
+    max_file_bytes=limits.HOSTED_MAX_ANSWER_BYTES,
+    max_long_side_px=_LONG_PX,
+    max_short_side_px=_SHORT_PX,
+    max_pixels=_LONG_PX * _SHORT_PX,
+    min_side_px=1,
+    # A mask is flat and folds further than any photograph; its pixels bound what it can become.
+    max_decompression_ratio=math.inf,
+)
+"""What an answered picture may be: as large as the largest upscaled one."""
+
+GREY_TOLERANCE = 4
+"""How far the channels of a grey mask may be apart: JPEG and WebP do not keep them exactly equal."""
+
+ASPECT_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosted:
+    """What every hosted result says.
+
+    Attributes:
+        provider: who made it ("huggingface").
+        model: with which model, whose weights have this `licence`.
+        cost: what a picture costs, in words.
+        requests: HTTP requests that it took.
+        elapsed_ms: milliseconds that it took, waits included.
+        details: what else the provider said (a prediction's id, metrics).
+    """
+
+    provider: str
+    model: str
+    licence: str
+    cost: str
+    requests: int
+    elapsed_ms: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matte(Hosted):
+    """`alpha` is HW uint8, [0, 255], 255 is foreground, of the size of the upright picture that was sent."""
+
+    alpha: NDArray[np.uint8] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upscaled(Hosted):
+    """`data` is the encoded picture as it came."""
+
+    data: bytes = field(repr=False)
+    media_type: str
+    width_px: int
+    height_px: int
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def decode_base64(text: str, provider: str) -> bytes:
+    """The bytes of base64 text or of a ``data:…;base64,…`` URI.
+
+    Raises:
+        InvalidAnswer: it is neither, or larger than an answer may be.
+    """
+    head, _, text = text.partition(",") if text.startswith("data:") else ("data:;base64", "", text)
+    if not head.lower().endswith(";base64") or len(text) > limits.HOSTED_MAX_ANSWER_BYTES * 4 // 3 + 4:
+        raise invalid(provider, "a data URI that is not base64, or too large")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise invalid(provider, "damaged base64") from None
+
+
+def answered_header(data: bytes, provider: str) -> PictureHeader:
+    """What an answered picture claims to be.
+
+    Raises:
+        InvalidAnswer: it is no picture, too large, or damaged: the answer is at fault and not the caller's picture.
+    """
+    try:
+        return check_picture(data, limits=ANSWER_LIMITS)
+    except InputError as error:
+        raise invalid(provider, f"a picture that cannot be used: {error.message}") from None
+
+
+def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np.uint8]:
+    """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent.
+
+    Raises:
+        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of other proportions than the picture; a square,
+            in which models work, is stretched back.
+    """
+    from PIL import Image
+
+    header = answered_header(data, provider)
+    width, height, aspect = header.width_px, header.height_px, size_wh[0] / size_wh[1]
+    slack = 1.0 + ASPECT_TOLERANCE + 2.0 / min(width, height)
+    if width != height and not 1 / slack <= width / height / aspect <= slack:
+        raise invalid(provider, f"a mask of {width}×{height} pixels for a picture of {size_wh[0]}×{size_wh[1]}")
+    try:
+        image = open_checked(data, header)
+        image.load()
+    except Exception:  # Pillow's plugins raise whatever a damaged file drives them to
+        raise invalid(provider, f"a damaged {header.format.upper()}") from None
+    band = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if band is None or band.getextrema() == (255, 255):  # some masks come with an alpha band that is opaque throughout
+        rgb = np.asarray(image.convert("RGB"), dtype=np.int16)
+        if image.mode.startswith("I"):  # 16 bits, of which Pillow would take the lower eight
+            band = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        elif int(np.ptp(rgb, axis=2).max()) > GREY_TOLERANCE:
+            raise invalid(provider, "a coloured picture without transparency: neither a mask nor a cut-out")
+        else:
+            band = image.convert("L")
+    return np.asarray(band.resize(size_wh, Image.Resampling.BICUBIC), np.uint8)
+
+
+def upscaled_size(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
+    """The header of an upscaled picture whose size is what was asked for, within a pixel of rounding per step.
+
+    Raises:
+        InvalidAnswer: it is no picture, or of another size: making up for that would silently be something else.
+    """
+    header = answered_header(data, provider)
+    got, wanted = (header.width_px, header.height_px), (size_wh[0] * scale, size_wh[1] * scale)
+    if max(abs(got[0] - wanted[0]), abs(got[1] - wanted[1])) > scale:
+        raise invalid(provider, "{}×{} pixels where {}×{} were asked for".format(*got, *wanted))
+    return header

@@ -1,0 +1,155 @@
+"""One tier after the other until one serves: the rule, without knowing what is asked or of whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
+
+from cutaway.breaker import CircuitBreaker
+from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
+from cutaway.resilience import Deadline
+
+T = TypeVar("T")
+
+QUOTED_CHARS = 120
+"""So much of each tier's error goes into the message of :class:`NobodyServed`; `details` have all of it."""
+
+
+class NobodyServed(ServerUnavailable):
+    """Every tier failed or was passed over. Details: tried, a list of {provider, tier, code, message, elapsed_ms}."""
+
+
+class NeedsDetection(ServerUnavailable):
+    """Single people were asked for, and the server does not even detect: a hosted matte does not tell them apart."""
+
+
+class OutOfTime(ProcessingTimeout):
+    """The deadline passed during this machine's own work (decoding, composing): no tier is at fault."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Why a tier did not serve.
+
+    Attributes:
+        provider: "triton", "huggingface", "replicate" or "space".
+        tier: 1 to 4.
+        code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
+        message: one sentence.
+        elapsed_ms: milliseconds that it took; 0 where it was not asked.
+    """
+
+    provider: str
+    tier: int
+    code: str
+    message: str
+    elapsed_ms: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"elapsed_ms": round(self.elapsed_ms, 1)}
+
+
+@dataclass(frozen=True)
+class Served(Generic[T]):
+    """What was served, by whom, and why not by those before."""
+
+    value: T
+    provider: str
+    tier: int
+    tried: tuple[Tried, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One tier.
+
+    Attributes:
+        timeout_s: what it usually takes at most; that much is kept for it while those before it are asked.
+        call: given its deadline, returns the result or raises a CutawayError.
+        passed_over: why it is not asked at all; "" where it is.
+        patient: it heeds `timeout_s` itself, and may wait for longer (for a model that loads).
+    """
+
+    provider: str
+    tier: int
+    timeout_s: float
+    call: Callable[[Deadline], Awaitable[Any]] = field(repr=False)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False)
+    passed_over: str = ""
+    patient: bool = False
+
+
+async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[Any]:
+    """Ask one after the other, each once, until one serves.
+
+    A tier may take its own timeout, or less where later ones would be left without time: they keep what they may
+    take, up to half of what is left. For those whose circuit breaker is open nothing is kept.
+
+    Raises:
+        InputError: a tier says that the picture or the options are at fault; nobody else is asked.
+        ProcessingTimeout: the deadline passed.
+        NobodyServed: all failed; a single one's own error where there was only one.
+    """
+    tried: list[Tried] = []
+    errors: list[CutawayError] = []
+    for place, tier in enumerate(attempts):
+        why = tier.passed_over or ("No time was left to ask." if deadline.over else "")
+        permit = None if why else tier.breaker.permit()
+        if permit is None:
+            why = why or f"Its circuit breaker is open for {tier.breaker.rests_for_s:.0f} s more."
+            tried.append(Tried(tier.provider, tier.tier, "UNAVAILABLE", why))
+            continue
+        later = [each for each in attempts[place + 1 :] if not each.passed_over and not each.breaker.rests_for_s]
+        share_s = max(deadline.left_s / 2, deadline.left_s - sum(each.timeout_s for each in later))
+        turn = deadline.capped(share_s if tier.patient else min(tier.timeout_s, share_s))
+        settle = permit.dropped
+        try:
+            value = await tier.call(turn)
+            settle = permit.succeeded
+            return Served(value, tier.provider, tier.tier, tuple(tried))
+        except CutawayError as error:
+            own = isinstance(error, OutOfTime)
+            if isinstance(error, (InputError, NeedsDetection, RequestCancelled)) or (own and deadline.over):
+                settle = permit.succeeded if isinstance(error, InputError) else permit.dropped
+                error.details["tried"] = [entry.to_dict() for entry in tried]
+                raise
+            settle = permit.dropped if own else permit.failed
+            errors.append(error)
+            tried.append(Tried(tier.provider, tier.tier, error.code, error.message, turn.elapsed_s * 1000))
+        finally:
+            settle()
+    final = errors[0] if len(attempts) == 1 and errors else _nobody(tried, errors, deadline)
+    final.details["tried"] = [entry.to_dict() for entry in tried]
+    raise final
+
+
+def _nobody(tried: list[Tried], errors: list[CutawayError], deadline: Deadline) -> CutawayError:
+    if deadline.over:
+        return deadline.exceeded("No tier")
+    waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
+    why = "; ".join(f"{entry.provider} ({entry.code}): {_short(entry.message)}" for entry in tried)
+    return NobodyServed(f"No tier served: {why or 'there is none'}.", retry_after=min(waits, default=None))
+
+
+def _short(message: str) -> str:
+    words = " ".join(message.split()).rstrip(". ")
+    return words if len(words) <= QUOTED_CHARS else words[: QUOTED_CHARS - 1].rstrip() + "…"
+
+
+async def in_thread(deadline: Deadline, doing: str, work: Callable[..., T], *arguments: Any) -> T:
+    """This machine's own work on a hosted call, in a thread of the loop's executor.
+
+    Args:
+        doing: what it does, for the error ("decoding the picture").
+
+    Raises:
+        OutOfTime: it was not done by the deadline.
+    """
+    try:
+        async with deadline.limit(doing):
+            return await asyncio.to_thread(work, *arguments)
+    except ProcessingTimeout:
+        details = {"elapsed_seconds": round(deadline.elapsed_s, 3)}
+        raise OutOfTime(f"The {deadline.budget_s:.1f} s were over while {doing}.", details=details) from None

@@ -1,0 +1,258 @@
+"""A hosted matte made into the answer that a Cutaway server gives: cut-outs, boxes, scores, and a report.
+
+Hosted models see one upright picture and give one matte of whatever stands out in it. What cannot be had that way is
+said in a warning, or refused: never silently something else.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cutaway.contract import limits
+from cutaway.contract.errors import NoPersonDetected, invalid_option
+from cutaway.contract.headers import check_picture
+from cutaway.contract.options import CutOptions
+from cutaway.decode import decode_upright, open_checked, orientation_of
+from cutaway.fallback.answers import Matte
+from cutaway.inputs import encode_lossy
+from cutaway.resilience import Deadline
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+Box = tuple[float, float, float, float]
+
+REACH = 0.1
+"""How far beyond their box a person's hair and hands are looked for, as a share of the box's longer side."""
+
+GRID_PX, AROUND_PX = 512, 45
+"""Colours are averaged on a copy of this longer side, within so many of its pixels: they are smooth."""
+
+BAND_ROWS = 256
+"""Rows that are cleaned at once: what they need as floats stays within some 50 MB."""
+
+
+class Person(NamedTuple):
+    """Somebody to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
+
+    id: int
+    box: Box
+    confidence: float
+
+
+class Picture(NamedTuple):
+    """A picture as it is cut, upright and in sRGB, and as it is sent.
+
+    Attributes:
+        rgb: the colours.
+        alpha: its own transparency, L, or None.
+        facts: size, format and orientation of the file that came in, for the report.
+        data: what is sent, encoded anew: metadata may tell a place and a time, and is nobody's business.
+        media_type: what `data` is.
+    """
+
+    rgb: PILImage
+    alpha: PILImage | None
+    facts: dict[str, Any]
+    data: bytes
+    media_type: str
+
+
+def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = limits.INPUT_LIMITS) -> Picture:
+    """Check, decode and put a picture upright, and encode what is sent: losslessly where the file was lossless and
+    that stays within the limits of a file.
+
+    Raises:
+        InputError: it is refused; CorruptImage where it cannot be decoded.
+    """
+    header = check_picture(data, media_type, limits=bounds)
+    image = decode_upright(data, header)
+    alpha, rgb = image.getchannel("A") if image.mode == "RGBA" else None, image.convert("RGB")
+    with open_checked(data, header) as opened:
+        facts = {"format": header.format, "orientation": orientation_of(opened)}
+    sent, kind = _encoded(rgb, "PNG", compress_level=3) if header.format in ("png", "bmp") else b"", "image/png"
+    if not 0 < len(sent) <= limits.INPUT_LIMITS.max_file_bytes:
+        sent, kind = encode_lossy(rgb, limits.INPUT_LIMITS).data, "image/jpeg"
+    return Picture(rgb, alpha, {"width_px": rgb.width, "height_px": rgb.height, **facts}, sent, kind)
+
+
+def detected_people(outputs: Mapping[str, Any], report: Any, options: CutOptions) -> list[Person]:
+    """The people of a server's detection answer, which has heeded `select` already.
+
+    Raises:
+        NoPersonDetected: there are none.
+    """
+    entries = report.get("people") if isinstance(report, dict) else None
+    found = zip(entries if isinstance(entries, list) else [], outputs["boxes"], outputs["scores"], strict=False)
+    people = [
+        Person(entry["id"], (float(x1), float(y1), float(x2), float(y2)), float(score))
+        for entry, (x1, y1, x2, y2), score in found
+    ]
+    if not people:
+        details = {"min_confidence": options.min_confidence, "tips": []}
+        raise NoPersonDetected("Nobody was found in the picture.", details=details)
+    return people
+
+
+def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] | None:
+    """The boxes that were given as people, largest first, less those that `select` leaves out; None where none were
+    given. The rules are the server's own, so that the same options are refused whoever serves.
+
+    Raises:
+        InvalidOption: a box lies outside the picture, or `select` names one that is not there.
+    """
+    if options.boxes is None:
+        return None
+    boxes: list[Box] = []
+    for box in options.boxes:
+        (x1, x2), (y1, y2) = ([min(max(box[n], 0.0), size_wh[axis]) for n in (axis, axis + 2)] for axis in (0, 1))
+        if x2 - x1 < 1 or y2 - y1 < 1:
+            raise invalid_option("boxes", list(box), "boxes of at least 1×1 px within {}×{} px".format(*size_wh))
+        boxes.append((x1, y1, x2, y2))
+    boxes.sort(key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))
+    chosen = range(len(boxes)) if options.select is None else options.select
+    if max(chosen) >= len(boxes):
+        raise invalid_option("select", list(chosen), f"ids 0 to {len(boxes) - 1}, as many as there are people")
+    return [Person(id_, box, 1.0) for id_, box in enumerate(boxes) if id_ in chosen]
+
+
+def outputs_of(
+    picture: Picture, matte: Matte, options: CutOptions, people: Sequence[Person] | None, deadline: Deadline
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors "images", "boxes" and "scores" of the wire contract, and the report that goes with them.
+
+    Args:
+        people: who is cut out, somebody at least; None for whatever stands out in the picture.
+        deadline: nobody waits for the result any longer.
+    """
+    from PIL import Image, ImageChops, ImageFilter
+
+    size_wh = picture.rgb.size
+    alpha = Image.fromarray(matte.alpha)
+    if picture.alpha is not None:
+        alpha = ImageChops.darker(alpha, picture.alpha)
+    if options.feather_px:  # a Gaussian whose standard deviation is half of it, as the server does
+        alpha = alpha.filter(ImageFilter.GaussianBlur(options.feather_px / 2))
+    behind = None
+    if options.background.colour_rgb is not None:
+        behind = Image.new("RGB", size_wh, options.background.colour_rgb)
+    elif options.background.blur_px is not None:
+        behind = picture.rgb.filter(ImageFilter.GaussianBlur(options.background.blur_px))
+    whole = Person(0, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])), 1.0)
+    chosen = [whole] if people is None else list(people)[: options.max_people]
+    named, alone = [] if people is None else chosen, options.subject == "each"
+    images, cutouts = [], []
+    for group in [[person] for person in chosen] if alone else [chosen]:
+        deadline.check("composing")
+        frame = _grown(group[0].box, options.padding_px, size_wh) if alone else (0, 0, *size_wh)
+        part = (alpha if people is None else _kept_near(alpha, group)).crop(frame)
+        image = _rendered(picture.rgb.crop(frame), part, behind and behind.crop(frame), options)
+        images.append(image)
+        left, top, right, bottom = zip(*(person.box for person in group), strict=True)
+        cutout = {"id": group[0].id if alone else 0, "people": [person.id for person in group if named]}
+        cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "frame": list(frame), "size": list(part.size)}
+        cutout |= {"media_type": "image/webp" if options.output == "webp" else "image/png", "bytes": len(image)}
+        cutouts.append(cutout | {"confidence": min(round(person.confidence, 4) for person in group)})
+    report = {
+        "picture": picture.facts,
+        "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.confidence, 4)} for p in named],
+        "cutouts": cutouts,
+        "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
+        "device": matte.provider,
+        "milliseconds": {"matte": round(matte.elapsed_ms, 2)},
+        "warnings": _warnings(matte, options, people, chosen),
+    }
+    boxes = np.array([person.box for person in chosen], np.float32)
+    return {"images": images, "boxes": boxes, "scores": np.array([p.confidence for p in chosen], np.float32)}, report
+
+
+def _warnings(
+    matte: Matte, options: CutOptions, people: Sequence[Person] | None, chosen: Sequence[Person]
+) -> list[dict[str, Any]]:
+    """What a hosted matte does not do."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    who = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
+    found.append(("HOSTED_MODEL", f"{matte.model} at {matte.provider} made this cut-out, and not your server.", who))
+    if options.subject == "people" and people is None:
+        what = "The hosted model cut out what stands out in the picture; nobody checked that these are people."
+        found.append(("PEOPLE_NOT_CHECKED", what, {}))
+    if people is not None and len(people) > len(chosen):
+        what = f"{len(people)} people were found; the {len(chosen)} largest were taken."
+        found.append(("PEOPLE_LEFT_OUT", what, {"found": len(people), "max_people": options.max_people}))
+    pairs = [(a.box, b.box) for place, a in enumerate(chosen) for b in chosen[:place]]
+    if options.subject == "each" and any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
+        what = "Boxes overlap: a neighbour may be seen in somebody's cut-out."
+        found.append(("PEOPLE_NOT_SEPARATED", what, {}))
+    tier = int(limits.Tier.MEDIUM)
+    return [{"code": code, "message": what, "tier": tier, "details": details} for code, what, details in found]
+
+
+def _grown(box: Box, by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+    x1, y1 = max(0, int(box[0]) - by_px), max(0, int(box[1]) - by_px)
+    x2, y2 = min(size_wh[0], -int(-box[2] // 1) + by_px), min(size_wh[1], -int(-box[3] // 1) + by_px)
+    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+
+def _kept_near(alpha: PILImage, group: Sequence[Person]) -> PILImage:
+    """The alpha in and a little around the people's boxes, and nothing elsewhere."""
+    from PIL import Image
+
+    kept = Image.new("L", alpha.size)
+    for _, box, _ in group:
+        near = _grown(box, round(REACH * max(box[2] - box[0], box[3] - box[1])), alpha.size)
+        kept.paste(alpha.crop(near), near)
+    return kept
+
+
+def _rendered(image: PILImage, alpha: PILImage, behind: PILImage | None, options: CutOptions) -> bytes:
+    if options.output == "mask":
+        return _encoded(alpha, "PNG", compress_level=1)
+    if options.decontaminate:
+        image = clean_colours(image, alpha)
+    if behind is None:
+        image.putalpha(alpha)
+    else:
+        behind.paste(image, (0, 0), alpha)
+        image = behind
+    webp = options.output == "webp"
+    return _encoded(image, "WEBP", quality=90, method=2) if webp else _encoded(image, "PNG", compress_level=1)
+
+
+def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:
+    """Colours for straight alpha: where alpha is below 255, an estimate F of the foreground's own.
+
+    A soft pixel shows ``alpha·F + (1 − alpha)·B``; put on another background as it is, it carries B along: a halo. F
+    and B are averaged from what is around, weighted by alpha² and (1 − alpha)², and F is corrected so that both
+    together give the pixel again.
+    """
+    from PIL import Image, ImageFilter
+
+    def around(weights: list[int]) -> Any:
+        layer = image.copy()
+        layer.putalpha(alpha.point(weights))
+        layer = layer.convert("RGBa")  # premultiplied, so that the mean is a weighted one
+        layer.thumbnail((GRID_PX, GRID_PX), Image.Resampling.BOX)
+        layer = layer.filter(ImageFilter.BoxBlur(AROUND_PX)).convert("RGBA").convert("RGB")
+        return np.asarray(layer.resize(image.size, Image.Resampling.BILINEAR))
+
+    squares = [value * value // 255 for value in range(256)]
+    seen, opacity = np.asarray(image), np.asarray(alpha)
+    front, back = around(squares), around(squares[::-1])
+    found = np.where(opacity[..., None] == 255, seen, front)
+    for top in range(0, image.height, BAND_ROWS):
+        band = slice(top, top + BAND_ROWS)
+        soft = (opacity[band] > 0) & (opacity[band] < 255)
+        a, f = opacity[band][soft].astype(np.float32)[:, None] / 255, front[band][soft].astype(np.float32)
+        f += a * (seen[band][soft] - a * f - (1 - a) * back[band][soft])
+        found[band][soft] = np.clip(np.rint(f), 0, 255).astype(np.uint8)
+    return Image.fromarray(found)
+
+
+def _encoded(image: PILImage, kind: str, **how: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()

@@ -1,0 +1,135 @@
+"""What goes wrong with hosted models, and what a failed answer means: whose fault it is, and whether it can pass.
+
+    InvalidOption       LicenceNotAccepted      a non-commercial model, and nobody said that this is all right
+    ServerUnavailable   ProviderUnavailable     the provider does not answer, or says that it cannot now
+                        └── ProviderRefused     it refuses for good: token, model, parameters
+    ProcessingTimeout   GatewayTimeout          408 and 504: the service gave up, and may not the next time
+    InferenceError      ModelFailed             the model ran and failed; the same picture would fail there again
+                        InvalidAnswer           it answered with something that is no result
+
+All but the first let a fallback chain go on to the next tier. Details name the provider and the HTTP status where
+there was one; no message, representation or detail holds a token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cutaway.contract import errors
+from cutaway.resilience import parse_retry_after
+
+if TYPE_CHECKING:
+    import httpx
+
+    from cutaway.fallback.model import Secret
+
+QUOTED_CHARS = 200
+"""So much of a provider's own words goes into an error."""
+
+_ABOUT_THE_PICTURE = re.compile(
+    r"cannot identify image|(?:invalid|corrupt\w*|damaged|unsupported|unreadable|truncated|malformed) (?:input )?"
+    r"(?:image|picture)|image (?:file )?(?:is )?(?:invalid|corrupt\w*|truncated|too (?:large|small|big))"
+    r"|(?:decod\w*|pars\w*|open|read) (?:the )?(?:input )?image",
+    re.IGNORECASE,
+)
+"""A 400 or 422 is as often about a parameter or a version, and those may be right at the next provider."""
+
+
+class LicenceNotAccepted(errors.InvalidOption):
+    """The weights may not be used commercially and `accept_noncommercial` was not given. Details: model, licence."""
+
+
+class ProviderUnavailable(errors.ServerUnavailable):
+    """Worth another try later. Details: provider, status."""
+
+
+class ProviderRefused(ProviderUnavailable):
+    """The same request will be refused again: credentials, a model that is not served, parameters."""
+
+    retry = False
+
+
+class GatewayTimeout(errors.ProcessingTimeout):
+    """The service gave up, and may not the next time."""
+
+    retry = True
+
+
+class ModelFailed(errors.InferenceError):
+    """The model ran and failed; the same picture would fail there again."""
+
+    retry = False
+
+
+class InvalidAnswer(errors.InferenceError):
+    """Of the wrong type, too large, damaged, or of another size than the picture. Details: provider."""
+
+    retry = False
+
+
+_BY_STATUS: dict[int, type[errors.CutawayError]] = {
+    408: GatewayTimeout,
+    409: ProviderUnavailable,
+    413: errors.FileTooLarge,
+    415: errors.InvalidFormat,
+    429: errors.RateLimitExceeded,
+    503: errors.Overloaded,
+    504: GatewayTimeout,
+}
+
+
+def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:
+    """The error for an answer that is no result."""
+    action = "Check the provider's model and settings, or ask another one."
+    return InvalidAnswer(f"{provider} {verb} {what.rstrip('.')}.", details={"provider": provider}, user_action=action)
+
+
+def of_status(
+    response: httpx.Response, provider: str, token: Secret, advice: Callable[[int], str]
+) -> errors.CutawayError | None:
+    """The typed error of an answer, or None for a success or a redirect; `advice` is for a status that is refused."""
+    status, form = response.status_code, json_of(response)
+    if status < 400:
+        return None
+    form = form if isinstance(form, dict) else {}
+    told = [
+        form[name] for name in ("detail", "error", "message", "title") if isinstance(form.get(name), (str, list, dict))
+    ]
+    page = "html" in response.headers.get("content-type", "")
+    said = _short(told[0] if told else "" if page else response.content[:2000].decode("utf-8", "replace"), token)
+    if status in (400, 422) and _ABOUT_THE_PICTURE.search(said):
+        return _unreadable(said, {"provider": provider, "status": status})
+    wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
+    details = {"provider": provider, "status": status, **({} if wait_s is None else {"retry_after_seconds": wait_s})}
+    kind = _BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderRefused)
+    action = advice(status) if kind is ProviderRefused else None
+    message = f"{provider} answered {status}{': ' if said else ''}{said}."
+    return kind(message, details=details, retry_after=wait_s, user_action=action)
+
+
+def of_model(said: object, provider: str, token: Secret) -> errors.CutawayError:
+    """The error for a model that ran and failed, by its own words."""
+    words, details = _short(said, token), {"provider": provider}
+    if _ABOUT_THE_PICTURE.search(words):
+        return _unreadable(words, details)
+    return ModelFailed(f"The model at {provider} failed{': ' if words else ''}{words}.", details=details)
+
+
+def json_of(response: httpx.Response) -> Any:
+    """The body as JSON, or None where it is none."""
+    try:
+        return json.loads(response.content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unreadable(said: str, details: dict[str, Any]) -> errors.CorruptImage:
+    return errors.CorruptImage(f"{details['provider']} cannot read the picture: {said}.", details=details)
+
+
+def _short(said: object, token: Secret) -> str:
+    text = said if isinstance(said, str) else "" if said is None else json.dumps(said, default=str)
+    return token.scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")

@@ -1,0 +1,74 @@
+"""A hosted model with its licence, and the token that reaches it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from cutaway.contract.errors import InvalidOption
+
+UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
+BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
+
+_BRIA = re.compile(r"briaai/|.*rmbg", re.IGNORECASE)
+"""Bria's weights by their names, also where somebody else serves them."""
+
+_TOKEN = re.compile(r"[\x21-\x7e]*")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A hosted model.
+
+    Attributes:
+        name: as its provider names it.
+        licence: of the weights, in words.
+        commercial: whether that licence allows commercial use.
+        inputs: what its provider needs beside the picture.
+    """
+
+    name: str
+    licence: str = UNKNOWN_LICENCE
+    commercial: bool = True
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def by_name(model: Model) -> Model:
+    """The model as it is where it says its own licence; else with what its name tells."""
+    if model.licence == UNKNOWN_LICENCE and _BRIA.match(model.name):
+        return replace(model, licence=BRIA_LICENCE, commercial=False)
+    return model
+
+
+class Secret:
+    """A token that shows itself nowhere but where it is used; white space around it is dropped.
+
+    Raises:
+        InvalidOption: it holds what no token can, such as a space; it is not shown.
+    """
+
+    def __init__(self, value: str, of: str) -> None:
+        if not _TOKEN.fullmatch(value.strip()):
+            allowed = "printable ASCII without spaces"
+            details = {"name": "token", "value": "not shown", "allowed": allowed}
+            raise InvalidOption(f"The token of {of} has to be {allowed}.", details=details)
+        self._value = value.strip()
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(set)" if self._value else "Secret(none)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a token is not pickled")
+
+    def bearer(self) -> dict[str, str]:
+        """The header that presents it; none where there is no token."""
+        return {"Authorization": f"Bearer {self._value}"} if self._value else {}
+
+    def scrub(self, text: str) -> str:
+        """The text without the token, should somebody have echoed it."""
+        return text.replace(self._value, "***") if self._value else text

@@ -1,0 +1,138 @@
+"""The event loop behind synchronous callers: one daemon thread per process, made anew after a fork.
+
+Anyio's blocking portal was tried in its place: in a forked child it waits for the parent's thread, and hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cutaway.cancel import cancelled
+
+if TYPE_CHECKING:
+    from cutaway.cancel import Cancel
+
+T = TypeVar("T")
+
+INTERRUPT_GRACE_S = 1.0
+"""How long Ctrl-C waits for the cancelled task, so that the server hears of it before the process ends."""
+
+_END = object()
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_of_parents: list[asyncio.AbstractEventLoop | None] = []
+
+
+def run(coroutine: Coroutine[Any, Any, T], cancel: Cancel | None = None) -> T:
+    """The coroutine's result, from a task in the loop thread that has a copy of the caller's context variables.
+
+    Args:
+        cancel: cancels the task; so does a KeyboardInterrupt here.
+
+    Raises:
+        RequestCancelled: by `cancel`.
+        RuntimeError: called in the loop thread itself, which would wait for itself.
+    """
+    try:
+        loop = running()
+    except RuntimeError:
+        coroutine.close()
+        raise
+    context = copy_context()
+    ended: Future[T] = Future()
+    task: asyncio.Task[T] | None = None
+
+    def start() -> None:
+        nonlocal task
+        task = loop.create_task(coroutine, context=context)
+        task.add_done_callback(finish)
+
+    def finish(task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            ended.set_exception(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            ended.set_exception(error)
+        else:
+            ended.set_result(task.result())
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(lambda: task is not None and task.cancel())
+
+    loop.call_soon_threadsafe(start)
+    unregister = cancel.on_cancel(stop) if cancel is not None else None
+    try:
+        return ended.result()
+    except asyncio.CancelledError:
+        if cancel is not None and cancel.cancelled:
+            raise cancelled() from None
+        raise
+    except BaseException:
+        if not ended.done():  # a KeyboardInterrupt, or what else a signal handler raises in this thread
+            stop()
+            ended.exception(INTERRUPT_GRACE_S)
+        raise
+    finally:
+        if unregister is not None:
+            unregister()
+
+
+def iterate(generator: AsyncGenerator[T, None], cancel: Cancel | None = None) -> Generator[T, None, None]:
+    """The items of an asynchronous generator that runs in the loop thread; closing this closes it."""
+
+    async def following() -> Any:
+        return await anext(generator, _END)
+
+    try:
+        while (item := run(following(), cancel)) is not _END:
+            yield item
+    finally:
+        run(_closed(generator))
+
+
+async def _closed(generator: AsyncGenerator[Any, None]) -> None:
+    await generator.aclose()
+
+
+def running() -> asyncio.AbstractEventLoop:
+    """The loop, whose thread is started where there is none.
+
+    Raises:
+        RuntimeError: called in the loop thread.
+    """
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_serve, args=(_loop,), name="cutaway-loop", daemon=True).start()
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        return _loop
+    if here is _loop:
+        raise RuntimeError("a synchronous client cannot be used in a callback of its own event loop: use AsyncClient")
+    return _loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    while True:  # a SystemExit in a task leaves run_forever(), although it belongs to the task's caller
+        with suppress(KeyboardInterrupt, SystemExit):
+            loop.run_forever()
+
+
+def _forget() -> None:
+    """In a forked child, where the thread is not: its loop is kept, since collecting it would touch its sockets."""
+    global _lock, _loop
+    _of_parents.append(_loop)
+    _lock, _loop = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

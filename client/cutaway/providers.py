@@ -1,0 +1,16 @@
+"""Hosted models to fall back to.
+
+>>> from cutaway.providers import HuggingFace, Replicate, Space
+>>> fallback = [HuggingFace("briaai/RMBG-1.4", accept_noncommercial=True), Replicate(), Space()]
+"""
+
+from cutaway.fallback.answers import Matte, Upscaled
+from cutaway.fallback.base import Provider
+from cutaway.fallback.errors import InvalidAnswer, LicenceNotAccepted, ProviderRefused, ProviderUnavailable
+from cutaway.fallback.huggingface import HuggingFace
+from cutaway.fallback.model import Model
+from cutaway.fallback.replicate import Replicate
+from cutaway.fallback.space import Space
+
+__all__ = ["HuggingFace", "InvalidAnswer", "LicenceNotAccepted", "Matte", "Model", "Provider", "ProviderRefused"]
+__all__ += ["ProviderUnavailable", "Replicate", "Space", "Upscaled"]

@@ -1,0 +1,378 @@
+"""A video's frames through a server: the latest frame wins.
+
+One frame is in flight at a time, because a second one would wait in the server and be older than one sent later. The
+newest frame waits here and replaces an older one that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast
+
+import numpy as np
+
+from cutaway import loop
+from cutaway.calls import checked_timeout
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
+from cutaway.contract.options import parse_stream_options, to_parameters
+from cutaway.frames import FrameInput, StreamFrame, StreamStatistics, checked
+from cutaway.inputs import ImageInput, encode
+from cutaway.report import parse_report
+from cutaway.transports.base import AsyncTransport, InferRequest, InputTensor, SequencePart
+from cutaway.transports.connection import Tls
+from cutaway.wire import malformed
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from cutaway.report import Report
+    from cutaway.wire import Tensor
+
+T = TypeVar("T")
+STREAM = "stream_pipeline"
+END_TIMEOUT_S = 0.5
+"""For the request that ends a stream; without it the server's own timeout ends it."""
+
+
+class StreamOptionKeywords(TypedDict, total=False):
+    """The options as keyword arguments; None keeps the server's default."""
+
+    min_confidence: float | None
+    smoothing: float | None
+    channels: Literal["rgb", "bgr"] | None
+    quality: int | None
+
+
+class StreamKeywords(StreamOptionKeywords, total=False):
+    """All keyword arguments of a stream."""
+
+    background: ImageInput
+    timeout_s: float
+    token: str | None
+    api_key: str | None
+    headers: Mapping[str, str] | None
+    tls: Tls | None
+    transport: AsyncTransport | None
+
+
+class _Submitted(NamedTuple):
+    id: int
+    image: FrameInput
+    at: float  # seconds of time.perf_counter
+
+    def done(self, image: FrameInput, report: Report, *, untouched: bool) -> StreamFrame:
+        return StreamFrame(self.id, image, untouched, None, report, (time.perf_counter() - self.at) * 1000)
+
+    def failed(self, error: CutawayError) -> StreamFrame:
+        return StreamFrame(self.id, self.image, True, error, None, (time.perf_counter() - self.at) * 1000)
+
+
+class AsyncStream:
+    """Puts the people of a video before another background, under asyncio.
+
+        async with AsyncStream("grpc://localhost:8001") as stream:
+            stream.submit(frame)
+            async for done in stream:
+                ...
+
+    Arguments and errors are those of :class:`cutaway.Stream`. A stream is entered and used in one event loop.
+    """
+
+    def __init__(
+        self,
+        url: str = limits.DEFAULT_URL,
+        *,
+        background: ImageInput = str(limits.STREAM_OPTIONS["background"].default),
+        timeout_s: float = limits.STREAM_TIMEOUT_S,
+        token: str | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+        transport: AsyncTransport | None = None,
+        **options: Unpack[StreamOptionKeywords],
+    ) -> None:
+        is_words = isinstance(background, str) and background.startswith(("#", "blur:"))
+        given = {"background": background if is_words else "picture", **options}
+        parse_stream_options(given)
+        self._parameters = to_parameters(given)
+        self._background = None if is_words else encode(background, verify=True).data
+        self._timeout_s = checked_timeout(timeout_s)
+        self._transport = transport or _open(url, token, api_key, headers, tls)
+        # Kept for good: a start under the same id takes the old place at the server.
+        self._sequence_id = 1 + secrets.randbelow(2**62)
+        self._started = self._finished = self._in_flight = False
+        self._waiting: _Submitted | None = None
+        self._done: deque[StreamFrame] = deque()
+        self._counts: Counter[str] = Counter()
+        self._last: deque[tuple[float, float]] = deque(maxlen=limits.STREAM_STATISTICS_FRAMES)
+        self._back_off_s = self._back_off_until = 0.0
+        self._failure: CutawayError = ServerUnavailable("No request was sent yet.")
+        self._changed = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._worker = asyncio.create_task(self._work(), name="cutaway-stream")
+        self._worker.add_done_callback(lambda _: self._changed.set())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def submit(self, frame: FrameInput) -> int:
+        """See :meth:`cutaway.Stream.submit`; not awaited."""
+        at = time.perf_counter()
+        return self._put(checked(frame), at)
+
+    async def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
+        """See :meth:`cutaway.Stream.latest`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self._done and not self._over and timeout_s > 0:
+                    await self._change()
+        if not self._done:
+            return None
+        frame = self._done.pop()
+        self._counts["skipped"] += len(self._done)
+        self._done.clear()
+        return frame
+
+    async def __aiter__(self) -> AsyncGenerator[StreamFrame, None]:
+        """See :meth:`cutaway.Stream.__iter__`."""
+        while self._done or not self._over:
+            if self._done:
+                yield self._done.popleft()
+            else:
+                await self._change()
+
+    @property
+    def statistics(self) -> StreamStatistics:
+        return StreamStatistics.of(self._counts, self._last)
+
+    def finish(self) -> None:
+        """See :meth:`cutaway.Stream.finish`."""
+        self._finished = True
+        self._changed.set()
+
+    async def aclose(self) -> None:
+        """See :meth:`cutaway.Stream.close`."""
+        self.finish()
+        if self._worker is not None:
+            self._worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._worker
+        if self._started:
+            self._started = False
+            end = SequencePart(self._sequence_id, ends=True)
+            with suppress(CutawayError):
+                await self._transport.infer(
+                    InferRequest(STREAM, b"", ("report",), inputs=(), sequence=end, timeout_s=END_TIMEOUT_S)
+                )
+        await self._transport.aclose()
+
+    def _put(self, image: FrameInput, at: float) -> int:
+        if self._finished:
+            raise RuntimeError("the stream is finished: it takes no more frames")
+        self._counts["submitted"] += 1
+        self._counts["dropped"] += self._waiting is not None
+        self._waiting = _Submitted(self._counts["submitted"], image, at)
+        self._changed.set()
+        return self._waiting.id
+
+    @property
+    def _over(self) -> bool:
+        """Whether no further frame can be done."""
+        if self._worker is None:
+            raise RuntimeError("the stream was not entered: async with AsyncStream(…) as stream")
+        return self._worker.done() or (self._finished and self._waiting is None and not self._in_flight)
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _work(self) -> None:
+        while self._waiting is not None or not self._finished:
+            if self._waiting is None:
+                await self._change()
+                continue
+            submitted, self._waiting, self._in_flight = self._waiting, None, True
+            frame = await self._serve(submitted)
+            self._in_flight = False
+            self._counts.update(done=1, untouched=frame.untouched, overloaded=frame.overloaded)
+            self._last.append((time.perf_counter(), frame.latency_ms))
+            self._done.append(frame)
+            if len(self._done) > limits.STREAM_RESULTS_KEPT:
+                self._done.popleft()
+                self._counts["skipped"] += 1
+            self._changed.set()
+
+    async def _serve(self, submitted: _Submitted) -> StreamFrame:
+        """The frame that the server made of a submitted one; the submitted one, untouched, where it fails."""
+        while time.monotonic() >= self._back_off_until:
+            starts, self._started = not self._started, True
+            try:
+                outputs = await self._transport.infer(self._request(submitted, starts))
+                frame = self._read(submitted, outputs)
+            except (InputError, RequestCancelled) as error:
+                return submitted.failed(error)
+            except CutawayError as error:
+                self._started = False
+                # Otherwise the server may only have ended this stream, or have restarted: it is started once more.
+                if starts or isinstance(error, ProcessingTimeout):
+                    self._failure = error
+                    wait_s = max(2 * self._back_off_s, limits.STREAM_BACK_OFF_FIRST_S)
+                    self._back_off_s = min(wait_s, limits.STREAM_BACK_OFF_MAX_S)
+                    self._back_off_until = time.monotonic() + self._back_off_s
+            else:
+                self._back_off_s = 0.0
+                return frame
+        return submitted.failed(self._failure)
+
+    def _request(self, submitted: _Submitted, starts: bool) -> InferRequest:
+        is_file = isinstance(submitted.image, bytes)
+        inputs = [InputTensor("file" if is_file else "frame", submitted.image)]
+        if starts and self._background is not None:
+            inputs.append(InputTensor("background", self._background))
+        return InferRequest(
+            STREAM,
+            b"",
+            ("jpeg" if is_file else "frame", "report"),
+            parameters=self._parameters if starts else {},
+            request_id=f"frame-{submitted.id}",
+            timeout_s=self._timeout_s,
+            inputs=tuple(inputs),
+            sequence=SequencePart(self._sequence_id, begins=starts),
+        )
+
+    @staticmethod
+    def _read(submitted: _Submitted, outputs: Mapping[str, Tensor]) -> StreamFrame:
+        """
+        Raises:
+            InferenceError: the answer is malformed.
+        """
+        reports, jpegs, image = outputs.get("report"), outputs.get("jpeg"), outputs.get("frame")
+        if not isinstance(reports, list) or len(reports) != 1:
+            raise malformed("it holds no report")
+        report = parse_report(reports[0])
+        untouched = report.raw.get("untouched") is True
+        if isinstance(submitted.image, bytes):
+            if not isinstance(jpegs, list) or len(jpegs) != 1:
+                raise malformed("it holds no JPEG")
+            return submitted.done(submitted.image if untouched else jpegs[0], report, untouched=untouched)
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != submitted.image.shape:
+            raise malformed("its frame has another form than the one that was sent")
+        return submitted.done(cast("NDArray[np.uint8]", image), report, untouched=untouched)
+
+
+class Stream:
+    """Puts the people of a video before another background, frame by frame, with as little delay as possible.
+
+        with Stream("grpc://localhost:8001", background="#00FF00", channels="bgr") as stream:
+            while True:
+                stream.submit(camera.read()[1])
+                done = stream.latest()
+                if done is not None:
+                    show(done.image)
+
+    `submit` never waits: where frames come faster than the server answers, the newest one is sent, and older ones are
+    dropped and counted. Where the server fails, frames come back untouched with a warning, and no request is sent
+    during a back-off. Methods may be called from any thread. For people only and without mattes: edges are softer
+    and coarser than those of :meth:`cutaway.Client.cut`.
+
+    Args:
+        url: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS.
+        background: a colour "#RRGGBB", "blur:<px>" for the blurred frame, or a picture as :meth:`cutaway.Client.cut`
+            takes it, which is sent once.
+        min_confidence, smoothing, channels, quality: see :data:`cutaway.contract.limits.STREAM_OPTIONS`.
+        timeout_s: seconds after which a frame comes back untouched.
+        token, api_key, headers, tls, transport: as those of :class:`cutaway.Client`.
+
+    Raises:
+        InputError: an option is out of range, or the background is no supported picture.
+        ValueError: the URL is no address.
+        OSError: the background's file cannot be read.
+    """
+
+    def __init__(self, url: str = limits.DEFAULT_URL, **arguments: Unpack[StreamKeywords]) -> None:
+        self._stream = AsyncStream(url, **arguments)
+        loop.run(self._stream.__aenter__())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, frame: FrameInput) -> int:
+        """Hand over a frame, and return its number, from 1 upwards. Does not wait for the server.
+
+        Args:
+            frame: HWC uint8 [0, 255] with 3 channels, which is copied, or an encoded file's bytes, such as a JPEG.
+
+        Raises:
+            InputError: it is no supported frame.
+            RuntimeError: the stream was finished or closed.
+        """
+        at = time.perf_counter()
+        return self._call(self._stream._put, checked(frame), at)
+
+    def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
+        """The newest frame that is done and not taken; older ones are skipped.
+
+        Args:
+            timeout_s: seconds to wait for one; None is returned after them.
+        """
+        return loop.run(self._stream.latest(timeout_s))
+
+    def __iter__(self) -> Iterator[StreamFrame]:
+        """Frames that are done, in their order, until the stream is finished and all of them are taken."""
+        return loop.iterate(aiter(self._stream))
+
+    @property
+    def statistics(self) -> StreamStatistics:
+        return self._call(lambda: self._stream.statistics)
+
+    def finish(self) -> None:
+        """Take no more frames; those that were submitted are still served."""
+        self._call(self._stream.finish)
+
+    def close(self) -> None:
+        """End the stream: the request in flight is cancelled, and the server ends the stream, too."""
+        loop.run(self._stream.aclose())
+
+    @staticmethod
+    def _call(function: Callable[..., T], *arguments: Any) -> T:
+        async def call() -> T:
+            return function(*arguments)
+
+        return loop.run(call())
+
+
+def _open(
+    url: str, token: str | None, api_key: str | None, headers: Mapping[str, str] | None, tls: Tls | None
+) -> AsyncTransport:
+    from cutaway.calls import settings_of
+
+    settings = settings_of(
+        url,
+        timeout_s=None,
+        token=token,
+        api_key=api_key,
+        headers=headers,
+        tls=tls,
+        retry=None,
+        fallback=(),
+        cache=None,
+        observers=(),
+        verify=False,
+        max_decompression_ratio=None,
+        shared_memory=None,
+    )
+    return settings.open_async_transport(settings.connections[0])

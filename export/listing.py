@@ -9,6 +9,7 @@ from typing import Any
 
 from export.catalog import CATALOG, DETECTOR_SIDE_PX, Catalog, Profile, Weights, load_catalog
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
 UNPINNED = "at first download"
 

@@ -7,7 +7,6 @@ compared with PyTorch before it is kept.
 """
 
 import argparse
-import contextlib
 import datetime
 import errno
 import gc
@@ -15,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any, NamedTuple
 
 from export import ExportError
 from export.catalog import BUNDLED, CATALOG, DETECTOR_SIDE_PX, SIDE_MULTIPLE_PX, Profile, Weights, load_catalog
-from export.fetch import CHECKOUT, DEFAULT_LOCK, DEFAULT_OUTPUT, INTERRUPTED, hold_to
-from export.listing import add_catalog_argument, size_text
-from export.locking import alone
-from export.pins import read_pins
+from export.fetch import DEFAULT_OUTPUT, INTERRUPTED
+from export.fetching import expected_sha256, hold_to
+from export.listing import CHECKOUT, add_catalog_argument, size_text
+from export.locking import alone_in
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
 from runtime.weights import FREE_DETECTOR, read_checksums
@@ -73,7 +72,6 @@ class Order:
         profile: the profile.
         detector: its detector, or the one that was asked for instead.
         weights: the folder of fetched weights.
-        lock: the lock file that `fetch` keeps.
         folder: the profile's folder.
         side_px: side of the matting network's square input.
         deform: "grid", or "native" for the operator DeformConv.
@@ -84,7 +82,6 @@ class Order:
     profile: Profile
     detector: Weights
     weights: Path
-    lock: Path
     folder: Path
     side_px: int
     deform: str = "grid"
@@ -102,7 +99,7 @@ def square_side_px(profile: Profile) -> int:
 
 
 def fetched(weights: Weights, order: Order) -> Path:
-    """The fetched file, held to the digest of the catalogue or the lock file.
+    """The fetched file, held to its digest.
 
     Raises:
         NotFetched: it is not there.
@@ -111,10 +108,8 @@ def fetched(weights: Weights, order: Order) -> Path:
     path = order.weights / weights.saved_as
     if not path.is_file():
         raise NotFetched(f"{order.weights} has no {weights.saved_as}; run: python -m export {' '.join(order.fetching)}")
-    pin = read_pins(order.lock).get(weights.saved_as)
-    known = weights.sha256 or (pin.sha256 if pin else None)
-    if known:
-        hold_to(path, known, "delete it and fetch it again")
+    if expected := expected_sha256(weights, order.weights):
+        hold_to(path, expected, "delete it and fetch it again")
     return path
 
 
@@ -285,23 +280,8 @@ def card(order: Order, models: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second export out of the folder.
-
-    Raises:
-        ExportError: another one is at it, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".exporting").open("wb")
-    except OSError as error:
-        raise ExportError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another: --models DIR"
-        ) from None
-    busy = ExportError(f"another export is writing to {folder}; wait for it, or choose another: --models DIR")
-    with alone(lock, busy):
-        yield
+def busy(folder: Path) -> ExportError:
+    return ExportError(f"another export is writing to {folder}; wait for it, or choose another: --models DIR")
 
 
 def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
@@ -321,13 +301,6 @@ def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights", metavar="DIR", type=Path, default=DEFAULT_OUTPUT, help="fetched weights (default: .cache/weights)"
-    )
-    parser.add_argument(
-        "--lock",
-        metavar="FILE",
-        type=Path,
-        default=DEFAULT_LOCK,
-        help="the lock file that `fetch` keeps (default: export/weights.lock.json)",
     )
 
 
@@ -375,14 +348,12 @@ def order_of(arguments: argparse.Namespace) -> Order:
     for option, given, default in (
         ("--catalog", arguments.catalog, CATALOG),
         ("--output", arguments.weights, DEFAULT_OUTPUT),
-        ("--lock", arguments.lock, DEFAULT_LOCK),
     ):
         fetching += [option, str(given)] if given != default else []
     return Order(
         profile=profile,
         detector=catalog.detector(arguments.detector) if arguments.detector else profile.detector,
         weights=arguments.weights,
-        lock=arguments.lock,
         folder=arguments.models / profile.name,
         side_px=arguments.side or native_px,
         deform=arguments.deform,
@@ -394,14 +365,14 @@ def order_of(arguments: argparse.Namespace) -> Order:
 def run(arguments: argparse.Namespace) -> int:
     order = order_of(arguments)
     try:
-        with alone_in(order.folder):
+        with alone_in(order.folder, busy(order.folder)):
             made = make(order, say=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         print("export: stopped; run it again to have the whole folder", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise ExportError(f"{order.folder} cannot be written: {reason}") from error
+        raise ExportError(f"{order.folder} cannot be written: {reason}; choose another: --models DIR") from error
     licences = ", ".join(sorted({each.licence for each in (order.profile.matte, order.detector)}))
     print(f"{made}: side {order.side_px} px, licences {licences}")
     if order.deform == "grid":

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from export import ExportError
 from export.listing import size_text
-from export.onnx_models import DEFAULT_MODELS, DETECTOR, HALF_SUFFIX, MATTE, alone_in
+from export.locking import alone_in
+from export.onnx_models import DEFAULT_MODELS, DETECTOR, HALF_SUFFIX, MATTE, busy
 from export.plans.builder import LIBRARIES, MODULES, NoGpu, Options, build, load_tensorrt, warning_of
 from export.plans.gate import Arrays, Run, Verdict, judge_detector, judge_matte, one_by_one
 from export.plans.graph import Graph, read_graph
@@ -325,7 +326,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
 def run(arguments: argparse.Namespace) -> int:
     order = order_of(arguments)
     try:
-        with alone_in(order.folder):
+        with alone_in(order.folder, busy(order.folder)):
             try:
                 refused = make(order, look_at_host(), say=lambda line: print(line, flush=True))
             finally:

@@ -39,6 +39,7 @@ network = "yolov8n-seg"
 repository = "owner/assets"
 revision = "v1"
 file = "yolov8n-seg.pt"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 licence = "AGPL-3.0"
 parameters = 3_409_968
 """
@@ -197,6 +198,7 @@ def test_what_is_not_known_is_told_as_such(tmp_path: Path) -> None:
         ('revision = "main"', 'revision = "a/b"', "revision must be a commit, branch or tag, not 'a/b'"),
         ('source = "hub"', 'source = "ftp"', "source must be one of hub, release, bundled, not 'ftp'"),
         ('source = "hub"', "", "needs source, a text"),
+        ('sha256 = "' + "0" * 64 + '"', "", "weights.yolov8n-seg: needs sha256"),
         (
             'network = "lite"',
             'network = "yolov8s-seg"',

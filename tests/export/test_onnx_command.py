@@ -44,7 +44,7 @@ def test_no_room_on_the_disk(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"export: {tmp_path / 'nano'} cannot be written: ")
     assert done.stderr.count("\n") == 1
-    assert {each.name for each in (tmp_path / "nano").iterdir()} == {".exporting"}
+    assert {each.name for each in (tmp_path / "nano").iterdir()} == {".writing"}
 
 
 def test_a_folder_that_is_being_replaced_is_not_whole(tmp_path: Path) -> None:

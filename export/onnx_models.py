@@ -34,8 +34,6 @@ DEFAULT_MODELS = CHECKOUT / "models"
 MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
 CARD, CHECKSUMS = "profile.json", "SHA256SUMS"
 HALF_SUFFIX = ".fp16.onnx"
-NATIVE = f"{MATTE}.native.onnx"
-"""The graph with DeformConv: to compare with, not to serve."""
 MADE = frozenset(
     {f"{name}{suffix}" for name in (MATTE, DETECTOR) for suffix in (".onnx", HALF_SUFFIX)} | {f"{FREE_DETECTOR}.onnx"}
 )
@@ -74,7 +72,6 @@ class Order:
         weights: the folder of fetched weights.
         folder: the profile's folder.
         side_px: side of the matting network's square input.
-        deform: "grid", or "native" for the operator DeformConv.
         half: whether graphs in half precision are made, too.
         fetching: the command line that fetches what is missing.
     """
@@ -84,7 +81,6 @@ class Order:
     weights: Path
     folder: Path
     side_px: int
-    deform: str = "grid"
     half: bool = True
     fetching: tuple[str, ...] = ("fetch",)
 
@@ -126,7 +122,7 @@ def export_matte(order: Order, target: Path) -> Made:
     network = BiRefNet(VARIANTS[weights.network])
     load_strict(network, state)
     del state
-    return Made(export_birefnet(network.eval(), order.side_px, target, deform=order.deform), order.side_px)
+    return Made(export_birefnet(network.eval(), order.side_px, target), order.side_px)
 
 
 def export_yolo(order: Order, target: Path) -> Made:
@@ -189,8 +185,6 @@ def judge(made: Made) -> list[str]:
 def make(order: Order, say: Callable[[str], None] = print) -> Path:
     """Make the profile's folder; its path. What was there under the same names is replaced when all is well.
 
-    With the operator DeformConv only `birefnet_trt.native.onnx` is made, beside what is served; then its path.
-
     Raises:
         ExportError: the kinds named above.
     """
@@ -201,10 +195,6 @@ def make(order: Order, say: Callable[[str], None] = print) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        if order.deform == "native":
-            _one(order, MATTE, draft, say)
-            (draft / f"{MATTE}.onnx").replace(order.folder / NATIVE)
-            return order.folder / NATIVE
         models = {name: _one(order, name, draft, say) for name in (DETECTOR, MATTE)}
         copy_free_detector(order, draft)
         files = sorted(draft.glob("*.onnx"))
@@ -255,7 +245,7 @@ def _one(order: Order, name: str, draft: Path, say: Callable[[str], None]) -> di
         "side_px": made.side_px,
         "against_pytorch": [each._asdict() for each in made.differences],
     }
-    if order.half and order.deform == "grid":
+    if order.half:
         from export.precision import to_half
 
         half = draft / f"{name}{HALF_SUFFIX}"
@@ -273,7 +263,6 @@ def card(order: Order, models: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "profile": order.profile.name,
         "purpose": order.profile.purpose,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "deformable_convolution": order.deform,
         "opset": OPSET,
         "packages": {name: version(name) for name in PACKAGES},
         "models": models,
@@ -319,13 +308,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "Swin-L at 1024 px takes minutes and about 10 GB of memory. `runtime` serves what comes out."
     add_profile_arguments(parser)
-    parser.add_argument(
-        "--deform",
-        choices=("grid", "native"),
-        default="grid",
-        help="deformable convolution by GridSample, which every TensorRT takes, or as the operator DeformConv: an "
-        "oracle for comparisons (default: grid)",
-    )
     parser.add_argument("--no-half", action="store_true", help="leave the graphs in half precision out")
 
 
@@ -341,8 +323,6 @@ def order_of(arguments: argparse.Namespace) -> Order:
     native_px = square_side_px(profile)
     if arguments.side not in (None, native_px) and profile.matte.source == BUNDLED:
         raise ExportError(f"{profile.name} is bundled as a file of {native_px} px; it has no other side")
-    if arguments.deform == "native" and profile.matte.source == BUNDLED:
-        raise ExportError(f"{profile.name} is bundled as a file with GridSample; its network is not made anew")
     fetching = ["fetch", profile.name]
     fetching += ["--detector", arguments.detector] if arguments.detector else []
     for option, given, default in (
@@ -356,7 +336,6 @@ def order_of(arguments: argparse.Namespace) -> Order:
         weights=arguments.weights,
         folder=arguments.models / profile.name,
         side_px=arguments.side or native_px,
-        deform=arguments.deform,
         half=not arguments.no_half,
         fetching=tuple(fetching),
     )
@@ -375,6 +354,5 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExportError(f"{order.folder} cannot be written: {reason}; choose another: --models DIR") from error
     licences = ", ".join(sorted({each.licence for each in (order.profile.matte, order.detector)}))
     print(f"{made}: side {order.side_px} px, licences {licences}")
-    if order.deform == "grid":
-        print(f"serve it here: make serve PROFILE={order.profile.name}")
+    print(f"serve it here: make serve PROFILE={order.profile.name}")
     return 0

@@ -28,7 +28,6 @@ from export.plans.gate import Arrays, Run, Verdict, judge_detector, judge_matte,
 from export.plans.graph import Graph, read_graph
 from export.plans.pictures import SAMPLES, Pictures, find_pictures, take_pictures
 from export.plans.running import PlanRun, cuda_version
-from export.plans.watching import Progress
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
 from runtime.gpus import Host, look_at_host
@@ -130,8 +129,8 @@ def draft(trt: Any, order: Order, network: Network, host: Host, say: Callable[[s
     if warning := warning_of(trt.__version__, order.major, graph):
         say(f"warning: {warning}")
     cache = order.folder / TIMINGS if order.major != "rtx" else None
-    with Progress(name) as progress:
-        built = build(trt, graph, order.options, order.folder / f"{name}{LOG}", cache, progress)
+    say(f"{name}: building …")
+    built = build(trt, graph, order.options, order.folder / f"{name}{LOG}", cache)
     path = order.folder / f".{name}{PLAN}.part"
     path.write_bytes(built.plan)
     header = plan_version(path)

@@ -42,9 +42,10 @@ def export(weights: Path, target: Path) -> None:
     Raises:
         ExportError: it is no readable checkpoint of YOLOv8-seg.
     """
+    from export.graphs import DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, DetectorGraph
     from export.networks.birefnet_weights import load_strict
     from export.networks.yolov8 import SCALES, YoloV8
-    from export.onnx_export import DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, DetectorGraph, export_graph
+    from export.onnx_export import export_graph
     from export.weights_io import WeightsError, load_ultralytics
 
     if not weights.is_file():

@@ -72,7 +72,7 @@ def _constants(graph: Any) -> list[Any]:
 
 
 def drop_identities(model: Any) -> None:
-    """Take out Identity, which the exporter writes for weights used twice, and Cast to the type that is there already."""
+    """Take out Identity, which the exporter writes for weights used twice, and Cast to the type that is there."""
     graph = model.graph
     types = {value.name: value.type.tensor_type.elem_type for value in _inferred_values(model)}
     outputs = {output.name for output in graph.output}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export import ExportError
+from export import ExportError, positive
 from export.detector_agreement import (
     CHECKOUT,
     LOCK,
@@ -171,14 +171,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=positive, default=2, help="threads for either side (default: %(default)d)"
     )
-
-
-def positive(text: str) -> int:
-    """A number from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ must be the same to rounding, and the masks the same pixels.
 import argparse
 import functools
 import importlib.metadata
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,23 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import ExportError, positive
-from export.detector_agreement import (
-    CHECKOUT,
-    LOCK,
-    Comparison,
-    check_oracle,
-    compare,
-    detect,
-    import_pipeline,
-    open_detector,
-    predict,
-)
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-class NoPictures(ExportError):
-    """The folder holds no picture."""
+from export.detector_agreement import LOCK, Comparison, check_oracle, compare, detect, open_detector, predict
+from export.plans.pictures import SAMPLES, find_pictures, import_pipeline
 
 
 def export(weights: Path, target: Path) -> None:
@@ -100,17 +86,14 @@ def read_pictures(folder: Path) -> dict[str, NDArray[np.uint8]]:
     """Every picture of a folder by its name, uint8 [H, W, 3] RGB, upright.
 
     Raises:
-        NoPictures: there is none.
+        PicturesMissing: there is none.
         ExportError: one cannot be read.
     """
     from cutaway.contract.errors import InputError
     from pipeline.decode import decode
 
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
-    if not paths:
-        raise NoPictures(f"no picture in {folder}; known are {', '.join(PICTURES)}")
     pictures = {}
-    for path in paths:
+    for path in find_pictures(folder, most=sys.maxsize):
         try:
             pictures[path.name] = decode(path.read_bytes()).rgb
         except InputError as error:
@@ -158,9 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--onnx", metavar="FILE", type=Path, help="the yolov8_seg.onnx made of it (default: it is made anew)"
     )
-    parser.add_argument(
-        "--pictures", metavar="DIR", type=Path, default=CHECKOUT / "samples", help="a folder (default: samples)"
-    )
+    parser.add_argument("--pictures", metavar="DIR", type=Path, default=SAMPLES, help="a folder (default: samples)")
     parser.add_argument(
         "--min-confidence",
         metavar="X",

@@ -125,10 +125,6 @@ class Profile:
     side_range_px: tuple[int, int] | None = None
 
     @property
-    def is_bundled(self) -> bool:
-        return all(each.source == BUNDLED for each in self.weights)
-
-    @property
     def weights(self) -> tuple[Weights, Weights]:
         return self.matte, self.detector
 

@@ -187,10 +187,10 @@ def test_a_profile_alone_means_all_of_it() -> None:
 @pytest.mark.parametrize("command", ["models", "fetch", "onnx"])
 def test_weights_go_where_the_container_can_write(command: str) -> None:
     """The checkout in the image, where they go by themselves, is read-only. Who names a place gets it."""
-    given = export.arguments([command, "general", "--lock", "mine.json"])
     place = "--output" if command == "fetch" else "--weights"
+    given = export.arguments([command, "general", place, "mine"])
     assert given[given.index(place) + 1] == "/var/cache/cutaway/weights"
-    assert given.index("--lock") < len(given) - 2 and given[-3:] == ["general", "--lock", "mine.json"]
+    assert given.index(place) < len(given) - 2 and given[-3:] == ["general", place, "mine"]
 
 
 def test_an_empty_setting_of_the_network_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

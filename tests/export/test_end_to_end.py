@@ -16,7 +16,7 @@ from cutaway import Client
 from export.__main__ import main
 from export.onnx_export import example_pictures
 from runtime.server import Server, ServerOptions
-from runtime.weights import BUNDLED, load_networks
+from runtime.weights import BUNDLED, load_networks, read_checksums
 from tests.export.fetching import filled
 from tests.export.loopback_hub import loopback_hub
 from tests.export.small_lite import CATALOG, SIDE_PX, arguments, as_published, publish
@@ -56,8 +56,8 @@ def test_the_card_says_what_the_files_are(made: Path) -> None:
     """Weights and their digest, licence, side, and how far the graphs are from PyTorch."""
     card = json.loads((made / "profile.json").read_text())
     matte: dict[str, Any] = card["models"]["birefnet_trt"]
-    lock = json.loads((made.parents[1] / "lock.json").read_text())
-    assert matte["weights_sha256"] == lock["birefnet-lite.safetensors"]["sha256"]
+    pinned = read_checksums(made.parents[1] / "weights")
+    assert matte["weights_sha256"] == pinned["birefnet-lite.safetensors"]
     assert (card["profile"], matte["licence"], matte["side_px"], matte["network"]) == ("lite", "MIT", SIDE_PX, "lite")
     assert {(each["output"], each["batch"]) for each in matte["against_pytorch"]} == {("alphas", 1), ("alphas", 3)}
     assert all(each["largest"] <= 1 for each in matte["against_pytorch"])
@@ -71,7 +71,7 @@ def test_the_folder_is_whole(made: Path) -> None:
     graphs = {"yolov8_seg_free.onnx"} | {
         f"{model}{kind}.onnx" for model in ("birefnet_trt", "yolov8_seg") for kind in ("", ".fp16")
     }
-    assert {each.name for each in made.iterdir()} == graphs | {"SHA256SUMS", "profile.json", ".exporting"}
+    assert {each.name for each in made.iterdir()} == graphs | {"SHA256SUMS", "profile.json", ".writing"}
     assert set(load_networks(made)) == {"birefnet_trt", "yolov8_seg", "yolov8_seg_free"}
     for name in graphs:
         model = onnx.load(made / name)

@@ -17,14 +17,21 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/integration/test_strea
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# runtime/bootstrap.py takes a Python that suits, or downloads one; any Python can run it.
 $(PY):
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "Cutaway's server needs Python 3.10 to 3.12; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 …"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@for python in "$(PYTHON)" python3 python3.12 python3.11; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then \
+	    exec "$$python" runtime/bootstrap.py $(VENV) "$(PYTHON)" python3.12 python3.11; \
+	  fi; \
+	done; \
+	echo "error: there is no python3 on the PATH; install one (Debian, Ubuntu: apt install python3), or make PYTHON=..." >&2; exit 1
 
+# In the C locale, in which model processes run, Python cannot read a .pth file that holds a path with letters such as é;
+# a relative path is that of the file's folder.
 $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(PY)
 	$(PIP) install --quiet --require-hashes -r requirements/serve.txt
 	$(PIP) install --quiet --no-deps --editable .
+	@for file in $(VENV)/lib/python3*/site-packages/_editable_impl_cutaway.pth; do echo ../../../../client >"$$file"; done
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
@@ -75,7 +82,7 @@ test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full o
 test-export: $(VENV)/.export  ## the tests that need torch
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/export
 
-test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.10 to 3.13 that is found, and try it
+test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.11 to 3.14 that is found, and try it
 	CUTAWAY_TEST_EVERY_PYTHON=1 $(PY) -m pytest -q tests/packaging
 
 lint: $(VENV)/.dev

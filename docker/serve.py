@@ -40,10 +40,10 @@ from runtime.process import (
     KILL_MARGIN_S,
     SHM_GROWTH_BYTES,
     SHM_START_BYTES,
-    Extras,
     Stub,
     is_gone,
     stubs_of,
+    trace_arguments,
 )
 from runtime.weights import MADE
 
@@ -140,7 +140,7 @@ def command(settings: Settings, repository: Path) -> list[str]:
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
         "--backend-config=python,stub-timeout-seconds=120",
         f"--log-verbose={settings.verbose}",
-        *Extras(traces_url=settings.traces_url).arguments,
+        *trace_arguments(settings.traces_url),
     ]
 
 

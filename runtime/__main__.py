@@ -124,12 +124,6 @@ def _parser() -> argparse.ArgumentParser:
         help="send OpenTelemetry spans of requests that are part of a trace there, as OTLP over HTTP, "
         "such as http://127.0.0.1:4318/v1/traces (default: none)",
     )
-    serve.add_argument(
-        "--allow-shared-memory",
-        action="store_true",
-        help="let clients on this machine pass pictures in shared memory; needs a loopback --address, since whoever "
-        "reaches the server can then use any shared memory that it can",
-    )
     serve.set_defaults(run=_serve)
 
     demo = commands.add_parser(
@@ -188,7 +182,6 @@ def _serve(options: argparse.Namespace) -> int:
             device=options.device,
             cache_dir=options.cache_dir,
             verbose=options.verbose,
-            allow_shared_memory=options.allow_shared_memory,
             traces_url=options.traces_url,
         ),
         say=_say,

@@ -23,8 +23,9 @@ TRITON_VERSION = "2.51.0"
 
 SHM = Path("/dev/shm")  # noqa: S108 - POSIX shared memory lies there
 
-PYTHON_MINIMUM = (3, 10)
+PYTHON_MINIMUM = (3, 11)
 PYTHON_MAXIMUM = (3, 12)
+"""numpy below 2, which the bundled Triton needs, has no wheel for 3.13; the stub itself would have one."""
 GLIBC_MINIMUM = (2, 35)
 CACHE_FREE_MINIMUM_BYTES = 32 * MIB
 """Room for a composed repository (well below 1 MiB; the networks are linked) and a log."""
@@ -77,12 +78,12 @@ def check_platform(system: str | None = None, machine: str | None = None, libc: 
 
 
 def check_python(version: tuple[int, int] | None = None) -> None:
-    """Python 3.10 to 3.12: what the backend's stubs and the pinned numpy have in common."""
+    """Python 3.11, as the SDK needs it, or 3.12."""
     version = sys.version_info[:2] if version is None else version
     if not PYTHON_MINIMUM <= version <= PYTHON_MAXIMUM:
         raise RuntimeProblem(
-            f"the server needs Python 3.10 to 3.12, and this is Python {version[0]}.{version[1]}; "
-            "make the environment with another one: make clean && make serve PYTHON=python3.11"
+            f"the server needs Python 3.11 or 3.12, and this is Python {version[0]}.{version[1]}; "
+            "make the environment anew, with a Python that suits: make clean && make serve"
         )
 
 

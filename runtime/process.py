@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from runtime.runs import Run
 KEEPER = Path(__file__).resolve().parent / "keeper.py"
 CLIENT = Path(__file__).resolve().parents[1] / "client"
 STUB_NAME = "triton_python_backend_stub"
+COMM_MAX = 15
+"""Linux cuts the names of processes in /proc/PID/stat to this length."""
 
 EXIT_TIMEOUT_S = 30
 """How long requests under way may take to end when the server is asked to stop; a picture may take as long."""
@@ -62,42 +65,28 @@ ORPHANS_S = 10.0
 """How long killed processes may take to be gone."""
 
 CLOSED_APIS = ("model-repository", "shared-memory", "logging", "trace")
-"""What no caller of this server needs and a stranger could abuse: closed by a key that nobody is told."""
+"""Endpoints that no caller needs and an attacker could abuse; each start restricts them with a random key."""
 
 TRACES_DELAY_MS = 1000
-"""How long Triton collects spans before it sends them; its own 5 s would make who looks wait, for no gain."""
+"""How long Triton batches spans before it exports them, instead of its own 5 s."""
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a server does only where it is asked to.
+def trace_arguments(traces_url: str) -> list[str]:
+    """Triton's arguments that export OpenTelemetry spans of requests with a trace context; none where the URL is empty.
 
-    Attributes:
-        shared_memory: clients may register regions of shared memory. Whoever reaches the server may then have it read
-            and write any region that it may.
-        traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context; none where empty.
+    Args:
+        traces_url: endpoint of OTLP over HTTP, such as "http://127.0.0.1:4318/v1/traces".
     """
-
-    shared_memory: bool = False
-    traces_url: str = ""
-
-    @property
-    def closed_apis(self) -> str:
-        return ",".join(api for api in CLOSED_APIS if not (self.shared_memory and api == "shared-memory"))
-
-    @property
-    def arguments(self) -> list[str]:
-        """For Triton's command line."""
-        if not self.traces_url:
-            return []
-        settings = (
-            "mode=opentelemetry",
-            f"opentelemetry,url={self.traces_url}",
-            f"opentelemetry,bsp_schedule_delay={TRACES_DELAY_MS}",
-            "level=TIMESTAMPS",
-            "rate=0",  # only requests that are part of somebody's trace
-        )
-        return [f"--trace-config={setting}" for setting in settings]
+    if not traces_url:
+        return []
+    settings = (
+        "mode=opentelemetry",
+        f"opentelemetry,url={traces_url}",
+        f"opentelemetry,bsp_schedule_delay={TRACES_DELAY_MS}",
+        "level=TIMESTAMPS",
+        "rate=0",  # only requests that carry a trace context
+    )
+    return [f"--trace-config={setting}" for setting in settings]
 
 
 @dataclass(frozen=True)
@@ -135,9 +124,9 @@ class TritonProcess:
         *,
         verbose: int = 0,
         exit_timeout_s: int = EXIT_TIMEOUT_S,
-        extras: Extras | None = None,
+        traces_url: str = "",
     ) -> None:
-        command = _command(files, run, addresses, verbose, exit_timeout_s, extras or Extras())
+        command = _command(files, run, addresses, verbose, exit_timeout_s, traces_url)
         spec = {
             "command": command,
             "owner": os.getpid(),
@@ -223,6 +212,12 @@ class TritonProcess:
         """The model processes there are now."""
         return stubs_of(self.pid)
 
+    def has_dead_stub(self) -> bool:
+        """Whether a model process has ended; before its model is loaded, Triton itself waits for it for ever."""
+        return any(
+            stat.parent == self.pid and stat.state == "Z" and stat.name == STUB_NAME[:COMM_MAX] for stat in _all_stats()
+        )
+
     def log_text(self) -> str:
         """What this life has written to the log so far."""
         try:
@@ -240,14 +235,12 @@ class TritonProcess:
 def stubs_of(triton: int) -> list[Stub]:
     """The model processes that the tritonserver with this process id has now."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            fields = _stat(int(entry.name))
-            if fields is not None and fields.parent == triton and fields.state != "Z":
-                with contextlib.suppress(OSError):
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
-                        found.append(Stub(int(entry.name), fields.start_ticks, _model_of(os.fsdecode(words[1]))))
+    for stat in _all_stats():
+        if stat.parent == triton and stat.state != "Z":
+            with contextlib.suppress(OSError):
+                words = Path("/proc", str(stat.pid), "cmdline").read_bytes().split(b"\0")
+                if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
+                    found.append(Stub(stat.pid, stat.start_ticks, _model_of(os.fsdecode(words[1]))))
     return found
 
 
@@ -259,6 +252,8 @@ def is_gone(stub: Stub) -> bool:
 
 @dataclass(frozen=True)
 class _Stat:
+    pid: int
+    name: str
     state: str
     parent: int
     start_ticks: int
@@ -266,10 +261,17 @@ class _Stat:
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        head, _, tail = Path("/proc", str(pid), "stat").read_text().rpartition(")")
     except OSError:
         return None
-    return _Stat(fields[0], int(fields[1]), int(fields[19]))
+    fields = tail.split()
+    return _Stat(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[19]))
+
+
+def _all_stats() -> Iterator[_Stat]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))) is not None:
+            yield stat
 
 
 def _model_of(model_py: str) -> str:
@@ -303,9 +305,9 @@ def last_complaint(log: str) -> str:
 
 
 def _command(
-    files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int, extras: Extras
+    files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int, traces_url: str
 ) -> list[str]:
-    key = f"cutaway-closed={secrets.token_hex(16)}"
+    restricted = f"{','.join(CLOSED_APIS)}:cutaway-closed={secrets.token_hex(16)}"
     return [
         str(files.server),
         f"--model-repository={run.repository}",
@@ -321,14 +323,14 @@ def _command(
         f"--grpc-infer-allocation-pool-size={GRPC_OBJECTS_KEPT}",
         f"--metrics-address={addresses.host}",
         f"--metrics-port={addresses.metrics}",
-        f"--http-restricted-api={extras.closed_apis}:{key}",
-        f"--grpc-restricted-protocol={extras.closed_apis}:{key}",
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
         f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}",
         f"--backend-config=python,shm-default-byte-size={SHM_START_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
         "--backend-config=python,stub-timeout-seconds=120",
         f"--log-verbose={verbose}",
-        *extras.arguments,
+        *trace_arguments(traces_url),
     ]
 
 

@@ -20,7 +20,7 @@ from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_por
 from runtime.compose import CHECKOUT, SOURCE, Composed, compose
 from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, plan
 from runtime.health import CANARY_INTERVAL_S, PATIENCE_S, Probe, Verdict, Watch
-from runtime.process import Addresses, Extras, Stub, TritonProcess, is_gone
+from runtime.process import Addresses, Stub, TritonProcess, is_gone
 from runtime.runs import Run, default_cache_dir, open_run
 from runtime.weights import load_networks, profile_folder
 
@@ -64,7 +64,6 @@ class ServerOptions:
         start_timeout_s: how long loading may take.
         canary_interval_s: how often an idle server is sent a small picture.
         source: the repository to serve.
-        allow_shared_memory: clients on this machine may pass pictures in shared memory; on a loopback address only.
         traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context, such as
             "http://127.0.0.1:4318/v1/traces"; no spans where empty.
     """
@@ -85,7 +84,6 @@ class ServerOptions:
     start_timeout_s: float = 300.0
     canary_interval_s: float = CANARY_INTERVAL_S
     source: Path = SOURCE
-    allow_shared_memory: bool = False
     traces_url: str = ""
 
     @property
@@ -186,11 +184,6 @@ class Server:
         begun = time.monotonic()
         options = self.options
         self._files = check_machine()
-        if options.allow_shared_memory and not options.address.startswith("127.") and options.address != "localhost":
-            raise RuntimeProblem(
-                "--allow-shared-memory needs a loopback --address: whoever reaches the server could have it read and "
-                "write the shared memory of others"
-            )
         self._addresses = self._choose_addresses()
         networks = load_networks(options.weights_dir)
         device = choose_device(options.device, networks["yolov8_seg"].path)
@@ -282,7 +275,7 @@ class Server:
                 self._run,
                 self._addresses,
                 verbose=self.options.verbose,
-                extras=Extras(self.options.allow_shared_memory, self.options.traces_url),
+                traces_url=self.options.traces_url,
             )
             try:
                 self._wait_ready(self._process)
@@ -311,6 +304,10 @@ class Server:
                     f"Triton did not load the models within {self.options.start_timeout_s:g} s; see {_short(self.log)}"
                 )
             if now > news_at:
+                if process.has_dead_stub():
+                    raise RuntimeProblem(
+                        f"a model's process ended while starting: {process.last_complaint()}; see {_short(self.log)}"
+                    )
                 self._say(f"still loading the models ({now - begun:.0f} s)")
                 news_at = now + START_NEWS_S
             self._stopping.wait(START_POLL_S)

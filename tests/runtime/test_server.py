@@ -12,6 +12,7 @@ from pathlib import Path
 import cutaway
 import pytest
 
+from runtime import runs
 from runtime import server as server_module
 from runtime.checks import RuntimeProblem
 from runtime.process import is_gone
@@ -111,6 +112,18 @@ def test_model_that_cannot_start(tmp_path: Path, broken_repository: Callable[[st
     assert "Triton ended while starting" in text
     assert "the lens is missing" in text
     assert "\n" not in text
+    assert_nothing_left(tmp_path / "cache")
+
+
+def test_a_model_process_that_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Python itself cannot start in it: Triton waits for it for ever, and the server says so in a line."""
+    stub = tmp_path / "stub.sh"
+    stub.write_text("#!/bin/sh\necho the lens is missing >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(runs, "MODEL_PROCESS", stub)
+    monkeypatch.setattr(server_module, "START_NEWS_S", 0.5)
+    with pytest.raises(RuntimeProblem, match="a model's process ended while starting: the lens is missing; see "):
+        Server(ServerOptions(cache_dir=tmp_path / "cache")).start()
     assert_nothing_left(tmp_path / "cache")
 
 

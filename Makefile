@@ -8,8 +8,9 @@ LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
-SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/integration/test_stream.py tests/client/hosted/test_faults.py \
-  tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py
+SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
+  tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py \
+  tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
@@ -76,7 +77,7 @@ test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests agai
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
 	  $(addprefix --ignore ,$(SLOW))
 
-test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full or slow, streams, load, containers' scripts, the pages' code
+test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full or slow, streams, load, benchmarks, containers, the pages' code
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(SLOW)
 
 test-export: $(VENV)/.export  ## the tests that need torch

@@ -212,8 +212,8 @@ def supervise(
                 return status or 1
             if watch is None:
                 if probe.ready():
-                    say("the models are loaded")
                     stubs = stubs_of(triton.pid)
+                    say("the models are loaded")
                     watch = Watch(probe, interval_s=canary_interval_s)
                 continue
             gone = next((stub for stub in stubs if is_gone(stub)), None)

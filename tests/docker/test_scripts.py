@@ -31,6 +31,7 @@ from runtime.health import Answer, Probe, Verdict
 from runtime.process import _environment, stubs_of
 from tests.docker.parts import ROOT, script
 from tests.plan_records import a_record
+from tests.runtime.leftovers import wait_for
 
 serve, healthcheck, export = script("serve"), script("healthcheck"), script("export")
 KEY = "a-key-of-these-tests"
@@ -401,10 +402,9 @@ def test_the_canary_notices_a_dead_pipeline_though_triton_says_ready(
 def test_a_process_that_dies_is_noticed_without_a_canary(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     stopping, outcome = threading.Event(), list[int]()
     watcher = running.supervise(3600.0, stopping, outcome)
-    watcher.join(2 * serve.LOOK_INTERVAL_S + 0.5)
-    assert watcher.is_alive()
+    assert wait_for(lambda: "the models are loaded" in capsys.readouterr().err)
     running.kill("birefnet_trt")
-    watcher.join(30)
+    watcher.join(60)
     stopping.set()
     assert outcome == [1]
     assert "the process of birefnet_trt (" in capsys.readouterr().err

@@ -30,13 +30,13 @@ from cutaway.contract.limits import PROFILES
 from runtime.checks import RuntimeProblem, shm_shortage
 from runtime.compose import Composed, compose_plans
 from runtime.gpus import Host, look_at_host
-from runtime.health import CANARY_INTERVAL_S, Probe, Watch
+from runtime.health import CANARY_INTERVAL_S, HealthMonitor, Probe
 from runtime.plans import PLAN, check_plans
 from runtime.process import (
     ALLOCATOR,
     CLOSED_APIS,
     EXIT_TIMEOUT_S,
-    GRPC_OBJECTS_KEPT,
+    GRPC_ALLOCATION_POOL_SIZE,
     KILL_MARGIN_S,
     SHM_GROWTH_BYTES,
     SHM_START_BYTES,
@@ -57,7 +57,7 @@ KEY_HEADER = "cutaway-admin"
 """The HTTP header that carries the key; over gRPC it is `triton-grpc-protocol-cutaway-admin`."""
 KEY_FORM = re.compile(r"[A-Za-z0-9._-]{16,}")
 
-LOOK_INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.5
 PROFILE = "general"
 
 
@@ -131,7 +131,7 @@ def command(settings: Settings, repository: Path) -> list[str]:
         f"--http-port={settings.http_port}",
         f"--grpc-address={settings.address}",
         f"--grpc-port={settings.grpc_port}",
-        f"--grpc-infer-allocation-pool-size={GRPC_OBJECTS_KEPT}",
+        f"--grpc-infer-allocation-pool-size={GRPC_ALLOCATION_POOL_SIZE}",
         f"--metrics-address={settings.address}",
         f"--metrics-port={settings.metrics_port}",
         f"--http-restricted-api={closed}",
@@ -190,22 +190,22 @@ def supervise(
     probe: Probe,
     stopping: threading.Event,
     *,
-    patience_s: float,
+    grace_period_s: float,
     canary_interval_s: float = CANARY_INTERVAL_S,
 ) -> int:
-    """Watch Triton until it ends, and return the container's exit status: 0 only where the end was asked for.
+    """HealthMonitor Triton until it ends, and return the container's exit status: 0 only where the end was asked for.
 
     Args:
         triton: the running server. Whoever sets `stopping` has told it to end.
         probe: asks it.
         stopping: set when the container is to stop.
-        patience_s: how long the server may take to end then.
+        grace_period_s: how long the server may take to end then.
         canary_interval_s: how often an idle server is sent the small picture.
     """
-    watch: Watch | None = None
+    watch: HealthMonitor | None = None
     stubs: list[Stub] = []
     try:
-        while not stopping.wait(LOOK_INTERVAL_S):
+        while not stopping.wait(POLL_INTERVAL_S):
             if triton.poll() is not None:
                 status = _exit_status(triton)
                 say(f"Triton ended by itself with status {status}; its last lines say why")
@@ -214,18 +214,18 @@ def supervise(
                 if probe.ready():
                     stubs = stubs_of(triton.pid)
                     say("the models are loaded")
-                    watch = Watch(probe, interval_s=canary_interval_s)
+                    watch = HealthMonitor(probe, interval_s=canary_interval_s)
                 continue
             gone = next((stub for stub in stubs if is_gone(stub)), None)
-            complaint = f"the process of {gone.model} ({gone.pid}) is gone" if gone else watch.look()
-            if complaint is not None:
-                say(f"the server is no longer of use ({complaint}); ending, so that the container is restarted")
+            failure = f"the process of {gone.model} ({gone.pid}) is gone" if gone else watch.check()
+            if failure is not None:
+                say(f"the server is unhealthy ({failure}); exiting, so that the container is restarted")
                 return 1
         say("stopping: pictures under way are finished")
         try:
-            triton.wait(patience_s)
+            triton.wait(grace_period_s)
         except subprocess.TimeoutExpired:
-            say(f"Triton did not end within {patience_s:g} s and is killed")
+            say(f"Triton did not end within {grace_period_s:g} s and is killed")
         return 0
     finally:
         if watch is not None:
@@ -271,7 +271,7 @@ def run(settings: Settings, composed: Composed) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     probe = Probe("127.0.0.1", settings.http_port)
-    return supervise(triton, probe, stopping, patience_s=settings.exit_timeout_s + KILL_MARGIN_S)
+    return supervise(triton, probe, stopping, grace_period_s=settings.exit_timeout_s + KILL_MARGIN_S)
 
 
 if __name__ == "__main__":

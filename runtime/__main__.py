@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from runtime.server import Server, ServerOptions, StartGivenUp
+    from runtime.server import Server, ServerOptions, StartCancelled
 
     server = Server(
         ServerOptions(
@@ -199,7 +199,7 @@ def _serve(options: argparse.Namespace) -> int:
         server.wait()
         if asked:
             _say("stopping: pictures under way are finished (once more to stop at once)")
-    except StartGivenUp:
+    except StartCancelled:
         pass
     finally:
         server.stop()

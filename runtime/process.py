@@ -1,4 +1,4 @@
-"""One life of the bundled tritonserver: its command line, its environment, its processes and its log."""
+"""One process of the bundled tritonserver: its command line, environment, model processes and log."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ COMM_MAX = 15
 """Linux cuts the names of processes in /proc/PID/stat to this length."""
 
 EXIT_TIMEOUT_S = 30
-"""How long requests under way may take to end when the server is asked to stop; a picture may take as long."""
+"""Grace period for requests in flight when the server stops; one picture may take as long."""
 KILL_MARGIN_S = 5
-"""How much longer than that Triton may take before it is killed."""
+"""Added to the grace period before Triton is killed."""
 DRAINED_MARGIN_S = 0.3
-"""Between the end of the last request inside Triton and the end of its process: its answer is written meanwhile."""
+"""Between the last request's end inside Triton and its process's end: the response is written meanwhile."""
 
 SHM_START_BYTES = 4 * MIB
 SHM_GROWTH_BYTES = 4 * MIB
@@ -57,7 +57,7 @@ picture's file, or as a piece of one that comes over the network, is given back 
 would lie among small ones that stay, and the heaps would grow for thousands of requests. A picture of 12 megapixels
 takes a few milliseconds longer for it."""
 
-GRPC_OBJECTS_KEPT = 0
+GRPC_ALLOCATION_POOL_SIZE = 0
 """Requests and answers that Triton's gRPC keeps for reuse in each of its threads. By default it is 8, each with room
 for the largest picture that it ever held, which adds up over a thousand requests: to 190 MB, where it is 30 without."""
 
@@ -155,10 +155,10 @@ class TritonProcess:
         return self._keeper.poll()
 
     def stop(self, *, force: bool = False) -> int:
-        """Ask Triton to end, wait until nothing of it is left, and return its exit status.
+        """Stop Triton, wait until nothing of it is left, and return its exit status.
 
         Args:
-            force: kill it instead, giving up what is under way.
+            force: kill it instead; requests in flight are lost.
         """
         self._signal()
         if force:
@@ -186,11 +186,10 @@ class TritonProcess:
             time.sleep(0.01)
 
     def _wait_drained(self) -> None:
-        """Wait until Triton has answered what was under way.
+        """Wait until Triton has answered the requests in flight.
 
-        All it would do after that is to unload its models one by one, which takes a second each and changes nothing.
-        A caller on this machine has its answer by then; one far away may still be reading, so there Triton ends in
-        its own time.
+        All that follows is to unload its models one by one, a second each, for nothing. A client on this machine has
+        its response by then; a remote one may still be reading, so there Triton exits by itself.
         """
         while self._keeper.poll() is None:
             if _DRAINED in self.log_text():
@@ -198,8 +197,8 @@ class TritonProcess:
                 return
             time.sleep(0.02)
 
-    def hurry(self) -> None:
-        """Make a `stop` that is under way in another thread a forced one."""
+    def force_stop(self) -> None:
+        """Turn a `stop` that runs in another thread into a forced one."""
         self._signal()
 
     def _signal(self) -> None:
@@ -219,7 +218,7 @@ class TritonProcess:
         )
 
     def log_text(self) -> str:
-        """What this life has written to the log so far."""
+        """What this process has logged so far."""
         try:
             with self._log.open("rb") as log:
                 log.seek(self._log_start)
@@ -227,9 +226,9 @@ class TritonProcess:
         except OSError:
             return ""
 
-    def last_complaint(self) -> str:
-        """The line of the log that most likely says why Triton ended, "" where there is none."""
-        return last_complaint(self.log_text())
+    def last_error(self) -> str:
+        """See :func:`last_error`."""
+        return last_error(self.log_text())
 
 
 def stubs_of(triton: int) -> list[Stub]:
@@ -281,7 +280,7 @@ def _model_of(model_py: str) -> str:
 
 
 # "failed to load 'x' version 1: Internal: …" is the reason; lines after it only repeat that something failed.
-_COMPLAINTS = (
+_ERROR_PATTERNS = (
     re.compile(r"^E\d{4} .*?\] \"?(failed to load .*?)\"?$", re.MULTILINE),
     re.compile(r"^error: (.*)$", re.MULTILINE),
     re.compile(r"^E\d{4} .*?\] \"?(.*?)\"?$", re.MULTILINE),
@@ -294,9 +293,9 @@ _DRAINED = "All models are stopped, unloading models"
 _HARMLESS = ("CudaDriverHelper has not been initialized",)
 
 
-def last_complaint(log: str) -> str:
+def last_error(log: str) -> str:
     """The line of a Triton log that most likely says why it ended, "" where there is none."""
-    for pattern in _COMPLAINTS:
+    for pattern in _ERROR_PATTERNS:
         found = [text for text in pattern.findall(log) if not any(word in text for word in _HARMLESS)]
         if found:
             return str(found[-1]).strip()
@@ -320,7 +319,7 @@ def _command(
         f"--http-port={addresses.http}",
         f"--grpc-address={addresses.host}",
         f"--grpc-port={addresses.grpc}",
-        f"--grpc-infer-allocation-pool-size={GRPC_OBJECTS_KEPT}",
+        f"--grpc-infer-allocation-pool-size={GRPC_ALLOCATION_POOL_SIZE}",
         f"--metrics-address={addresses.host}",
         f"--metrics-port={addresses.metrics}",
         f"--http-restricted-api={restricted}",

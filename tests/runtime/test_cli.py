@@ -86,9 +86,9 @@ def test_ended_while_starting(tmp_path: Path) -> None:
     )
     assert wait_for(lambda: any("bin/tritonserver" in words.split()[0] for words in processes_of(cache_dir)))
     starting.send_signal(signal.SIGTERM)
-    _, complaint = starting.communicate(timeout=GONE_S)
+    _, failure = starting.communicate(timeout=GONE_S)
     assert starting.returncode == 0
-    assert complaint == ""
+    assert failure == ""
     assert_nothing_left(cache_dir)
 
 

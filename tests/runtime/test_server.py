@@ -131,7 +131,7 @@ def test_a_model_process_that_ends_at_once(tmp_path: Path, monkeypatch: pytest.M
     stub.write_text("#!/bin/sh\necho the lens is missing >&2\nexit 1\n")
     stub.chmod(0o755)
     monkeypatch.setattr(runs, "MODEL_PROCESS", stub)
-    monkeypatch.setattr(server_module, "START_NEWS_S", 0.5)
+    monkeypatch.setattr(server_module, "START_PROGRESS_INTERVAL_S", 0.5)
     with pytest.raises(RuntimeProblem, match="a model's process ended while starting: the lens is missing; see "):
         Server(ServerOptions(cache_dir=tmp_path / "cache")).start()
     assert_nothing_left(tmp_path / "cache")

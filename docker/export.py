@@ -24,7 +24,7 @@ KEPT = {
     "onnx": ("--weights", f"{CACHE}/weights", *LOCK),
     "fetch": ("--output", f"{CACHE}/weights", *LOCK),
 }
-"""Where each command finds and leaves weights, unless it is told otherwise."""
+"""Default options of each command: where it reads and writes weights."""
 CERTIFICATES = "SSL_CERT_FILE"
 NETWORK = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", CERTIFICATES)
 """What docker-compose.yml hands on from its own environment, empty where that has none."""

@@ -52,7 +52,7 @@ HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
 """Inside the container; docker-compose.yml says where they appear outside."""
 
 CLOSED = (*CLOSED_APIS, "model-config")
-"""The endpoints that only who has the key may use. Statistics stay open: they tell no more than the metrics do."""
+"""The endpoints that need the key. Statistics stay open: they hold no more than the metrics."""
 KEY_HEADER = "cutaway-admin"
 """The HTTP header that carries the key; over gRPC it is `triton-grpc-protocol-cutaway-admin`."""
 KEY_FORM = re.compile(r"[A-Za-z0-9._-]{16,}")
@@ -67,8 +67,8 @@ class Settings:
 
     Attributes:
         profile: the model pair to serve.
-        key: opens the closed endpoints; a random one that nobody knows where none was given.
-        exit_timeout_s: how long pictures under way may take when the container is stopped.
+        key: opens the closed endpoints; random where none was given.
+        exit_timeout_s: grace period of requests in flight when the container stops.
         verbose: Triton's own log level, 0 to 4.
         traces_url: where OTLP over HTTP takes spans; none where empty.
         address, http_port, grpc_port, metrics_port: where Triton listens.
@@ -145,7 +145,7 @@ def command(settings: Settings, repository: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with what the models' processes want, where nothing else was asked for."""
+    """This process's environment with the defaults of the model processes; existing variables win."""
     wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **ALLOCATOR}
     return {**wanted, **os.environ}
 
@@ -170,7 +170,7 @@ def compose_repository(settings: Settings, host: Host, target: Path) -> Composed
 
 
 def _check_readable(folder: Path) -> None:
-    """Whether this user may read a profile's plans. Where there are none, somebody else says so."""
+    """Whether this user may read a profile's plans, if there are any."""
     try:
         for path in folder.iterdir():
             if PLAN in path.suffixes:
@@ -193,11 +193,11 @@ def supervise(
     grace_period_s: float,
     canary_interval_s: float = CANARY_INTERVAL_S,
 ) -> int:
-    """HealthMonitor Triton until it ends, and return the container's exit status: 0 only where the end was asked for.
+    """Supervise Triton until it exits, and return the container's exit status: 0 only after a requested stop.
 
     Args:
-        triton: the running server. Whoever sets `stopping` has told it to end.
-        probe: asks it.
+        triton: the running server; the code that sets `stopping` has sent it SIGTERM.
+        probe: sends it health checks.
         stopping: set when the container is to stop.
         grace_period_s: how long the server may take to end then.
         canary_interval_s: how often an idle server is sent the small picture.
@@ -221,7 +221,7 @@ def supervise(
             if failure is not None:
                 say(f"the server is unhealthy ({failure}); exiting, so that the container is restarted")
                 return 1
-        say("stopping: pictures under way are finished")
+        say("stopping: requests in flight are completed")
         try:
             triton.wait(grace_period_s)
         except subprocess.TimeoutExpired:
@@ -256,7 +256,7 @@ def main() -> int:
 
 
 def run(settings: Settings, composed: Composed) -> int:
-    """Run Triton on the repository until it ends or is told to; the container's exit status."""
+    """Run Triton on the repository until it exits or a stop is requested; the container's exit status."""
     shortage = shm_shortage(composed.processes, side_px=composed.matte_side_px)
     if shortage is not None:
         say(f"warning: {shortage}; CUTAWAY_SHM_SIZE sets it")

@@ -1,4 +1,4 @@
-"""Is this machine fit to run the bundled Triton? Each check passes silently or raises one readable line."""
+"""Checks whether this machine can run the bundled Triton. Each passes silently or raises one readable line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 TRITON_VERSION = "2.51.0"
 """What nvidia-pytriton 0.7.0 bundles (release 24.10)."""
 
-SHM = Path("/dev/shm")  # noqa: S108 - POSIX shared memory lies there
+SHM = Path("/dev/shm")  # noqa: S108 - POSIX shared memory
 
 PYTHON_MINIMUM = (3, 11)
 PYTHON_MAXIMUM = (3, 12)
@@ -119,7 +119,7 @@ def check_libpython(
 
 
 def check_numpy(version: str | None = None) -> None:
-    """The stub of the bundled Triton reads numpy 2 arrays wrongly, without a word."""
+    """The stub of the bundled Triton misreads numpy 2 arrays silently."""
     if version is None:
         try:
             version = importlib.metadata.version("numpy")
@@ -136,7 +136,7 @@ def find_triton(root: Path | None = None, libpython: Path | None = None) -> Trit
 
     Args:
         root: the folder of the package `pytriton`; looked up where None.
-        libpython: see :func:`check_libpython`, which is asked where None.
+        libpython: see :func:`check_libpython`, whose result is taken where None.
     """
     if root is None:
         spec = importlib.util.find_spec("pytriton")
@@ -264,7 +264,7 @@ def shm_shortage(processes: int, free_bytes: int | None = None, *, side_px: int 
 
 
 def check_machine() -> TritonFiles:
-    """All that must hold before a server can be thought of, cheapest first."""
+    """All checks that a server needs, cheapest first."""
     check_platform()
     check_python()
     check_numpy()

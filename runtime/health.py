@@ -149,7 +149,7 @@ class Probe:
 
 
 def judge(status: int, body: bytes) -> Answer:
-    """What an HTTP answer to the canary means. That nobody is seen in it is well: the detector has looked."""
+    """Classify an HTTP response to the canary. NO_PERSON_DETECTED is healthy: the detector has run."""
     if status == 200:
         return Answer(HealthStatus.HEALTHY)
     text = body.decode(errors="replace")

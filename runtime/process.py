@@ -176,8 +176,8 @@ class TritonProcess:
         return status
 
     def _end_orphans(self) -> None:
-        """Kill what a keeper that was killed itself has left. Models' processes end by themselves when they notice that
-        Triton is gone, but not all of them always do. While one lives, the session's id stands for no other."""
+        """Kill what a killed keeper has left, since model processes do not always notice that Triton is gone. While one
+        lives, the session id is not reused."""
         deadline = time.monotonic() + ORPHANS_S
         while (left := session_members(self._keeper.pid)) and time.monotonic() < deadline:
             for pid in left:
@@ -286,7 +286,7 @@ _ERROR_PATTERNS = (
     re.compile(r"^E\d{4} .*?\] \"?(.*?)\"?$", re.MULTILINE),
     re.compile(r"^.*?(error while loading shared libraries: .*)$", re.MULTILINE),
 )
-# Triton's words when no request is under way any more and it begins to unload.
+# Triton's message when no request is in flight any more and it begins to unload.
 _DRAINED = "All models are stopped, unloading models"
 
 # Printed by every start on a machine without a GPU, and no reason for anything.
@@ -342,7 +342,7 @@ def _environment(files: TritonFiles) -> dict[str, str]:
     _prepend(environment, "PYTHONPATH", CLIENT)
     environment.pop("PYTHONHOME", None)
     environment["PYTHONUNBUFFERED"] = "1"
-    # numpy's own thread pools would only stand in the networks' way.
+    # numpy's thread pools would compete with the networks' for cores.
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Handed on to the models by model_process.sh.

@@ -1,4 +1,4 @@
-"""One server's own folder and shared memory, so that servers side by side never touch what is another's.
+"""One server's run folder and shared memory: servers side by side never touch each other's.
 
 <cache>/servers/<name>/lock         held as long as anything of the server lives
                       /plain        only where the path has special characters: a link to a temporary folder, which has
@@ -135,7 +135,7 @@ def _link_plain(folder: Path) -> None:
 
 
 def _sweep(servers: Path) -> None:
-    """Clear the folders that nobody holds any more, and keep the last few logs."""
+    """Clear the folders of dead servers, and keep the last few logs."""
     ended = []
     for folder in sorted(servers.iterdir()):
         with contextlib.suppress(OSError):

@@ -169,6 +169,16 @@ def test_without_a_network_it_is_one_line_that_says_what_to_do(checkout: Path, t
     assert not (checkout / ".venv").exists()
 
 
+def test_model_processes_can_read_the_way_to_the_sdk() -> None:
+    """They run in the C locale, in which Python reads .pth files as ASCII: the path in it must not be the checkout's."""
+    file = Path(sysconfig.get_path("purelib")) / "_editable_impl_cutaway.pth"
+    stamp = ROOT / ".venv" / ".serve"
+    if not file.is_relative_to(ROOT) or stamp.stat().st_mtime < (ROOT / "Makefile").stat().st_mtime:
+        pytest.skip("this environment was not made by this Makefile")
+    assert file.read_text() == "../../../../client\n"
+    assert (file.parent / file.read_text().strip()).samefile(ROOT / "client")
+
+
 # ---- uv without pip, as on Debian
 
 

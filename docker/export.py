@@ -23,7 +23,7 @@ KEPT = {
     "onnx": ("--weights", f"{CACHE}/weights"),
     "fetch": ("--output", f"{CACHE}/weights"),
 }
-"""Where each command finds and leaves weights, unless it is told otherwise."""
+"""Default options of each command: where it reads and writes weights."""
 CERTIFICATES = "SSL_CERT_FILE"
 NETWORK = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", CERTIFICATES)
 """What docker-compose.yml hands on from its own environment, empty where that has none."""

@@ -4,6 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PROFILE ?= nano
+FUZZ_S ?= 60
 LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
@@ -13,7 +14,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream
   tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +86,13 @@ test-export: $(VENV)/.export  ## the tests that need torch
 
 test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.11 to 3.14 that is found, and try it
 	CUTAWAY_TEST_EVERY_PYTHON=1 $(PY) -m pytest -q tests/packaging
+
+$(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
+	$(PIP) install --quiet --require-hashes -r requirements/fuzz.txt
+	@touch $@
+
+fuzz: $(VENV)/.fuzz  ## feed the decoding path with broken files for a minute: make fuzz [FUZZ_S=3600]
+	$(PY) -m tests.fuzz.decoding .cache/fuzz -max_total_time=$(FUZZ_S) -artifact_prefix=.cache/
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

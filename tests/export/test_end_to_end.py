@@ -81,7 +81,7 @@ def test_the_folder_is_whole(made: Path) -> None:
 
 def test_the_bundled_profile_is_whole_where_it_is_made_again(tmp_path: Path) -> None:
     """Its folder is served in place of the bundled one, so streams would be slower without the free detector."""
-    given = ["--models", tmp_path / "models", "--weights", tmp_path / "weights", "--lock", tmp_path / "lock.json"]
+    given = ["--models", tmp_path / "models", "--weights", tmp_path / "weights"]
     assert main(["models", "nano", *map(str, given), "--no-plan"]) == 0
     made, bundled = load_networks(tmp_path / "models" / "nano"), load_networks(BUNDLED / "nano")
     assert {name: each.sha256 for name, each in made.items()} == {name: each.sha256 for name, each in bundled.items()}
@@ -96,7 +96,7 @@ def test_tensorrt_that_does_not_load_is_one_line(
     (package / "__init__.py").write_text('import ctypes\nctypes.CDLL("libnvinfer_that_is_not_here.so.10")\n')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("export.models.BINDINGS", ("tensorrt_bindings",))
-    given = ["--models", str(tmp_path / "models"), "--weights", str(tmp_path), "--lock", str(tmp_path / "lock.json")]
+    given = ["--models", str(tmp_path / "models"), "--weights", str(tmp_path)]
     assert main(["models", "nano", *given]) == 2
     said = capsys.readouterr().err
     assert "TensorRT's package tensorrt_bindings is installed and does not load (libnvinfer_that_is_not_here" in said
@@ -135,7 +135,7 @@ def test_making_again_replaces_nothing_before_all_is_well(made: Path, tmp_path: 
     (tmp_path / "birefnet-lite.safetensors").write_bytes(b"not the weights")
     before = {each.name: each.stat().st_mtime_ns for each in made.glob("*.onnx")}
     (place / "catalog.toml").write_text(CATALOG)
-    given = ["--catalog", place / "catalog.toml", "--lock", place / "lock.json", "--models", place / "models"]
+    given = ["--catalog", place / "catalog.toml", "--models", place / "models"]
     assert main(["onnx", "lite", *map(str, given), "--weights", str(tmp_path)]) == 2
     assert {each.name: each.stat().st_mtime_ns for each in made.glob("*.onnx")} == before
     assert not list(made.glob(".making*"))

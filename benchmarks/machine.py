@@ -31,8 +31,16 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "triton": TRITON_VERSION,
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: version for name in packages if (version := _version(name))},
     }
+
+
+def _version(package: str) -> str:
+    """ "" where it is not there as a package: in a container Cutaway itself lies there as files."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def load_before() -> tuple[float, str]:

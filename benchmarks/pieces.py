@@ -100,20 +100,14 @@ def pymatting_estimate(picture: Picture, alpha: Picture) -> NDArray[np.float64]:
 
 
 def colour_table(clean_colours: Callable[[Picture, Picture, bool], Picture]) -> list[str]:
-    lines = [
-        "| error at soft edges, of 255 | as in the picture | Cutaway | pymatting |",
-        "|---|--:|--:|--:|",
-    ]
+    lines = ["| error at soft edges, of 255 | as in the picture | Cutaway | pymatting |", "|---|--:|--:|--:|"]
     times: tuple[float, float] = (0.0, 0.0)
     for name, pair in SCENES.items():
         picture, alpha, truth = composed(pair)
         ours, theirs = clean_colours(picture, alpha, True), pymatting_estimate(picture, alpha)
         errors = (edge_error(result, truth, alpha) for result in (picture, ours, theirs))
         lines.append(f"| {name} | " + " | ".join(f"{error:.1f}" for error in errors) + " |")
-        times = (
-            best_ms(clean_colours, picture, alpha, True),
-            best_ms(pymatting_estimate, picture, alpha),
-        )
+        times = (best_ms(clean_colours, picture, alpha, True), best_ms(pymatting_estimate, picture, alpha))
     size = "×".join(str(side) for side in composed(SCENES["skin on green"])[1].shape)
     lines.append(f"| ms for {size} pixels | | {times[0]:.1f} | {times[1]:.1f} |")
     return lines

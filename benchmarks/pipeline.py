@@ -182,12 +182,7 @@ def _run_pipeline(picture: Picture, client: cutaway.Client, times: Times) -> Non
 
 
 def _report(
-    options: ServerOptions,
-    pictures: Sequence[Picture],
-    times: dict[str, Times],
-    rounds: int,
-    threads: int,
-    load: float,
+    options: ServerOptions, pictures: Sequence[Picture], times: dict[str, Times], rounds: int, threads: int, load: float
 ) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -8,31 +8,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS
-
 from loadtest import pictures
 from loadtest.bad_pictures import BAD_OPTIONS, bad_files
+from loadtest.figures import OVERLOADED
 
 Loop = Literal["closed", "open"]
 SERVED = ""
 """The code of an answer that is no error."""
-OVERLOADED = "OVERLOADED"
+DETECTION_OUTPUTS = ("boxes", "scores", "report")
+CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
 PIPELINE = "ensemble_pipeline"
 STREAMS = "stream_pipeline"
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request.
+    """One request: an encoded picture for an input of a model.
 
     Attributes:
         kind: what it is called in the report.
-        data: the encoded picture.
         parameters: of the request, as they travel.
         expects: the codes that are right answers; `SERVED` for a picture.
-        outputs: what is asked back.
-        model: who is asked.
-        input: what the picture is called there.
+        outputs: the tensors asked for.
         framed: requests of one user are frames of one stream, with a correlation id of its own.
     """
 
@@ -52,7 +49,7 @@ Mix = Sequence[tuple[int, Ask]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a user may change about the pictures; None leaves it to the scenario."""
+    """What the command line may change about the pictures; None leaves it to the scenario."""
 
     megapixels: tuple[float, ...] | None = None
     people: int | None = None
@@ -71,14 +68,11 @@ class Scenario:
     """One row of the table.
 
     Attributes:
-        name: on the command line.
         help: one line for `--help`.
-        mix: makes the requests.
         loop: "closed": each user sends when the answer before is there. "open": requests arrive by chance (Poisson),
             whether or not the server keeps up.
         users: of a closed loop.
-        seconds: how long it runs.
-        ramp: users, or the rate, grow from nearly none over the whole time.
+        ramp: users, or the rate, grow from nearly none over all the seconds.
         requests: it ends after so many instead; 0 does not count.
     """
 

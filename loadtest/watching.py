@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib
 import os
 import re
 import socket
 import time
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from runtime.checks import SHM
 from runtime.process import stubs_of
@@ -59,41 +59,15 @@ class Processes:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look.
-
-    Attributes:
-        at_s: Unix time.
-        models: Triton's counters by model, see `COUNTERS`; empty where it publishes none.
-        processes: None for a server elsewhere.
-    """
+    """One look (Unix time): Triton's counters by model, see `COUNTERS`, and the processes of a server on this machine."""
 
     at_s: float
     models: dict[str, dict[str, float]] = field(default_factory=dict)
     processes: Processes | None = None
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file with one in each line."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        processes = values.pop("processes")
-        found.append(Sample(**values, processes=Processes(**processes) if processes else None))
-    return found
-
 
 class Watcher:
-    """Looks at one server.
-
-    Args:
-        metrics_url: Triton's metrics; "" where there are none.
-        pid: of the tritonserver on this machine; None for a server elsewhere.
-    """
+    """Looks at one server, its metrics ("" for none) and its processes (None for a server elsewhere)."""
 
     def __init__(self, metrics_url: str, pid: int | None) -> None:
         self._metrics_url, self._pid = metrics_url, pid
@@ -157,34 +131,16 @@ def shm_bytes(triton: int) -> int:
 
 def pid_at(address: str) -> int | None:
     """The process on this machine that listens at host:port, where it can be seen; None for one elsewhere."""
+    psutil: Any = importlib.import_module("psutil")  # comes with Locust
     host, _, port = address.rpartition(":")
     if host not in LOOPBACK:
         return None
-    sockets = {f"socket:[{inode}]" for inode in _listening(int(port))}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                links = {str(link.readlink()) for link in (folder / "fd").iterdir()}
-            except OSError:
-                continue
-            if links & sockets:
-                return int(folder.name)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port):
+                    return int(process.pid)
     return None
-
-
-def _listening(port: int) -> Sequence[str]:
-    """Inodes of the sockets that listen on a TCP port."""
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                found.append(fields[9])
-    return found
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Three times as many requests as the server can do: what is served and what refused (`make stress-overload`).
+"""Three times as many requests as the server can do: what is served and what is shed (`make stress-overload`).
 
 First a closed loop finds out how many pictures per second the server can do, then an open loop sends three times as
 many, with pictures of one person and one megapixel.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import tritonclient.grpc
 import tritonclient.http
 from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 
-from loadtest import figures, plots
-from loadtest.driving import Sending, Target
-from loadtest.running import Run, own_server, phases_of, run, say
+from loadtest import figures
+from loadtest.running import Run, Target, own_server, phases_of, run
 from loadtest.stress.common import Claim, Found, script_main
 from runtime.compose import PIPELINE
 from runtime.server import ServerOptions
@@ -29,31 +27,10 @@ MAX_RSS_MB_PER_MINUTE = 20.0
 LAST_SHARE = 0.25
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return script_main("overload", (__doc__ or "").split("\n\n")[0], _options, measure, arguments)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=180.0, help="a third of it to find the peak (default: 180)")
-    parser.add_argument("--factor", type=float, default=3.0, help="times the peak (default: 3)")
-    parser.add_argument(
-        "--queue-size", type=int, metavar="N", help="pictures that may wait (default: as the server has it)"
-    )
-    parser.add_argument("--way", choices=("grpc", "http"), default="grpc")
-
-
 def measure(options: argparse.Namespace, folder: Path) -> Found:
-    server = ServerOptions(profile=options.profile, queue_size=options.queue_size)
-    with own_server(server, (options.way,), say) as target:
-        done = run(
-            phases_of("overload", seconds=options.seconds, factor=options.factor),
-            scenario="overload",
-            sending=Sending(),
-            target=target,
-            folder=folder,
-            say=say,
-            load=0.0,
-        )
+    server = ServerOptions(profile=options.profile, queue_size=options.queue_size or None)
+    with own_server(server, (options.way,)) as target:
+        done = run(phases_of("overload", seconds=options.seconds, factor=options.factor), target, folder)
         places = queue_size(target)
     return judge(done, places)
 
@@ -76,17 +53,16 @@ def judge(done: Run, queue_size: int) -> Found:
     served, refused = result["latency_ms"], result["refusal_ms"]
     # Whoever is served has waited for those before: as many as may wait, at the pace at which they are served.
     bound_ms = min(1000 * PROCESSING_TIMEOUT_S, 1500 * (queue_size + 2) / result["throughput_per_s"])
-    seen = done.seen[-1]
-    begun_s, ended_s = figures.window(seen.phase, seen.records)
+    begun_s, ended_s = figures.window(done.seen[-1])
     # A queue that fills takes memory, and what holds its requests in Triton and gRPC has its full size only when the
     # queue has been emptied and filled a few times. After that nothing more may be needed.
     looks = [
         (at_s, look.rss_mb)
-        for at_s, look in figures.processes_over_time(seen.samples)
+        for at_s, look in figures.processes_over_time(done.seen[-1].samples)
         if begun_s + (ended_s - begun_s) * (1 - LAST_SHARE) <= at_s <= ended_s
     ]
-    growth = 60 * figures.slope([at_s for at_s, _ in looks], [rss for _, rss in looks])[0] if len(looks) > 2 else 0.0
-    others = sorted({error["code"] for error in result["errors"]} - {"OVERLOADED"})
+    growth = 60 * figures.slope(*zip(*looks, strict=True))[0] if len(looks) > 2 else 0.0
+    others = sorted(set(result["codes"]) - {"OVERLOADED"})
     claims = [
         Claim(
             f"serves at least {MIN_PEAK_SHARE:.0%} of the peak",
@@ -115,15 +91,15 @@ def judge(done: Run, queue_size: int) -> Found:
         ),
     ]
     return Found(
-        claims,
-        {"peak": peak, "overload": result},
-        f"Offered: {result['offered_per_s']:.1f} requests per second. The whole report is in report.html.",
-        {
-            "answers": plots.svg(lambda axes: plots.rates(axes, seen)),
-            "times": plots.svg(lambda axes: plots.times(axes, seen)),
-        },
+        claims, {"peak": peak, "overload": result}, f"Sent: {result['phase']['rate']:.1f} requests/s on average."
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = {
+        "seconds": (180.0, "a third of it to find the peak"),
+        "factor": (3.0, "times the peak"),
+        "queue-size": (0, "pictures that may wait; 0: as the server has it"),
+        "way": ("grpc", "or http"),
+    }
+    sys.exit(script_main("overload", __doc__, measure, options))

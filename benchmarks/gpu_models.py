@@ -32,7 +32,7 @@ import onnxruntime as ort
 
 from benchmarks.gpu_case import NETWORKS, Case, Row, build_torch, run_case
 from benchmarks.machine import load_before, machine, publish, sentence, versions
-from benchmarks.precision import NANO, find_pictures, squares
+from export.check_pictures import middle_square
 from export.precision import to_half
 
 CASE_LIMIT_S = 900.0

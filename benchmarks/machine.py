@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from runtime.checks import TRITON_VERSION
 from runtime.devices import cores
@@ -41,6 +45,22 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def head(packages: Sequence[str], load: float) -> dict[str, Any]:
+    """What every report begins with: date, machine, versions; JSON values."""
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": date, "machine": machine(load), "versions": versions(packages)}
+
+
+def say(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Median (10th to 90th percentile)."""
+    low, middle, high = np.percentile(values, [10, 50, 90])
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def load_before() -> tuple[float, str]:

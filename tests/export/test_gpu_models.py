@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gpu_models
 from benchmarks.gpu_case import Case, build_torch, difference, run_case
-from benchmarks.precision import find_pictures, squares
+from benchmarks.gpu_models import find_pictures, squares
 from export.networks.birefnet_config import VARIANTS, BiRefNetConfig
 from export.networks.swin import SwinConfig
 

@@ -13,7 +13,6 @@ The report goes into bench-output/birefnet_onnx.md and .json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import json
 import os
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import load_before, machine, publish, sentence, versions
+from benchmarks.machine import head, load_before, publish, say, sentence
 from runtime.devices import cores
 from runtime.process import ALLOCATOR
 
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     load, warning = load_before()
     if warning:
-        _say(warning)
+        say(warning)
     with tempfile.TemporaryDirectory(prefix="cutaway-bench-") as folder:
         report = measure(Path(folder), options, load)
     publish(options.output, "birefnet_onnx", report, markdown(report))
@@ -60,7 +59,7 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
     side, threads = str(options.side), str(options.threads)
     exports = {}
     for deform in FILES:
-        _say(f"exporting lite with deform={deform}")
+        say(f"exporting lite with deform={deform}")
         exports[deform] = _step("export", "lite", side, str(folder / f"{deform}.onnx"), deform, threads)
     runs: dict[str, list[dict[str, Any]]] = {deform: [] for deform in FILES}
     for number in range(options.rounds):
@@ -68,21 +67,19 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
             run = _step("run", str(folder / f"{deform}.onnx"), str(options.repeats), threads)
             runs[deform].append(run)
             seconds = statistics.median(run["seconds"])
-            _say(f"round {number + 1}, {deform}: {seconds:.2f} s, peak {run['peak_bytes'] / MIB:.0f} MiB")
+            say(f"round {number + 1}, {deform}: {seconds:.2f} s, peak {run['peak_bytes'] / MIB:.0f} MiB")
     (folder / "native.onnx").unlink()
     batch = _step("batch", str(folder / "grid.onnx"), threads)
-    _say(f"a batch of {BATCH} against singles: largest difference {batch['largest']}")
+    say(f"a batch of {BATCH} against singles: largest difference {batch['largest']}")
     (folder / "grid.onnx").unlink()
     large: dict[str, Any] = {}
     if options.large:
-        _say("exporting general")
+        say("exporting general")
         path = str(folder / "large.onnx")
         large = {"export": _step("export", "general", side, path, "grid", threads)}
         large["run"] = _step("run", path, "1", threads)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("onnxruntime", "onnx", "torch", "numpy")),
+        **head(("onnxruntime", "onnx", "torch", "numpy"), load),
         "side_px": options.side,
         "rounds": options.rounds,
         "threads": options.threads,
@@ -266,10 +263,6 @@ def _verdict(value: float, target: float) -> str:
 def _spread(values: Sequence[float]) -> str:
     digits = 2 if max(values) < 100 else 0
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
-
-
-def _say(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

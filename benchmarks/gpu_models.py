@@ -29,14 +29,33 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from PIL import Image
 
-from benchmarks.gpu_case import NETWORKS, Case, Row, build_torch, run_case
-from benchmarks.machine import load_before, machine, publish, sentence, versions
+from benchmarks.gpu_case import NETWORKS, Alphas, Case, Row, build_torch, run_case
+from benchmarks.machine import head, load_before, publish, say, sentence
 from export.check_pictures import middle_square
 from export.precision import to_half
 
+ROOT = Path(__file__).resolve().parents[1]
+NANO = ROOT / "export" / "weights" / "nano"
+SAMPLES = ROOT / "samples"
+PEOPLE = ROOT / ".." / "shared" / "people" / "eval"
 CASE_LIMIT_S = 900.0
 """Seconds after which a case is given up."""
+
+
+def find_pictures(number: int) -> list[Path]:
+    """The samples, then photographs from all folders of the evaluation set, where it lies beside the checkout."""
+    found = sorted(SAMPLES.glob("*.jpg"))
+    folders = [sorted((folder / "images").glob("*.jpg")) for folder in sorted(PEOPLE.glob("*")) if folder.is_dir()]
+    for place in range(number):
+        found += [folder[place * len(folder) // number % len(folder)] for folder in folders if folder]
+    return list(dict.fromkeys(found))[:number]
+
+
+def squares(paths: Sequence[Path], side_px: int) -> Alphas:
+    """The middle square of each picture, RGB uint8 [N, side, side, 3], as the matting network is fed."""
+    return np.stack([middle_square(Image.open(path).convert("RGB"), side_px) for path in paths])
 
 
 def cases_of(network: str, args: argparse.Namespace, folder: Path) -> list[Case]:
@@ -92,10 +111,6 @@ def table(rows: Sequence[Row], failures: Sequence[str]) -> str:
         for row in rows
     ]
     return "\n".join([*lines, *(f"\n{failure}" for failure in failures)])
-
-
-def say(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 def positive(text: str) -> int:
@@ -171,8 +186,8 @@ def main(given: Sequence[str] | None = None) -> int:
                 )
     report: dict[str, Any] = {
         "device": device,
-        "machine": machine(load),
-        "versions": versions(("torch", "onnx")) | {"onnxruntime": ort.__version__},
+        **head(("torch", "onnx"), load),
+        "onnxruntime": ort.__version__,
         "side_px": args.side,
         "rounds": args.rounds,
         "rows": [asdict(row) for row in rows],

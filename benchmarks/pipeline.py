@@ -9,7 +9,6 @@ the machine, the date and the versions, in bench-output/pipeline.md and .json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import statistics
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-from benchmarks.machine import load_before, machine, publish, sentence, versions
+from benchmarks.machine import head, load_before, publish, say, sentence, spread
 from runtime.checks import RuntimeProblem
 from runtime.demo import SAMPLES, find_pictures
 from runtime.devices import cores
@@ -40,6 +39,7 @@ PAUSE_S = 0.03
 """Between two measurements: threads of the one before have gone to sleep by then."""
 COUNTING_S = 0.3
 """Triton counts a picture a moment after it has answered."""
+PACKAGES = ("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")
 TARGET_RATIO = 1.25
 TARGET_MS = 250.0
 
@@ -91,7 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             find_pictures(options.pictures or [SAMPLES]),
             rounds=options.rounds,
             threads=options.threads,
-            say=lambda line: print(f"bench: {line}", flush=True),
         )
     except RuntimeProblem as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -100,15 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(
-    options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int, say: Callable[[str], None]
-) -> dict[str, Any]:
+def measure(options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
     load, warning = load_before()
     if warning:
         say(warning)
     checked = load_networks(options.weights_dir)
-    networks = {name: _session(checked[name].path, threads) for name in (DETECTOR, MATTER)}
+    networks = {name: open_session(checked[name].path, threads) for name in (DETECTOR, MATTER)}
     with Server(options, say=say) as server, cutaway.Client(server.grpc_url) as client:
         pictures = [_prepare(path, client, server) for path in paths]
         times = {picture.name: Times() for picture in pictures}
@@ -116,10 +113,22 @@ def measure(
         for number in range(-WARM_UP_ROUNDS, rounds):
             for picture in pictures:
                 _round(picture, networks, client, times[picture.name] if number >= 0 else Times(), number % 2 == 0)
-    return _report(options, pictures, times, rounds, threads, load)
+    return {
+        **head(PACKAGES, load),
+        "profile": options.profile,
+        "rounds": rounds,
+        "threads": threads,
+        "targets": {"ratio": TARGET_RATIO, "one_person_ms": TARGET_MS},
+        "pictures": [
+            {key: value for key, value in asdict(picture).items() if key != "data"}
+            | {"jpeg_bytes": len(picture.data), "ratio": times[picture.name].ratio}
+            | {"ms": asdict(times[picture.name])}
+            for picture in pictures
+        ],
+    }
 
 
-def _session(path: Path, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, threads: int) -> ort.InferenceSession:
     """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -181,32 +190,6 @@ def _run_pipeline(picture: Picture, client: cutaway.Client, times: Times) -> Non
         times.stages.setdefault(stage, []).append(ms)
 
 
-def _report(
-    options: ServerOptions, pictures: Sequence[Picture], times: dict[str, Times], rounds: int, threads: int, load: float
-) -> dict[str, Any]:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
-        "profile": options.profile,
-        "rounds": rounds,
-        "threads": threads,
-        "targets": {"ratio": TARGET_RATIO, "one_person_ms": TARGET_MS},
-        "pictures": [
-            {key: value for key, value in asdict(picture).items() if key != "data"}
-            | {"jpeg_bytes": len(picture.data), "ratio": times[picture.name].ratio}
-            | {
-                "ms": {
-                    "models": times[picture.name].models,
-                    "stages": times[picture.name].stages,
-                    "pipeline": times[picture.name].pipeline,
-                }
-            }
-            for picture in pictures
-        ],
-    }
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: a verdict, the medians, the machine."""
     lines = [
@@ -228,9 +211,9 @@ def markdown(report: dict[str, Any]) -> str:
         cells = [
             f"{picture['name']}, {picture['width_px']} × {picture['height_px']}",
             str(picture["people"]),
-            *(f"{_spread(ms['models'][name])} ×{picture['batches'][name]}" for name in (DETECTOR, MATTER)),
-            _spread(together),
-            _spread(ms["pipeline"]),
+            *(f"{spread(ms['models'][name])} ×{picture['batches'][name]}" for name in (DETECTOR, MATTER)),
+            spread(together),
+            spread(ms["pipeline"]),
             f"**{picture['ratio']:.2f}**",
             *(f"{statistics.median(ms['stages'][stage]):.1f}" for stage in stages),
         ]
@@ -253,11 +236,6 @@ def _verdicts(report: dict[str, Any]) -> list[str]:
             f"on two cores is wanted: {'met' if max(alone) <= targets['one_person_ms'] else 'missed'}."
         )
     return verdicts
-
-
-def _spread(values: Sequence[float]) -> str:
-    low, high = np.percentile(values, [10, 90])
-    return f"{statistics.median(values):.0f} ({low:.0f}–{high:.0f})"
 
 
 def _parser() -> argparse.ArgumentParser:

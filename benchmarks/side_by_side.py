@@ -12,7 +12,6 @@ The report goes into bench-output/side-by-side.md, .json and .png.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
 import io
 import json
@@ -33,7 +32,8 @@ from PIL import Image, ImageOps
 
 from benchmarks.contenders import Contender, handmade, ours, rembg
 from benchmarks.floor import STAGES, Floor
-from benchmarks.machine import load_before, machine, publish, versions
+from benchmarks.machine import head, load_before, publish, say
+from benchmarks.pipeline import PACKAGES
 from benchmarks.side_by_side_report import draw, markdown
 from runtime.checks import RuntimeProblem
 from runtime.compose import CHECKOUT
@@ -99,7 +99,7 @@ Floors = dict[float, dict[str, list[list[float]]]]
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        report = measure(options, say=lambda line: print(f"bench: {line}", flush=True))
+        report = measure(options)
     except RuntimeProblem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON values.
 
     Raises:
@@ -139,11 +139,9 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
             contenders.append(stack.enter_context(start(options.peers_python, networks["birefnet_trt"], log)))
         works = [_work(size, find_pictures(options.pictures or [SAMPLES]), contenders[0]) for size in options.sizes]
         differences = [_check(contender, work, floor) for work in works for contender in contenders]
-        runs, floors, rounds = _rounds(contenders, works, floor, options, say)
+        runs, floors, rounds = _rounds(contenders, works, floor, options)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
+        **head(PACKAGES, load),
         "peer_versions": peer_versions,
         "profile": options.profile,
         "instances": layout.instances,
@@ -223,7 +221,6 @@ def _rounds(
     works: Sequence[Work],
     floor: Floor,
     options: argparse.Namespace,
-    say: Callable[[str], None],
 ) -> tuple[Runs, Floors, int]:
     """Also the number of rounds, which is smaller than asked for where time was up."""
     clients: Sequence[int] = options.clients

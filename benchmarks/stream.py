@@ -13,7 +13,6 @@ as a part of what the movement itself changes.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import queue
 import statistics
@@ -29,11 +28,12 @@ import numpy as np
 import onnxruntime as ort
 import tritonclient.grpc as triton
 from cutaway.contract.limits import STREAM_OPTIONS
-from cutaway.streaming.course import STREAM
 from numpy.typing import NDArray
 
-from benchmarks.machine import load_before, machine, publish, sentence, versions
+from benchmarks.machine import head, load_before, publish, say, sentence
+from benchmarks.pipeline import PACKAGES, open_session
 from runtime.checks import RuntimeProblem
+from runtime.compose import STREAM
 from runtime.demo import SAMPLES
 from runtime.devices import cores
 from runtime.server import Server, ServerOptions
@@ -65,12 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output"
     )
     given = parser.parse_args(arguments)
-
-    def say(line: str) -> None:
-        print(f"bench: {line}", flush=True)
-
     try:
-        report = measure(rounds=given.rounds, seconds=given.seconds, threads=given.threads, say=say)
+        report = measure(rounds=given.rounds, seconds=given.seconds, threads=given.threads)
     except RuntimeProblem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -78,13 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(*, rounds: int, seconds: float, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(*, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
     load, warning = load_before()
     if warning:
         say(warning)
     options = ServerOptions(threads=threads, device="cpu", canary_interval_s=3600.0)
-    session = _session(load_networks(options.weights_dir)[FREE_DETECTOR].path, threads)
+    session = open_session(load_networks(options.weights_dir)[FREE_DETECTOR].path, threads)
     scene = _scene()
     frames = [_noisy(scene, seed) for seed in range(FRAMES)]
     with Server(options, say=say) as server:
@@ -97,9 +93,7 @@ def measure(*, rounds: int, seconds: float, threads: int, say: Callable[[str], N
         say("steadiness")
         steadiness = _steadiness(server, scene)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
+        **head(PACKAGES, load),
         "rounds": rounds,
         "threads": threads,
         "frame": [WIDTH, HEIGHT],
@@ -199,13 +193,6 @@ class _Bare:
             "sequence_id": sequence,
             "sequence_start": begins,
         }
-
-
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads."""
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
-    return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
 
 # -------------------------------------------------------------------------------------------------- many, and the mask

@@ -75,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             help=scenario.help,
             description=f"{scenario.help[0].upper()}{scenario.help[1:]}. By default {loop}, {length}.",
-            epilog="Any other option goes to Locust and its file: --processes 4, --megapixels 0.3,1, --people 6, "
-            "--timeout-s 60, --max-in-flight 500, --seed 1 (`locust -f loadtest/locustfile.py --help`).",
+            epilog="Any other option is Locust's or its file's: --processes 4, --megapixels 0.3,1, --people 6, --timeout-s 60, "
+            "--max-in-flight 500, --seed 1.",
         )
     return whole
 

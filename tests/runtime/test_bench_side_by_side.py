@@ -76,7 +76,7 @@ def test_floor_runs_the_networks(samples: list[Path]) -> None:
     assert alpha.max() > 245
     times = floor.run(picture, np.zeros((*alpha.shape, 4), np.uint8))
     assert tuple(times) == STAGES
-    assert times["detect"] > times["decode"]
+    assert min(times.values()) > 0
 
 
 def test_clients_ask_at_once_and_each_waits_for_its_answer() -> None:

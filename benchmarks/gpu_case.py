@@ -29,8 +29,8 @@ Alphas = NDArray[np.uint8]
 class Case:
     """One way of running a network.
 
-    `mode` is "eager", "graph" (a CUDA graph that is recorded once) or "compile" (torch.compile). `folder` holds
-    `pictures.npy`, the network's ONNX files and, once the float32 case ran, `wanted.npy`.
+    `mode` is "eager" or "graph" (a CUDA graph that is recorded once). `folder` holds `pictures.npy`, the network's ONNX
+    files and, once the float32 case ran, `wanted.npy`.
     """
 
     network: str
@@ -46,8 +46,7 @@ class Case:
     @property
     def name(self) -> str:
         words = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}[self.runtime]
-        how = {"eager": "", "graph": ", CUDA graph", "compile": ", compiled"}[self.mode]
-        return f"{words} {self.precision}{how}"
+        return f"{words} {self.precision}{', CUDA graph' if self.mode == 'graph' else ''}"
 
     @property
     def is_standard(self) -> bool:
@@ -93,18 +92,9 @@ def run_case(case: Case, say: Callable[[str], None] = lambda _: None) -> list[Ro
         if case.is_standard:
             np.save(path, found)
         cuts = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
-        rows.append(
-            Row(
-                case.network,
-                case.name,
-                batch,
-                statistics.median(times),
-                cuts[0],
-                cuts[-1],
-                (memory() - before) / MIB,
-                *difference(found, np.load(path)),
-            )
-        )
+        timed = statistics.median(times), cuts[0], cuts[-1]
+        apart = difference(found, np.load(path))
+        rows.append(Row(case.network, case.name, batch, *timed, (memory() - before) / MIB, *apart))
         say(f"{case.network}: {case.name}, batch {batch}: {rows[-1].median_ms:.1f} ms")
     return rows
 
@@ -138,22 +128,10 @@ def build_torch(variant: str, side_px: int, half: bool) -> Any:
     """The exported form from uint8 pictures to uint8 alphas, with the rule's weights, as a PyTorch module."""
     graphs: Any = importlib.import_module("export.graphs")
     birefnet: Any = importlib.import_module("export.networks.birefnet_export")
-    form = birefnet.export_form(reference_network(variant), side_px)
+    form = birefnet.export_form(importlib.import_module("export.verify").filled(variant), side_px)
     if half:
         to_half_module(form)
     return graphs.MatteGraph(graphs.BehindImageNet(form)).eval()
-
-
-def reference_network(variant: str) -> Any:
-    """A released variant with the weights of `export verify`'s rule."""
-    verify: Any = importlib.import_module("export.verify")
-    network = verify.BiRefNet(verify.VARIANTS[variant]).eval()
-    entries = {
-        key: verify.Entry(tuple(value.shape), not value.is_floating_point())
-        for key, value in network.state_dict().items()
-    }
-    verify.fill_by_rule(network, entries)
-    return network
 
 
 def to_half_module(form: Any) -> None:
@@ -183,8 +161,6 @@ def torch_runs(case: Case, pictures: Alphas) -> Runs:
     variant = NETWORKS[case.network]
     assert variant is not None
     network = build_torch(variant, case.side_px, case.precision == "half").to(case.device)
-    if case.mode == "compile":
-        network = torch.compile(network, dynamic=False)
     for batch in case.batches:
         images = torch.from_numpy(pictures[:batch]).to(case.device)
         result: list[Any] = [None]

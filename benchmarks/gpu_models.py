@@ -1,7 +1,7 @@
 """The matting networks on a GPU: milliseconds, memory and what half precision changes, in PyTorch and ONNX Runtime.
 
     python -m benchmarks.gpu_models                        # Swin-T and Swin-L at 1024 px, and nano, batches of 1, 4, 8
-    python -m benchmarks.gpu_models --network swin-t --compile
+    python -m benchmarks.gpu_models --network swin-t
     python -m benchmarks.gpu_models --device cpu --side 128 --rounds 1 --network nano --batches 1     # a trial
 
 Needs torch with CUDA (`make test-export` installs torch) and, for ONNX Runtime's rows, onnxruntime-gpu in place of
@@ -61,10 +61,13 @@ def squares(paths: Sequence[Path], side_px: int) -> Alphas:
 def cases_of(network: str, args: argparse.Namespace, folder: Path) -> list[Case]:
     """All ways of running this network, the one that the others are compared with first."""
     variant = NETWORKS[network]
-    torch_modes = ["eager", *(["graph"] if args.device == "cuda" else []), *(["compile"] if args.compile else [])]
-    onnx_modes = ["eager", *(["graph"] if args.device == "cuda" else [])]
-    ways = [("torch", "float32", "eager"), *(("torch", "half", mode) for mode in torch_modes)] if variant else []
-    ways += [("onnxruntime", "float32", "eager"), *(("onnxruntime", "half", mode) for mode in onnx_modes)]
+    modes = ("eager", "graph") if args.device == "cuda" else ("eager",)
+    ways = [
+        (runtime, *way)
+        for runtime in ("torch", "onnxruntime")
+        for way in (("float32", "eager"), *(("half", mode) for mode in modes))
+        if variant or runtime == "onnxruntime"
+    ]
     return [
         Case(network, *way, args.device, args.side, tuple(sorted(args.batches)), args.rounds, str(folder))
         for way in ways
@@ -113,32 +116,6 @@ def table(rows: Sequence[Row], failures: Sequence[str]) -> str:
     return "\n".join([*lines, *(f"\n{failure}" for failure in failures)])
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--network", choices=NETWORKS, action="append", help="only this one; may be repeated")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for trying the command out")
-    parser.add_argument(
-        "--side", type=positive, default=1024, metavar="PX", help="input (default: 1024; nano has its own)"
-    )
-    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 4, 8], metavar="N", help="default: 1 4 8")
-    parser.add_argument("--rounds", type=positive, default=30, metavar="N", help="runs measured (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as well: minutes for each network")
-    parser.add_argument("--output", type=Path, default=Path("bench-output"), help="where the report goes")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    return parser.parse_args(given)
-
-
 def device_name(device: str) -> str:
     """What the figures are of.
 
@@ -157,16 +134,24 @@ def device_name(device: str) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    args = arguments(given)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_models", description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--network", choices=NETWORKS, action="append", help="only this one; may be repeated")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for trying the command out")
+    add("--side", type=int, default=1024, metavar="PX", help="input (default: 1024; nano has its own)")
+    add("--batches", type=int, nargs="+", default=[1, 4, 8], metavar="N", help="default: 1 4 8")
+    add("--rounds", type=int, default=30, metavar="N", help="runs measured (default: %(default)s)")
+    add("--output", type=Path, default=Path("bench-output"), help="where the report goes")
+    add("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args(given)
     if args.case:
         fields = json.loads(args.case)
-        print(
-            json.dumps([asdict(row) for row in run_case(Case(**fields | {"batches": tuple(fields["batches"])}), say)])
-        )
+        rows = run_case(Case(**fields | {"batches": tuple(fields["batches"])}), say)
+        print(json.dumps([asdict(row) for row in rows]))
         return 0
     load, _ = load_before()
     device = device_name(args.device)
-    rows: list[Row] = []
+    rows = []
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="gpu_models-") as name:
         folder = Path(name)

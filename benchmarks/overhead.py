@@ -19,11 +19,10 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cutaway
 import numpy as np
@@ -52,8 +51,7 @@ Answer = list[bytes]
 """The encoded pictures of an answer; none for a detection."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """An encoded picture, cut out of or only detected in; quick work can afford more repeats per round."""
 
     name: str
@@ -65,10 +63,11 @@ class Work:
 
 Call = Callable[[Work], tuple[float, Answer]]
 """Seconds, and the answer."""
+Sent = tuple[Any, Callable[[Any], Answer]]
+"""What a client returned, awaitable or not, and what reads the answer from it."""
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """A way to the server, bare and through the SDK."""
 
     name: str
@@ -76,16 +75,11 @@ class Way:
     sdk: Call
 
 
-@dataclass
 class Times:
     """Milliseconds of one piece of work over one way; entries at the same place are of the same round."""
 
-    bare: list[float] = field(default_factory=list)
-    sdk: list[float] = field(default_factory=list)
-
-    @property
-    def differences(self) -> list[float]:
-        return [sdk - bare for sdk, bare in zip(self.sdk, self.bare, strict=True)]
+    def __init__(self, bare: Sequence[float] = (), sdk: Sequence[float] = ()) -> None:
+        self.bare, self.sdk = list(bare), list(sdk)
 
 
 def measure(
@@ -134,65 +128,55 @@ def _tiny() -> bytes:
 
 @contextmanager
 def ways(server: Server) -> Iterator[list[Way]]:
-    """All ways to a server, connected."""
+    """All ways to a server, connected; asynchronous clients belong to the loop that opens them."""
     grpc, http = tritonclient.grpc, tritonclient.http
-    with (
-        asyncio.Runner() as runner,
-        cutaway.Client(server.grpc_url) as over_grpc,
-        cutaway.Client(server.http_url) as over_http,
-        grpc.InferenceServerClient(server.grpc_address) as bare_grpc,
-        http.InferenceServerClient(server.http_address) as bare_http,
-    ):
-        opened = runner.run(_open(server))
-        yield [
-            Way("gRPC", _timed(_bare(grpc, bare_grpc)), _timed(_sdk(over_grpc))),
-            Way("HTTP", _timed(_bare(http, bare_http)), _timed(_sdk(over_http))),
-            *(
-                Way(name, _timed_in(runner, _bare(module, bare)), _timed_in(runner, _sdk(client)))
-                for name, module, bare, client in opened
-            ),
-        ]
-        for _, _, bare, client in opened:
-            runner.run(bare.close())
-            runner.run(client.__aexit__(None, None, None))
+    with asyncio.Runner() as runner, ExitStack() as stack:
+
+        async def opened(client: Any) -> Any:
+            await client.__aenter__()
+            stack.callback(lambda: runner.run(client.__aexit__(None, None, None)))
+            return client
+
+        async def open_all() -> list[tuple[Any, Any]]:
+            return [
+                (await opened(module.aio.InferenceServerClient(address)), await opened(cutaway.AsyncClient(url)))
+                for module, address, url in sides
+            ]
+
+        sides = (grpc, server.grpc_address, server.grpc_url), (http, server.http_address, server.http_url)
+        found = []
+        for (module, address, url), name in zip(sides, ("gRPC", "HTTP"), strict=True):
+            bare = stack.enter_context(module.InferenceServerClient(address))
+            sdk = stack.enter_context(cutaway.Client(url))
+            found.append(Way(name, _timed(_bare(module, bare)), _timed(_sdk(sdk))))
+        for (module, _, _), name, (bare, client) in zip(sides, ("gRPC", "HTTP"), runner.run(open_all()), strict=True):
+            calls = (_timed_in(runner, call) for call in (_bare(module, bare), _sdk(client)))
+            found.append(Way(f"{name}, asyncio", *calls))
+        yield found
 
 
-async def _open(server: Server) -> list[tuple[str, Any, Any, cutaway.AsyncClient]]:
-    """Asynchronous clients, which belong to the loop that opens them."""
-    grpc, http = tritonclient.grpc, tritonclient.http
-    bare_grpc, bare_http = grpc.aio.InferenceServerClient, http.aio.InferenceServerClient
-    return [
-        (name, module, bare(address), await cutaway.AsyncClient(url).__aenter__())
-        for name, module, bare, address, url in (
-            ("gRPC, asyncio", grpc, bare_grpc, server.grpc_address, server.grpc_url),
-            ("HTTP, asyncio", http, bare_http, server.http_address, server.http_url),
-        )
-    ]
-
-
-def _bare(module: Any, client: Any) -> Callable[[Work], tuple[Any, Callable[[Any], Answer]]]:
+def _bare(module: Any, client: Any) -> Callable[[Work], Sent]:
     """What somebody writes who uses tritonclient as it is."""
 
-    def call(work: Work) -> tuple[Any, Callable[[Any], Answer]]:
+    def call(work: Work) -> Sent:
         image = module.InferInput("image", [1], "BYTES")
         image.set_data_from_numpy(np.array([work.data], dtype=np.object_))
         outputs = [*(["images"] if work.cuts else []), "boxes", "scores", "report"]
         wanted = [module.InferRequestedOutput(name) for name in outputs]
         limit = {"client_timeout": TIMEOUT_S} if module is tritonclient.grpc else {}
-        sent = client.infer(PIPELINE, inputs=[image], outputs=wanted, parameters={"subject": work.subject}, **limit)
 
         def read(result: Any) -> Answer:
             arrays = {name: result.as_numpy(name) for name in outputs}
             json.loads(arrays["report"][0])
             return list(arrays["images"]) if work.cuts else []
 
-        return sent, read
+        return client.infer(PIPELINE, [image], outputs=wanted, parameters={"subject": work.subject}, **limit), read
 
     return call
 
 
-def _sdk(client: Any) -> Callable[[Work], tuple[Any, Callable[[Any], Answer]]]:
-    def call(work: Work) -> tuple[Any, Callable[[Any], Answer]]:
+def _sdk(client: Any) -> Callable[[Work], Sent]:
+    def call(work: Work) -> Sent:
         if work.cuts:
             return client.cut(work.data, subject=work.subject), lambda result: result.images
         return client.detect(work.data, subject=work.subject), lambda _: []
@@ -200,7 +184,7 @@ def _sdk(client: Any) -> Callable[[Work], tuple[Any, Callable[[Any], Answer]]]:
     return call
 
 
-def _timed(call: Callable[[Work], tuple[Any, Callable[[Any], Answer]]]) -> Call:
+def _timed(call: Callable[[Work], Sent]) -> Call:
     def timed(work: Work) -> tuple[float, Answer]:
         begun = time.perf_counter()
         result, read = call(work)
@@ -210,7 +194,7 @@ def _timed(call: Callable[[Work], tuple[Any, Callable[[Any], Answer]]]) -> Call:
     return timed
 
 
-def _timed_in(runner: asyncio.Runner, call: Callable[[Work], tuple[Awaitable[Any], Callable[[Any], Answer]]]) -> Call:
+def _timed_in(runner: asyncio.Runner, call: Callable[[Work], Sent]) -> Call:
     async def timed(work: Work) -> tuple[float, Answer]:
         begun = time.perf_counter()
         sent, read = call(work)
@@ -225,23 +209,16 @@ def _timed_in(runner: asyncio.Runner, call: Callable[[Work], tuple[Awaitable[Any
 
 def figures(way: str, times: Times) -> dict[str, Any]:
     """Medians, in milliseconds, and the verdict: unclear where the interval does not settle it."""
-    low, high = _interval(times.differences)
-    bound = BOUNDS_MS[way]
+    differences = sorted(sdk - bare for sdk, bare in zip(times.sdk, times.bare, strict=True))
+    # Where the true median lies in 95 of 100 cases, whatever the values' distribution.
+    outside = max(0, math.floor(len(differences) / 2 - 0.98 * math.sqrt(len(differences))) - 1)
+    low, high, bound = differences[outside], differences[-1 - outside], BOUNDS_MS[way]
     return {
-        "bare_ms": statistics.median(times.bare),
-        "sdk_ms": statistics.median(times.sdk),
-        "added_ms": statistics.median(times.differences),
+        "added_ms": statistics.median(differences),
         "added_interval_ms": (low, high),
         "bound_ms": bound,
         "verdict": "met" if high <= bound else "missed" if low > bound else "unclear",
     }
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where the true median lies in 95 of 100 cases, whatever the values' distribution."""
-    ordered = sorted(values)
-    outside = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))) - 1)
-    return ordered[outside], ordered[len(ordered) - 1 - outside]
 
 
 def markdown(report: dict[str, Any]) -> str:

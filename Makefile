@@ -12,7 +12,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/integration/test_strea
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,15 +102,15 @@ bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, an
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
 
-bench-precision: $(VENV)/.export  ## what half precision costs, by what stays float32
-	$(PY) -m benchmarks.precision
-
 bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
 	$(PY) -m benchmarks.birefnet_onnx
 
 # What .export installs is torch's build for CUDA where PyPI has it for this machine; onnxruntime-gpu is your choice.
 bench-gpu: $(VENV)/.export  ## the matting networks on a GPU, in PyTorch and ONNX Runtime: make bench-gpu [GPU_ARGS="--network swin-t"]
 	$(PY) -m benchmarks.gpu_models $(GPU_ARGS)
+
+size: $(VENV)/.dev  ## lines and words before and after, from git: make size [AGAINST=8634530]
+	@$(PY) -m benchmarks.size $(if $(AGAINST),--against $(AGAINST))
 
 lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh

@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, locust_options: Sequence[str], target: Tar
     phases = phases_of(options.scenario, **{name: getattr(options, name) for name in given})
     done = run(phases, target, folder, load=load, options=options, locust_options=locust_options)
     print((folder / "report.md").read_text())
-    say(f"report: {folder / done.seen[-1].phase.name}.html")
+    say(f"report: {folder / done.seen[-1].phase.title}.html")
     return 0 if all(verdict.kept for verdict in done.verdicts) else 1
 
 

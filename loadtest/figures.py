@@ -8,10 +8,11 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from loadtest.scenarios import OVERLOADED, Scenario
 from loadtest.watching import Processes, Sample
 
 Row = dict[str, Any]
@@ -27,28 +28,13 @@ SENDER, LATE = "sender", "late"
 """The row of how much later than intended requests were sent; it counts them in the seconds in which they were."""
 CODE = " → "
 """Between a request's kind and the error code that came back."""
-OVERLOADED = "OVERLOADED"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of a run: like a `scenarios.Scenario`, with `rate`, the requests per second of an open loop."""
-
-    name: str
-    scenario: str
-    loop: Literal["closed", "open"]
-    users: int
-    rate: float
-    seconds: float
-    ramp: bool = False
-    requests: int = 0
 
 
 @dataclass(frozen=True)
 class Seen:
     """What came of a phase: Locust's rows, and looks at the server."""
 
-    phase: Phase
+    phase: Scenario
     rows: list[Row]
     samples: list[Sample] = field(default_factory=list)
 

@@ -36,7 +36,7 @@ gevent.get_hub().threadpool.maxsize = 2000
 
 from loadtest.arrivals import poisson  # noqa: E402
 from loadtest.figures import CODE, LATE, OUTSIDE, SENDER, STAGE  # noqa: E402
-from loadtest.scenarios import SCENARIOS, Ask, Mix, Sizes, endless  # noqa: E402
+from loadtest.scenarios import MIXES, Ask, Mix, Sizes, endless  # noqa: E402
 from loadtest.ways import NOT_SENT, Reply, Way  # noqa: E402
 
 # Locust's own two digits would make 1,500 ms of 1,549, which a threshold has to tell apart.
@@ -52,7 +52,7 @@ EXIT_S = 5
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _options(parser: Any) -> None:
     group = parser.add_argument_group("Cutaway")
-    group.add_argument("--scenario", choices=list(SCENARIOS), default="single")
+    group.add_argument("--scenario", choices=list(MIXES), default="single")
     group.add_argument("--grpc", default="", metavar="HOST:PORT", help="where GrpcUser sends")
     group.add_argument("--http", default="", metavar="HOST:PORT", help="where HttpUser sends")
     group.add_argument("--loop", choices=("closed", "open"), default="closed")
@@ -112,7 +112,7 @@ def _prepare(environment: Any, **_: Any) -> None:
 @cache
 def _mix(scenario: str, megapixels: str, people: int) -> Mix:
     """The requests, once for all users of this process."""
-    return SCENARIOS[scenario].mix(Sizes.read(megapixels, people))
+    return MIXES[scenario](Sizes.read(megapixels, people))
 
 
 class Caller(User):  # type: ignore[misc]

@@ -49,7 +49,13 @@ def markdown(run: Mapping[str, Any]) -> str:
 def _phase(phase: Mapping[str, Any]) -> Sequence[str]:
     rates = (f"{phase[name]:.2f}" for name in ("sent_per_s", "answers_per_s", "throughput_per_s"))
     wrong = f"{phase['failures']} ({phase['failure_share']:.1%})"
-    return (phase["phase"]["name"], *rates, *_times(phase["latency_ms"]), str(phase["expected_refusals"]), wrong)
+    return (
+        phase["phase"]["phase"] or phase["phase"]["name"],
+        *rates,
+        *_times(phase["latency_ms"]),
+        str(phase["expected_refusals"]),
+        wrong,
+    )
 
 
 def _stage(name: str, spread: Mapping[str, float]) -> Sequence[str]:

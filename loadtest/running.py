@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.machine import machine, versions
 from loadtest import thresholds
-from loadtest.figures import Phase, Seen, figures
+from loadtest.figures import Seen, figures
 from loadtest.report import markdown
-from loadtest.scenarios import SCENARIOS
+from loadtest.scenarios import SCENARIOS, Scenario
 from loadtest.thresholds import Verdict
 from loadtest.watching import Watcher, free_port, pid_at
 from runtime.checks import RuntimeProblem
@@ -111,7 +111,7 @@ def target_of(urls: Sequence[str], metrics_url: str | None) -> Target:
 
 
 def run(
-    phases: Callable[[list[Seen]], Phase | None],
+    phases: Callable[[list[Seen]], Scenario | None],
     target: Target,
     folder: Path,
     *,
@@ -136,7 +136,7 @@ def run(
         seen.append(drive(phase, target, folder, locust_options))
     found = [figures(each) for each in seen]
     result: dict[str, Any] = {
-        "scenario": seen[-1].phase.scenario,
+        "scenario": seen[-1].phase.name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "target": " and ".join(
             f"{name} {address}" for name, address in (("gRPC", target.grpc), ("HTTP", target.http)) if address
@@ -153,7 +153,7 @@ def run(
     return Run(result, seen, verdicts)
 
 
-def drive(phase: Phase, target: Target, folder: Path, locust_options: Sequence[str] = ()) -> Seen:
+def drive(phase: Scenario, target: Target, folder: Path, locust_options: Sequence[str] = ()) -> Seen:
     """Run Locust for a phase, and look at the server once a second meanwhile.
 
     Ctrl-C ends the sending, and the report is of what was sent until then.
@@ -161,13 +161,13 @@ def drive(phase: Phase, target: Target, folder: Path, locust_options: Sequence[s
     Raises:
         RuntimeProblem: when Locust ends without having sent anything.
     """
-    statistics, log = folder / f"{phase.name}.json", folder / f"{phase.name}.locust.log"
+    statistics, log = folder / f"{phase.title}.json", folder / f"{phase.title}.locust.log"
     statistics.unlink(missing_ok=True)  # of an earlier run in this folder
     watcher = Watcher(target.metrics_url, target.pid)
     samples = [watcher.look()]
     how = f"{phase.rate:.3g} requests/s" if phase.loop == "open" else f"{phase.users} users"
     length = f"{phase.requests:,} requests" if phase.requests else f"{phase.seconds:g} s"
-    say(f"{phase.name}: {how}, {length}; {log}")
+    say(f"{phase.title}: {how}, {length}; {log}")
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     command = [*_command(phase, target, folder), *locust_options]
@@ -191,11 +191,11 @@ def drive(phase: Phase, target: Target, folder: Path, locust_options: Sequence[s
     if not seen.answers:
         lines = log.read_text().strip().splitlines()
         raise RuntimeProblem(f"Locust sent nothing: {lines[-1] if lines else 'it said nothing'}; see {log}")
-    (folder / f"{phase.name}_server.jsonl").write_text("".join(json.dumps(asdict(each)) + "\n" for each in samples))
+    (folder / f"{phase.title}_server.jsonl").write_text("".join(json.dumps(asdict(each)) + "\n" for each in samples))
     return seen
 
 
-def _command(phase: Phase, target: Target, folder: Path) -> list[str]:
+def _command(phase: Scenario, target: Target, folder: Path) -> list[str]:
     # Each user of an open loop is a stream of arrivals; streams of Poisson arrivals add up to one.
     users = phase.users if phase.loop == "closed" else len(target.users)
     spawn_rate = users / (0.9 * phase.seconds) if phase.ramp and phase.loop == "closed" else users
@@ -203,56 +203,37 @@ def _command(phase: Phase, target: Target, folder: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *target.users),
         *("--headless", "--only-summary", "--loglevel=WARNING", "--exit-code-on-error=0"),
-        *(f"--stop-timeout={DRAIN_S}", f"--html={folder / phase.name}.html", f"--csv={folder / phase.name}"),
-        *(f"--json-file={folder / phase.name}", f"--master-port={port}", f"--master-bind-port={port}"),
+        *(f"--stop-timeout={DRAIN_S}", f"--html={folder / phase.title}.html", f"--csv={folder / phase.title}"),
+        *(f"--json-file={folder / phase.title}", f"--master-port={port}", f"--master-bind-port={port}"),
         *(() if phase.requests else (f"--run-time={max(1, round(phase.seconds))}s",)),
         *(f"--users={users}", f"--spawn-rate={spawn_rate}", f"--requests={phase.requests}"),
-        *(f"--scenario={phase.scenario}", f"--grpc={target.grpc}", f"--http={target.http}"),
+        *(f"--scenario={phase.name}", f"--grpc={target.grpc}", f"--http={target.http}"),
         *(f"--loop={phase.loop}", f"--rate={phase.rate / users}"),
         f"--grow-s={phase.seconds if phase.ramp else 0}",
     ]
 
 
 def phases_of(
-    name: str,
-    *,
-    loop: str | None = None,
-    users: int | None = None,
-    rate: float | None = None,
-    seconds: float | None = None,
-    requests: int | None = None,
-    factor: float = 3.0,
-    capacity: float | None = None,
-) -> Callable[[list[Seen]], Phase | None]:
-    """The phases of a scenario; what is None is as the table says.
+    name: str, *, factor: float = 3.0, capacity: float | None = None, **given: Any
+) -> Callable[[list[Seen]], Scenario | None]:
+    """The phases of a scenario, with what is given (and not None) in place of the table's values.
 
     An overload has two: a closed loop that finds out how many pictures per second the server can do, unless `capacity`
     says so, and an open loop with `factor` times as many.
     """
-    scenario = SCENARIOS[name]
-    seconds = scenario.seconds if seconds is None else seconds
-    plain = Phase(
-        name=name,
-        scenario=name,
-        loop="open" if (loop or scenario.loop) == "open" else "closed",
-        users=users or scenario.users,
-        rate=rate or 1.0,
-        seconds=seconds,
-        ramp=scenario.ramp,
-        requests=scenario.requests if requests is None else requests,
-    )
+    plain = replace(SCENARIOS[name], **{key: value for key, value in given.items() if value is not None})
     if name != "overload":
         return lambda seen: None if seen else plain
 
-    def overload(seen: list[Seen]) -> Phase | None:
+    def overload(seen: list[Seen]) -> Scenario | None:
         if capacity is None and not seen:
-            return replace(plain, name="peak", loop="closed", seconds=seconds * PEAK_SHARE)
+            return replace(plain, phase="peak", loop="closed", seconds=plain.seconds * PEAK_SHARE)
         if len(seen) > (capacity is None):
             return None
         peak = figures(seen[0])["throughput_per_s"] if capacity is None else capacity
         if not peak > 0:
             raise RuntimeProblem("no picture was served while the server's capacity was measured")
-        left = seconds * (1 - PEAK_SHARE) if capacity is None else seconds
+        left = plain.seconds * (1 - PEAK_SHARE) if capacity is None else plain.seconds
         return replace(plain, loop="open", rate=factor * peak, seconds=left)
 
     return overload

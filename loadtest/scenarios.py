@@ -10,11 +10,9 @@ from typing import Literal
 
 from loadtest import pictures
 from loadtest.bad_pictures import BAD_OPTIONS, bad_files
-from loadtest.figures import OVERLOADED
 
-Loop = Literal["closed", "open"]
-SERVED = ""
-"""The code of an answer that is no error."""
+SERVED, OVERLOADED = "", "OVERLOADED"
+"""The code of an answer that is no error, and that of load that was shed."""
 DETECTION_OUTPUTS = ("boxes", "scores", "report")
 CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
 PIPELINE = "ensemble_pipeline"
@@ -61,29 +59,6 @@ class Sizes:
 
     def or_else(self, *megapixels: float) -> tuple[float, ...]:
         return self.megapixels or megapixels
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One row of the table.
-
-    Attributes:
-        help: one line for `--help`.
-        loop: "closed": each user sends when the answer before is there. "open": requests arrive by chance (Poisson),
-            whether or not the server keeps up.
-        users: of a closed loop.
-        ramp: users, or the rate, grow from nearly none over all the seconds.
-        requests: it ends after so many instead; 0 does not count.
-    """
-
-    name: str
-    help: str
-    mix: Callable[[Sizes], Mix]
-    loop: Loop = "closed"
-    users: int = 4
-    seconds: float = 30.0
-    ramp: bool = False
-    requests: int = 0
 
 
 def _single(sizes: Sizes) -> Mix:
@@ -165,27 +140,65 @@ def _soak(sizes: Sizes) -> Mix:
     ]
 
 
+MIXES: dict[str, Callable[[Sizes], Mix]] = {
+    "single": _single,
+    "crowd": _crowd,
+    "each": _each,
+    "products": _products,
+    "stream": _stream,
+    "mixed": _mixed,
+    "hostile": _hostile,
+    "ramp": _single,
+    "overload": _overload,
+    "soak": _soak,
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the table; a phase of a run is one with what the command line changed.
+
+    Attributes:
+        help: one line for `--help`.
+        loop: "closed": each user sends when the answer before is there. "open": requests arrive by chance (Poisson),
+            whether or not the server keeps up.
+        users: of a closed loop.
+        rate: requests per second of an open loop, on average.
+        ramp: users, or the rate, grow from nearly none over all the seconds.
+        requests: it ends after so many instead; 0 does not count.
+        phase: its name, where a run has several.
+    """
+
+    name: str
+    help: str
+    loop: Literal["closed", "open"] = "closed"
+    users: int = 4
+    rate: float = 1.0
+    seconds: float = 30.0
+    ramp: bool = False
+    requests: int = 0
+    phase: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.phase or self.name
+
+
+_OVERLOAD = "one person; first as much as the server can do, then three times that (--factor)"
+_STREAM = "frames of 640×480, each user a stream; the next one goes out when one is back"
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
-        Scenario("single", "pictures of one person", _single),
-        Scenario("crowd", "six people in each picture (--people), together in one cut-out", _crowd),
-        Scenario("each", "four people in each picture (--people), a cut-out for each", _each),
-        Scenario("products", "things instead of people (subject=all)", _products),
-        Scenario(
-            "stream", "frames of 640×480, each user a stream; the next one goes out when one is back", _stream, users=2
-        ),
-        Scenario("mixed", "sizes from 0.3 to 12 megapixels, all subjects, several forms of output", _mixed),
-        Scenario("hostile", "bad files and options among good ones; a wrong error code is a failure", _hostile),
-        Scenario("ramp", "one person; users, or the rate, grow over the time", _single, users=12, ramp=True),
-        Scenario(
-            "overload",
-            "one person; first as much as the server can do, then three times that (--factor)",
-            _overload,
-            users=8,
-            seconds=60.0,
-        ),
-        Scenario("soak", "5,000 mixed and bad requests (--requests)", _soak, seconds=3600.0, requests=5000),
+        Scenario("single", "pictures of one person"),
+        Scenario("crowd", "six people in each picture (--people), together in one cut-out"),
+        Scenario("each", "four people in each picture (--people), a cut-out for each"),
+        Scenario("products", "things instead of people (subject=all)"),
+        Scenario("stream", _STREAM, users=2),
+        Scenario("mixed", "sizes from 0.3 to 12 megapixels, all subjects, several forms of output"),
+        Scenario("hostile", "bad files and options among good ones; a wrong error code is a failure"),
+        Scenario("ramp", "one person; users, or the rate, grow over the time", users=12, ramp=True),
+        Scenario("overload", _OVERLOAD, users=8, seconds=60.0),
+        Scenario("soak", "5,000 mixed and bad requests (--requests)", seconds=3600.0, requests=5000),
     )
 }
 

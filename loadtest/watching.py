@@ -59,7 +59,7 @@ class Processes:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look (Unix time): Triton's counters by model, see `COUNTERS`, and the processes of a server on this machine."""
+    """One look (Unix time): Triton's counters by model (`COUNTERS`), and the processes of a server on this machine."""
 
     at_s: float
     models: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from loadtest import figures
 from loadtest.running import Run, Target, own_server, phases_of, run, say
-from loadtest.scenarios import SCENARIOS, Sizes
+from loadtest.scenarios import MIXES, Sizes
 from loadtest.stress.common import Claim, Found, script_main
 from loadtest.watching import TRITON, Processes, processes_of
 from loadtest.ways import Way
@@ -52,7 +52,7 @@ def warm_up(target: Target, users: int, rounds: int) -> int:
     most of large pictures side by side, which chance brings late or never. Then each asks everything in an order of
     its own, as in the run.
     """
-    wanted = sorted((ask for _, ask in SCENARIOS["soak"].mix(Sizes())), key=lambda ask: len(ask.data))
+    wanted = sorted((ask for _, ask in MIXES["soak"](Sizes())), key=lambda ask: len(ask.data))
     say(f"warming up: {users} users, {rounds} rounds of {2 * len(wanted)} requests")
     together = threading.Barrier(users)
 

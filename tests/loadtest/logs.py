@@ -5,10 +5,12 @@ from __future__ import annotations
 import collections
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from loadtest.figures import LATE, SENDER, STAGE, Phase, Row, Seen
+from loadtest.figures import LATE, SENDER, STAGE, Row, Seen
+from loadtest.scenarios import SCENARIOS, Scenario
 from loadtest.watching import Processes, Sample
 
 BEGUN_S = 1_800_000_000
@@ -19,16 +21,8 @@ needs_locust = pytest.mark.skipif(
 )
 
 
-def phase(**changes: object) -> Phase:
-    values: dict[str, object] = {
-        "name": "single",
-        "scenario": "single",
-        "loop": "closed",
-        "users": 2,
-        "rate": 1.0,
-        "seconds": 10.0,
-    }
-    return Phase(**values | changes)  # type: ignore[arg-type]
+def phase(**changes: object) -> Scenario:
+    return replace(SCENARIOS["single"], users=2, seconds=10.0, **changes)  # type: ignore[arg-type]
 
 
 def row(

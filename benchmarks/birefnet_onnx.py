@@ -4,8 +4,7 @@ Both are made of the same network here and run in ONNX Runtime as the server run
 allocator's settings. Every run has a process of its own, the two files take turns, and memory is the process's
 highest (VmHWM): above what it had before the file was opened, and in all. Weights are those of the rule of
 `python -m export verify`, random, with offsets over whole pixels; what is measured does not depend on them. Then the
-project's file answers a batch of four and the same four pictures alone; and the larger network is exported and run
-once. Needs torch (`make test-export` installs it).
+project's file answers a batch of four and the same four pictures alone. Needs torch (`make test-export` installs it).
 
 The report goes into bench-output/birefnet_onnx.md and .json.
 """
@@ -41,10 +40,9 @@ TARGETS = {
     "peak MiB above the empty process": 0.6,
     "peak MiB in all": 0.6,
     "gap": 1.0,
-    "large_gib": 20.0,
 }
 """At most: seconds and memory of the project's file as a share of the other's; grey levels between a picture in a batch
-and alone; gibibytes for the export and one run of the larger network."""
+and alone."""
 
 
 def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str, Any]:
@@ -52,8 +50,8 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
     side, threads = str(options.side), str(options.threads)
     exports = {}
     for deform in FILES:
-        say(f"exporting lite with deform={deform}")
-        exports[deform] = _step("export", "lite", side, str(folder / f"{deform}.onnx"), deform, threads)
+        say(f"exporting with deform={deform}")
+        exports[deform] = _step("export", side, str(folder / f"{deform}.onnx"), deform, threads)
     runs: dict[str, list[dict[str, Any]]] = {deform: [] for deform in FILES}
     for number in range(options.rounds):
         for deform in FILES if number % 2 == 0 else reversed(FILES):
@@ -65,12 +63,6 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
     batch = _step("batch", str(folder / "grid.onnx"), threads)
     say(f"a batch of {BATCH} against singles: largest difference {batch['largest']}")
     (folder / "grid.onnx").unlink()
-    large: dict[str, Any] = {}
-    if options.large:
-        say("exporting general")
-        path = str(folder / "large.onnx")
-        large = {"export": _step("export", "general", side, path, "grid", threads)}
-        large["run"] = _step("run", path, "1", threads)
     return {
         **head(("onnxruntime", "onnx", "torch", "numpy"), load),
         "side_px": options.side,
@@ -79,18 +71,17 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
         "exports": exports,
         "runs": runs,
         "batch": batch,
-        "large": large,
     }
 
 
 # ------------------------------------------------------------------------------------ steps, each its own process
 
 
-def export_step(variant: str, side: str, path: str, deform: str, threads: str) -> dict[str, Any]:
+def export_step(side: str, path: str, deform: str, threads: str) -> dict[str, Any]:
     """Write a file; its size, how long it took and the process's highest memory."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(int(threads))
-    network = importlib.import_module("export.verify").filled(variant)
+    network = importlib.import_module("export.verify").filled("lite")
     begun = time.perf_counter()
     importlib.import_module("export.onnx_export").write_birefnet(network, int(side), Path(path), deform)
     return {
@@ -201,7 +192,7 @@ def figures(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: medians with their spread, ratios, verdicts, the machine."""
-    batch, large = report["batch"], report["large"]
+    batch = report["batch"]
     ours, theirs = figures(report["runs"]["grid"]), figures(report["runs"]["native"])
     side = report["side_px"]
     lines = [
@@ -228,15 +219,6 @@ def markdown(report: dict[str, Any]) -> str:
         f"- A batch of {BATCH} against {BATCH} singles: largest difference {batch['largest']} of 255, in "
         f"{batch['differing']:.1e} of the pixels; {_verdict(batch['largest'], TARGETS['gap'])}."
     )
-    if large:
-        export, run = large["export"], large["run"]
-        highest = max(export["peak_bytes"], run["peak_bytes"]) / 2**30
-        lines.append(
-            f"- Swin-L, {side}×{side}: exported in {export['seconds']:.0f} s within "
-            f"{export['peak_bytes'] / 2**30:.1f} GiB ({export['file_bytes'] / MIB:.0f} MiB, weights "
-            f"{export['weights_bytes'] / MIB:.0f}), run once in {run['seconds'][0]:.1f} s within "
-            f"{run['peak_bytes'] / 2**30:.1f} GiB; {_verdict(highest, TARGETS['large_gib'])}."
-        )
     return "\n".join([*lines, ""])
 
 
@@ -257,7 +239,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--rounds", type=int, default=3, help="processes for each file (default: %(default)s)")
     add("--repeats", type=int, default=2, help="timed runs in each process (default: %(default)s)")
     add("--threads", type=int, default=min(cores(), 16), help="default: as many as there are cores")
-    add("--no-large", dest="large", action="store_false", help="leave the larger network out")
     add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
     add("--step", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

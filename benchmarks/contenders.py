@@ -17,7 +17,6 @@ from typing import Any
 import cutaway
 import httpx
 
-from benchmarks.machine import cpu_seconds
 from runtime.checks import RuntimeProblem, free_ports
 from runtime.compose import CHECKOUT
 from runtime.server import Server
@@ -43,14 +42,12 @@ class Contender:
     Attributes:
         name, does: for the report.
         cut: an encoded picture → a PNG; called from several threads.
-        cpu_s: CPU seconds that the server has taken since it started.
         stages_ms: what the server said of each answer's stages, where it says such things.
     """
 
     name: str
     does: str
     cut: Callable[[bytes], bytes]
-    cpu_s: Callable[[], float]
     stages_ms: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -67,7 +64,7 @@ def ours(server: Server) -> Iterator[list[Contender]]:
             return result.images[0]
 
         name = f"Cutaway, {way}, {subject}"
-        return Contender(name, DOES[subject], cut, lambda: cpu_seconds(server.process.pid), stages_ms)
+        return Contender(name, DOES[subject], cut, stages_ms)
 
     with (
         cutaway.Client(server.grpc_url, timeout_s=REQUEST_TIMEOUT_S) as grpc,
@@ -117,7 +114,7 @@ def peer(
                     raise RuntimeProblem(f"{response.url} answered {response.status_code}: {response.text[:200]}")
                 return response.content
 
-            yield Contender(name, DOES[name], cut, lambda: cpu_seconds(process.pid))
+            yield Contender(name, DOES[name], cut)
     finally:
         process.terminate()
         try:

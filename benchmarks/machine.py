@@ -81,24 +81,6 @@ def sentence(report: dict[str, Any]) -> str:
     )
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process and its living descendants have taken so far."""
-    parents: dict[int, int] = {}
-    ticks: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-        ticks[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
-    total, generation = 0, {pid}
-    while generation:
-        total += sum(ticks.get(each, 0) for each in generation)
-        generation = {child for child, parent in parents.items() if parent in generation}
-    return total / os.sysconf("SC_CLK_TCK")
-
-
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

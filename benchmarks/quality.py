@@ -2,7 +2,6 @@
 
     python -m benchmarks.quality --data ../shared/people
     python -m benchmarks.quality --split train-heldout            # what constants are tuned on
-    python -m benchmarks.quality --url grpc://localhost:8001      # through a running server
 
 A picture in which nobody is found counts as an empty mask. Alphas are compared at half: 128 of 255 and more is the
 person. Writes `quality.json`, `quality.md` and `worst.png` (the ten worst pictures, each as it is, with its true and
@@ -122,22 +121,6 @@ def _models(weights: Path) -> Any:
         matter.get_inputs()[0].shape[1],
         {"profile": weights.name},
     )
-
-
-def through_server(url: str) -> Cutter:
-    """The pipeline behind a running server."""
-    from cutaway import Client
-
-    client = Client(url)
-
-    def cut(data: bytes, subject: Subject) -> list[Piece]:
-        try:
-            result = client.cut(data, subject=subject, output="mask")
-        except NoPersonDetected:
-            return []
-        return [_piece(cutout.box, cutout.frame, cutout.image) for cutout in result.cutouts]
-
-    return cut
 
 
 def _piece(box: Sequence[float], frame: Sequence[int], image: bytes) -> Piece:
@@ -295,7 +278,6 @@ def main(given: Sequence[str] | None = None) -> int:
     add("--split", choices=SPLITS, default="eval", help="which of them")
     add("--limit", type=int, help="only the first so many of each folder")
     add("--weights", type=Path, default=ROOT / "export" / "weights" / "nano", help="ONNX files")
-    add("--url", help="measure through this server instead of in this process")
     add("--output", type=Path, default=ROOT / "quality-output", help="where the results go")
     args = parser.parse_args(given)
     folders = [args.data / name for name in SPLITS[args.split]]
@@ -303,10 +285,10 @@ def main(given: Sequence[str] | None = None) -> int:
     if missing:
         print(f"Skipped: there are no photographs at {', '.join(missing)}. Name their folder with --data.")
         return 0
-    if not args.url and not (args.weights / "birefnet_trt.onnx").is_file():
+    if not (args.weights / "birefnet_trt.onnx").is_file():
         print(f"Skipped: there are no ONNX files in {args.weights}. Name their folder with --weights.")
         return 0
-    cut = through_server(args.url) if args.url else in_process(args.weights)
+    cut = in_process(args.weights)
     measured: list[tuple[PictureResult, Mask]] = []
     figures = []
     for folder in folders:
@@ -318,7 +300,7 @@ def main(given: Sequence[str] | None = None) -> int:
     measured.sort(key=lambda pair: pair[0].union_iou)
     report = {
         "split": args.split,
-        "models": args.url or args.weights.name,
+        "models": args.weights.name,
         "folders": [asdict(row) for row in figures],
         "pictures": [asdict(result) for result, _ in measured],
     }

@@ -71,11 +71,10 @@ class Work:
 @dataclass
 class Run:
     """What was measured of one contender, size and number of clients, one entry per round: latency of every request,
-    answers per second, the server's CPU time for an answer and, at one client only, what it said of its stages."""
+    answers per second and, at one client only, what the server said of its stages."""
 
     latencies_ms: list[list[float]] = field(default_factory=list)
     per_second: list[list[float]] = field(default_factory=list)
-    cpu_ms: list[list[float]] = field(default_factory=list)
     stages_ms: list[list[dict[str, float]]] = field(default_factory=list)
 
 
@@ -243,9 +242,7 @@ def in_turn(steps: Sequence[Callable[[], None]], number: int) -> list[Callable[[
 def _ask(contender: Contender, work: Work, clients: int, run: Run) -> None:
     asks = work.asks if clients > 1 else max(len(work.pictures), work.asks)
     contender.stages_ms.clear()
-    cpu_before = contender.cpu_s()
     latencies_ms, wall_s = volley(contender.cut, work.pictures, clients, asks)
-    run.cpu_ms.append([(contender.cpu_s() - cpu_before) * 1000 / len(latencies_ms)])
     if clients == 1:
         run.stages_ms.append(list(contender.stages_ms))
     run.latencies_ms.append(latencies_ms)

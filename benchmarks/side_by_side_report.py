@@ -60,7 +60,6 @@ def markdown(report: Report) -> str:
         if count > 1:
             lines += _figures(report, sizes, count, "answers per second", per_second, 1)
             lines += _figures(report, sizes, count, "milliseconds of the slowest hundredth", p99, 0)
-            lines += _figures(report, sizes, count, "CPU ms of an answer", lambda run: figure(run["cpu_ms"]), 0)
     lines += [*_stages(report), "## The floor: milliseconds of the parts alone", "", *_head("stage", sizes)]
     for stage in report["floor_ms"][0]["stages"]:
         cells = [_words(figure(_floors(report, size)[stage]), 1) for size in sizes]

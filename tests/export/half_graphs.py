@@ -1,4 +1,4 @@
-"""Half graphs of a network, by what stays float32, and how far each is from the float32 graph: for test_precision.py."""
+"""Half graphs of a network, by what stays float32, and how far each is from the float32 graph."""
 
 from __future__ import annotations
 

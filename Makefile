@@ -133,7 +133,8 @@ load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it star
 	@$(PY) -m loadtest $(LOAD)
 
 stress-overload: $(VENV)/.loadtest  ## three times as many requests as the server can do
-	$(PY) -m loadtest.stress.overload
+	$(PY) -m loadtest overload --seconds 180 --min-peak-share 0.8 --max-error-rate 0 --max-refusal-p99-ms 250 \
+	  --max-p99-ms 5000 --max-rss-mb-per-minute 20
 
 stress-soak: $(VENV)/.loadtest  ## 5,000 mixed and bad requests, and whether anything grows
 	$(PY) -m loadtest.stress.soak

@@ -245,9 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.step:
         print(json.dumps(STEPS[options.step[0]](*options.step[1:])))
         return 0
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     with tempfile.TemporaryDirectory(prefix="cutaway-bench-") as folder:
         report = measure(Path(folder), options, load)
     publish(options.output, "birefnet_onnx", report, markdown(report))

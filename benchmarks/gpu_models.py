@@ -365,7 +365,7 @@ def main(given: Sequence[str] | None = None) -> int:
         fields = json.loads(args.case)
         print(json.dumps([asdict(row) for row in run_case(Case(**fields | {"batches": tuple(fields["batches"])}))]))
         return 0
-    load, _ = load_before()
+    load = load_before()
     device = device_name(args.device)
     rows: list[Row] = []
     failures: list[str] = []

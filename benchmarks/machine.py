@@ -63,12 +63,12 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def load_before() -> tuple[float, str]:
-    """The load of the last minute, and a warning where it spoils figures, else ""."""
+def load_before() -> float:
+    """The load of the last minute; it is said where it spoils figures."""
     load = os.getloadavg()[0]
-    if load <= BUSY_LOAD:
-        return load, ""
-    return load, f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high"
+    if load > BUSY_LOAD:
+        say(f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high")
+    return load
 
 
 def sentence(report: dict[str, Any]) -> str:

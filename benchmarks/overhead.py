@@ -251,9 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=40, help="measurements per picture and way (default: 40)")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="the report's")
     options = parser.parse_args(arguments)
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     try:
         pictures = find_pictures(options.pictures or [SAMPLES])
         # The server's own small pictures would come in between.

@@ -72,9 +72,7 @@ class Times:
 
 def measure(options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     checked = load_networks(options.weights_dir)
     networks = {name: open_session(checked[name].path, threads) for name in (DETECTOR, MATTING)}
     with Server(options, say=say) as server, cutaway.Client(server.grpc_url) as client:

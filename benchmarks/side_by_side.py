@@ -90,9 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RuntimeProblem: something does not start, or does not do what it is measured for.
     """
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     layout = plan(cores(), options.instances, options.threads)
     server_options = ServerOptions(
         profile=options.profile,

@@ -56,9 +56,7 @@ Frame = NDArray[np.uint8]
 
 def measure(*, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     options = ServerOptions(threads=threads, device="cpu", canary_interval_s=3600.0)
     session = open_session(load_networks(options.weights_dir)[FREE_DETECTOR].path, threads)
     scene = _scene()

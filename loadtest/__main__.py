@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, locust_options: Sequence[str]) -> int:
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     loop = options.loop or SCENARIOS[options.scenario].loop
     if loop == "open" and not options.rate and options.scenario != "overload":
         raise RuntimeProblem("an open loop needs --rate: requests per second, on average")
@@ -51,7 +49,7 @@ def _main(options: argparse.Namespace, locust_options: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace, locust_options: Sequence[str], target: Target, load: float) -> int:
     folder = options.output / f"{options.scenario}-{time.strftime('%Y%m%d-%H%M%S')}"
-    given = ("loop", "users", "rate", "seconds", "requests", "factor", "capacity")
+    given = ("loop", "users", "rate", "seconds", "requests", "factor")
     phases = phases_of(options.scenario, **{name: getattr(options, name) for name in given})
     done = run(phases, target, folder, load=load, options=options, locust_options=locust_options)
     print((folder / "report.md").read_text())
@@ -60,23 +58,19 @@ def _run(options: argparse.Namespace, locust_options: Sequence[str], target: Tar
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
-        prog="python -m loadtest",
-        description="Put a Cutaway server under load, watch it, and write a report (docs/load.md).",
-    )
+    doc = "Put a Cutaway server under load, watch it, and write a report (docs/load.md)."
+    whole = argparse.ArgumentParser(prog="python -m loadtest", description=doc)
     commands = whole.add_subparsers(required=True, metavar="SCENARIO", dest="scenario")
     common = _common()
     for scenario in SCENARIOS.values():
-        loop = f"{scenario.users} users" if scenario.loop == "closed" else "Poisson arrivals"
-        length = f"{scenario.requests:,} requests" if scenario.requests else f"{scenario.seconds:g} s"
         commands.add_parser(
             scenario.name,
             parents=[common],
             allow_abbrev=False,
             help=scenario.help,
-            description=f"{scenario.help[0].upper()}{scenario.help[1:]}. By default {loop}, {length}.",
-            epilog="Any other option is Locust's or its file's: --processes 4, --megapixels 0.3,1, --people 6, --timeout-s 60, "
-            "--max-in-flight 500, --seed 1.",
+            description=f"{scenario.help[0].upper()}{scenario.help[1:]}. By default {scenario.users} users.",
+            epilog="Any other option is Locust's or its file's: --processes 4, --megapixels 0.3,1, --people 6, "
+            "--timeout-s 60, --max-in-flight 500, --seed 1.",
         )
     return whole
 
@@ -97,8 +91,7 @@ def _common() -> argparse.ArgumentParser:
     add("--rate", type=float, metavar="X", help="of an open loop: requests per second, on average")
     add("--seconds", type=float, metavar="S", help="how long requests are sent")
     add("--requests", type=int, metavar="N", help="end after so many; 0 does not count")
-    add("--factor", type=float, default=3.0, metavar="X", help="overload: times the capacity (default: 3)")
-    add("--capacity", type=float, metavar="X", help="overload: pictures per second (default: measured first)")
+    add("--factor", type=float, default=3.0, metavar="X", help="overload: times the peak (default: 3)")
     common.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help=f"default: {OUTPUT}")
     thresholds.add_options(common)
     return common

@@ -149,14 +149,16 @@ def server(samples: Sequence[Sample]) -> dict[str, float] | None:
     if len(looks) < 2:
         return None
     (first_s, first), (last_s, last) = looks[0], looks[-1]
+    # A queue takes its full memory only when it was emptied and filled a few times; then nothing may grow.
+    late = looks[min(-2, -len(looks) // 4) :]
+    names = ("rss_mb", "threads", "fds", "shm_mb")
     ends = {
-        f"{name}_{when}": getattr(look, name)
-        for name in ("rss_mb", "threads", "fds", "shm_mb")
-        for when, look in (("first", first), ("last", last))
+        f"{name}_{when}": getattr(look, name) for name in names for when, look in (("first", first), ("last", last))
     }
     return {
         "cpu_percent": 100 * (last.cpu_s - first.cpu_s) / (last_s - first_s),
         "rss_mb_most": max(look.rss_mb for _, look in looks),
+        "rss_mb_per_minute": 60 * slope([at_s for at_s, _ in late], [look.rss_mb for _, look in late])[0],
         **ends,
     }
 

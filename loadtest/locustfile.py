@@ -3,8 +3,7 @@
 `python -m loadtest` starts it. It also works with the command `locust` itself, with all of that one's options:
     locust -f loadtest/locustfile.py GrpcUser --grpc localhost:8001 --scenario mixed
 
-Beside its row for each request, Locust's statistics have rows of the method "stage" (milliseconds as the server reports
-them) and one of the method "sender": how much later than intended each request was sent.
+Locust's statistics get rows of the method "stage" (as the server reports) and "sender" (how late requests were sent).
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ from loadtest.ways import NOT_SENT, Reply, Way  # noqa: E402
 locust.stats.bucket_response_time = lambda ms: float(f"{ms:.3g}")
 
 IDLE_S = 0.2
-DRAIN_S = 60.0
-"""So long an open loop's last requests may take when no more are sent."""
+DRAIN_S = 60.0  # of an open loop's last requests, when no more are sent
 EXIT_S = 5
 """With gRPC's switch for gevent the interpreter's own end sometimes never comes; then the alarm ends it."""
 
@@ -66,9 +64,8 @@ def _options(parser: Any) -> None:
     group.add_argument("--seed", type=int, default=1, help="of the requests' order and times")
 
 
-NUMBERS = itertools.count()
-"""Of the users in this process."""
-SENT = itertools.count(1)
+USERS, SENT = itertools.count(), itertools.count(1)
+"""Numbers in this process."""
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
@@ -125,7 +122,7 @@ class Caller(User):  # type: ignore[misc]
         options = self.environment.parsed_options
         # Users of several processes differ as well, and the first of the only one is always the same.
         worker = max(0, getattr(self.environment.runner, "worker_index", 0))
-        seed = options.seed * 1_000_003 + next(NUMBERS) + 1009 * worker
+        seed = options.seed * 1_000_003 + next(USERS) + 1009 * worker
         self._asks = endless(_mix(options.scenario, options.megapixels, options.people), seed)
         address = options.grpc if self.way == "gRPC" else options.http
         self._way = Way(self.way, address, options.timeout_s, options.max_in_flight if options.loop == "open" else 1)

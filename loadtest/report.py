@@ -20,7 +20,16 @@ def markdown(run: Mapping[str, Any]) -> str:
         "are of the time in which requests were sent. Each request, plots and failures: Locust's .html and .csv.",
         _table(
             ("phase", "sent/s", "answered/s", "pictures/s", *(f"{name} ms" for name in TIMES), "refused", "wrong"),
-            (_phase(each) for each in run["phases"]),
+            (
+                (
+                    each["phase"]["phase"] or each["phase"]["name"],
+                    *(f"{each[name]:.2f}" for name in ("sent_per_s", "answers_per_s", "throughput_per_s")),
+                    *_times(each["latency_ms"]),
+                    str(each["expected_refusals"]),
+                    f"{each['failures']} ({each['failure_share']:.1%})",
+                )
+                for each in run["phases"]
+            ),
         ),
     ]
     refusal, late = result["refusal_ms"], result["late_ms"]
@@ -29,13 +38,13 @@ def markdown(run: Mapping[str, Any]) -> str:
     if late and late["p99"] > LATE_MS:
         parts.append(f"Requests went out {late['p99']:.0f} ms late (p99): the sender was short of time or connections.")
     if result["codes"]:
-        rows = [(code, str(each["answers"]), str(each["wrong"])) for code, each in result["codes"].items()]
+        rows: list[Sequence[str]] = [
+            (code, str(each["answers"]), str(each["wrong"])) for code, each in result["codes"].items()
+        ]
         parts.append(_table(("error code", "answers", "of them wrong"), rows))
     if result["stages_ms"]:
-        stages = result["stages_ms"].items()
-        parts.append(
-            _table(("stage", "mean ms", *(f"{name} ms" for name in TIMES)), (_stage(*each) for each in stages))
-        )
+        rows = [(name, f"{each['mean']:.1f}", *_times(each)) for name, each in result["stages_ms"].items()]
+        parts.append(_table(("stage", "mean ms", *(f"{name} ms" for name in TIMES)), rows))
     if result["models"]:
         head = ("model", "requests", "mean batch", "queue, mean ms", "compute, mean ms", "most waiting")
         keys = ("requests", "mean_batch", "queue_ms", "compute_ms", "most_pending")
@@ -44,22 +53,6 @@ def markdown(run: Mapping[str, Any]) -> str:
     parts.append(_server(result["server"]))
     parts += ["\n".join(f"- {text}" for text in run["thresholds"])] if run["thresholds"] else []
     return "\n\n".join(parts) + "\n"
-
-
-def _phase(phase: Mapping[str, Any]) -> Sequence[str]:
-    rates = (f"{phase[name]:.2f}" for name in ("sent_per_s", "answers_per_s", "throughput_per_s"))
-    wrong = f"{phase['failures']} ({phase['failure_share']:.1%})"
-    return (
-        phase["phase"]["phase"] or phase["phase"]["name"],
-        *rates,
-        *_times(phase["latency_ms"]),
-        str(phase["expected_refusals"]),
-        wrong,
-    )
-
-
-def _stage(name: str, spread: Mapping[str, float]) -> Sequence[str]:
-    return (name, f"{spread['mean']:.1f}", *_times(spread))
 
 
 def _server(found: Mapping[str, float] | None) -> str:

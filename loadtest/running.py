@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
 import signal
@@ -16,13 +15,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.machine import machine, versions
+from benchmarks.machine import head
 from loadtest import thresholds
 from loadtest.figures import Seen, figures
 from loadtest.report import markdown
 from loadtest.scenarios import SCENARIOS, Scenario
 from loadtest.thresholds import Verdict
-from loadtest.watching import Watcher, free_port, pid_at
+from loadtest.watching import free_port, look, pid_at
 from runtime.checks import RuntimeProblem
 from runtime.server import Server, ServerOptions
 
@@ -125,7 +124,6 @@ def run(
         phases: the next phase, given those that are over; None when there is none.
         load: the machine's, before.
         options: with the thresholds.
-        locust_options: further options of Locust's and the locustfile's.
 
     Raises:
         RuntimeProblem: Locust could not send.
@@ -137,12 +135,10 @@ def run(
     found = [figures(each) for each in seen]
     result: dict[str, Any] = {
         "scenario": seen[-1].phase.name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "target": " and ".join(
             f"{name} {address}" for name, address in (("gRPC", target.grpc), ("HTTP", target.http)) if address
         ),
-        "machine": machine(load),
-        "versions": versions(PACKAGES),
+        **head(PACKAGES, load),
         "phases": found,
         "result": found[-1],
     }
@@ -163,8 +159,7 @@ def drive(phase: Scenario, target: Target, folder: Path, locust_options: Sequenc
     """
     statistics, log = folder / f"{phase.title}.json", folder / f"{phase.title}.locust.log"
     statistics.unlink(missing_ok=True)  # of an earlier run in this folder
-    watcher = Watcher(target.metrics_url, target.pid)
-    samples = [watcher.look()]
+    samples = [look(target.metrics_url, target.pid)]
     how = f"{phase.rate:.3g} requests/s" if phase.loop == "open" else f"{phase.users} users"
     length = f"{phase.requests:,} requests" if phase.requests else f"{phase.seconds:g} s"
     say(f"{phase.title}: {how}, {length}; {log}")
@@ -177,7 +172,7 @@ def drive(phase: Scenario, target: Target, folder: Path, locust_options: Sequenc
         try:
             while locust.poll() is None:
                 time.sleep(LOOK_S)
-                samples.append(watcher.look())
+                samples.append(look(target.metrics_url, target.pid))
         except KeyboardInterrupt:
             say("ending: requests under way are waited for (once more to stop at once)")
             locust.send_signal(signal.SIGINT)
@@ -213,27 +208,24 @@ def _command(phase: Scenario, target: Target, folder: Path) -> list[str]:
     ]
 
 
-def phases_of(
-    name: str, *, factor: float = 3.0, capacity: float | None = None, **given: Any
-) -> Callable[[list[Seen]], Scenario | None]:
+def phases_of(name: str, *, factor: float = 3.0, **given: Any) -> Callable[[list[Seen]], Scenario | None]:
     """The phases of a scenario, with what is given (and not None) in place of the table's values.
 
-    An overload has two: a closed loop that finds out how many pictures per second the server can do, unless `capacity`
-    says so, and an open loop with `factor` times as many.
+    An overload has two: a closed loop that finds out how many pictures per second the server can do, and an open loop
+    with `factor` times as many.
     """
     plain = replace(SCENARIOS[name], **{key: value for key, value in given.items() if value is not None})
     if name != "overload":
         return lambda seen: None if seen else plain
 
     def overload(seen: list[Seen]) -> Scenario | None:
-        if capacity is None and not seen:
+        if not seen:
             return replace(plain, phase="peak", loop="closed", seconds=plain.seconds * PEAK_SHARE)
-        if len(seen) > (capacity is None):
+        if len(seen) > 1:
             return None
-        peak = figures(seen[0])["throughput_per_s"] if capacity is None else capacity
+        peak = figures(seen[0])["throughput_per_s"]
         if not peak > 0:
-            raise RuntimeProblem("no picture was served while the server's capacity was measured")
-        left = plain.seconds * (1 - PEAK_SHARE) if capacity is None else plain.seconds
-        return replace(plain, loop="open", rate=factor * peak, seconds=left)
+            raise RuntimeProblem("no picture was served while the server's peak was measured")
+        return replace(plain, loop="open", rate=factor * peak, seconds=plain.seconds * (1 - PEAK_SHARE))
 
     return overload

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loadtest import pictures
-from loadtest.bad_pictures import BAD_OPTIONS, bad_files
 
 SERVED, OVERLOADED = "", "OVERLOADED"
 """The code of an answer that is no error, and that of load that was shed."""
@@ -21,15 +20,8 @@ STREAMS = "stream_pipeline"
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: an encoded picture for an input of a model.
-
-    Attributes:
-        kind: what it is called in the report.
-        parameters: of the request, as they travel.
-        expects: the codes that are right answers; `SERVED` for a picture.
-        outputs: the tensors asked for.
-        framed: requests of one user are frames of one stream, with a correlation id of its own.
-    """
+    """One request: an encoded picture for an input of a model, parameters as they travel, the codes that are right
+    answers (`SERVED` for a picture); where `framed`, one user's are frames of one stream with a correlation id."""
 
     kind: str
     data: bytes = field(repr=False)
@@ -113,9 +105,12 @@ def _mixed(sizes: Sizes) -> Mix:
 
 def _hostile(sizes: Sizes) -> Mix:
     good = [(8, ask) for _, ask in _single(Sizes(sizes.or_else(0.3, 1.0)))]
-    bad = [(2, Ask(f"bad: {code}", data, expects=frozenset({code}))) for code, data in bad_files().items()]
+    bad = [(2, Ask(f"bad: {code}", data, expects=frozenset({code}))) for code, data in pictures.bad_files().items()]
     portrait = pictures.portrait(0.3)
-    options = [(1, Ask("bad: INVALID_OPTION", portrait, wrong, frozenset({"INVALID_OPTION"}))) for wrong in BAD_OPTIONS]
+    options = [
+        (1, Ask("bad: INVALID_OPTION", portrait, wrong, frozenset({"INVALID_OPTION"})))
+        for wrong in pictures.BAD_OPTIONS
+    ]
     return [*good, *bad, *options]
 
 
@@ -140,18 +135,8 @@ def _soak(sizes: Sizes) -> Mix:
     ]
 
 
-MIXES: dict[str, Callable[[Sizes], Mix]] = {
-    "single": _single,
-    "crowd": _crowd,
-    "each": _each,
-    "products": _products,
-    "stream": _stream,
-    "mixed": _mixed,
-    "hostile": _hostile,
-    "ramp": _single,
-    "overload": _overload,
-    "soak": _soak,
-}
+_OWN = (_single, _crowd, _each, _products, _stream, _mixed, _hostile, _overload, _soak)
+MIXES: dict[str, Callable[[Sizes], Mix]] = {"ramp": _single, **{mix.__name__.lstrip("_"): mix for mix in _OWN}}
 
 
 @dataclass(frozen=True)
@@ -159,7 +144,6 @@ class Scenario:
     """One row of the table; a phase of a run is one with what the command line changed.
 
     Attributes:
-        help: one line for `--help`.
         loop: "closed": each user sends when the answer before is there. "open": requests arrive by chance (Poisson),
             whether or not the server keeps up.
         users: of a closed loop.

@@ -48,9 +48,8 @@ def _peak_share(run: dict[str, Any]) -> float | None:
     return run["result"]["throughput_per_s"] / peak if len(run["phases"]) > 1 and peak else None
 
 
-def _rss_growth(run: dict[str, Any]) -> float | None:
-    server = run["result"]["server"]
-    return None if server is None else server["rss_mb_last"] - server["rss_mb_first"]
+def _server(name: str, minus: str = "") -> Figure:
+    return lambda run: (found := run["result"]["server"]) and found[name] - found.get(minus, 0)
 
 
 THRESHOLDS = (
@@ -61,7 +60,8 @@ THRESHOLDS = (
     Threshold("min-throughput", "pictures per second", lambda run: run["result"]["throughput_per_s"]),
     Threshold("max-error-rate", "share of wrong answers, 0 to 1", lambda run: run["result"]["failure_share"]),
     Threshold("min-peak-share", "overload: throughput as a share of the peak, 0 to 1", _peak_share),
-    Threshold("max-rss-growth-mb", "memory of the server, from first to last", _rss_growth),
+    Threshold("max-rss-growth-mb", "server memory, last against first", _server("rss_mb_last", "rss_mb_first")),
+    Threshold("max-rss-mb-per-minute", "server memory, in the last quarter", _server("rss_mb_per_minute")),
 )
 
 

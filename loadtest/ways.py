@@ -62,7 +62,7 @@ class Way:
         connections: of HTTP: more requests at once wait for one of them.
     """
 
-    def __init__(self, name: str, address: str, timeout_s: float, connections: int = 1) -> None:
+    def __init__(self, name: str, address: str, timeout_s: float = 60.0, connections: int = 1) -> None:
         self.name, self._stream = name, 0
         self._module: Any = tritonclient.grpc if name == "gRPC" else tritonclient.http
         self._limits: dict[str, Any] = {"client_timeout": timeout_s} if name == "gRPC" else {}

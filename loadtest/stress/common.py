@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import load_before, machine, publish, sentence, versions
-from loadtest.running import OUTPUT, PACKAGES, end_in_order, say
+from benchmarks.machine import head, load_before, publish, sentence
+from loadtest.running import OUTPUT, PACKAGES, end_in_order
 from runtime.checks import RuntimeProblem
 
 
@@ -39,11 +38,7 @@ Measure = Callable[[argparse.Namespace, Path], Found]
 def script_main(name: str, doc: str | None, measure: Measure, options: Mapping[str, tuple[Any, str]]) -> int:
     """Run a script: 0 where all claims hold, 1 where one does not, 2 where it could not run.
 
-    Args:
-        name: of the script.
-        doc: its first paragraph is the command's description.
-        measure: what the script does, given its options and a folder.
-        options: default and help by name.
+    The doc's first paragraph is the command's description; `options` are default and help by name.
     """
     parser = argparse.ArgumentParser(prog=f"python -m loadtest.stress.{name}", description=(doc or "").split("\n\n")[0])
     for option, (default, text) in {**options, "profile": ("nano", "of the server that is started")}.items():
@@ -51,9 +46,7 @@ def script_main(name: str, doc: str | None, measure: Measure, options: Mapping[s
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="DIR", help="(default: %(default)s)")
     given = parser.parse_args()
     end_in_order()
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     folder = given.output / f"stress-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -62,10 +55,7 @@ def script_main(name: str, doc: str | None, measure: Measure, options: Mapping[s
         print(f"error: {problem}", file=sys.stderr)
         return 2
     report = {
-        "name": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(PACKAGES),
+        **head(PACKAGES, load),
         **asdict(found),
     }
     rows = [f"| {each.what} | {each.figure} | {'holds' if each.holds else '**MISSED**'} |" for each in found.claims]

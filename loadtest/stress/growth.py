@@ -26,9 +26,7 @@ from runtime.server import ServerOptions
 PEOPLE = (1, 2, 3, 4, 6, 8, 10, 12)
 MEGAPIXELS = (0.3, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0)
 PEOPLE_MEGAPIXELS = 2.0
-MAX_OFF_LINE = 0.2
-"""Of the line's own value: further off is a cliff, or no line."""
-TIMEOUT_S = 60.0
+MAX_OFF_LINE = 0.2  # of the line's own value: further off is a cliff
 
 
 def measure(options: argparse.Namespace, _folder: Path) -> Found:
@@ -48,7 +46,7 @@ def measure(options: argparse.Namespace, _folder: Path) -> Found:
 
 def _times(address: str, wanted: Sequence[Ask], rounds: int) -> list[tuple[int, list[float]]]:
     """For each request the number of cut-outs, and its milliseconds in all rounds but the first, which warms up."""
-    way = Way("gRPC", address, TIMEOUT_S)
+    way = Way("gRPC", address)
     times: list[list[float]] = [[] for _ in wanted]
     people = [0] * len(wanted)
     for number in range(-1, rounds):

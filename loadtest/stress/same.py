@@ -26,27 +26,19 @@ from loadtest.figures import models
 from loadtest.running import Target, own_server
 from loadtest.scenarios import DETECTION_OUTPUTS, SERVED, Ask
 from loadtest.stress.common import Claim, Found, script_main
-from loadtest.watching import Watcher
+from loadtest.watching import look
 from loadtest.ways import Reply, Way
 from runtime.server import ServerOptions
 
 MAX_DIFFERENCE = 1
 """Of 255."""
 MAX_BOX_PX = 0.5
-TIMEOUT_S = 60.0
 
 
 @dataclass
 class Compared:
-    """What the comparison of all answers came to.
-
-    Attributes:
-        answers: how many.
-        identical: of them, byte for byte.
-        difference: the largest of any pixel, of 255.
-        box_px: the largest of any box, in pixels.
-        strange: what was altogether another answer, in words.
-    """
+    """What the comparison of all answers came to: how many were identical, byte for byte, the largest difference of any
+    pixel (of 255) and of any box (pixels), and what was altogether another answer, in words."""
 
     answers: int = 0
     identical: int = 0
@@ -81,14 +73,13 @@ def measure(options: argparse.Namespace, _folder: Path) -> Found:
 
 def compare(target: Target, wanted: Sequence[Ask], *, threads: int, rounds: int) -> Found:
     """Ask alone, then together, and judge."""
-    with closing(Way("gRPC", target.grpc, TIMEOUT_S)) as way:
+    with closing(Way("gRPC", target.grpc)) as way:
         alone = [way.send(ask, f"alone-{number}") for number, ask in enumerate(wanted)]
-    watcher = Watcher(target.metrics_url, target.pid)
-    before = watcher.look()
+    before = look(target.metrics_url, target.pid)
     found, lock = Compared(), threading.Lock()
 
     def caller(number: int) -> None:
-        way = Way("gRPC", target.grpc, TIMEOUT_S) if number % 2 == 0 else Way("HTTP", target.http, TIMEOUT_S)
+        way = Way("gRPC", target.grpc) if number % 2 == 0 else Way("HTTP", target.http)
         chance = random.Random(number)
         with closing(way):
             for turn in range(rounds):
@@ -100,7 +91,7 @@ def compare(target: Target, wanted: Sequence[Ask], *, threads: int, rounds: int)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(caller, range(threads)))
-    return judge(found, models([before, watcher.look()]))
+    return judge(found, models([before, look(target.metrics_url, target.pid)]))
 
 
 def add(found: Compared, kind: str, alone: Reply, reply: Reply) -> None:
@@ -125,8 +116,7 @@ def add(found: Compared, kind: str, alone: Reply, reply: Reply) -> None:
                 found.box_px = max(found.box_px, apart)
             elif name != "scores":
                 found.difference = max(found.difference, int(apart))
-    same &= list(reply.outputs.get("images", ())) == list(alone.outputs.get("images", ()))
-    found.identical += same
+    found.identical += same and list(reply.outputs.get("images", ())) == list(alone.outputs.get("images", ()))
 
 
 def _arrays(reply: Reply) -> dict[str, NDArray[np.float32]]:

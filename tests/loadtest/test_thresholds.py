@@ -40,6 +40,7 @@ def run_of(peak: int, served: int, *, failures: int = 0) -> dict:
         ("--max-error-rate", 0.02, 0.01),
         ("--min-peak-share", 0.79, 0.81),
         ("--max-rss-growth-mb", 31, 29),
+        ("--max-rss-mb-per-minute", 181, 179),
     ],
 )
 def test_limits(option: str, kept: float, missed: float) -> None:

@@ -70,19 +70,6 @@ class PictureResult:
     instance_ious: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class FolderResult:
-    """The figures of a folder of pictures; those of people are None where the truth has none."""
-
-    folder: str
-    pictures: int
-    union_mean: float
-    union_median: float
-    people: int
-    found_share: float | None
-    instance_mean: float | None
-
-
 # ------------------------------------------------------------------------------------------------ cutting out
 
 
@@ -199,13 +186,20 @@ def mask_box(mask: Mask) -> Box:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def summarize(results: Sequence[PictureResult]) -> FolderResult:
+def summarize(results: Sequence[PictureResult]) -> dict[str, Any]:
+    """The figures of a folder; those of people are None where the truth has none."""
     unions = [result.union_iou for result in results]
     ious = [value for result in results for value in result.instance_ious]
     people = sum(result.people for result in results)
-    union = float(np.mean(unions)), float(np.median(unions))
-    each = (len(ious) / people if people else None), (float(np.mean(ious)) if ious else None)
-    return FolderResult(results[0].folder, len(results), *union, people, *each)
+    return {
+        "folder": results[0].folder,
+        "pictures": len(results),
+        "union_mean": float(np.mean(unions)),
+        "union_median": float(np.median(unions)),
+        "people": people,
+        "found_share": len(ious) / people if people else None,
+        "instance_mean": float(np.mean(ious)) if ious else None,
+    }
 
 
 # --------------------------------------------------------------------------------------------------- pictures
@@ -260,14 +254,15 @@ def _tinted(picture: NDArray[np.uint8], mask: Mask, colour: tuple[int, int, int]
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def table(figures: Sequence[FolderResult]) -> str:
+def table(figures: Sequence[dict[str, Any]]) -> str:
     """The figures as a Markdown table."""
-    lines = ["| pictures | number | union IoU mean | median | people | found | their mask IoU |"]
-    lines.append(f"|---|{'--:|' * 6}")
+    lines = ["| pictures | number | union IoU mean | median | people | found | their mask IoU |", f"|---|{'--:|' * 6}"]
     for row in figures:
-        found = row.people and f"{row.people} | {row.found_share:.1%} | {row.instance_mean or 0:.3f}"
-        union = f"{row.union_mean:.3f} | {row.union_median:.3f}"
-        lines.append(f"| {row.folder} | {row.pictures} | {union} | {found or '– | – | –'} |")
+        cells = [row["folder"], row["pictures"], f"{row['union_mean']:.3f}", f"{row['union_median']:.3f}"]
+        found = (
+            [row["people"], f"{row['found_share']:.1%}", f"{row['instance_mean'] or 0:.3f}"] if row["people"] else "–––"
+        )
+        lines.append(f"| {' | '.join(map(str, [*cells, *found]))} |")
     return "\n".join(lines)
 
 
@@ -301,7 +296,7 @@ def main(given: Sequence[str] | None = None) -> int:
     report = {
         "split": args.split,
         "models": args.weights.name,
-        "folders": [asdict(row) for row in figures],
+        "folders": figures,
         "pictures": [asdict(result) for result, _ in measured],
     }
     publish(args.output, "quality", report, table(figures) + "\n")

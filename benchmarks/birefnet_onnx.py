@@ -1,10 +1,10 @@
-"""BiRefNet's ONNX file against the one with ONNX's own DeformConv: time, memory, batches (`make bench-onnx`).
+"""BiRefNet's ONNX file against the one with ONNX's own DeformConv: time and memory (`make bench-onnx`).
 
 Both are made of the same network here and run in ONNX Runtime as the server runs them: its session's options and its
 allocator's settings. Every run has a process of its own, the two files take turns, and memory is the process's
 highest (VmHWM): above what it had before the file was opened, and in all. Weights are those of the rule of
-`python -m export verify`, random, with offsets over whole pixels; what is measured does not depend on them. Then the
-project's file answers a batch of four and the same four pictures alone. Needs torch (`make test-export` installs it).
+`python -m export verify`, random, with offsets over whole pixels; what is measured does not depend on them. Needs torch
+(`make test-export` installs it).
 
 The report goes into bench-output/birefnet_onnx.md and .json.
 """
@@ -20,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.floor import onnx_model
 from benchmarks.machine import head, load_before, publish, say, sentence
 from runtime.devices import cores
 from runtime.process import ALLOCATOR
@@ -34,35 +35,20 @@ from runtime.process import ALLOCATOR
 MIB = 2**20
 FILES = ("grid", "native")
 """The project's file, and DeformConv's."""
-BATCH = 4
-TARGETS = {
-    "seconds": 0.8,
-    "peak MiB above the empty process": 0.6,
-    "peak MiB in all": 0.6,
-    "gap": 1.0,
-}
-"""At most: seconds and memory of the project's file as a share of the other's; grey levels between a picture in a batch
-and alone."""
+TARGETS = {"seconds": 0.8, "peak MiB above the empty process": 0.6, "peak MiB in all": 0.6}
+"""At most: of the project's file as a share of the other's."""
 
 
 def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str, Any]:
-    """All figures, as JSON values; the files are written into `folder` and each is deleted when it is done with."""
+    """All figures, as JSON values; the files are written into `folder`."""
     side, threads = str(options.side), str(options.threads)
-    exports = {}
-    for deform in FILES:
-        say(f"exporting with deform={deform}")
-        exports[deform] = _step("export", side, str(folder / f"{deform}.onnx"), deform, threads)
-    runs: dict[str, list[dict[str, Any]]] = {deform: [] for deform in FILES}
+    paths = {deform: str(folder / f"{deform}.onnx") for deform in FILES}
+    exports = {deform: _step("export", side, paths[deform], deform, threads) for deform in FILES}
+    runs: dict[str, list[dict[str, float]]] = {deform: [] for deform in FILES}
     for number in range(options.rounds):
         for deform in FILES if number % 2 == 0 else reversed(FILES):
-            run = _step("run", str(folder / f"{deform}.onnx"), str(options.repeats), threads)
-            runs[deform].append(run)
-            seconds = statistics.median(run["seconds"])
-            say(f"round {number + 1}, {deform}: {seconds:.2f} s, peak {run['peak_bytes'] / MIB:.0f} MiB")
-    (folder / "native.onnx").unlink()
-    batch = _step("batch", str(folder / "grid.onnx"), threads)
-    say(f"a batch of {BATCH} against singles: largest difference {batch['largest']}")
-    (folder / "grid.onnx").unlink()
+            runs[deform].append(_step("run", paths[deform], threads))
+            say(f"round {number + 1}, {deform}: {runs[deform][-1]['seconds']:.2f} s")
     return {
         **head(("onnxruntime", "onnx", "torch", "numpy"), load),
         "side_px": options.side,
@@ -70,7 +56,6 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
         "threads": options.threads,
         "exports": exports,
         "runs": runs,
-        "batch": batch,
     }
 
 
@@ -78,64 +63,31 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
 
 
 def export_step(side: str, path: str, deform: str, threads: str) -> dict[str, Any]:
-    """Write a file; its size, how long it took and the process's highest memory."""
+    """Write a file; its size and that of the weights."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(int(threads))
     network = importlib.import_module("export.verify").filled("lite")
-    begun = time.perf_counter()
     importlib.import_module("export.onnx_export").write_birefnet(network, int(side), Path(path), deform)
+    weights = sum(4 * parameter.numel() for parameter in network.parameters())
+    return {"file MiB": Path(path).stat().st_size / MIB, "weights MiB": weights / MIB}
+
+
+def run_step(path: str, threads: str) -> dict[str, float]:
+    """Open a file and run it on one picture. CPU seconds are of all threads: other work shows less in them."""
+    before = _peak_mib()
+    session = onnx_model().open_session(Path(path), "cpu", int(threads))
+    picture = _picture(int(session.get_inputs()[0].shape[1]))
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+    session.run(None, {"images": picture})
     return {
         "seconds": time.perf_counter() - begun,
-        "peak_bytes": _memory_bytes("VmHWM"),
-        "file_bytes": Path(path).stat().st_size,
-        "weights_bytes": sum(4 * parameter.numel() for parameter in network.parameters()),
+        "CPU seconds": time.process_time() - cpu_begun,
+        "peak MiB above the empty process": _peak_mib() - before,
+        "peak MiB in all": _peak_mib(),
     }
 
 
-def run_step(path: str, repeats: str, threads: str) -> dict[str, Any]:
-    """Open a file and run it on one picture: once to warm up where there are more runs than one, then as often as said.
-
-    Seconds are wall time, `cpu_seconds` those of all threads: other work on the machine shows less in them.
-    """
-    before_bytes = _memory_bytes("VmHWM")
-    session = _open(path, threads)
-    loaded_bytes = _memory_bytes("VmHWM")
-    pictures = _pictures(session, 1)
-    seconds, cpu_seconds, peaks_bytes = [], [], []
-    for _ in range(int(repeats) + (int(repeats) > 1)):
-        begun, cpu_begun = time.perf_counter(), time.process_time()
-        session.run(None, {"images": pictures})
-        seconds.append(time.perf_counter() - begun)
-        cpu_seconds.append(time.process_time() - cpu_begun)
-        peaks_bytes.append(_memory_bytes("VmHWM"))
-    kept = slice(len(seconds) - int(repeats), None)
-    return {
-        "seconds": seconds[kept],
-        "cpu_seconds": cpu_seconds[kept],
-        "before_bytes": before_bytes,
-        "loaded_bytes": loaded_bytes,
-        "peak_bytes": peaks_bytes[0],
-        "peak_of_all_runs_bytes": peaks_bytes[-1],
-    }
-
-
-def batch_step(path: str, threads: str) -> dict[str, Any]:
-    """The largest difference between the pictures of a batch and the same pictures alone, in grey levels."""
-    session = _open(path, threads)
-    pictures = _pictures(session, BATCH)
-    alone = [session.run(None, {"images": pictures[i : i + 1]})[0] for i in range(BATCH)]
-    begun = time.perf_counter()
-    together = session.run(None, {"images": pictures})[0]
-    gap = np.abs(together.astype(int) - np.concatenate(alone).astype(int))
-    return {
-        "seconds": time.perf_counter() - begun,
-        "largest": int(gap.max()),
-        "differing": float((gap > 0).mean()),
-        "peak_bytes": _memory_bytes("VmHWM"),
-    }
-
-
-STEPS: dict[str, Any] = {"export": export_step, "run": run_step, "batch": batch_step}
+STEPS: dict[str, Any] = {"export": export_step, "run": run_step}
 
 
 def _step(*step: str) -> dict[str, Any]:
@@ -148,82 +100,46 @@ def _step(*step: str) -> dict[str, Any]:
     return found
 
 
-def _open(path: str, threads: str) -> Any:
-    """A session with the options of the server's own."""
-    # The server's module speaks to Triton through this one, which exists inside Triton alone.
-    sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
-    open_session: Any = importlib.import_module("runtime.onnx_model.model").open_session
-    return open_session(Path(path), "cpu", int(threads))
-
-
-def _pictures(session: Any, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Waves of different lengths with noise, uint8 [count, side, side, 3]."""
-    side = int(session.get_inputs()[0].shape[1])
+def _picture(side: int) -> NDArray[np.uint8]:
+    """Waves of different lengths with noise, uint8 [1, side, side, 3]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side] / side
-    pictures = np.empty((count, side, side, 3), np.uint8)
-    for picture in pictures:
-        for channel in range(3):
-            across, down = rng.uniform(5, 60, 2)
-            waves = 128 + 90 * np.sin(across * x + down * y) + rng.normal(0, 8, (side, side))
-            picture[..., channel] = np.clip(waves, 0, 255)
-    return pictures
+    channels = []
+    for _ in range(3):
+        across, down = rng.uniform(5, 60, 2)
+        channels.append(128 + 90 * np.sin(across * x + down * y) + rng.normal(0, 8, (side, side)))
+    return np.asarray(np.clip(np.stack(channels, axis=-1)[None], 0, 255), np.uint8)
 
 
-def _memory_bytes(name: str) -> int:
+def _peak_mib() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 # -------------------------------------------------------------------------------------------------- the report
 
 
-def figures(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """One value for each run, by name: seconds, MiB."""
-    return {
-        "seconds": [statistics.median(run["seconds"]) for run in runs],
-        "CPU seconds": [statistics.median(run["cpu_seconds"]) for run in runs],
-        "peak MiB above the empty process": [(run["peak_bytes"] - run["before_bytes"]) / MIB for run in runs],
-        "peak MiB in all": [run["peak_bytes"] / MIB for run in runs],
-        "peak MiB in all, after further runs": [run["peak_of_all_runs_bytes"] / MIB for run in runs],
-        "of it when the file is open": [run["loaded_bytes"] / MIB for run in runs],
-    }
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: medians with their spread, ratios, verdicts, the machine."""
-    batch = report["batch"]
-    ours, theirs = figures(report["runs"]["grid"]), figures(report["runs"]["native"])
-    side = report["side_px"]
     lines = [
         f"# BiRefNet in ONNX Runtime, {report['date'][:10]}",
         "",
-        f"Swin-T, {side}×{side}, batch 1, {report['threads']} threads, {report['rounds']} rounds, on "
-        f"{sentence(report)}",
+        f"Swin-T, {report['side_px']}×{report['side_px']}, batch 1, {report['threads']} threads, on {sentence(report)}",
         "",
-        "Median of the rounds (lowest–highest); each run in a fresh process, with the server's session options (no "
-        "arena, no memory pattern) and allocator settings. Peaks are of the first run; "
-        "further runs find a heap with gaps.",
+        f"Median of {report['rounds']} rounds (lowest–highest); each run in a fresh process, with the server's session "
+        "options (no arena, no memory pattern) and allocator settings.",
         "",
-        "| | project's file | DeformConv | ratio | |",
+        "| | project's file | DeformConv | ratio | at most |",
         "|---|--:|--:|--:|---|",
     ]
-    for name in ours:
-        ratio = statistics.median(ours[name]) / statistics.median(theirs[name])
-        verdict = _verdict(ratio, TARGETS[name]) if name in TARGETS else ""
-        lines.append(f"| {name} | {_spread(ours[name])} | {_spread(theirs[name])} | {ratio:.2f} | {verdict} |")
-    sizes = {deform: export["file_bytes"] / MIB for deform, export in report["exports"].items()}
-    weights = report["exports"]["grid"]["weights_bytes"] / MIB
-    lines += [f"| file, MiB (weights: {weights:.0f}) | {sizes['grid']:.0f} | {sizes['native']:.0f} | | |", ""]
-    lines.append(
-        f"- A batch of {BATCH} against {BATCH} singles: largest difference {batch['largest']} of 255, in "
-        f"{batch['differing']:.1e} of the pixels; {_verdict(batch['largest'], TARGETS['gap'])}."
-    )
+    for name in report["runs"]["grid"][0]:
+        ours, theirs = ([run[name] for run in report["runs"][deform]] for deform in FILES)
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        wanted = f"{TARGETS[name]}: {'met' if ratio <= TARGETS[name] else 'missed'}" if name in TARGETS else ""
+        lines.append(f"| {name} | {_spread(ours)} | {_spread(theirs)} | {ratio:.2f} | {wanted} |")
+    sizes = " | ".join(f"{report['exports'][deform]['file MiB']:.0f}" for deform in FILES)
+    lines.append(f"| file, MiB (weights: {report['exports']['grid']['weights MiB']:.0f}) | {sizes} | | |")
     return "\n".join([*lines, ""])
-
-
-def _verdict(value: float, target: float) -> str:
-    return f"at most {target:g} is wanted: {'met' if value <= target else 'missed'}"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -237,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--side", type=int, default=1024, metavar="PX", help="default: %(default)s")
     add("--rounds", type=int, default=3, help="processes for each file (default: %(default)s)")
-    add("--repeats", type=int, default=2, help="timed runs in each process (default: %(default)s)")
     add("--threads", type=int, default=min(cores(), 16), help="default: as many as there are cores")
     add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
     add("--step", nargs="+", help=argparse.SUPPRESS)

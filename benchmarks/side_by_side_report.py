@@ -183,7 +183,7 @@ def draw(report: Report, path: Path) -> None:
     for axis, (title, of, clients) in zip(axes, panels, strict=True):
         for index, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
             found = [of(find(report, size, clients, name)) for size in sizes]
-            errors = np.array([[each.value - each.low, each.high - each.value] for each in found]).T.clip(0)
+            errors = np.array([[each.value - each.low, each.high - each.value] for each in found]).T.clip(0).tolist()
             at = places + (index - (len(names) - 1) / 2) * width
             heights = [each.value for each in found]
             axis.bar(at, heights, width, label=name, color=colour, yerr=errors, error_kw={"lw": 0.8})

@@ -25,6 +25,8 @@ from pipeline.tuning import (
     SLICE_IOU,
     SLICE_MIN_SIDE_PX,
     SLICE_OVERLAP,
+    SURE_CONFIDENCE,
+    TURNED_LEAD,
     TURNED_MIN_CONFIDENCE,
 )
 
@@ -54,16 +56,18 @@ def look(rgb: NDArray[np.uint8], detector: Detector, min_confidence: float, *, t
         rgb: (H, W, 3) uint8.
         detector: the network.
         min_confidence: the lowest score kept.
-        turn: look at the picture turned, too, where nobody is found.
+        turn: look at the picture turned, too, where nobody is found with some confidence.
     """
     square, placement = letterbox(rgb)
     raw = detector(square[None])
     found = read_detections(_of(raw, 0), placement, min_confidence)
     if _vanish(placement, found):
         found = _with_slices(rgb, detector, min_confidence, found)
-    if len(found) or not turn:
+    certain = float(found.scores.max(initial=0))
+    if certain >= SURE_CONFIDENCE or not turn:
         return Sighting(found)
-    return _turned(square, placement, detector, max(min_confidence, TURNED_MIN_CONFIDENCE)) or Sighting(found)
+    needed = max(min_confidence, TURNED_MIN_CONFIDENCE, certain + TURNED_LEAD if len(found) else 0.0)
+    return _turned(square, placement, detector, min_confidence, needed) or Sighting(found)
 
 
 def slices(width: int, height: int) -> list[Rect]:
@@ -160,19 +164,19 @@ def _share(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _turned(
-    square: NDArray[np.uint8], placement: Letterbox, detector: Detector, min_confidence: float
+    square: NDArray[np.uint8], placement: Letterbox, detector: Detector, min_confidence: float, needed: float
 ) -> Sighting | None:
-    """The turn by 90°, 180° or 270° in which most confidence is found, if any."""
+    """The turn by 90°, 180° or 270° with the most confident person, if that confidence reaches what is needed."""
     turns = (1, 2, 3)
     raw = detector(np.stack([np.rot90(square, count) for count in turns]))
     found = [read_detections(_of(raw, at), placement, min_confidence, count) for at, count in enumerate(turns)]
-    best = max(range(len(turns)), key=lambda at: float(found[at].scores.sum()))
-    if not len(found[best]):
+    best = max(range(len(turns)), key=lambda at: float(found[at].scores.max(initial=0)))
+    if found[best].scores.max(initial=0) < needed:
         return None
     degrees = 90 * turns[best]
     notice = Notice(
         "PEOPLE_TURNED",
-        f"People were found only after the picture had been turned; they are turned by {degrees}° clockwise.",
+        f"People were found after the picture had been turned; they are turned by {degrees}° clockwise.",
         {"degrees": degrees},
     )
     return Sighting(found[best], turns[best], (notice,))

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     )
     from cutaway.contract.limits import InputLimits, Tier
     from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
-    from cutaway.fetch import Fetched, Fetcher, FetchRefused
     from cutaway.frames import StreamFrame, StreamStatistics
     from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
-    from cutaway.shared_memory import SharedMemory
     from cutaway.stream import AsyncStream, Stream
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
@@ -68,9 +66,6 @@ _HOMES = {
     "Cutout": "result",
     "Detection": "result",
     "Fallback": "fallback",
-    "FetchRefused": "fetch",
-    "Fetched": "fetch",
-    "Fetcher": "fetch",
     "FileTooLarge": "contract.errors",
     "GpuMemoryExhausted": "contract.errors",
     "Health": "health",
@@ -100,7 +95,6 @@ _HOMES = {
     "ServerRefused": "contract.errors",
     "ServerUnavailable": "contract.errors",
     "ServiceError": "contract.errors",
-    "SharedMemory": "shared_memory",
     "Stream": "stream",
     "StreamFrame": "frames",
     "StreamStatistics": "frames",
@@ -122,9 +116,6 @@ __all__ = [
     "Cutout",
     "Detection",
     "Fallback",
-    "FetchRefused",
-    "Fetched",
-    "Fetcher",
     "FileTooLarge",
     "GpuMemoryExhausted",
     "Health",
@@ -154,7 +145,6 @@ __all__ = [
     "ServerRefused",
     "ServerUnavailable",
     "ServiceError",
-    "SharedMemory",
     "Stream",
     "StreamFrame",
     "StreamStatistics",

@@ -26,7 +26,7 @@ from cutaway.contract.options import CutOptions, parse_options
 if TYPE_CHECKING:
     from typing import Self
 
-    from cutaway.wire import Tensor
+    from cutaway.transports.base import Tensor
 
 logger = logging.getLogger("cutaway.cache")
 

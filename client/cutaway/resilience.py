@@ -14,18 +14,17 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 
 T = TypeVar("T")
-Y = TypeVar("Y")
 Clock = Callable[[], float]
 
 
@@ -103,6 +102,16 @@ class Deadline:
 
     def __repr__(self) -> str:
         return f"Deadline({self.left_s:.3f} s left of {self.budget_s:.3f})"
+
+
+def checked_timeout(timeout_s: float) -> float:
+    """
+    Raises:
+        ValueError: no finite number of seconds above 0.
+    """
+    if not 0 < timeout_s < float("inf"):
+        raise ValueError(f"a timeout is a number of seconds above 0, not {timeout_s}")
+    return timeout_s
 
 
 class RetryBudget:
@@ -204,76 +213,25 @@ def asked_to_wait_s(error: CutawayError) -> float | None:
     return error.asked_to_wait_s
 
 
-def drive(work: Generator[Y, Any, T], perform: Callable[[Y], Any]) -> T:
-    """Run a generator that yields what is to be done and is sent what came of it, to its result.
-
-    Whatever goes wrong, a KeyboardInterrupt included, is raised inside the generator, which may yield once more (to
-    undo what it began) before it lets it out. So a rule is written once, as a generator, and runs under threads and,
-    with :func:`drive_async`, under asyncio.
-    """
-    outcome: Any = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            step = work.send(outcome) if failure is None else work.throw(failure)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        outcome, failure = None, None
-        try:
-            outcome = perform(step)
-        except BaseException as error:
-            failure = error
-
-
-async def drive_async(work: Generator[Y, Any, T], perform: Callable[[Y], Awaitable[Any]]) -> T:
-    """The same as :func:`drive` where performing a step is awaited; a cancelled task is such a failure too."""
-    outcome: Any = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            step = work.send(outcome) if failure is None else work.throw(failure)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        outcome, failure = None, None
-        try:
-            outcome = await perform(step)
-        except BaseException as error:
-            failure = error
-
-
-def retry(call: Callable[[], T], retries: Retries, *, sleep: Callable[[float], None] = time.sleep) -> T:
-    """Call until it succeeds or another attempt is not worth it.
-
-    Raises:
-        CutawayError: the last attempt's.
-    """
-    result: T = drive(_retrying(retries), lambda wait: call() if wait is None else sleep(wait))
-    return result
-
-
 async def retry_async(
     call: Callable[[], Awaitable[T]],
     retries: Retries,
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
-    """The same as :func:`retry`, for a coroutine function."""
-    result: T = await drive_async(_retrying(retries), lambda wait: call() if wait is None else sleep(wait))
-    return result
+    """Call until it succeeds or another attempt is not worth it.
 
-
-def _retrying(retries: Retries) -> Generator[float | None, Any, Any]:
-    """Yields None for a call and seconds for a wait."""
+    Raises:
+        CutawayError: the last attempt's.
+    """
     while True:
         try:
-            result = yield None
+            result = await call()
         except CutawayError as error:
-            wait = retries.delay_s(error)
-            if wait is None:
+            wait_s = retries.delay_s(error)
+            if wait_s is None:
                 raise
-            yield wait
+            await sleep(wait_s)
         else:
             retries.budget.succeeded()
             return result

@@ -15,7 +15,8 @@ from cutaway.contract.errors import InputError
 from cutaway.contract.headers import PictureHeader, picture_format, read_header
 from cutaway.decode import open_checked
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
-from cutaway.wire import Tensor, malformed
+from cutaway.transports.base import Tensor
+from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
     import os
@@ -295,7 +296,7 @@ def read_cut(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader 
     decoded that is larger than what was cut.
 
     Args:
-        sent: the header of the picture that was sent, whose size the report has to tell.
+        sent: the header of the picture that was sent, than which the report's may not be larger.
 
     Raises:
         InferenceError: outputs are missing or contradict one another.
@@ -322,8 +323,10 @@ def _detected(
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise malformed("its boxes or scores are not finite")
     report = parse_report(raw[0])
-    if sent is not None and {report.width_px, report.height_px} != {sent.width_px, sent.height_px}:
-        raise malformed("its report is of a picture of another size")
+    if sent is not None:
+        sides = zip(sorted((report.width_px, report.height_px)), sorted((sent.width_px, sent.height_px)), strict=True)
+        if any(reported > was_sent for reported, was_sent in sides):
+            raise malformed("its report is of a larger picture")
     return boxes, scores, report
 
 

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, 
 import numpy as np
 
 from cutaway import loop
-from cutaway.calls import checked_timeout
+from cutaway.call import settings_of
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_stream_options, to_parameters
 from cutaway.frames import FrameInput, StreamFrame, StreamStatistics, checked
 from cutaway.inputs import ImageInput, encode
 from cutaway.report import parse_report
-from cutaway.transports.base import AsyncTransport, InferRequest, InputTensor, SequencePart
-from cutaway.transports.connection import Tls
-from cutaway.wire import malformed
+from cutaway.resilience import checked_timeout
+from cutaway.transports.base import InferRequest, InputTensor, SequencePart, Transport
+from cutaway.transports.connection import Tls, open_transport
+from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
     from typing import Self
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cutaway.report import Report
-    from cutaway.wire import Tensor
+    from cutaway.transports.base import Tensor
 
 T = TypeVar("T")
 STREAM = "stream_pipeline"
@@ -60,7 +61,7 @@ class StreamKeywords(StreamOptionKeywords, total=False):
     api_key: str | None
     headers: Mapping[str, str] | None
     tls: Tls | None
-    transport: AsyncTransport | None
+    transport: Transport | None
 
 
 class _Submitted(NamedTuple):
@@ -96,7 +97,7 @@ class AsyncStream:
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         tls: Tls | None = None,
-        transport: AsyncTransport | None = None,
+        transport: Transport | None = None,
         **options: Unpack[StreamOptionKeywords],
     ) -> None:
         is_words = isinstance(background, str) and background.startswith(("#", "blur:"))
@@ -105,7 +106,8 @@ class AsyncStream:
         self._parameters = to_parameters(given)
         self._background = None if is_words else encode(background, verify=True).data
         self._timeout_s = checked_timeout(timeout_s)
-        self._transport = transport or _open(url, token, api_key, headers, tls)
+        settings = settings_of(url, token=token, api_key=api_key, headers=headers, tls=tls)
+        self._transport = transport or open_transport(settings.connections[0])
         # Kept for good: a start under the same id takes the old place at the server.
         self._sequence_id = 1 + secrets.randbelow(2**62)
         self._started = self._finished = self._in_flight = False
@@ -353,26 +355,3 @@ class Stream:
             return function(*arguments)
 
         return loop.run(call())
-
-
-def _open(
-    url: str, token: str | None, api_key: str | None, headers: Mapping[str, str] | None, tls: Tls | None
-) -> AsyncTransport:
-    from cutaway.calls import settings_of
-
-    settings = settings_of(
-        url,
-        timeout_s=None,
-        token=token,
-        api_key=api_key,
-        headers=headers,
-        tls=tls,
-        retry=None,
-        fallback=(),
-        cache=None,
-        observers=(),
-        verify=False,
-        max_decompression_ratio=None,
-        shared_memory=None,
-    )
-    return settings.open_async_transport(settings.connections[0])

@@ -98,10 +98,10 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
         why = tier.passed_over or ("No time was left to ask." if deadline.over else "")
         permit = None if why else tier.breaker.permit()
         if permit is None:
-            why = why or f"Its circuit breaker is open for {tier.breaker.rests_for_s:.0f} s more."
+            why = why or f"Its circuit breaker is open for {tier.breaker.open_for_s:.0f} s more."
             tried.append(Tried(tier.provider, tier.tier, "UNAVAILABLE", why))
             continue
-        later = [each for each in attempts[place + 1 :] if not each.passed_over and not each.breaker.rests_for_s]
+        later = [each for each in attempts[place + 1 :] if not each.passed_over and not each.breaker.open_for_s]
         share_s = max(deadline.left_s / 2, deadline.left_s - sum(each.timeout_s for each in later))
         turn = deadline.capped(share_s if tier.patient else min(tier.timeout_s, share_s))
         settle = permit.dropped

@@ -1,8 +1,5 @@
-"""Ways to a server: gRPC and HTTP, each for threads and for asyncio.
+"""The connections to a server: gRPC through tritonclient, HTTP through httpx."""
 
-:mod:`.base` says what a way has to do, :mod:`.connection` opens the one that an address asks for.
-"""
+from cutaway.transports.connection import Connection, Tls, open_transport
 
-from cutaway.transports.connection import Connection, Tls, open_async_transport, open_transport
-
-__all__ = ["Connection", "Tls", "open_async_transport", "open_transport"]
+__all__ = ["Connection", "Tls", "open_transport"]

@@ -1,17 +1,24 @@
-"""Everything that a connection to one server needs, and opening it."""
+"""What a connection to one server needs: TLS, headers, a proxy, and the event loop that it belongs to."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import os
 import re
 import ssl
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
-from cutaway.transports.base import Address, AsyncMemoryTransport, InferRequest, MemoryTransport
+from cutaway.transports.base import Address, InferRequest, Transport, parse_address
+
+C = TypeVar("C")
 
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 
@@ -87,16 +94,19 @@ class Connection:
         address: where it is.
         headers: sent with every request; names in lower case. Not shown anywhere, since they hold tokens.
         tls: for grpcs:// and https:// only; None trusts the public authorities.
+        proxy: the HTTP proxy that the environment names for it; "" for none. Not shown, since it may hold a password.
 
     Raises:
-        ValueError: a header that cannot be sent, or certificates for an address without TLS.
+        ValueError: a header that cannot be sent, certificates for an address without TLS, or a proxy of another kind.
     """
 
     address: Address
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: Tls | None = None
+    proxy: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "proxy", proxy_of(self.address))
         check_headers(self.headers)
         if self.tls is not None and not self.encrypted:
             raise ValueError(f"{self.address} is reached without TLS: write {self.address.scheme}s:// to use it")
@@ -117,6 +127,20 @@ class Connection:
         return {**self.headers, **request.headers}
 
 
+def connections_of(
+    urls: str | Sequence[str], headers: Mapping[str, str] | None = None, tls: Tls | None = None
+) -> tuple[Connection, ...]:
+    """The connections to some servers.
+
+    Raises:
+        ValueError: there is none, a URL is no address, or see :class:`Connection`.
+    """
+    addresses = [parse_address(url) for url in ([urls] if isinstance(urls, str) else urls)]
+    if not addresses:
+        raise ValueError("a client needs the address of at least one server")
+    return tuple(Connection(address, headers or {}, tls) for address in addresses)
+
+
 def check_headers(headers: Mapping[str, str]) -> None:
     """
     Raises:
@@ -129,37 +153,92 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise ValueError(f"the value of the header {name!r} has to be printable ASCII without spaces around it")
 
 
-def open_transport(connection: Connection) -> MemoryTransport:
-    """The transport for a server; connects when first used.
+def proxy_of(address: Address) -> str:
+    """The proxy for an address, "" for none: ``HTTPS_PROXY`` for TLS, else ``HTTP_PROXY``, or ``ALL_PROXY``; none for
+    loopback and for what ``NO_PROXY`` names. Lower case goes first.
+
+    Raises:
+        ValueError: it is not ``http://host:port``: gRPC knows no other kind.
+    """
+    proxies = getproxies_environment()
+    proxy = proxies.get("https" if address.scheme in ("grpcs", "https") else "http") or proxies.get("all", "")
+    if not proxy or is_loopback(address.host):
+        return ""
+    if proxy_bypass(f"{address.host.strip('[]')}:{address.port}"):
+        return ""
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(
+            f"the environment's proxy for {address} is no http:// proxy: set another, or name the host in NO_PROXY"
+        )
+    return parts.geturl()
+
+
+class OneLoop(Generic[C]):
+    """A client library's object that belongs to the event loop in which it is first used.
+
+    Args:
+        opened: makes it.
+        forked: why it cannot be made anew in a forked process; "" where it can.
+    """
+
+    def __init__(self, opened: Callable[[], C], *, forked: str = "") -> None:
+        self._open = opened
+        self._forked = forked
+        self._client: C | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._of_parents: list[C | None] = []
+
+    def get(self) -> C:
+        """
+        Raises:
+            RuntimeError: it is closed, belongs to another loop, or to the process that this one was forked from.
+        """
+        if self._closed:
+            raise RuntimeError("the connection is closed")
+        if self._pid != os.getpid():
+            if self._forked:
+                raise RuntimeError(self._forked)
+            # The parent's is kept and not touched: its sockets are the parent's, too.
+            self._of_parents.append(self._client)
+            self._client, self._pid = None, os.getpid()
+        loop = asyncio.get_running_loop()
+        if self._client is None:
+            self._client, self._loop = self._open(), loop
+        elif self._loop is not loop:
+            raise RuntimeError(
+                "an asynchronous client belongs to the event loop in which it was first used: make one for each loop"
+            )
+        return self._client
+
+    def close(self) -> C | None:
+        """What is to be closed here; None where nothing was opened in this loop, which took it along."""
+        client, self._client, self._closed = self._client, None, True
+        return client if self._pid == os.getpid() and self._loop is asyncio.get_running_loop() else None
+
+
+def open_transport(connection: Connection) -> Transport:
+    """The transport for a server, which connects when first used; may be called outside of an event loop.
 
     Raises:
         OSError, ValueError: a certificate's file cannot be read.
+
+    Warns:
+        InsecureTokenWarning: see there.
     """
     _warn_of_open_secrets(connection)
-    return reopen_transport(connection)
-
-
-def reopen_transport(connection: Connection) -> MemoryTransport:
-    """The same as :func:`open_transport` for a connection that was opened before: warns of nothing."""
     if connection.address.scheme.startswith("grpc"):
-        from cutaway.transports.grpc_sync import GrpcTransport
+        from cutaway.transports.grpc import GrpcTransport
 
         return GrpcTransport(connection)
-    from cutaway.transports.http_sync import HttpTransport
+    from cutaway.transports.http import HttpTransport
 
     return HttpTransport(connection)
 
 
-def open_async_transport(connection: Connection) -> AsyncMemoryTransport:
-    """The same as :func:`open_transport` for asyncio; may be called outside of an event loop."""
-    _warn_of_open_secrets(connection)
-    if connection.address.scheme.startswith("grpc"):
-        from cutaway.transports.grpc_async import AsyncGrpcTransport
-
-        return AsyncGrpcTransport(connection)
-    from cutaway.transports.http_async import AsyncHttpTransport
-
-    return AsyncHttpTransport(connection)
+open_async_transport = open_transport
 
 
 def is_loopback(host: str) -> bool:

@@ -1,19 +1,9 @@
-"""Reading what a server sends: KServe-v2 tensors, and failures as typed errors. Shared by all transports.
-
-Nothing here trusts a length, a shape or a form that came over the network.
-"""
+"""Failed calls as typed errors, from a gRPC status, an HTTP status, or the words of Triton, gRPC and proxies."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
-from collections.abc import Sequence
-from typing import TypeAlias, Union
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cutaway.contract import errors
 from cutaway.contract.errors import (
@@ -26,9 +16,6 @@ from cutaway.contract.errors import (
     ServerRefused,
     ServerUnavailable,
 )
-
-Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]", "NDArray[np.uint8]"]
-"""A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
 
 MAX_ANSWER_BYTES = 2**31 - 1
 """What gRPC can carry in one message; HTTP answers are held to the same."""
@@ -73,47 +60,6 @@ _NEEDS_CERTIFICATE = ("alert_certificate_required", "alert_bad_certificate", "al
 _OTHER_PROTOCOL = ("wrong_version_number", "expected settings frame as the first frame", "connect an http1.x server")
 _PROXY_FAILED = re.compile(r"http status 5\d\d")
 """A proxy whose server is away answers a gRPC request in plain HTTP."""
-
-
-def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
-    """One output tensor from its raw little-endian bytes.
-
-    Raises:
-        InferenceError: datatype, shape and bytes do not fit together.
-    """
-    if any(not isinstance(side, int) or isinstance(side, bool) or side < 0 for side in shape):
-        raise malformed(f"output {name!r} has an impossible shape")
-    count = math.prod(shape)
-    if datatype == "BYTES":
-        return _strings(name, raw, count)
-    if datatype in ("FP32", "UINT8"):
-        if len(raw) != (4 if datatype == "FP32" else 1) * count:
-            raise malformed(f"output {name!r} has {len(raw)} bytes for {count} numbers")
-        try:
-            if datatype == "UINT8":
-                return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape)).copy()
-            return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
-        except (ValueError, OverflowError):  # more sides, or longer ones, than an array has
-            raise malformed(f"output {name!r} has an impossible shape") from None
-    raise malformed(f"output {name!r} is of the unexpected type {datatype[:20]!r}")
-
-
-def _strings(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
-    view = memoryview(raw)
-    strings: list[bytes] = []
-    position = 0
-    while position < len(view):
-        if position + 4 > len(view):
-            raise malformed(f"output {name!r} ends inside a length")
-        (length,) = struct.unpack_from("<I", view, position)
-        position += 4
-        if length > len(view) - position:
-            raise malformed(f"output {name!r} ends inside an element")
-        strings.append(bytes(view[position : position + length]))
-        position += length
-    if len(strings) != count:
-        raise malformed(f"output {name!r} has {len(strings)} elements instead of {count}")
-    return strings
 
 
 def malformed(what: str) -> InferenceError:

@@ -1,4 +1,4 @@
-"""From what a provider answered to an alpha or a picture that can be trusted: header first, then decoding."""
+"""A provider's answer → a validated alpha or picture: its header is checked before it is decoded."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ ANSWER_LIMITS = limits.InputLimits(
     max_short_side_px=_SHORT_PX,
     max_pixels=_LONG_PX * _SHORT_PX,
     min_side_px=1,
-    # A mask is flat and folds further than any photograph; its pixels bound what it can become.
+    # A flat mask compresses further than any photograph; the number of pixels bounds the memory.
     max_decompression_ratio=math.inf,
 )
-"""What an answered picture may be: as large as the largest upscaled one."""
+"""Bounds of an answered picture: the size of the largest upscaled one."""
 
 GREY_TOLERANCE = 4
-"""How far the channels of a grey mask may be apart: JPEG and WebP do not keep them exactly equal."""
+"""Maximum difference of a grey mask's channels: JPEG and WebP do not keep them exactly equal."""
 
 ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hosted:
-    """What every hosted result says.
+    """The fields of every hosted result.
 
     Attributes:
-        provider: who made it ("huggingface").
-        model: with which model, whose weights have this `licence`.
+        provider: its name ("huggingface").
+        model: the model, whose weights have this `licence`.
         cost: what a picture costs, in words.
         requests: HTTP requests that it took.
         elapsed_ms: milliseconds that it took, waits included.
-        details: what else the provider said (a prediction's id, metrics).
+        details: other facts from the provider (a prediction's id, metrics).
     """
 
     provider: str
@@ -67,7 +67,7 @@ class Matte(Hosted):
 
 @dataclass(frozen=True, kw_only=True)
 class Upscaled(Hosted):
-    """`data` is the encoded picture as it came."""
+    """`data` is the encoded picture of the answer."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -95,10 +95,10 @@ def decode_base64(text: str, provider: str) -> bytes:
 
 
 def answered_header(data: bytes, provider: str) -> PictureHeader:
-    """What an answered picture claims to be.
+    """The header of an answered picture.
 
     Raises:
-        InvalidAnswer: it is no picture, too large, or damaged: the answer is at fault and not the caller's picture.
+        InvalidAnswer: it is no picture, too large, or damaged: an error of the answer, not of the caller's picture.
     """
     try:
         return check_picture(data, limits=ANSWER_LIMITS)
@@ -110,8 +110,8 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent.
 
     Raises:
-        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of other proportions than the picture; a square,
-            in which models work, is stretched back.
+        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture; a
+            square one, as many models return, is stretched back.
     """
     from PIL import Image
 
@@ -123,10 +123,10 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     try:
         image = open_checked(data, header)
         image.load()
-    except Exception:  # Pillow's plugins raise whatever a damaged file drives them to
+    except Exception:  # Pillow's plugins raise many exceptions on damaged files
         raise invalid(provider, f"a damaged {header.format.upper()}") from None
     band = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    if band is None or band.getextrema() == (255, 255):  # some masks come with an alpha band that is opaque throughout
+    if band is None or band.getextrema() == (255, 255):  # some masks have an alpha band that is opaque throughout
         rgb = np.asarray(image.convert("RGB"), dtype=np.int16)
         if image.mode.startswith("I"):  # 16 bits, of which Pillow would take the lower eight
             band = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
@@ -138,10 +138,10 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
 
 
 def upscaled_size(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
-    """The header of an upscaled picture whose size is what was asked for, within a pixel of rounding per step.
+    """The header of an upscaled picture that has the requested size, within a pixel of rounding per step.
 
     Raises:
-        InvalidAnswer: it is no picture, or of another size: making up for that would silently be something else.
+        InvalidAnswer: it is no picture, or of another size; resizing it would hide that.
     """
     header = answered_header(data, provider)
     got, wanted = (header.width_px, header.height_px), (size_wh[0] * scale, size_wh[1] * scale)

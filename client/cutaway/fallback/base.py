@@ -1,4 +1,4 @@
-"""What every hosted provider shares: its settings, licence and token, and what a call returns."""
+"""The base class of hosted providers: settings, licence, token, and the result of a call."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Settings(TypedDict, total=False):
-    """What every provider takes.
+    """Keyword arguments of every provider.
 
     - base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
-    - token: takes the place of the environment's.
+    - token: instead of the environment's.
     - timeout_s: seconds for one call, within the overall deadline.
     - accept_noncommercial: you may use weights that are not for commercial use.
-    - retry: how often failed requests are repeated.
+    - retry: the retry policy of requests.
     - transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
     """
 
@@ -43,13 +43,13 @@ class Settings(TypedDict, total=False):
 
 
 class Provider(ABC):
-    """A hosted model behind an HTTP API. Subclasses say what to send and what the answers mean.
+    """A hosted model behind an HTTP API. Subclasses prepare requests and parse answers.
 
     Attributes:
         name: "huggingface", "replicate" or "space".
         tier: 2 to 4, as the documentation numbers them.
         cost: what a picture costs, in words.
-        delivery_hosts: where its files may lie beside its own origin; their subdomains are included.
+        delivery_hosts: hosts of its files beside its own origin, with their subdomains.
 
     Objects are safe to share between threads and event loops. They can be pickled, unless a token was passed.
     """
@@ -98,7 +98,7 @@ class Provider(ABC):
 
     @property
     def mattes(self) -> bool:
-        """Whether it was set up for mattes."""
+        """Whether it serves mattes."""
         return True
 
     @property
@@ -111,17 +111,17 @@ class Provider(ABC):
 
         Args:
             data: an encoded picture, upright and within the input limits.
-            media_type: what it is ("image/jpeg").
+            media_type: its type ("image/jpeg").
             deadline: overall; the provider's own `timeout_s` counts too, but not while a model is loading.
 
         Raises:
-            InputError: the provider says that the picture is at fault, so no other one needs to be asked.
+            InputError: the provider refuses the picture, which others would refuse, too.
             ServerUnavailable, ProcessingTimeout, InferenceError: anything else; see :mod:`cutaway.fallback.errors`.
         """
         header = check_picture(data, media_type)
         async with Call(self, self.model, deadline) as call:
             answer = await self._matte(call, data, media_type)
-        # The answer is there and paid for: only the overall time can make it worthless.
+        # The answer is there and paid for, so that only the overall deadline counts from here.
         doing, size_wh = f"reading {self.name}'s answer", (header.width_px, header.height_px)
         alpha = await in_thread(call.overall, doing, alpha_of, answer, size_wh, self.name)
         return Matte(alpha=alpha, **self._facts(call))
@@ -144,7 +144,7 @@ class Provider(ABC):
         facts = self._facts(call) | {"width_px": larger.width_px, "height_px": larger.height_px}
         return Upscaled(data=answer, media_type=larger.media_type, **facts)
 
-    # ---------------------------------------------------------------------------------- what subclasses say
+    # ---------------------------------------------------------------------------------- what subclasses implement
 
     @abstractmethod
     async def _matte(self, call: Call, data: bytes, media_type: str) -> bytes:
@@ -159,7 +159,7 @@ class Provider(ABC):
         return errors.of_status(response, self.name, self._token, self._advice)
 
     def _advice(self, status: int) -> str:
-        """What a caller can do about a refusal."""
+        """The user action for a refused request."""
         if status == 401 and not self._token and self.token_variables:
             return f"Set {self.token_variables[0]} to a token of {self.name}."
         if status in (401, 403):
@@ -174,7 +174,7 @@ class Provider(ABC):
         return errors.of_model(said, self.name, self._token)
 
     def _take_upscalers(self, upscalers: Mapping[int, Model]) -> None:
-        """Which model upscales by which factor."""
+        """Set the upscaling model of each factor."""
         for model in upscalers.values():
             self._check_licence(model)
         self._upscalers = {scale: model for scale, model in upscalers.items() if scale in limits.UPSCALE_SCALES}
@@ -189,7 +189,7 @@ class Provider(ABC):
             )
 
     def _facts(self, call: Call) -> dict[str, Any]:
-        """What every result of a call says."""
+        """The fields that results of all calls have."""
         self._budget.succeeded()
         about = {"provider": self.name, "model": call.model.name, "licence": call.model.licence, "cost": self.cost}
         return about | {

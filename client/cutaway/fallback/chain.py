@@ -1,4 +1,4 @@
-"""One tier after the other until one serves: the rule, without knowing what is asked or of whom."""
+"""The fallback rule: tiers are tried in order until one serves, whatever the call and the tier."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class NobodyServed(ServerUnavailable):
 
 
 class NeedsDetection(ServerUnavailable):
-    """Single people were asked for, and the server does not even detect: a hosted matte does not tell them apart."""
+    """Single people were requested and the server does not detect them: a hosted matte does not separate people."""
 
 
 class OutOfTime(ProcessingTimeout):
-    """The deadline passed during this machine's own work (decoding, composing): no tier is at fault."""
+    """The deadline was exceeded by this machine's own work (decoding, composing): no tier failed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Tried:
         tier: 1 to 4.
         code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
         message: one sentence.
-        elapsed_ms: milliseconds that it took; 0 where it was not asked.
+        elapsed_ms: milliseconds that it took; 0 where it was not called.
     """
 
     provider: str
@@ -53,7 +53,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Served(Generic[T]):
-    """What was served, by whom, and why not by those before."""
+    """The result, the tier that served it, and the tiers that failed before."""
 
     value: T
     provider: str
@@ -66,10 +66,10 @@ class Attempt:
     """One tier.
 
     Attributes:
-        timeout_s: what it usually takes at most; that much is kept for it while those before it are asked.
+        timeout_s: its timeout, which is reserved for it while the tiers before are tried.
         call: given its deadline, returns the result or raises a CutawayError.
-        passed_over: why it is not asked at all; "" where it is.
-        patient: it heeds `timeout_s` itself, and may wait for longer (for a model that loads).
+        passed_over: why it is not called at all; "" where it is.
+        patient: whether it applies `timeout_s` itself, and may take longer (for a model that loads).
     """
 
     provider: str
@@ -82,14 +82,14 @@ class Attempt:
 
 
 async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[Any]:
-    """Ask one after the other, each once, until one serves.
+    """Call one tier after the other, each once, until one serves.
 
-    A tier may take its own timeout, or less where later ones would be left without time: they keep what they may
-    take, up to half of what is left. For those whose circuit breaker is open nothing is kept.
+    A tier has its own timeout, or less where it would take the time of later ones: their timeouts are reserved, up to
+    half of the time left. Nothing is reserved for tiers whose circuit breaker is open.
 
     Raises:
-        InputError: a tier says that the picture or the options are at fault; nobody else is asked.
-        ProcessingTimeout: the deadline passed.
+        InputError: a tier refuses the picture or an option; no further one is called.
+        ProcessingTimeout: the deadline was exceeded.
         NobodyServed: all failed; a single one's own error where there was only one.
     """
     tried: list[Tried] = []

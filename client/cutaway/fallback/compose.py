@@ -1,7 +1,7 @@
-"""A hosted matte made into the answer that a Cutaway server gives: cut-outs, boxes, scores, and a report.
+"""A hosted matte → the answer of a Cutaway server: cut-outs, boxes, scores, and a report.
 
-Hosted models see one upright picture and give one matte of whatever stands out in it. What cannot be had that way is
-said in a warning, or refused: never silently something else.
+Hosted models get one upright picture and return one matte of its foreground. What a server does and they do not is a
+warning or an error, never silently something else.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 
 REACH = 0.1
-"""How far beyond their box a person's hair and hands are looked for, as a share of the box's longer side."""
+"""Margin around a person's box for hair and hands, as a share of the box's longer side."""
 
 GRID_PX, AROUND_PX = 512, 45
 """Colours are averaged on a copy of this longer side, within so many of its pixels: they are smooth."""
 
 BAND_ROWS = 256
-"""Rows that are cleaned at once: what they need as floats stays within some 50 MB."""
+"""Rows whose colours are cleaned at once: as floats they take at most about 50 MB."""
 
 
 class Person(NamedTuple):
-    """Somebody to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
+    """A person to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
 
     id: int
     box: Box
@@ -45,14 +45,14 @@ class Person(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as it is cut, upright and in sRGB, and as it is sent.
+    """A picture, decoded upright in sRGB, and encoded to be sent.
 
     Attributes:
         rgb: the colours.
         alpha: its own transparency, L, or None.
         facts: size, format and orientation of the file that came in, for the report.
-        data: what is sent, encoded anew: metadata may tell a place and a time, and is nobody's business.
-        media_type: what `data` is.
+        data: the file that is sent, encoded anew without metadata, which may have a place and a time.
+        media_type: the type of `data`.
     """
 
     rgb: PILImage
@@ -63,11 +63,11 @@ class Picture(NamedTuple):
 
 
 def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = limits.INPUT_LIMITS) -> Picture:
-    """Check, decode and put a picture upright, and encode what is sent: losslessly where the file was lossless and
-    that stays within the limits of a file.
+    """Check, decode and put a picture upright, and encode it to be sent: losslessly where the file was lossless and
+    the new one is within the limits.
 
     Raises:
-        InputError: it is refused; CorruptImage where it cannot be decoded.
+        InputError: it fails a check; CorruptImage where it cannot be decoded.
     """
     header = check_picture(data, media_type, limits=bounds)
     image = decode_upright(data, header)
@@ -81,7 +81,7 @@ def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = li
 
 
 def detected_people(outputs: Mapping[str, Any], report: Any, options: CutOptions) -> list[Person]:
-    """The people of a server's detection answer, which has heeded `select` already.
+    """The people of a server's detection answer, in which `select` is applied already.
 
     Raises:
         NoPersonDetected: there are none.
@@ -99,11 +99,11 @@ def detected_people(outputs: Mapping[str, Any], report: Any, options: CutOptions
 
 
 def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] | None:
-    """The boxes that were given as people, largest first, less those that `select` leaves out; None where none were
-    given. The rules are the server's own, so that the same options are refused whoever serves.
+    """The given boxes as people, largest first and filtered by `select`; None without boxes. The checks are the
+    server's, so that the same options are refused by every tier.
 
     Raises:
-        InvalidOption: a box lies outside the picture, or `select` names one that is not there.
+        InvalidOption: a box is outside the picture, or `select` has an id without a box.
     """
     if options.boxes is None:
         return None
@@ -123,11 +123,11 @@ def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] 
 def outputs_of(
     picture: Picture, matte: Matte, options: CutOptions, people: Sequence[Person] | None, deadline: Deadline
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors "images", "boxes" and "scores" of the wire contract, and the report that goes with them.
+    """The tensors "images", "boxes" and "scores" of the wire contract, and the report.
 
     Args:
-        people: who is cut out, somebody at least; None for whatever stands out in the picture.
-        deadline: nobody waits for the result any longer.
+        people: those to cut out, at least one; None for the whole foreground.
+        deadline: checked before each cut-out.
     """
     from PIL import Image, ImageChops, ImageFilter
 
@@ -135,7 +135,7 @@ def outputs_of(
     alpha = Image.fromarray(matte.alpha)
     if picture.alpha is not None:
         alpha = ImageChops.darker(alpha, picture.alpha)
-    if options.feather_px:  # a Gaussian whose standard deviation is half of it, as the server does
+    if options.feather_px:  # a Gaussian whose standard deviation is half of it, as on the server
         alpha = alpha.filter(ImageFilter.GaussianBlur(options.feather_px / 2))
     behind = None
     if options.background.colour_rgb is not None:
@@ -173,7 +173,7 @@ def outputs_of(
 def _warnings(
     matte: Matte, options: CutOptions, people: Sequence[Person] | None, chosen: Sequence[Person]
 ) -> list[dict[str, Any]]:
-    """What a hosted matte does not do."""
+    """Warnings about what a hosted matte does not do."""
     found: list[tuple[str, str, dict[str, Any]]] = []
     who = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
     found.append(("HOSTED_MODEL", f"{matte.model} at {matte.provider} made this cut-out, and not your server.", who))
@@ -198,7 +198,7 @@ def _grown(box: Box, by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, in
 
 
 def _kept_near(alpha: PILImage, group: Sequence[Person]) -> PILImage:
-    """The alpha in and a little around the people's boxes, and nothing elsewhere."""
+    """The alpha in the people's boxes and a margin, 0 elsewhere."""
     from PIL import Image
 
     kept = Image.new("L", alpha.size)
@@ -225,9 +225,8 @@ def _rendered(image: PILImage, alpha: PILImage, behind: PILImage | None, options
 def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:
     """Colours for straight alpha: where alpha is below 255, an estimate F of the foreground's own.
 
-    A soft pixel shows ``alpha·F + (1 − alpha)·B``; put on another background as it is, it carries B along: a halo. F
-    and B are averaged from what is around, weighted by alpha² and (1 − alpha)², and F is corrected so that both
-    together give the pixel again.
+    A soft pixel is ``alpha·F + (1 − alpha)·B``; on another background its B shows as a halo. F and B are averaged from
+    the surroundings, weighted by alpha² and (1 − alpha)², and F is corrected so that both reproduce the pixel.
     """
     from PIL import Image, ImageFilter
 

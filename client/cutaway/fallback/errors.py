@@ -1,11 +1,11 @@
-"""What goes wrong with hosted models, and what a failed answer means: whose fault it is, and whether it can pass.
+"""Errors of hosted models, and the mapping of failed answers to them.
 
-    InvalidOption       LicenceNotAccepted      a non-commercial model, and nobody said that this is all right
-    ServerUnavailable   ProviderUnavailable     the provider does not answer, or says that it cannot now
-                        └── ProviderRefused     it refuses for good: token, model, parameters
-    ProcessingTimeout   GatewayTimeout          408 and 504: the service gave up, and may not the next time
-    InferenceError      ModelFailed             the model ran and failed; the same picture would fail there again
-                        InvalidAnswer           it answered with something that is no result
+    InvalidOption       LicenceNotAccepted      a non-commercial model without `accept_noncommercial`
+    ServerUnavailable   ProviderUnavailable     no answer, or temporarily unavailable: worth a retry
+                        └── ProviderRefused     refused permanently: token, model, parameters
+    ProcessingTimeout   GatewayTimeout          408 and 504: the service's own timeout, worth a retry
+    InferenceError      ModelFailed             the model ran and failed; a retry would fail again
+                        InvalidAnswer           the answer is no valid result
 
 All but the first let a fallback chain go on to the next tier. Details name the provider and the HTTP status where
 there was one; no message, representation or detail holds a token.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cutaway.fallback.model import Secret
 
 QUOTED_CHARS = 200
-"""So much of a provider's own words goes into an error."""
+"""Maximum length of a provider's message in an error."""
 
 _ABOUT_THE_PICTURE = re.compile(
     r"cannot identify image|(?:invalid|corrupt\w*|damaged|unsupported|unreadable|truncated|malformed) (?:input )?"
@@ -35,7 +35,7 @@ _ABOUT_THE_PICTURE = re.compile(
     r"|(?:decod\w*|pars\w*|open|read) (?:the )?(?:input )?image",
     re.IGNORECASE,
 )
-"""A 400 or 422 is as often about a parameter or a version, and those may be right at the next provider."""
+"""Only these 400s and 422s are about the picture; others are about parameters, which the next provider may accept."""
 
 
 class LicenceNotAccepted(errors.InvalidOption):
@@ -43,17 +43,17 @@ class LicenceNotAccepted(errors.InvalidOption):
 
 
 class ProviderUnavailable(errors.ServerUnavailable):
-    """Worth another try later. Details: provider, status."""
+    """Temporarily unavailable: worth a retry. Details: provider, status."""
 
 
 class ProviderRefused(ProviderUnavailable):
-    """The same request will be refused again: credentials, a model that is not served, parameters."""
+    """The same request is always refused: credentials, a model that is not served, parameters."""
 
     retry = False
 
 
 class GatewayTimeout(errors.ProcessingTimeout):
-    """The service gave up, and may not the next time."""
+    """The service's own timeout was exceeded; worth a retry."""
 
     retry = True
 
@@ -82,7 +82,7 @@ _BY_STATUS: dict[int, type[errors.CutawayError]] = {
 
 
 def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:
-    """The error for an answer that is no result."""
+    """The error for an invalid answer."""
     action = "Check the provider's model and settings, or ask another one."
     return InvalidAnswer(f"{provider} {verb} {what.rstrip('.')}.", details={"provider": provider}, user_action=action)
 
@@ -90,7 +90,7 @@ def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAns
 def of_status(
     response: httpx.Response, provider: str, token: Secret, advice: Callable[[int], str]
 ) -> errors.CutawayError | None:
-    """The typed error of an answer, or None for a success or a redirect; `advice` is for a status that is refused."""
+    """The typed error of an answer, or None for a success or a redirect; `advice` has the action for a refusal."""
     status, form = response.status_code, json_of(response)
     if status < 400:
         return None
@@ -111,7 +111,7 @@ def of_status(
 
 
 def of_model(said: object, provider: str, token: Secret) -> errors.CutawayError:
-    """The error for a model that ran and failed, by its own words."""
+    """The error for a model that ran and failed, by its message."""
     words, details = _short(said, token), {"provider": provider}
     if _ABOUT_THE_PICTURE.search(words):
         return _unreadable(words, details)
@@ -119,7 +119,7 @@ def of_model(said: object, provider: str, token: Secret) -> errors.CutawayError:
 
 
 def json_of(response: httpx.Response) -> Any:
-    """The body as JSON, or None where it is none."""
+    """The body as JSON, or None where it is not JSON."""
     try:
         return json.loads(response.content)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""The chain: your own server first, then the hosted providers that you named, until one serves or time is up.
+"""The fallback chain: your own server first, then the hosted providers in order, until one serves or the deadline.
 
-What is wrong with the picture or the options ends the chain at once: it would fail everywhere and cost money.
+An error of the picture or the options ends the chain at once: it would fail at every provider and cost money.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Outputs: TypeAlias = Mapping[str, Any]
 Ask: TypeAlias = Callable[[Deadline], Awaitable[Outputs]]
 
 DETECT_SHARE = 1 / 3
-"""Of a hosted tier's time so much may go into asking the server who is where."""
+"""Share of a hosted tier's time for the server's detection of people."""
 
 MATTE = 1
-"""A matte enlarges by 1. It and each factor of upscaling have circuit breakers of their own: they are other models."""
+"""The key of mattes among the factors. Each factor has its own circuit breakers, because it has another model."""
 
 DECODING, COMPOSING = "decoding the picture", "putting the cut-out together"
 
@@ -41,9 +41,9 @@ class Fallback:
     >>> fallback = Fallback([HuggingFace("briaai/RMBG-1.4", accept_noncommercial=True), Replicate(), Space()])
 
     Args:
-        providers: in the order in which to ask.
+        providers: in the order of the tiers.
         fail_max: failures in a row after which a provider's circuit breaker opens.
-        reset_s: seconds until one call may try it again.
+        reset_s: seconds until an open circuit breaker is half-open.
         clock: seconds that only grow.
     """
 
@@ -67,7 +67,7 @@ class Fallback:
 
     @property
     def breakers(self) -> tuple[CircuitBreaker, ...]:
-        """Those of the providers' mattes; upscaling has its own."""
+        """The circuit breakers of the providers' mattes; upscaling has others."""
         return self._breakers[MATTE]
 
     async def infer(
@@ -80,24 +80,24 @@ class Fallback:
         primary: Ask | None = None,
         detect: Ask | None = None,
     ) -> Served[Outputs]:
-        """Cut a picture out by whoever serves first.
+        """Cut a picture out by the first tier that serves.
 
         Args:
             data: the encoded picture, which has passed the input checks.
-            media_type: what it is declared to be, if anything.
+            media_type: its declared type, if any.
             options: checked options.
-            deadline: for everything together.
-            primary: asks your own server for "images", "boxes", "scores" and "report" within the given deadline.
-            detect: asks it for "boxes", "scores" and "report" only. Needed where single people are wanted
-                (`subject` "each", or `select`) and no boxes are given.
+            deadline: of the whole call.
+            primary: requests "images", "boxes", "scores" and "report" from your own server within the given deadline.
+            detect: requests "boxes", "scores" and "report" only. Needed for single people (`subject` "each", or
+                `select`) without boxes.
 
         Returns:
-            The outputs of the wire contract. A hosted report says under "fallback" who was tried before, and warns of
-            what a hosted matte does not do.
+            The outputs of the wire contract. A hosted report has the tiers that failed before under "fallback", and
+            warnings about what a hosted matte does not do.
 
         Raises:
-            InputError: the picture or the options are at fault.
-            NeedsDetection: single people are wanted, only hosted tiers are left, and nobody says where the people are.
+            InputError: the picture or an option is invalid.
+            NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
             ProcessingTimeout, NobodyServed: see :func:`cutaway.fallback.chain.run_chain`.
         """
         picture: Picture | None = None
@@ -129,11 +129,11 @@ class Fallback:
     async def upscale(
         self, data: bytes, media_type: str | None = None, *, scale: int, deadline: Deadline
     ) -> Served[Upscaled]:
-        """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by whichever provider serves first.
+        """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by the first provider that serves.
 
         Raises:
             InvalidOption: another scale.
-            InputError: the picture is refused, ResolutionTooLarge above 1440p.
+            InputError: the picture fails a check, ResolutionTooLarge above 1440p.
             ProcessingTimeout, NobodyServed: see :func:`cutaway.fallback.chain.run_chain`.
         """
         if scale not in limits.UPSCALE_SCALES:

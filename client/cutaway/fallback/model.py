@@ -13,7 +13,7 @@ UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
 BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
 
 _BRIA = re.compile(r"briaai/|.*rmbg", re.IGNORECASE)
-"""Bria's weights by their names, also where somebody else serves them."""
+"""Names of Bria's weights, whoever serves them."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]*")
 
@@ -26,7 +26,7 @@ class Model:
         name: as its provider names it.
         licence: of the weights, in words.
         commercial: whether that licence allows commercial use.
-        inputs: what its provider needs beside the picture.
+        inputs: the provider's parameters beside the picture.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Model:
 
 
 def by_name(model: Model) -> Model:
-    """The model as it is where it says its own licence; else with what its name tells."""
+    """The model with the licence of Bria's weights where its name is one of theirs and it has none."""
     if model.licence == UNKNOWN_LICENCE and _BRIA.match(model.name):
         return replace(model, licence=BRIA_LICENCE, commercial=False)
     return model
 
 
 class Secret:
-    """A token that shows itself nowhere but where it is used; white space around it is dropped.
+    """A token that is masked in every representation; white space around it is dropped.
 
     Raises:
-        InvalidOption: it holds what no token can, such as a space; it is not shown.
+        InvalidOption: it has a character that no token has, such as a space; it is not shown.
     """
 
     def __init__(self, value: str, of: str) -> None:
@@ -66,9 +66,9 @@ class Secret:
         raise TypeError("a token is not pickled")
 
     def bearer(self) -> dict[str, str]:
-        """The header that presents it; none where there is no token."""
+        """The ``Authorization`` header; none without a token."""
         return {"Authorization": f"Bearer {self._value}"} if self._value else {}
 
     def scrub(self, text: str) -> str:
-        """The text without the token, should somebody have echoed it."""
+        """The text with the token masked, in case a service echoed it."""
         return text.replace(self._value, "***") if self._value else text

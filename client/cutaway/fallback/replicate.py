@@ -1,4 +1,4 @@
-"""Replicate: predictions that are created, polled, and cancelled when nobody waits for them any more."""
+"""Replicate: predictions are created, polled, and cancelled with the call."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     import httpx
 
 HOLD_S = 5
-"""How long the creation may be held open for a quick result. Short, since only its answer tells what to cancel."""
+"""Maximum time that the creation is held open for a quick result: short, since only its answer has the id to cancel."""
 
 POLL_FIRST_S = 0.5
 POLL_MAX_S = 2.0
 CANCEL_S = 1.0
-"""What is kept back at the end to cancel a prediction, at most a tenth of the call's time."""
+"""Time reserved for the cancellation of a prediction, at most a tenth of the call's time."""
 
 CANCEL_AFTER_MIN_S = 5
-"""Replicate takes no shorter time for its own cancelling."""
+"""Replicate's minimum of ``Cancel-After``."""
 
 MAX_PREDICTION_BYTES = limits.HOSTED_MAX_ANSWER_BYTES + MAX_JSON_BYTES
-"""Small models answer with the picture itself as a data URI."""
+"""An answer may have the picture itself as a data URI."""
 
 _MODEL = re.compile(r"[\w.-]+/[\w.-]+(:[0-9a-f]{8,64})?|[0-9a-f]{64}")
 _PREDICTION = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -58,10 +58,9 @@ class Replicate(Provider):
     """Mattes and upscaling by models on Replicate.
 
     - *Token*: ``REPLICATE_API_TOKEN``.
-    - *Cost*: each prediction, by the model's run time; a created one is charged even if nobody fetches it. So a
-      creation is repeated only where it certainly was not accepted (no connection, 429). A prediction that nobody
-      waits for (deadline, cancelled task, Ctrl-C) is cancelled, and carries ``Cancel-After`` in case that does not
-      get through.
+    - *Cost*: each prediction, by the model's run time; a created one is charged even if it is not fetched. So a
+      creation is repeated only where it certainly was not accepted (no connection, 429). At a deadline, a cancelled
+      task or Ctrl-C the prediction is cancelled; ``Cancel-After`` ends it where that request fails.
     - *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see the model's page.
     - *Models*: community models need a version ("owner/name:version"), official ones none. Versions disappear; the
       known ones are in :data:`MODELS`. Replicate's limit is 600 creations a minute, 6 on granted credit.
@@ -91,8 +90,8 @@ class Replicate(Provider):
 
         Args:
             model: "owner/name" of a known or official model, "owner/name:version", or a :class:`Model`.
-            inputs: sent beside the picture, over what the model brings.
-            output_index: which one to take where the output is a list.
+            inputs: parameters beside the picture, over the model's own.
+            output_index: index of the result where the output is a list.
             upscale_model: takes ``image``, ``scale`` and ``face_enhance``; None for no upscaling.
             face_enhance: let the upscaler redraw faces.
             settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 30 by default.
@@ -140,7 +139,7 @@ class Replicate(Provider):
         return await call.fetch(self._output(prediction))
 
     async def _cancel(self, call: Call, path: str, brief: Deadline) -> None:
-        """Best effort: what matters is the error that led here."""
+        """Best effort: a failure does not replace the call's own error."""
         try:
             response = await call.once("POST", f"{path}/cancel", deadline=brief)
             call.details["cancelled"] = response.is_success
@@ -151,7 +150,7 @@ class Replicate(Provider):
         """The file's address; a succeeded prediction may still hold none.
 
         Raises:
-            CutawayError: it failed, or was cancelled by somebody else.
+            CutawayError: it failed, or was cancelled elsewhere.
         """
         status, output = prediction["status"], prediction.get("output")
         if status in ("failed", "canceled", "aborted"):
@@ -166,13 +165,13 @@ class Replicate(Provider):
 
 
 def prepare_headers(held_s: float, left_s: float) -> dict[str, str]:
-    """How long the creation may be held open, and when Replicate itself gives the prediction up."""
+    """The time that the creation is held open, and after which Replicate cancels the prediction."""
     hold_s = max(1, min(HOLD_S, int(held_s / 2)))
     return {"Prefer": f"wait={hold_s}", "Cancel-After": f"{max(CANCEL_AFTER_MIN_S, math.ceil(left_s))}s"}
 
 
 def parse(response: httpx.Response) -> dict[str, Any]:
-    """The prediction in an answer, with a status and an id that may stand in a path."""
+    """The prediction in an answer, with a status and an id that is safe in a path."""
     form = json_of(response)
     named = isinstance(form, dict) and isinstance(form.get("id"), str) and _PREDICTION.fullmatch(form["id"])
     if not named or not isinstance(form.get("status"), str):

@@ -1,8 +1,8 @@
-"""The requests of one call: where they may go, when they end, how large an answer may be, and what is repeated.
+"""The requests of one call: allowed addresses, deadline, size of answers, and retries.
 
-An answer names the file to fetch ("output": "https://…"). Left unchecked, whoever controls the answer makes the caller
-fetch from inside the caller's network. So a request goes to the provider's own origin, or by https to one of the few
-delivery hosts that the provider is known to use; redirects are not followed but checked like any other address.
+An answer has the address of the file to fetch ("output": "https://…"), which an attacker could point into the caller's
+network (SSRF). So requests go to the provider's own origin, or by https to one of its few delivery hosts; each redirect
+is checked like any other address.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def check_base_url(url: str, *, token: bool) -> Origin:
 
     Raises:
         InvalidOption: no http or https address; or one with a user, a password, a query or a fragment, which would end
-            up in logs; or plain http beyond this machine, where a token would go along.
+            up in logs; or plain http to another machine with a token.
     """
     try:
         origin = origin_of(url)
@@ -72,7 +72,7 @@ def check_base_url(url: str, *, token: bool) -> Origin:
 
 
 def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provider: str) -> bool:
-    """Whether an address is of the provider's own origin, where the token goes along; else it is a delivery host's.
+    """Whether an address is of the provider's own origin, which gets the token; else it is a delivery host's.
 
     Raises:
         InvalidAnswer: it is neither.
@@ -98,13 +98,13 @@ def is_loopback(host: str) -> bool:
 
 
 class Call:
-    """One call of a provider: its time, its retries and what it has sent so far; an asynchronous context manager.
+    """One call of a provider: its deadlines, retries and number of requests; an asynchronous context manager.
 
-    Its connections live as long as it does, and no longer: they belong to an event loop, and one that idled may be
-    closed by the other side just as a request that costs money is sent.
+    Its connections are closed with it: they belong to an event loop, and the other side may close an idle one just as
+    a request that costs money is sent.
 
     Attributes:
-        overall: all the time that there is, from when the call began.
+        overall: the whole call's deadline.
         deadline: the provider's own timeout within it.
     """
 
@@ -118,7 +118,7 @@ class Call:
         self.restart()
 
     def restart(self) -> None:
-        """Begin the provider's own time anew, after a wait that is not part of it."""
+        """Restart the provider's own timeout, after a wait that is not part of it."""
         self.deadline = self.overall.capped(self._provider.timeout_s)
         self._retries = Retries(self.deadline, self._provider._policy, self._provider._budget)
 
@@ -133,11 +133,11 @@ class Call:
             await self._client.aclose()
 
     async def send(self, method: str, url: str, *, repeatable: bool = True, **request: Any) -> httpx.Response:
-        """Send a request as :meth:`once` does, again where that can help, until the answer is a success.
+        """Send a request as :meth:`once` does, with retries by the policy.
 
         Args:
-            repeatable: False for what costs money each time: then it is sent again only where it certainly was not
-                accepted, which is when no connection came about or the rate was limited.
+            repeatable: False for requests that cost money each time: retried only where they certainly were not
+                accepted, without a connection or at a rate limit.
 
         Raises:
             CutawayError: the last attempt's failure.
@@ -167,19 +167,19 @@ class Call:
         until: Callable[[bytes], bool] = lambda _: False,
         **content: Any,
     ) -> httpx.Response:
-        """Send one request; the token goes along to the provider's own origin, and nowhere else.
+        """Send one request, with the token to the provider's own origin only.
 
         Args:
             url: an address, or a path below the provider's.
-            deadline: takes the place of the call's own.
-            max_bytes: the answer is refused beyond this.
-            until: called with what came so far; True ends an answer that its server keeps open.
+            deadline: instead of the call's own.
+            max_bytes: maximum size of the answer.
+            until: called with the body so far; True ends an answer that its server keeps open.
             content: `json`, `content` or `files` as httpx takes them.
 
         Raises:
-            ProcessingTimeout: the deadline passed before the answer's last byte.
-            ProviderUnavailable: no connection, or a broken one; its detail `unsent` says which.
-            InvalidAnswer: the answer is larger, or compressed; or the address is not to be followed.
+            ProcessingTimeout: the deadline was exceeded before the answer's last byte.
+            ProviderUnavailable: no connection (detail `unsent` is true), or a broken one.
+            InvalidAnswer: the answer is larger, or compressed; or the address is not allowed.
         """
         provider, deadline = self._provider, deadline or self.deadline
         url = url if "://" in url else provider.base_url + url
@@ -202,7 +202,7 @@ class Call:
             unsent = isinstance(error, (httpx.ConnectError, httpx.UnsupportedProtocol))
             what = "cannot be reached" if unsent else "broke the connection off"
             details = {"provider": provider.name, "status": None, "unsent": unsent}
-            # A protocol error may quote a header that was sent, or one that sends it back.
+            # A protocol error may quote a header with the token.
             cause = None if isinstance(error, httpx.ProtocolError) else error
             raise errors.ProviderUnavailable(f"{provider.name} {what}.", details=details) from cause
         finally:
@@ -211,10 +211,10 @@ class Call:
             logger.debug("%s %s: %s, %.0f ms", method, shown, outcome, elapsed_ms)
 
     async def fetch(self, url: str) -> bytes:
-        """The picture that an answer holds as a data URI, or points to through at most three redirects, each checked.
+        """The picture of a data URI, or at an address after at most three redirects, each checked.
 
         Raises:
-            InvalidAnswer: it leads where nobody may go, or is no picture.
+            InvalidAnswer: the address is not allowed, or it is no picture.
         """
         name = self._provider.name
         if url.startswith("data:"):
@@ -254,7 +254,7 @@ async def _body(answer: httpx.Response, provider: str, max_bytes: int, until: Ca
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Made once: reading the authorities takes time."""
+    """Cached, because reading the authorities takes time."""
     return ssl.create_default_context()
 
 
@@ -262,7 +262,7 @@ _masking: ContextVar[bool] = ContextVar("masking", default=False)
 
 
 def _without_query(record: logging.LogRecord) -> bool:
-    """httpx logs each address at INFO, and a delivery host's is signed in its query; other users' lines stay."""
+    """Remove queries from the addresses that httpx logs for this client: delivery hosts' have signatures there."""
     if _masking.get() and isinstance(record.args, tuple):
         record.args = tuple(a.copy_with(query=None) if isinstance(a, httpx.URL) else a for a in record.args)
     return True

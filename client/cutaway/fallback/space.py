@@ -23,15 +23,15 @@ _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FINAL = re.compile(rb"(?:^|\n)event: ?(complete|error)\r?\ndata: ?([^\n]*)\n")
 
 MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8
-"""Events carry addresses, not pictures; apps that stream previews as base64 stay below this."""
+"""Events have addresses, not pictures; apps that stream previews as base64 stay below this."""
 
 
 class Space(Provider):
     """Mattes (and upscaling, where you name a function for it) by a Gradio app on a Hugging Face Space.
 
-    - *Token*: none. For a private Space of your own pass `token`; the environment's is not taken, since a Space's
-      code is somebody else's and would see it.
-    - *Cost*: none for public Spaces, which come without any promise: they sleep, queue and change without notice.
+    - *Token*: none. For a private Space of your own pass `token`; the environment's is not used, since the Space's
+      author could read it.
+    - *Cost*: none for public Spaces, and no availability promised: they sleep, queue and change without notice.
     - *Licence*: the app's and its model's own, see the Space's page. Pass a :class:`Model` for `model` to record it.
 
     >>> Space()                                             # not-lain/background-removal
@@ -62,17 +62,17 @@ class Space(Provider):
         Args:
             space: "owner/name"; only a label where `base_url` is given.
             fn: the app's function that mattes, by its API name; None where it has none.
-            arguments: what the function takes after the picture.
-            output_index: which file to take where the function answers with several (a slider's before and after).
+            arguments: its arguments after the picture.
+            output_index: index of the file where the function returns several (a slider's before and after).
             upscale_fn: the function that upscales; None for none.
-            upscale_arguments: what it takes after the picture; ``"{scale}"`` stands for the factor.
-            model: what the app runs and under which licence.
+            upscale_arguments: its arguments after the picture; ``"{scale}"`` is replaced by the factor.
+            model: the app's model and licence.
             api_prefix: "" for Gradio 4.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 60 by default, and whoever runs the
-                Space can read the `token`.
+            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 60 by default, and the Space's
+                author can read the `token`.
 
         Raises:
-            LicenceNotAccepted: `model` says that it is not for commercial use, or the name of the Space does.
+            LicenceNotAccepted: `model`, or the model in the Space's name, is not for commercial use.
             InvalidOption: a name or an address that is none.
         """
         if not _SPACE.fullmatch(space):
@@ -112,7 +112,7 @@ class Space(Provider):
             raise invalid(self.name, "no path for the uploaded picture")
         file = {"path": path[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
         route, form = f"{self._prefix}/call/{quote(function.strip('/'))}", {"data": [file, *arguments]}
-        # A call that may have been taken is not repeated: it would wait in the queue behind itself.
+        # A call that may have been accepted is not repeated: it would queue behind itself.
         called = _parse(await call.send("POST", route, json=form, repeatable=False))
         event_id = called.get("event_id") if isinstance(called, dict) else None
         if not isinstance(event_id, str) or not _EVENT_ID.fullmatch(event_id):
@@ -164,7 +164,7 @@ class Space(Provider):
 
 
 def _parse(response: httpx.Response) -> Any:
-    """JSON; a Space that sleeps or builds answers every address with a page."""
+    """The JSON; a Space that sleeps or builds answers with an HTML page."""
     if media_type(response) != "application/json":
         raise invalid(Space.name, f"{media_type(response) or 'unknown'!r} instead of JSON: it may be asleep")
     return json_of(response)

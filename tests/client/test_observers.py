@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 from cutaway import AsyncClient, Client
-from cutaway.fallback import Tried
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidOption, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_options
+from cutaway.fallback import Tried
 from cutaway.observe import Observation, ServedFacts, Unobserved, observed
 from cutaway.observers import OpenTelemetry, Prometheus
 from opentelemetry import trace
@@ -36,8 +36,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
 from tests.client import peers
-from tests.client.answers import REPORT, wire_outputs
-from tests.client.test_client import Recorder
+from tests.client.answers import REPORT, outputs, wire_outputs
 from tests.integration import picture_files as make
 
 OPTIONS = parse_options({"subject": "each"})
@@ -410,6 +409,23 @@ def test_without_their_packages(name: str, module: str, extra: str) -> None:
 # -------------------------------------------------------------------------------------- with clients, on the wire
 
 
+class Recorder:
+    """A transport that gives every request the same answer and keeps the requests."""
+
+    def __init__(self) -> None:
+        self.answer: Any = outputs()
+        self.requests: list[Any] = []
+
+    async def infer(self, request: Any) -> dict[str, Any]:
+        self.requests.append(request)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return dict(self.answer)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
 def test_a_client_tells_its_observers() -> None:
     watching, recorder = Watching(headers={"traceparent": "x"}), Recorder()
     with Client("grpc://localhost:8001", transport=recorder, observers=[watching]) as client:
@@ -437,7 +453,7 @@ def test_spans_of_many_hang_below_the_callers(spans: InMemorySpanExporter) -> No
     pictures = [make.picture()] * 3
 
     async def many() -> None:
-        async with AsyncClient("http://127.0.0.1:1", transport=AsyncRecorder(), observers=observers) as client:
+        async with AsyncClient("http://127.0.0.1:1", transport=Recorder(), observers=observers) as client:
             async for outcome in client.cut_many(pictures):
                 outcome.unwrap()
 
@@ -452,19 +468,6 @@ def test_spans_of_many_hang_below_the_callers(spans: InMemorySpanExporter) -> No
                         outcome.unwrap()
         calls = [span for span in spans.get_finished_spans() if span.name == "cutaway.cut"]
         assert [span.parent.span_id for span in calls] == [caller.get_span_context().span_id] * 3, way
-
-
-class AsyncRecorder:
-    """The same as `Recorder` for asyncio."""
-
-    def __init__(self) -> None:
-        self._recorder = Recorder()
-
-    async def infer(self, request: Any) -> dict[str, Any]:
-        return self._recorder.infer(request)
-
-    async def aclose(self) -> None:
-        self._recorder.close()
 
 
 def arriving(scheme: str) -> tuple[Any, list[Mapping[str, str]]]:

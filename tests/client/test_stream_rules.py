@@ -27,7 +27,7 @@ from cutaway.contract.errors import (
 from cutaway.contract.limits import STREAM_BACK_OFF_FIRST_S, STREAM_BACK_OFF_MAX_S
 from cutaway.frames import StreamFrame
 from cutaway.transports.base import InferRequest
-from cutaway.wire import tensor
+from cutaway.transports.kserve import tensor
 
 from tests.integration import picture_files as make
 

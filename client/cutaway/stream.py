@@ -43,19 +43,14 @@ END_TIMEOUT_S = 0.5
 """For the request that ends a stream; without it the server's own timeout ends it."""
 
 
-class StreamOptionKeywords(TypedDict, total=False):
-    """The options as keyword arguments; None keeps the server's default."""
+class StreamKeywords(TypedDict, total=False):
+    """The keyword arguments of a stream; for options None keeps the server's default."""
 
+    background: ImageInput
     min_confidence: float | None
     smoothing: float | None
     channels: Literal["rgb", "bgr"] | None
     quality: int | None
-
-
-class StreamKeywords(StreamOptionKeywords, total=False):
-    """All keyword arguments of a stream."""
-
-    background: ImageInput
     timeout_s: float
     token: str | None
     api_key: str | None
@@ -87,27 +82,19 @@ class AsyncStream:
     Arguments and errors are those of :class:`cutaway.Stream`. A stream is entered and used in one event loop.
     """
 
-    def __init__(
-        self,
-        url: str = limits.DEFAULT_URL,
-        *,
-        background: ImageInput = str(limits.STREAM_OPTIONS["background"].default),
-        timeout_s: float = limits.STREAM_TIMEOUT_S,
-        token: str | None = None,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: Tls | None = None,
-        transport: Transport | None = None,
-        **options: Unpack[StreamOptionKeywords],
-    ) -> None:
-        is_words = isinstance(background, str) and background.startswith(("#", "blur:"))
-        given = {"background": background if is_words else "picture", **options}
-        parse_stream_options(given)
-        self._parameters = to_parameters(given)
+    def __init__(self, url: str = limits.DEFAULT_URL, **given: Unpack[StreamKeywords]) -> None:
+        if unknown := given.keys() - StreamKeywords.__annotations__:
+            raise TypeError(f"a stream has no argument {min(unknown)!r}")
+        connection: dict[str, Any] = {name: given.get(name) for name in ("token", "api_key", "headers", "tls")}
+        options = {name: given.get(name) for name in limits.STREAM_OPTIONS}
+        background: Any = options["background"]
+        is_words = background is None or (isinstance(background, str) and background.startswith(("#", "blur:")))
+        options["background"] = background if is_words else "picture"
+        parse_stream_options(options)
+        self._parameters = to_parameters(options)
         self._background = None if is_words else encode(background, verify=True).data
-        self._timeout_s = checked_timeout(timeout_s)
-        settings = settings_of(url, token=token, api_key=api_key, headers=headers, tls=tls)
-        self._transport = transport or open_transport(settings.connections[0])
+        self._timeout_s = checked_timeout(given.get("timeout_s", limits.STREAM_TIMEOUT_S))
+        self._transport = given.get("transport") or open_transport(settings_of(url, **connection).connections[0])
         # Kept for good: a start under the same id takes the old place at the server.
         self._sequence_id = 1 + secrets.randbelow(2**62)
         self._started = self._finished = self._in_flight = False

@@ -350,7 +350,7 @@ def test_standard_input_into_a_folder(own: OwnServer) -> None:
     ("data", "words"), [(b"", "INVALID_FORMAT"), (b"\xff\xd8" + bytes(limits.INPUT_LIMITS.max_file_bytes), "TOO_LARGE")]
 )
 def test_standard_input_of_nonsense(data: bytes, words: str, own: OwnServer) -> None:
-    ended = command("cut", "-", "-o", "-", stdin=data, url=own.url)
+    ended = command("cut", "-", "-o", "-", "--no-fit", stdin=data, url=own.url)
     assert (ended.returncode, ended.stdout) == (codes.FAILED, "")
     assert words in ended.stderr
     assert own.asked == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from cutaway.cli.console import reason
-from cutaway.contract.limits import INPUT_LIMITS
+from cutaway.contract.limits import FIT_LIMITS
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib")
 """What is taken from a folder, unless it is hidden; a file that is named is taken whatever its name."""
@@ -77,8 +77,8 @@ def plan(names: Sequence[str], to: Destination = Destination()) -> list[Job]:
     if "-" in names:
         if len(names) > 1:
             raise click.UsageError("- stands for one picture from standard input: name no others beside it")
-        try:  # as much as is made to fit, and enough of a larger one to refuse it
-            data = sys.stdin.buffer.read(10 * INPUT_LIMITS.max_file_bytes)
+        try:  # one byte more than what is made to fit is enough to refuse it
+            data = sys.stdin.buffer.read(FIT_LIMITS.max_file_bytes + 1)
         except OSError as error:
             raise click.UsageError(f"standard input cannot be read: {reason(error)}") from None
         return [Job(Path("stdin"), to.folder / "stdin", to.file, data)]

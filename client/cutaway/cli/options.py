@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -14,10 +15,13 @@ from click.core import ParameterSource
 import cutaway
 from cutaway.cli.codes import RATIO_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from cutaway.cli.console import reason, say
-from cutaway.cli.fallbacks import parse_fallback
 from cutaway.contract import limits
+from cutaway.contract.errors import invalid_option
 from cutaway.contract.limits import OPTIONS, Option
 from cutaway.contract.options import parse_options
+
+if TYPE_CHECKING:
+    from cutaway.providers import Provider
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -29,7 +33,7 @@ ABOVE_0 = click.FloatRange(min=0, min_open=True)
 def _token(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     if name and not os.environ.get(name):
         raise click.BadParameter(f"{name}, which is not set or empty")
-    return os.environ[name] if name else None
+    return os.environ.get(name or "")
 
 
 def _headers(_: click.Context, __: click.Parameter, lines: tuple[str, ...]) -> dict[str, str]:
@@ -64,18 +68,10 @@ OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make what is th
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
 IMAGES = together(click.argument("images", nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
 OF_CLIENTS = together(
-    option(
-        "--retries", type=click.IntRange(min=0), help=f"Repeats of what may succeed later [default: {limits.RETRIES}]."
-    ),
+    option("--retries", type=click.IntRange(min=0), help=f"Repeats where that can help [default: {limits.RETRIES}]."),
     option("--cache", type=FOLDER, help="Keep answers in this folder, and take them from there."),
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
-    option(
-        "--max-decompression-ratio",
-        type=ABOVE_0,
-        envvar=RATIO_VARIABLE,
-        show_envvar=True,
-        help="As the server's operator set it.",
-    ),
+    option("--max-decompression-ratio", type=ABOVE_0, envvar=RATIO_VARIABLE, show_envvar=True, help="The server's."),
 )
 
 
@@ -180,9 +176,45 @@ def open_client(context: click.Context, *, upscales: bool = False, **arguments: 
             if provider.token_variables and not any(map(os.environ.get, provider.token_variables)):
                 variables = " or ".join(f"${name}" for name in provider.token_variables)
                 say(f"warning: {provider.name}: no token in {variables}; it will probably refuse", err=True)
-        if "fit" not in inspect.signature(cutaway.AsyncClient).parameters:
-            arguments.pop("fit", None)
         return cutaway.AsyncClient(**arguments)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))
         raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None
+
+
+SPECS = "huggingface[:MODEL|:URL], replicate[:MODEL], space:OWNER/NAME[#FUNCTION] or space:URL[#FUNCTION]"
+
+
+def parse_fallback(spec: str, *, accept: bool = False, upscales: bool = False) -> Provider:
+    """The provider that a specification names, for mattes or for enlarging; `accept` weights not for commercial use.
+
+    Raises:
+        InvalidOption: it names none, or LicenceNotAccepted.
+    """
+    from cutaway.fallback.huggingface import FAL_IDS, UPSCALE_MODELS
+    from cutaway.providers import HuggingFace, Model, Replicate, Space
+
+    kind, _, rest = spec.partition(":")
+    name, _, function = rest.partition("#")
+    given: dict[str, Any] = {"accept_noncommercial": accept}
+    if re.match("https?://[^/]", name):
+        host = urlsplit(name).hostname or name
+        given |= {"base_url": name, "model": Model(host, "not known to Cutaway: ask whoever runs it")}
+    elif rest and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+(:\w+)?", name):
+        kind = ""
+    if kind == "huggingface" and "base_url" in given:
+        return HuggingFace(route="endpoint", **given)
+    if kind == "huggingface" and upscales:  # what mattes does not count: its licence is no reason to refuse
+        models = dict.fromkeys(UPSCALE_MODELS, rest) if rest else UPSCALE_MODELS
+        return HuggingFace(models[4], upscale_models=models, **given)
+    if kind == "huggingface":
+        queued = rest in FAL_IDS or rest.startswith("fal-ai/")
+        given |= {"model": rest} if rest else {}
+        return HuggingFace(route="fal-ai" if queued else "hf-inference", **given)
+    if kind == "replicate" and "base_url" not in given:
+        given |= {"upscale_model" if upscales else "model": rest} if rest else {}
+        return Replicate(**given)
+    if kind == "space" and rest:
+        given |= {"fn": None, "upscale_fn": function or "predict"} if upscales else {"fn": function or "png"}
+        return Space("owner/name" if "base_url" in given else name, **given)
+    raise invalid_option("fallback", spec[:100], SPECS)

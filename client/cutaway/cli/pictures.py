@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 import cutaway
 from cutaway.cli import options
-from cutaway.cli.batch import Batch, Made
+from cutaway.cli.batch import Batch, Made, run
 from cutaway.cli.codes import EPILOG
 from cutaway.cli.console import reason
 from cutaway.cli.files import Destination, Job, destination, plan
@@ -33,10 +33,6 @@ def _duration(elapsed_ms: float) -> str:
 
 def _people(number: int) -> str:
     return {0: "nobody", 1: "1 person"}.get(number, f"{number} people")
-
-
-def _warnings(result: Any) -> list[str]:
-    return [f"  warning: {each.message} ({each.code})" for each in result.warnings]
 
 
 def _output(context: click.Context, forms: Sequence[str]) -> str:
@@ -70,7 +66,7 @@ def _made(
     form["elapsed_ms"], form["timings_ms"] = round(result.elapsed_ms, 1), dict(result.timings_ms)
     more = {"user_action": "", "request_id": result.request_id}
     form["warnings"] = [{**asdict(each), **more} for each in result.warnings]
-    return Made(result, form, [line, *_warnings(result)], {path: data for path, (data, _) in files.items()})
+    return Made(result, form, [line], {path: data for path, (data, _) in files.items()})
 
 
 @click.command(epilog=EPILOG)
@@ -95,14 +91,14 @@ def cut(context: click.Context, /, **_: Any) -> int:
                 details={"name": "-o", "value": str(to.file or "-"), "allowed": "a folder"},
                 request_id=result.request_id,
             )
-        names = ("id", "people", "box", "score", "frame")
-        said = [{name: getattr(each, name) for name in names} for each in result.cutouts]
-        targets = [job.target(each.id if numbered else None, each.format) for each in result.cutouts]
-        files = {path: (each.image, form) for path, each, form in zip(targets, result.cutouts, said, strict=True)}
+        files = {}
+        for each in result.cutouts:
+            form = {name: getattr(each, name) for name in ("id", "people", "box", "score", "frame")}
+            files[job.target(each.id if numbered else None, each.format)] = (each.image, form)
         return _made(job, result, files, to)
 
     batch = Batch(context, jobs, to, lambda job: [job.target(0 if numbered else None, extension)])
-    return batch.run(lambda client, image: client.cut(image, **wanted), made)
+    return run(batch.run(lambda client, image: client.cut(image, **wanted), made))
 
 
 @click.command(epilog=EPILOG)
@@ -120,10 +116,10 @@ def detect(context: click.Context, /, **_: Any) -> int:
         lines += [f"{'id':>3} {'score':>6} {'x1':>7} {'y1':>7} {'x2':>7} {'y2':>7}"] if report.people else []
         for each in report.people:
             lines.append(f"{each.id:3d} {each.score:6.3f} {' '.join(f'{corner:7.1f}' for corner in each.box)}")
-        return Made(found, {"request_id": found.request_id, **report.raw}, lines + _warnings(found))
+        return Made(found, {"request_id": found.request_id, **report.raw}, lines)
 
     batch = Batch(context, plan(context.params["images"]))
-    return batch.run(lambda client, image: client.detect(image, **wanted), made)
+    return run(batch.run(lambda client, image: client.detect(image, **wanted), made))
 
 
 def _pair(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -156,22 +152,18 @@ def composite(context: click.Context, /, onto: Any, match_colour: float, quality
     output, is_picture = _output(context, tuple(EXTENSIONS)), not onto.startswith(("#", "blur:", "transparent"))
     who = options.given_options(context, COMPOSITE_OPTIONS)
     how: dict[str, Any] = {"output": output, "quality": quality, "match_colour": match_colour}
-    blamed = "--onto: "
-    try:
-        if is_picture:  # read once for all pictures, and checked before anything is sent
-            onto = Path(onto).read_bytes()
-            check_picture(onto)
-        else:
-            parse_options({"background": onto})
-        blamed = "--offset: "
-        offset = given["offset"] or (0, 0)
-        how["place"] = Placement(given["place"], given["scale"], offset, given["flip"])
-        blamed = "--size: "
+    blamed = "--onto"
+    try:  # all of it before anything is sent
+        onto = Path(onto).read_bytes() if is_picture else onto
+        check_picture(onto) if is_picture else parse_options({"background": onto})
+        blamed = "--offset"
+        how["place"] = Placement(given["place"], given["scale"], given["offset"] or (0, 0), given["flip"])
+        blamed = "--size"
         if given["size"]:
             check_dimensions(PictureHeader("png", *given["size"]), limits.COMPOSITE_LIMITS)
             how["size_px"] = given["size"]
     except (cutaway.CutawayError, OSError) as error:
-        raise click.UsageError(blamed + reason(error)) from None
+        raise click.UsageError(f"{blamed}: {reason(error)}") from None
     if match_colour and not is_picture:
         raise click.UsageError("--match-colour takes the colours of a picture: --onto names none")
     if onto == "transparent" and output == "jpeg":
@@ -184,7 +176,7 @@ def composite(context: click.Context, /, onto: Any, match_colour: float, quality
         return _made(job, result.cut, files, to, f"{result.width_px}×{result.height_px}, ")
 
     batch = Batch(context, jobs, to, lambda job: [job.target(None, EXTENSIONS[output][0])])
-    return batch.run(lambda client, image: client.composite(image, onto, **how, **who), made)
+    return run(batch.run(lambda client, image: client.composite(image, onto, **how, **who), made))
 
 
 @click.command(epilog=EPILOG)
@@ -214,4 +206,4 @@ def upscale(context: click.Context, /, scale: str, **_: Any) -> int:
         return Made(result, form, [line], {target: result.data})
 
     batch = Batch(context, jobs, to, lambda job: [job.target(None, each) for each in UPSCALED])
-    return batch.run(lambda client, image: client.upscale(image, int(scale)), made, upscales=True)
+    return run(batch.run(lambda client, image: client.upscale(image, int(scale)), made, upscales=True))

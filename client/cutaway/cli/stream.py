@@ -16,8 +16,6 @@ from cutaway.contract.limits import PROCESSING_TIMEOUT_S, STREAM_OPTIONS, STREAM
 
 FLAGS = ("min_confidence", "smoothing")
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
-UNKNOWN_FPS = 25.0
-"""Of cameras and files that do not say."""
 
 
 @click.command(epilog=EPILOG)
@@ -40,8 +38,7 @@ def stream(context: click.Context, /, video: str, output: Path, background: str,
         cv2: Any = import_module("cv2")
     except ImportError:
         raise click.UsageError("videos need OpenCV: pip install opencv-python-headless") from None
-    codec = CODECS.get(output.suffix.lower())
-    if codec is None:
+    if output.suffix.lower() not in CODECS:
         raise click.UsageError(f"-o names a video: {', '.join(CODECS)}")
     if output.exists() and not given["overwrite"]:
         raise click.UsageError(f"{output} is there already; --overwrite replaces it")
@@ -67,8 +64,9 @@ def stream(context: click.Context, /, video: str, output: Path, background: str,
                 if done is None:
                     continue
                 if writer is None:
-                    fps, size = source.get(cv2.CAP_PROP_FPS) or UNKNOWN_FPS, done.image.shape[1::-1]
-                    writer = cv2.VideoWriter(str(output), cv2.VideoWriter_fourcc(*codec), fps, size)
+                    codec = cv2.VideoWriter_fourcc(*CODECS[output.suffix.lower()])
+                    fps = source.get(cv2.CAP_PROP_FPS) or 25.0  # of cameras and files that do not say
+                    writer = cv2.VideoWriter(str(output), codec, fps, done.image.shape[1::-1])
                 writer.write(done.image)
                 if done.untouched and frames.statistics.untouched == 1:
                     why = "the detector failed" if done.error is None else reason(done.error)

@@ -1,7 +1,7 @@
 """The circuit breaker of a server or provider.
 
-Pybreaker is the well-kept library for this, but it knows no asyncio and no clock to inject, and holds a lock while the
-half-open call runs.
+Pybreaker, the well-kept library for this, has neither asyncio nor a clock to inject, and holds a lock during the
+half-open call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ State = Literal["closed", "open", "half-open"]
 
 
 class Permit:
-    """For one call; exactly one of the three methods is to be called when it has ended."""
+    """The permission for one call; one of the three methods is called with its outcome."""
 
     __slots__ = ("_breaker", "_generation", "_spent")
 
@@ -28,15 +28,15 @@ class Permit:
         self._spent = False
 
     def succeeded(self) -> None:
-        """The provider served, or refused a picture that nobody could serve."""
+        """The provider served, or refused an invalid picture."""
         self._settle("succeeded")
 
     def failed(self) -> None:
-        """The provider is at fault."""
+        """The provider failed."""
         self._settle("failed")
 
     def dropped(self) -> None:
-        """The call was cancelled: that says nothing about the provider."""
+        """The call was cancelled: neither a success nor a failure of the provider."""
         self._settle("dropped")
 
     def _settle(self, outcome: Literal["succeeded", "failed", "dropped"]) -> None:
@@ -48,7 +48,7 @@ class Permit:
 class CircuitBreaker:
     """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe.
 
-    Thread-safe; no lock is held while a call runs. A probe whose caller never comes back frees its place after another
+    Thread-safe; no lock is held while a call runs. A probe without an outcome expires after another
     `reset_s`. Outcomes of calls that began before the last change of state are ignored.
     """
 
@@ -76,12 +76,12 @@ class CircuitBreaker:
 
     @property
     def open_for_s(self) -> float:
-        """Seconds until the next call may pass; 0 where one may now."""
+        """Seconds until the next call is permitted; 0 where one is now."""
         with self._lock:
             return 0.0 if self._state == "closed" else max(0.0, self._wait_until - self._clock())
 
     def permit(self) -> Permit | None:
-        """For one call, or None while the breaker is open."""
+        """The permit for one call, or None while the breaker is open."""
         with self._lock:
             if self._state != "closed":
                 if self._clock() < self._wait_until:
@@ -90,7 +90,7 @@ class CircuitBreaker:
             return Permit(self, self._generation)
 
     def permit_anyway(self) -> Permit:
-        """For one call although the breaker may be open, for a caller who has nobody else to ask."""
+        """A permit although the breaker may be open, for a caller without another provider."""
         with self._lock:
             return Permit(self, self._generation)
 
@@ -107,7 +107,7 @@ class CircuitBreaker:
                 if self._state != "closed":
                     self._change("closed")
             elif self._state == "half-open":
-                self._wait_until = self._clock()  # the next caller may try
+                self._wait_until = self._clock()  # the next call is the probe
 
     def _change(self, state: State) -> None:
         self._state = state

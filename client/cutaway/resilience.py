@@ -1,11 +1,8 @@
-"""Deadlines, retries and the retry budget: how long to keep trying, and what is worth another try.
+"""Deadlines, retries and the retry budget; the numbers and their reasons are in `contract.limits`.
 
-The numbers stand in `contract.limits`, each with its reason. The rule itself is the one that well-run API clients
-share: repeat only what can help (unavailable, overloaded, 408, 409, 429, 5xx), wait longer each time, obey the
-server's ``Retry-After`` up to a cap, and never multiply the load on a service that is down.
-
-Tenacity was tried for this. It sleeps and calls by itself, once for synchronous and once for asynchronous code, knows
-no budget and no clock but its own; what was left for it to do is the dozen lines of :meth:`Retries.delay_s`.
+Retried are errors that can pass (unavailable, overloaded, 408, 409, 429, 5xx), with exponential back-off, the server's
+``Retry-After`` up to a maximum, and a budget that bounds the load on a service that is down. Tenacity has no budget and
+no clock to inject; without them it would replace the dozen lines of :meth:`Retries.delay_s`.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ Clock = Callable[[], float]
 
 
 class Deadline:
-    """A moment after which a call is given up, everything included.
+    """The time by which a whole call has to end.
 
     >>> overall = Deadline(30.0)
     >>> tier = overall.capped(10.0)      # ends with whichever is first
@@ -69,7 +66,7 @@ class Deadline:
         return Deadline(min(seconds, self.left_s), clock=self._clock)
 
     def check(self, what: str, *, need_s: float = 0.0) -> None:
-        """Go on only where more than `need_s` seconds are left.
+        """Check that more than `need_s` seconds are left.
 
         Raises:
             ProcessingTimeout: they are not; `what` did not answer in time.
@@ -79,7 +76,7 @@ class Deadline:
 
     @asynccontextmanager
     async def limit(self, what: str) -> AsyncIterator[None]:
-        """Cancel the block when the time is over.
+        """Cancel the block when the deadline is exceeded.
 
         Raises:
             ProcessingTimeout: it is; `what` did not answer in time.
@@ -117,8 +114,8 @@ def checked_timeout(timeout_s: float) -> float:
 class RetryBudget:
     """Tokens that retries cost and successes bring back; safe to share between threads.
 
-    While everything fails nothing comes back, so n calls send at most n + `tokens` requests: 1.2 times as many from
-    the 25th call on. While most succeed, one call in ten may be repeated for ever.
+    While all calls fail, n calls send at most n + `tokens` requests: 1.2 times as many from the 25th call on. While
+    most succeed, one call in ten may be retried.
     """
 
     def __init__(
@@ -136,9 +133,9 @@ class RetryBudget:
         return self._tokens
 
     def take(self) -> bool:
-        """Pay for one retry; False where there is nothing left to pay with."""
+        """Take the token of one retry; False where the budget is used up."""
         with self._lock:
-            # Tenths add up to a little less than one.
+            # Ten floating-point tenths are a little less than one.
             if self._tokens < 1.0 - 1e-9:
                 return False
             self._tokens = max(0.0, self._tokens - 1.0)
@@ -152,9 +149,9 @@ class RetryBudget:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and after which waits; the defaults and their reasons stand in :mod:`cutaway.contract.limits`.
+    """Number and delays of retries; the defaults and their reasons are in :mod:`cutaway.contract.limits`.
 
-    >>> RetryPolicy(retries=0)                       # never repeat
+    >>> RetryPolicy(retries=0)                       # no retries
     >>> RetryPolicy(first_delay_s=0.1, max_delay_s=1)
     """
 
@@ -168,14 +165,14 @@ class RetryPolicy:
         """Seconds to wait after the failed attempt number `attempt` (0 is the first), or None to stop trying.
 
         Args:
-            retry_after_s: what the server asked for, if anything; it is obeyed as it is, without jitter.
+            retry_after_s: the server's ``Retry-After``, if any, which is used without jitter.
             draw: a random number in [0, 1).
         """
         if attempt >= self.retries:
             return None
         if retry_after_s is not None:
             return retry_after_s if retry_after_s <= self.retry_after_max_s else None
-        # The power is bounded, because 2.0**1024 is an error and not merely large.
+        # The exponent is bounded, because 2.0**1024 overflows.
         wait = min(self.max_delay_s, self.first_delay_s * 2.0 ** min(attempt, 30))
         return float(wait * (1.0 - self.jitter * draw()))
 
@@ -193,8 +190,8 @@ class Retries:
     def delay_s(self, error: CutawayError) -> float | None:
         """Seconds to wait before the next attempt, or None where the error is to be raised.
 
-        None when the same request cannot succeed later, the attempts or the budget are used up, the server asks for
-        more patience than the cap, or the wait would outlast the deadline.
+        None where the same request cannot succeed later, the attempts or the budget are used up, or the delay exceeds
+        the maximum ``Retry-After`` or the deadline.
         """
         if not error.retry:
             return None
@@ -206,7 +203,7 @@ class Retries:
 
 
 def asked_to_wait_s(error: CutawayError) -> float | None:
-    """What the server itself asked for: the table's suggestion for the code is advice to people, not a request."""
+    """The server's own ``Retry-After``; the table's value for the code is for people and not used for retries."""
     said = error.details.get("retry_after_seconds")
     if isinstance(said, (int, float)) and 0 <= said < float("inf"):
         return float(said)
@@ -219,7 +216,7 @@ async def retry_async(
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
-    """Call until it succeeds or another attempt is not worth it.
+    """Call with retries.
 
     Raises:
         CutawayError: the last attempt's.

@@ -1,4 +1,4 @@
-"""Requests, answers and addresses: what every transport takes and gives."""
+"""Requests, answers and addresses of all transports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class InputTensor:
 
 @dataclass(frozen=True)
 class SequencePart:
-    """What ties requests together for a model that remembers: all with one id, and which is the first and the last."""
+    """A request's place in a sequence, for a stateful model: the sequence's id, and whether it is the first or last."""
 
     id: int
     begins: bool = False
@@ -45,13 +45,13 @@ class InferRequest:
     Attributes:
         model: the model's name.
         image: the encoded picture.
-        outputs: names of the outputs wanted; the server computes no others.
+        outputs: names of the requested outputs; the server computes no others.
         parameters: KServe request parameters.
         request_id: sent along and written into the server's log.
-        timeout_s: seconds until the call is given up, everything included.
+        timeout_s: timeout of the whole call.
         headers: sent with this call only, such as traceparent; names in lower case.
-        inputs: what is sent instead of the picture, where it is not None.
-        sequence: what the request is a part of.
+        inputs: sent instead of the picture, where not None.
+        sequence: the request's place in a sequence.
     """
 
     model: str
@@ -81,12 +81,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a server says of a model.
+    """A server's metadata of a model.
 
     Attributes:
         versions: those that it serves.
         state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND".
-        platform: what runs it, such as "onnxruntime_onnx" or "python".
+        platform: its backend, such as "onnxruntime_onnx" or "python".
     """
 
     name: str
@@ -109,7 +109,7 @@ class Transport(Protocol):
     """
 
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
-        """The outputs by name; names that were not asked for may be among them, asked ones may be missing."""
+        """The outputs by name: not validated against the requested ones, of which some may be missing."""
         ...
 
     async def server_ready(self, timeout_s: float) -> bool: ...
@@ -117,7 +117,7 @@ class Transport(Protocol):
     async def model_ready(self, model: str, timeout_s: float) -> bool: ...
 
     async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        """What the server says of these models, in their order; `timeout_s` is for all of them together."""
+        """The server's metadata of these models, in their order; `timeout_s` is for all of them together."""
         ...
 
     async def aclose(self) -> None: ...
@@ -128,13 +128,13 @@ AsyncTransport = Transport
 
 @dataclass(frozen=True)
 class Address:
-    """A server's address, taken apart.
+    """The parts of a server's address.
 
     Attributes:
         scheme: "grpc", "grpcs", "http" or "https".
         host: name or IP address; IPv6 in brackets.
         port: 1 to 65535.
-        path: what precedes ``/v2`` behind a proxy, without a slash at its end; "" for gRPC.
+        path: the prefix of ``/v2`` behind a proxy, without a slash at its end; "" for gRPC.
     """
 
     scheme: str

@@ -1,7 +1,7 @@
-"""KServe-v2 with binary tensors over HTTP: requests to bytes, and what servers send to arrays.
+"""KServe-v2 with binary tensors over HTTP: requests to bytes, answers to arrays.
 
-tritonclient's own HTTP client needs gevent, belongs to one thread, and believes every length that a server sends.
-Nothing here trusts a length, a shape or a form that came over the network.
+tritonclient's own HTTP client needs gevent, belongs to one thread, and does not validate a server's lengths. Here every
+length, shape and form from the network is validated.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor
 from cutaway.transports.failures import malformed, no_triton
 
 JSON_LENGTH = "Inference-Header-Content-Length"
-"""How many bytes of a body are JSON; the raw tensors follow."""
+"""The header with the number of JSON bytes in a body; the raw tensors follow them."""
 
 QUEUE_TIMEOUT_FACTOR = 1.1
-"""Triton does not see that an HTTP caller has gone, so the request says how long it may wait in the queue: longer than
-the caller waits, whose own clock is to end the call."""
+"""Of the timeout in the queue over the caller's: Triton does not detect that an HTTP caller has gone, and the caller's
+own timeout is to end the call."""
 
 
 def message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
@@ -53,7 +53,7 @@ def message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
 
 
 def inputs_of(request: InferRequest) -> tuple[InputTensor, ...]:
-    """The request's inputs: the picture, where it names no others."""
+    """The request's inputs; the picture where it has no others."""
     return (InputTensor("image", request.image),) if request.inputs is None else request.inputs
 
 
@@ -61,11 +61,11 @@ def tensors_of(headers: Mapping[str, str], body: bytes, address: str) -> dict[st
     """The outputs in an answer.
 
     Raises:
-        InferenceError: they make no sense.
-        ServerRefused: it is no Triton's answer.
+        InferenceError: they are malformed.
+        ServerRefused: it is no answer of Triton.
     """
     written = headers.get(JSON_LENGTH, str(len(body)))
-    # No longer than any length that there can be: int() refuses thousands of digits in its own way.
+    # Digits are bounded, because int() raises another error for thousands of them.
     length = int(written) if written.isascii() and written.isdigit() and len(written) < 20 else -1
     if not 0 <= length <= len(body):
         raise malformed("the length of its header is impossible")
@@ -136,10 +136,10 @@ def _strings(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
 
 
 def model_of(body: bytes, address: str) -> ModelInfo:
-    """What a ready model's metadata say.
+    """A ready model's metadata.
 
     Raises:
-        ServerRefused: it is no Triton's answer.
+        ServerRefused: it is no answer of Triton.
     """
     head = _json(body, address)
     try:

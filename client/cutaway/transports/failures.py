@@ -47,9 +47,9 @@ _TOO_LARGE = re.compile(r"larger than max(?: \((\d+) vs\. (\d+)\))?")
 _FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
 
 # Triton's messages about a model that it does not serve (tried with 2.51): "Request for unknown model: 'm' is not
-# found" or "'m' version 9 is not found" are permanent, since it accepts requests only when everything is loaded. Temporary are
-# those while models load or unload, or while it shuts down: "has no available versions" (also under "unknown model"),
-# "is not at ready state", "Server exiting", "Server is stopping".
+# found" or "'m' version 9 is not found" are permanent, since it accepts requests only when everything is loaded.
+# Temporary are those while models load or unload, or while it shuts down: "has no available versions" (also under
+# "unknown model"), "is not at ready state", "Server exiting", "Server is stopping".
 _NO_SUCH_MODEL = ("request for unknown model", "is not found")
 _PASSING = ("no available versions", "not ready", "not at ready state", "server exiting", "server is stopping")
 

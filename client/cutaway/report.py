@@ -1,4 +1,4 @@
-"""The report that comes with every answer, believed only where it makes sense."""
+"""The report of every answer, validated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class PersonEntry:
-    """Somebody who was chosen.
+    """A selected person.
 
     Attributes:
         id: rank by size, 0 for the largest; what the option `select` takes.
@@ -51,7 +51,7 @@ class PersonEntry:
 
 @dataclass(frozen=True)
 class CutoutEntry:
-    """What the report says about one cut-out; see :class:`cutaway.Cutout`. `file_bytes`: of the encoded file."""
+    """The report's entry for one cut-out; see :class:`cutaway.Cutout`. `file_bytes` is the size of the encoded file."""
 
     id: int
     people: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
 COMPOSITE_OPTIONS = tuple(name for name in limits.OPTIONS if name not in ("background", "output"))
 EXTENSIONS = {"png": ("png",), "webp": ("webp",), "jpeg": ("jpg", "jpeg")}
 UPSCALED = ("png", "jpg", "jpeg", "webp")
+SCALES = [str(each) for each in limits.UPSCALE_SCALES]
 ANCHORS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
 
 
@@ -82,6 +84,7 @@ def cut(context: click.Context, /, **_: Any) -> int:
     extension = "webp" if output == "webp" else "png"
     to, jobs = _planned(context, (extension,))
     numbered = wanted.get("subject") == "each" and not to.takes_one
+    ids = parse_options(wanted).select or (0,)
 
     def made(job: Job, result: cutaway.CutResult) -> Made:
         if to.takes_one and len(result.cutouts) != 1:
@@ -97,7 +100,7 @@ def cut(context: click.Context, /, **_: Any) -> int:
             files[job.target(each.id if numbered else None, each.format)] = (each.image, form)
         return _made(job, result, files, to)
 
-    batch = Batch(context, jobs, to, lambda job: [job.target(0 if numbered else None, extension)])
+    batch = Batch(context, jobs, to, lambda job: [job.target(each if numbered else None, extension) for each in ids])
     return run(batch.run(lambda client, image: client.cut(image, **wanted), made))
 
 
@@ -149,7 +152,7 @@ def composite(context: click.Context, /, onto: Any, match_colour: float, quality
     """Cut people, or what pictures show, out and put them onto something else."""
     from cutaway.composite import CompositeResult, Placement
 
-    output, is_picture = _output(context, tuple(EXTENSIONS)), not onto.startswith(("#", "blur:", "transparent"))
+    output, is_picture = _output(context, tuple(EXTENSIONS)), not re.match("#|blur:|transparent$", onto)
     who = options.given_options(context, COMPOSITE_OPTIONS)
     how: dict[str, Any] = {"output": output, "quality": quality, "match_colour": match_colour}
     blamed = "--onto"
@@ -181,7 +184,12 @@ def composite(context: click.Context, /, onto: Any, match_colour: float, quality
 
 @click.command(epilog=EPILOG)
 @options.results("upscaled", "NAME.png, .jpg or .webp, as it comes")
-@options.option("--scale", type=click.Choice(["2", "4"]), default="2", help="Times as many pixels along each side.")
+@options.option(
+    "--scale",
+    type=click.Choice([str(each) for each in limits.UPSCALE_SCALES]),
+    default="2",
+    help="Times as many pixels along each side.",
+)
 @options.timeout(f"{limits.FALLBACK_TIMEOUT_S:g}")
 @options.VERBOSE
 @options.fallback(required=True)

@@ -16,19 +16,15 @@ from cutaway.contract.headers import PictureHeader, check_picture
 from cutaway.decode import open_checked
 from cutaway.fallback.errors import invalid
 
-_LONG_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_long_side_px
-_SHORT_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_short_side_px
-
 ANSWER_LIMITS = limits.InputLimits(
     max_file_bytes=limits.HOSTED_MAX_ANSWER_BYTES,
-    max_long_side_px=_LONG_PX,
-    max_short_side_px=_SHORT_PX,
-    max_pixels=_LONG_PX * _SHORT_PX,
+    max_long_side_px=4 * limits.UPSCALE_LIMITS.max_long_side_px,
+    max_short_side_px=4 * limits.UPSCALE_LIMITS.max_short_side_px,
+    max_pixels=16 * limits.UPSCALE_LIMITS.max_long_side_px * limits.UPSCALE_LIMITS.max_short_side_px,
     min_side_px=1,
-    # A flat mask compresses further than any photograph; the number of pixels bounds the memory.
     max_decompression_ratio=math.inf,
 )
-"""Bounds of an answered picture: the size of the largest upscaled one."""
+"""What an answered picture may be: as large as one that was upscaled by 4, and as flat as masks are."""
 
 GREY_TOLERANCE = 4
 """Maximum difference of a grey mask's channels: JPEG and WebP do not keep them exactly equal."""
@@ -80,11 +76,7 @@ def data_uri(data: bytes, media_type: str) -> str:
 
 
 def decode_base64(text: str, provider: str) -> bytes:
-    """The bytes of base64 text or of a ``data:…;base64,…`` URI.
-
-    Raises:
-        InvalidAnswer: it is neither, or larger than an answer may be.
-    """
+    """The bytes of base64 text or of a ``data:…;base64,…`` URI; InvalidAnswer where it is neither, or too large."""
     head, _, text = text.partition(",") if text.startswith("data:") else ("data:;base64", "", text)
     if not head.lower().endswith(";base64") or len(text) > limits.HOSTED_MAX_ANSWER_BYTES * 4 // 3 + 4:
         raise invalid(provider, "a data URI that is not base64, or too large")
@@ -95,11 +87,7 @@ def decode_base64(text: str, provider: str) -> bytes:
 
 
 def answered_header(data: bytes, provider: str) -> PictureHeader:
-    """The header of an answered picture.
-
-    Raises:
-        InvalidAnswer: it is no picture, too large, or damaged: an error of the answer, not of the caller's picture.
-    """
+    """What an answered picture claims to be; InvalidAnswer, since it is not the caller's picture that is at fault."""
     try:
         return check_picture(data, limits=ANSWER_LIMITS)
     except InputError as error:
@@ -137,12 +125,8 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     return np.asarray(band.resize(size_wh, Image.Resampling.BICUBIC), np.uint8)
 
 
-def upscaled_size(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
-    """The header of an upscaled picture that has the requested size, within a pixel of rounding per step.
-
-    Raises:
-        InvalidAnswer: it is no picture, or of another size; resizing it would hide that.
-    """
+def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
+    """The header of an upscaled picture; InvalidAnswer where its size is not what was asked for, within rounding."""
     header = answered_header(data, provider)
     got, wanted = (header.width_px, header.height_px), (size_wh[0] * scale, size_wh[1] * scale)
     if max(abs(got[0] - wanted[0]), abs(got[1] - wanted[1])) > scale:

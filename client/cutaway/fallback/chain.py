@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Any, Generic, TypeVar
 
 from cutaway.breaker import CircuitBreaker
@@ -12,9 +13,6 @@ from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout,
 from cutaway.resilience import Deadline
 
 T = TypeVar("T")
-
-QUOTED_CHARS = 120
-"""So much of each tier's error goes into the message of :class:`NobodyServed`; `details` have all of it."""
 
 
 class NobodyServed(ServerUnavailable):
@@ -34,11 +32,9 @@ class Tried:
     """Why a tier did not serve.
 
     Attributes:
-        provider: "triton", "huggingface", "replicate" or "space".
-        tier: 1 to 4.
-        code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
-        message: one sentence.
-        elapsed_ms: milliseconds that it took; 0 where it was not called.
+        provider: "triton", "huggingface", "replicate" or "space"; `tier` is its number, 1 to 4.
+        code: one of :data:`cutaway.contract.limits.ERROR_CODES`; `message` is one sentence.
+        elapsed_ms: milliseconds that it took; 0 where it was not asked.
     """
 
     provider: str
@@ -63,13 +59,12 @@ class Served(Generic[T]):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One tier.
+    """One tier: `call` returns the result within its deadline, or raises a CutawayError.
 
     Attributes:
-        timeout_s: its timeout, which is reserved for it while the tiers before are tried.
-        call: given its deadline, returns the result or raises a CutawayError.
-        passed_over: why it is not called at all; "" where it is.
-        patient: whether it applies `timeout_s` itself, and may take longer (for a model that loads).
+        timeout_s: what it usually takes at most; that much is kept for it while those before it are asked.
+        passed_over: why it is not asked at all; "" where it is.
+        patient: it heeds `timeout_s` itself, and may wait for longer (for a model that loads).
     """
 
     provider: str
@@ -120,33 +115,20 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
             tried.append(Tried(tier.provider, tier.tier, error.code, error.message, turn.elapsed_s * 1000))
         finally:
             settle()
-    final = errors[0] if len(attempts) == 1 and errors else _nobody(tried, errors, deadline)
+    final: CutawayError = deadline.exceeded("No tier")
+    if len(attempts) == 1 and errors:
+        final = errors[0]
+    elif not deadline.over:
+        waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
+        said = [f"{entry.provider} ({entry.code}): {shorten(entry.message, 120).rstrip('.')}" for entry in tried]
+        message = f"No tier served: {'; '.join(said) or 'there is none'}."
+        final = NobodyServed(message, retry_after=min(waits, default=None))
     final.details["tried"] = [entry.to_dict() for entry in tried]
     raise final
 
 
-def _nobody(tried: list[Tried], errors: list[CutawayError], deadline: Deadline) -> CutawayError:
-    if deadline.over:
-        return deadline.exceeded("No tier")
-    waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
-    why = "; ".join(f"{entry.provider} ({entry.code}): {_short(entry.message)}" for entry in tried)
-    return NobodyServed(f"No tier served: {why or 'there is none'}.", retry_after=min(waits, default=None))
-
-
-def _short(message: str) -> str:
-    words = " ".join(message.split()).rstrip(". ")
-    return words if len(words) <= QUOTED_CHARS else words[: QUOTED_CHARS - 1].rstrip() + "…"
-
-
 async def in_thread(deadline: Deadline, doing: str, work: Callable[..., T], *arguments: Any) -> T:
-    """This machine's own work on a hosted call, in a thread of the loop's executor.
-
-    Args:
-        doing: what it does, for the error ("decoding the picture").
-
-    Raises:
-        OutOfTime: it was not done by the deadline.
-    """
+    """This machine's own work on a hosted call, in a thread; OutOfTime where `doing` it outlasts the deadline."""
     try:
         async with deadline.limit(doing):
             return await asyncio.to_thread(work, *arguments)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,12 +27,8 @@ if TYPE_CHECKING:
 Outputs: TypeAlias = Mapping[str, Any]
 Ask: TypeAlias = Callable[[Deadline], Awaitable[Outputs]]
 
-DETECT_SHARE = 1 / 3
-"""Share of a hosted tier's time for the server's detection of people."""
-
-MATTE = 1
-"""The key of mattes among the factors. Each factor has its own circuit breakers, because it has another model."""
-
+DETECT_SHARE = 1 / 3  # of a hosted tier's time: so much may go into asking the server who is where
+MATTE = 1  # enlarges by 1; each factor of upscaling has circuit breakers of its own, since other models do it
 DECODING, COMPOSING = "decoding the picture", "putting the cut-out together"
 
 
@@ -83,22 +80,18 @@ class Fallback:
         """Cut a picture out by the first tier that serves.
 
         Args:
-            data: the encoded picture, which has passed the input checks.
-            media_type: its declared type, if any.
-            options: checked options.
-            deadline: of the whole call.
-            primary: requests "images", "boxes", "scores" and "report" from your own server within the given deadline.
-            detect: requests "boxes", "scores" and "report" only. Needed for single people (`subject` "each", or
-                `select`) without boxes.
+            data: the encoded picture; `media_type` is what it is declared to be, if anything.
+            deadline: for everything together.
+            primary: asks your own server for "images", "boxes", "scores" and "report" within the given deadline.
+            detect: asks it for all but "images". Single people (`subject` "each", or `select`) need it, or boxes.
 
         Returns:
             The outputs of the wire contract. A hosted report has the tiers that failed before under "fallback", and
             warnings about what a hosted matte does not do.
 
         Raises:
-            InputError: the picture or an option is invalid.
-            NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
-            ProcessingTimeout, NobodyServed: see :func:`cutaway.fallback.chain.run_chain`.
+            NeedsDetection: single people are wanted, only hosted tiers are left, and nobody says where the people are.
+            InputError, ProcessingTimeout, NobodyServed: see :func:`cutaway.fallback.chain.run_chain`.
         """
         picture: Picture | None = None
         people: list[Person] | None = None
@@ -112,9 +105,8 @@ class Fallback:
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
                 people = await _detected(detect, turn.capped(provider.timeout_s), options)
-            alpha = await provider.matte(picture.data, picture.media_type, turn)
-            work = partial(outputs_of, picture, alpha, options, people, deadline)
-            outputs, report = await in_thread(deadline, COMPOSING, work)
+            made = await provider.matte(picture.data, picture.media_type, turn), options, people, deadline
+            outputs, report = await in_thread(deadline, COMPOSING, outputs_of, picture, *made)
             return outputs
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
@@ -124,7 +116,7 @@ class Fallback:
             return served
         told = {"provider": served.provider, "tier": served.tier, "tried": [entry.to_dict() for entry in served.tried]}
         written = json.dumps(report | {"fallback": told}, ensure_ascii=False).encode()
-        return Served({**served.value, "report": [written]}, served.provider, served.tier, served.tried)
+        return replace(served, value={**served.value, "report": [written]})
 
     async def upscale(
         self, data: bytes, media_type: str | None = None, *, scale: int, deadline: Deadline
@@ -132,9 +124,7 @@ class Fallback:
         """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by the first provider that serves.
 
         Raises:
-            InvalidOption: another scale.
-            InputError: the picture fails a check, ResolutionTooLarge above 1440p.
-            ProcessingTimeout, NobodyServed: see :func:`cutaway.fallback.chain.run_chain`.
+            InvalidOption, ResolutionTooLarge; others as :meth:`infer`.
         """
         if scale not in limits.UPSCALE_SCALES:
             raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
@@ -158,15 +148,14 @@ class Fallback:
 
 
 async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:
-    failure: CutawayError | None = None
-    if detect is not None:
-        try:
-            outputs = await detect(turn.capped(turn.left_s * DETECT_SHARE))
-            return detected_people(outputs, json.loads(outputs["report"][0]), options)
-        except (InputError, RequestCancelled):
-            raise
-        except CutawayError as error:
-            failure = error
-    message = "Hosted models do not tell people apart, and the server that does is not there."
     action = "Give boxes, or ask for subject people or all; or try again when the server is back."
-    raise NeedsDetection(message, user_action=action) from failure
+    needed = NeedsDetection("Hosted models do not tell people apart, and no server does.", user_action=action)
+    if detect is None:
+        raise needed
+    try:
+        outputs = await detect(turn.capped(turn.left_s * DETECT_SHARE))
+        return detected_people(outputs, json.loads(outputs["report"][0]), options)
+    except (InputError, RequestCancelled):
+        raise
+    except CutawayError as error:
+        raise needed from error

@@ -10,9 +10,8 @@ from urllib.parse import quote, urlsplit
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, Overloaded, invalid_option
 from cutaway.fallback.answers import data_uri, decode_base64
-from cutaway.fallback.base import Provider, Settings
+from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, Settings, by_name
 from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import BRIA_LICENCE, Model, by_name
 from cutaway.fallback.requests import Call, media_type
 
 if TYPE_CHECKING:
@@ -29,9 +28,7 @@ UPSCALE_MODELS = {2: "ai-forever/Real-ESRGAN", 4: "stabilityai/stable-diffusion-
 MODELS = {
     model.name.lower(): model
     for model in (
-        Model("briaai/RMBG-1.4", "Bria's RMBG-1.4 licence: not for commercial use without one", commercial=False),
         Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
-        Model("fal-ai/bria/background/remove", BRIA_LICENCE, commercial=False),
         Model("ZhengPeng7/BiRefNet", "MIT"),
         Model("ZhengPeng7/BiRefNet-matting", "MIT"),
         Model("ZhengPeng7/BiRefNet-portrait", "MIT"),
@@ -60,6 +57,7 @@ class HuggingFace(Provider):
     tier = 2
     cost = "by compute time, against the account's credit"
     default_url = "https://router.huggingface.co"
+    gone = "api-inference.huggingface.co is gone, and the router serves only some models: try another, or an endpoint."
     token_variables = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
     delivery_hosts = ("huggingface.co", "hf.co", "fal.media")
 
@@ -74,24 +72,21 @@ class HuggingFace(Provider):
         """Set up; nothing is sent yet.
 
         Args:
-            model: a name on Hugging Face ("owner/model"), or a :class:`Model` with its licence. For
-                ``fal-ai`` a model that Cutaway does not know is named as fal names it ("fal-ai/…").
+            model: "owner/model" on Hugging Face, or "fal-ai/…", or a :class:`Model` that says its licence too.
             route: how the model is reached, see above; "endpoint" needs `base_url`.
-            upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 10 by default.
+            upscale_models: which model upscales by 2 and by 4; an empty mapping for none. Not with an endpoint.
+            settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
 
         Raises:
-            LicenceNotAccepted: the model's weights are not for commercial use.
-            InvalidOption: an unknown route, or an address that is none.
+            LicenceNotAccepted, InvalidOption: see there.
         """
         if route not in ("hf-inference", "fal-ai", "endpoint") or (
             route == "endpoint" and not settings.get("base_url")
         ):
             raise invalid_option("route", route, "hf-inference, fal-ai, or endpoint together with base_url")
-        super().__init__(_known(model), **settings)
-        self.route: Route = route
         upscalers = {} if route == "endpoint" else UPSCALE_MODELS if upscale_models is None else upscale_models
-        self._take_upscalers({scale: _known(name) for scale, name in upscalers.items()})
+        super().__init__(_known(model), {scale: _known(name) for scale, name in upscalers.items()}, **settings)
+        self.route: Route = route
 
     async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
         return await (self._queued(call, data, kind) if self.route == "fal-ai" else self._posted(call, data, kind))
@@ -146,14 +141,6 @@ class HuggingFace(Provider):
             return _Loading(f"{self.name} is still loading the model.", details=details, retry_after=float(estimated))
         return super()._failure_of(response)
 
-    def _advice(self, status: int) -> str:
-        if status not in (404, 410):
-            return super()._advice(status)
-        return (
-            "This model is not served here. api-inference.huggingface.co is gone; the router serves only some models. "
-            "Use another model, route='fal-ai', or an Inference Endpoint."
-        )
-
 
 class _Loading(Overloaded):
     """503 with an estimated time, which is not subject to the retry policy."""
@@ -169,11 +156,7 @@ def _known(model: str | Model) -> Model:
 
 
 def parse(response: httpx.Response) -> bytes:
-    """The mask or cut-out in an answer: a picture, or JSON that holds one as base64.
-
-    Raises:
-        InvalidAnswer: neither; or several segments, none of which is labelled as the matte.
-    """
+    """The mask or cut-out in an answer: a picture, or JSON that holds one as base64, or several with labels."""
     if media_type(response).startswith("image/"):
         return response.content
     form = json_of(response) if media_type(response) == "application/json" else None

@@ -6,14 +6,14 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Unpack
 
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, InvalidOption
+from cutaway.contract.errors import CutawayError, invalid_option
 from cutaway.fallback.answers import data_uri
-from cutaway.fallback.base import Provider, Settings
+from cutaway.fallback.base import Model, Provider, Settings, by_name
 from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import Model, by_name
 from cutaway.fallback.requests import MAX_JSON_BYTES, Call
 from cutaway.resilience import Deadline
 
@@ -58,12 +58,11 @@ class Replicate(Provider):
     """Mattes and upscaling by models on Replicate.
 
     - *Token*: ``REPLICATE_API_TOKEN``.
-    - *Cost*: each prediction, by the model's run time; a created one is charged even if it is not fetched. So a
-      creation is repeated only where it certainly was not accepted (no connection, 429). At a deadline, a cancelled
-      task or Ctrl-C the prediction is cancelled; ``Cancel-After`` ends it where that request fails.
+    - *Cost*: each prediction, by the model's run time; a created one is charged even if nobody fetches it. So a
+      creation is repeated only where it certainly was not accepted (no connection, 429). A prediction that nobody
+      waits for is cancelled, and carries ``Cancel-After`` in case that does not get through.
     - *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see the model's page.
-    - *Models*: community models need a version ("owner/name:version"), official ones none. Versions disappear; the
-      known ones are in :data:`MODELS`. Replicate's limit is 600 creations a minute, 6 on granted credit.
+    - *Models*: community models need a version ("owner/name:version"), official ones none; versions disappear.
 
     >>> Replicate()                                        # BiRefNet
     >>> Replicate("owner/name:0123…", inputs={"threshold": 0.1})
@@ -90,22 +89,19 @@ class Replicate(Provider):
 
         Args:
             model: "owner/name" of a known or official model, "owner/name:version", or a :class:`Model`.
-            inputs: parameters beside the picture, over the model's own.
-            output_index: index of the result where the output is a list.
-            upscale_model: takes ``image``, ``scale`` and ``face_enhance``; None for no upscaling.
-            face_enhance: let the upscaler redraw faces.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 30 by default.
+            inputs: sent beside the picture, over what the model brings.
+            output_index: which one to take where the output is a list.
+            upscale_model: takes ``image``, ``scale`` and ``face_enhance`` (redraw faces); None for no upscaling.
+            settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 30 by default.
 
         Raises:
-            LicenceNotAccepted: the model's weights are not for commercial use.
-            InvalidOption: a name or an address that is none.
+            LicenceNotAccepted, InvalidOption: see there.
         """
-        super().__init__(_known(model), **settings)
+        upscalers = {} if upscale_model is None else dict.fromkeys(limits.UPSCALE_SCALES, _known(upscale_model))
+        super().__init__(_known(model), upscalers, **settings)
         self._inputs = dict(inputs or {})
         self._output_index = output_index
         self._face_enhance = face_enhance
-        if upscale_model is not None:
-            self._take_upscalers(dict.fromkeys(limits.UPSCALE_SCALES, _known(upscale_model)))
 
     async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
         return await self._predict(call, {**self._inputs, "image": data_uri(data, kind)})
@@ -119,7 +115,8 @@ class Replicate(Provider):
         until = call.deadline.capped(call.deadline.left_s - kept_back_s)
         form = {"version": call.model.name, "input": {**call.model.inputs, **inputs}}
         bounds: dict[str, Any] = {"deadline": until, "max_bytes": MAX_PREDICTION_BYTES}
-        headers = prepare_headers(until.left_s, call.deadline.left_s)
+        hold_s, give_up_s = min(HOLD_S, int(until.left_s / 2)), math.ceil(call.deadline.left_s)
+        headers = {"Prefer": f"wait={max(1, hold_s)}", "Cancel-After": f"{max(CANCEL_AFTER_MIN_S, give_up_s)}s"}
         created = await call.send("POST", "/v1/predictions", headers=headers, json=form, repeatable=False, **bounds)
         prediction = parse(created)
         call.details["prediction"] = prediction["id"]
@@ -131,27 +128,16 @@ class Replicate(Provider):
                 wait_s = min(POLL_MAX_S, wait_s * 1.5)
                 prediction = parse(await call.send("GET", path, **bounds))
         except BaseException:
-            await self._cancel(call, path, Deadline(kept_back_s))
+            with suppress(CutawayError):  # what matters is the error that led here
+                await call.once("POST", f"{path}/cancel", deadline=Deadline(kept_back_s))
             raise
         metrics = prediction.get("metrics")
         if isinstance(metrics, dict) and isinstance(metrics.get("predict_time"), (int, float)):
             call.details["predict_time_s"] = float(metrics["predict_time"])
         return await call.fetch(self._output(prediction))
 
-    async def _cancel(self, call: Call, path: str, brief: Deadline) -> None:
-        """Best effort: a failure does not replace the call's own error."""
-        try:
-            response = await call.once("POST", f"{path}/cancel", deadline=brief)
-            call.details["cancelled"] = response.is_success
-        except CutawayError:
-            call.details["cancelled"] = False
-
     def _output(self, prediction: dict[str, Any]) -> str:
-        """The file's address; a succeeded prediction may still hold none.
-
-        Raises:
-            CutawayError: it failed, or was cancelled elsewhere.
-        """
+        """The file's address; the error of a prediction that failed, or that somebody else cancelled."""
         status, output = prediction["status"], prediction.get("output")
         if status in ("failed", "canceled", "aborted"):
             raise self._model_failure(prediction.get("error") or f"the prediction was {status}")
@@ -162,12 +148,6 @@ class Replicate(Provider):
         if not isinstance(output, str):
             raise invalid(self.name, "a prediction without an output file")
         return output
-
-
-def prepare_headers(held_s: float, left_s: float) -> dict[str, str]:
-    """The time that the creation is held open, and after which Replicate cancels the prediction."""
-    hold_s = max(1, min(HOLD_S, int(held_s / 2)))
-    return {"Prefer": f"wait={hold_s}", "Cancel-After": f"{max(CANCEL_AFTER_MIN_S, math.ceil(left_s))}s"}
 
 
 def parse(response: httpx.Response) -> dict[str, Any]:
@@ -184,9 +164,7 @@ def _known(model: str | Model) -> Model:
         return by_name(model)
     model = model.strip()
     if not _MODEL.fullmatch(model):
-        details = {"name": "model", "value": model[:100], "allowed": "owner/name, owner/name:version, or a version"}
-        message = f"{model[:100]!r} names no model on Replicate: allowed is {details['allowed']}."
-        raise InvalidOption(message, details=details)
+        raise invalid_option("model", model, "owner/name, owner/name:version, or a version, on Replicate")
     known = MODELS.get(model.partition(":")[0].lower())
     if known is None or ":" not in model:
         return known or by_name(Model(model))

@@ -10,9 +10,8 @@ from urllib.parse import quote
 
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
-from cutaway.fallback.base import Provider, Settings
+from cutaway.fallback.base import Model, Provider, Settings, by_name
 from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import Model, by_name
 from cutaway.fallback.requests import Call, media_type
 
 if TYPE_CHECKING:
@@ -29,9 +28,8 @@ MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8
 class Space(Provider):
     """Mattes (and upscaling, where you name a function for it) by a Gradio app on a Hugging Face Space.
 
-    - *Token*: none. For a private Space of your own pass `token`; the environment's is not used, since the Space's
-      author could read it.
-    - *Cost*: none for public Spaces, and no availability promised: they sleep, queue and change without notice.
+    - *Token*: none. For a private Space of your own pass `token`, which its code sees; the environment's is not taken.
+    - *Cost*: none for public Spaces, which come without any promise: they sleep, queue and change without notice.
     - *Licence*: the app's and its model's own, see the Space's page. Pass a :class:`Model` for `model` to record it.
 
     >>> Space()                                             # not-lain/background-removal
@@ -61,40 +59,29 @@ class Space(Provider):
 
         Args:
             space: "owner/name"; only a label where `base_url` is given.
-            fn: the app's function that mattes, by its API name; None where it has none.
-            arguments: its arguments after the picture.
-            output_index: index of the file where the function returns several (a slider's before and after).
-            upscale_fn: the function that upscales; None for none.
-            upscale_arguments: its arguments after the picture; ``"{scale}"`` is replaced by the factor.
-            model: the app's model and licence.
+            fn, upscale_fn: the app's functions that matte and upscale, by their API names; None where it has none.
+            arguments, upscale_arguments: what they take after the picture; ``"{scale}"`` stands for the factor.
+            output_index: which file to take where the function answers with several (a slider's before and after).
+            model: what the app runs and under which licence.
             api_prefix: "" for Gradio 4.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 60 by default, and the Space's
-                author can read the `token`.
+            settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 60 by default.
 
         Raises:
-            LicenceNotAccepted: `model`, or the model in the Space's name, is not for commercial use.
-            InvalidOption: a name or an address that is none.
+            LicenceNotAccepted, InvalidOption: see there.
         """
         if not _SPACE.fullmatch(space):
             raise invalid_option("space", space, "owner/name")
         host = re.sub(r"[^a-z0-9]+", "-", space.lower()).strip("-")
         settings["base_url"] = settings.get("base_url") or f"https://{host}.hf.space"
         named = by_name(model or Model(space))
-        if model is None and named.commercial:
-            named = Model(space, "the Space's own: see its page")
-        super().__init__(named, **settings)
-        self._fn = fn
+        named = Model(space, "the Space's own: see its page") if model is None and named.commercial else named
+        super().__init__(named, dict.fromkeys(limits.UPSCALE_SCALES if upscale_fn else (), named), **settings)
+        self._fn, self.mattes = fn, fn is not None
         self._arguments = list(arguments)
         self._output_index = output_index
         self._upscale_fn = upscale_fn
         self._upscale_arguments = list(upscale_arguments)
         self._prefix = api_prefix.rstrip("/")
-        if upscale_fn:
-            self._take_upscalers(dict.fromkeys(limits.UPSCALE_SCALES, self.model))
-
-    @property
-    def mattes(self) -> bool:
-        return self._fn is not None
 
     async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
         if self._fn is None:
@@ -118,14 +105,9 @@ class Space(Provider):
         if not isinstance(event_id, str) or not _EVENT_ID.fullmatch(event_id):
             raise invalid(self.name, "no event to wait for")
         call.details["event_id"] = event_id
-        events = await call.send(
-            "GET",
-            f"{route}/{event_id}",
-            headers={"Accept": "text/event-stream"},
-            max_bytes=MAX_EVENTS_BYTES,
-            until=lambda sofar: _FINAL.search(sofar) is not None,
-            repeatable=False,
-        )
+        url, headers, ended = f"{route}/{event_id}", {"Accept": "text/event-stream"}, lambda it: bool(_FINAL.search(it))
+        wait = {"headers": headers, "max_bytes": MAX_EVENTS_BYTES, "until": ended}
+        events = await call.send("GET", url, repeatable=False, **wait)
         if media_type(events) != "text/event-stream":
             raise invalid(self.name, f"{media_type(events)!r} instead of events")
         return await call.fetch(self._output(events.content))
@@ -154,7 +136,7 @@ class Space(Provider):
         """Addresses of the files in a result, which may be nested in lists and in components' forms."""
         form = item if isinstance(item, dict) else {"url": item}
         url, path = form.get("url"), form.get("path")
-        if isinstance(url, str) and url.startswith(("http://", "https://") if form is item else ("data:image/",)):
+        if isinstance(url, str) and url.startswith(("http", "data:") if form is item else "data:image/"):
             yield url
         elif isinstance(path, str):
             yield f"{self.base_url}{self._prefix}/file={quote(path)}"

@@ -225,7 +225,7 @@ class AsyncClient:
         return Call(self._settings, operation, timeout_s, request_id, options)
 
     def many(self, jobs: int, timeout_s: float | None, options: OptionKeywords) -> Callable[[ImageInput], Any]:
-        """What cuts each of many pictures.
+        """The function that cuts each of many pictures.
 
         Raises:
             RuntimeError: the client is closed.
@@ -237,7 +237,7 @@ class AsyncClient:
         return lambda image: self.cut(image, timeout_s=timeout_s, **options)
 
     async def serve(self, call: Call) -> None:
-        """Have a cut or a detection served, by a server of one's own or by the fallback."""
+        """Serve a cut or a detection by an own server or the fallback."""
 
         async def ask(outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
             alone = outputs == DETECTION_OUTPUTS
@@ -264,7 +264,7 @@ class AsyncClient:
             )
 
     async def serve_upscaled(self, call: Call, scale: int) -> UpscaleResult:
-        """Have a picture enlarged by the fallback."""
+        """Upscale a picture by the fallback."""
         fallback = self._settings.fallback
         assert fallback is not None
         async with self._until_closed():

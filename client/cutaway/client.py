@@ -32,8 +32,8 @@ class Client:
             result.save("cutouts")
 
     One client serves any number of threads at once and keeps its connections; clients share nothing with one another.
-    It connects when first used, may be used again after any error, and can be pickled: the copy connects anew. It is
-    :class:`cutaway.AsyncClient` over an event loop in a thread; pictures are read and decoded in the caller's.
+    It connects when first used, may be used again after any error, and can be pickled: the copy has connections of its
+    own. It is :class:`cutaway.AsyncClient` over an event loop in a thread; pictures are read in the caller's.
 
     Args:
         urls: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS. Calls go round robin
@@ -45,9 +45,8 @@ class Client:
         headers: sent with every request, as HTTP headers or gRPC metadata.
         tls: own certificate authority, client certificate.
         retry: how often and after which waits failed requests are sent again; ``RetryPolicy(retries=0)`` for never.
-        fallback: hosted models that are tried, in order, where none of your servers serves. Pictures then leave for
-            them.
-        cache: answers of earlier calls with the same picture and options come from there.
+        fallback: hosted models that are tried, in order, where none of your servers serves; they get the picture.
+        cache: has answers of earlier calls with the same picture and options.
         observers: get the events of every call, such as :class:`cutaway.observers.OpenTelemetry`.
         verify: decode pictures wholly before they are sent. Off, damage inside is found by the server, with the same
             error and less work here.
@@ -104,20 +103,20 @@ class Client:
         Args:
             image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a binary file object, a data URI, a PIL
                 image, or an HWC uint8 [0, 255] array (RGB or RGBA).
-            media_type: what bytes are declared to be, such as "image/png"; a mismatch is refused.
+            media_type: the declared type of bytes, such as "image/png"; a mismatch is a warning, or with
+                `strict` an error.
             timeout_s: seconds for the whole call; the client's where None. A read that blocks (a pipe, a dead network
-                drive) and Pillow's decoding cannot be interrupted: time they take counts, but they are waited for.
-            request_id: for the server's log, up to 128 printable ASCII characters; made up where None.
-            cancel: gives the call up from another thread; the server sees it.
+                drive) and Pillow's decoding count, but cannot be interrupted.
+            request_id: for the server's log, up to 128 printable ASCII characters; random where None.
+            cancel: cancels the call from another thread, and its request at the server.
             options: see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.
 
         Raises:
-            InputError: the picture or an option is refused, mostly before anything is sent; NoPersonDetected where
-                people were asked for and there are none.
-            ProcessingTimeout: the seconds are over.
-            ServerUnavailable: nobody answers, the model is not there, the queue is full; NobodyServed where there was
-                a fallback and it failed, too.
-            InferenceError: a model failed, or the answer makes no sense.
+            InputError: the picture or an option is invalid, mostly before a request is sent; NoPersonDetected where no
+                person is found.
+            ProcessingTimeout: the deadline is exceeded.
+            ServerUnavailable: no answer, no such model, or a full queue; NobodyServed where the fallback failed, too.
+            InferenceError: a model failed, or the answer is malformed.
             RequestCancelled: `cancel` was used.
             OSError: the path cannot be read.
         """
@@ -144,17 +143,17 @@ class Client:
                     outcome.result.save(f"out/{outcome.source.stem}.png")
 
         Args:
-            images: pictures as :meth:`cut` takes them; taken as they are needed, an iterator in a thread of its own,
-                since it may have to wait. Where it raises, that ends the rest.
+            images: pictures as :meth:`cut` takes them, read lazily in a thread, since an iterator may block. Its
+                exception is raised after the outcomes before it.
             jobs: pictures in flight at once.
             ordered: outcomes in the order of the pictures instead of in that of completion.
-            progress: called with how many are done and how many there are (None where `images` has no length).
+            progress: called with the number of finished pictures and the total (None where `images` has no length).
             timeout_s: seconds for each picture.
-            cancel: ends it all.
+            cancel: cancels pictures in flight, and ends the iteration.
             options: as in :meth:`cut`.
 
         Returns:
-            An iterator of outcomes. Closing it, or leaving the loop, cancels what is in flight.
+            An iterator of outcomes. Closing it, or leaving the loop, cancels those in flight.
 
         Raises:
             ValueError: `jobs` is below 1.
@@ -204,7 +203,7 @@ class Client:
             image: as in :meth:`cut`.
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
             place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
-            match_colour: how far their colours go towards those of the new background, 0 to 1.
+            match_colour: strength of the colour match with the new background, 0 to 1.
             output: "png", "webp" or "jpeg".
             quality: of a WebP or JPEG, 1 to 100.
             size_px: width and height of the result; those of the picture behind, or of the original, by default.
@@ -245,7 +244,7 @@ class Client:
             InvalidOption: another scale.
             InputError: the picture is refused.
             ServerUnavailable: no provider was named, or none served.
-            ProcessingTimeout: the seconds are over.
+            ProcessingTimeout: the deadline is exceeded.
             RequestCancelled: `cancel` was used.
         """
         with self._client.begin("upscale", timeout_s, request_id, {}) as call:
@@ -253,17 +252,17 @@ class Client:
             return loop.run(self._client.serve_upscaled(call, scale), cancel)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
-        """Send a small picture through the pipeline: Triton calls a pipeline ready whose process is long dead.
+        """Send a small picture through the pipeline: Triton reports a pipeline as ready whose process is dead.
 
-        Never raises for what is wrong with the server; the answer tells.
+        The server's errors are in the result and not raised.
         """
         return loop.run(self._client.health(timeout_s=timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
-        """The pipeline and the models that it calls, as the first server that answers has them.
+        """The pipeline and the models that it calls, of the first server that answers.
 
         Raises:
-            ServerUnavailable, ProcessingTimeout: nobody answers.
+            ServerUnavailable, ProcessingTimeout: no server answers.
         """
         return loop.run(self._client.models(timeout_s=timeout_s))
 

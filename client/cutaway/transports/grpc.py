@@ -29,10 +29,10 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     # Connections of its own, so that clients of one process share no state.
     ("grpc.use_local_subchannel_pool", 1),
-    # After failed connections gRPC would refuse calls for up to two minutes, although the server is long back.
+    # After failed connections gRPC would refuse calls for up to two minutes, although the server is back.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # Despite its name this bounds how long connecting may take; gRPC's own 20 seconds leave no time for another server.
+    # Despite its name this is the timeout of connecting; gRPC's own 20 seconds leave no time for another server.
     ("grpc.min_reconnect_backoff_ms", int(limits.CONNECT_TIMEOUT_S * 1000)),
 )
 
@@ -126,7 +126,7 @@ def _channel_of(connection: Connection) -> dict[str, Any]:
     credentials = None
     if connection.encrypted:
         if tls is not None:
-            tls.context()  # gRPC would say what is wrong with the files only when it connects, and hardly then
+            tls.context()  # gRPC's own errors about the files come with the first connection, and without a reason
         credentials = grpc.ssl_channel_credentials(
             root_certificates=None if tls is None or tls.ca_file is None else Path(tls.ca_file).read_bytes(),
             private_key=None
@@ -134,7 +134,7 @@ def _channel_of(connection: Connection) -> dict[str, Any]:
             else Path(tls.key_file or tls.cert_file).read_bytes(),
             certificate_chain=None if tls is None or tls.cert_file is None else Path(tls.cert_file).read_bytes(),
         )
-    # gRPC would read other variables than HTTP's, and in its own order.
+    # Given here, because gRPC reads other variables than HTTP, in another order.
     proxy = ("grpc.http_proxy", connection.proxy) if connection.proxy else ("grpc.enable_http_proxy", 0)
     return {
         "url": f"{address.host}:{address.port}",
@@ -146,7 +146,7 @@ def _channel_of(connection: Connection) -> dict[str, Any]:
 def _input_of(given: InputTensor) -> Any:
     if isinstance(given.value, bytes):
         made = triton.InferInput(given.name, [1], "BYTES")
-        # object and not numpy's bytes type, which drops zeros at the end.
+        # An object, because numpy's bytes type drops zeros at the end.
         made.set_data_from_numpy(np.array([given.value], dtype=np.object_))
     else:
         made = triton.InferInput(given.name, list(given.value.shape), "UINT8")

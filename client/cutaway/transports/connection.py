@@ -1,4 +1,4 @@
-"""What a connection to one server needs: TLS, headers, a proxy, and the event loop that it belongs to."""
+"""A connection to one server: TLS, headers, a proxy, and the event loop that it belongs to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RESERVED = (
 
 
 class InsecureTokenWarning(UserWarning):
-    """A token goes to another machine without encryption: everybody on the way can read and use it."""
+    """A token is sent to another machine without encryption, where others can read and use it."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Tls:
     """Certificates, as files in PEM form.
 
     Attributes:
-        ca_file: trust only what these authorities signed; None trusts the public ones.
-        cert_file: the certificate that the client shows, with those between it and its authority behind it.
+        ca_file: the only trusted authorities; the public ones where None.
+        cert_file: the client's certificate, followed by its intermediate ones.
         key_file: its key, without a password; None where `cert_file` holds it, too.
     """
 
@@ -64,9 +64,9 @@ class Tls:
 
         Raises:
             OSError: a file cannot be read.
-            ValueError: it does not hold what it should.
+            ValueError: it is no certificate or key in PEM form.
         """
-        # The files are opened first, because the errors about them below do not name them.
+        # The files are opened first, because the errors of OpenSSL do not name them.
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None:
                 Path(file).open("rb").close()
@@ -76,7 +76,7 @@ class Tls:
             raise ValueError(f"{self.ca_file} holds no certificates in PEM form: {error}") from None
         if self.cert_file is not None:
             try:
-                # An empty password instead of none, which would be asked for at the terminal.
+                # An empty password, because without one OpenSSL prompts at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
             except ssl.SSLError as error:
                 raise ValueError(
@@ -88,13 +88,13 @@ class Tls:
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a server is, and what it is told and shown with every request.
+    """The address of a server, and what every request to it needs.
 
     Attributes:
-        address: where it is.
-        headers: sent with every request; names in lower case. Not shown anywhere, since they hold tokens.
+        address: the server's.
+        headers: sent with every request; names in lower case. Masked in representations, since they have tokens.
         tls: for grpcs:// and https:// only; None trusts the public authorities.
-        proxy: the HTTP proxy that the environment names for it; "" for none. Not shown, since it may hold a password.
+        proxy: the HTTP proxy of the environment; "" for none. Masked, since it may have a password.
 
     Raises:
         ValueError: a header that cannot be sent, certificates for an address without TLS, or a proxy of another kind.
@@ -116,7 +116,7 @@ class Connection:
         return self.address.scheme in ("grpcs", "https")
 
     def headers_of(self, request: InferRequest) -> dict[str, str]:
-        """What is sent with a request.
+        """The headers of a request.
 
         Raises:
             ValueError: a header of the request cannot be sent.
@@ -144,7 +144,7 @@ def connections_of(
 def check_headers(headers: Mapping[str, str]) -> None:
     """
     Raises:
-        ValueError: a header that cannot be sent over both HTTP and gRPC. Its value is not told.
+        ValueError: a header that cannot be sent over both HTTP and gRPC. Its value is not in the message.
     """
     for name, value in headers.items():
         if not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("grpc-") or name.endswith("-bin"):
@@ -155,10 +155,10 @@ def check_headers(headers: Mapping[str, str]) -> None:
 
 def proxy_of(address: Address) -> str:
     """The proxy for an address, "" for none: ``HTTPS_PROXY`` for TLS, else ``HTTP_PROXY``, or ``ALL_PROXY``; none for
-    loopback and for what ``NO_PROXY`` names. Lower case goes first.
+    loopback and the hosts of ``NO_PROXY``. Lower case has precedence.
 
     Raises:
-        ValueError: it is not ``http://host:port``: gRPC knows no other kind.
+        ValueError: it is not ``http://host:port``, the only kind that gRPC supports.
     """
     proxies = getproxies_environment()
     proxy = proxies.get("https" if address.scheme in ("grpcs", "https") else "http") or proxies.get("all", "")
@@ -178,8 +178,8 @@ class OneLoop(Generic[C]):
     """A client library's object that belongs to the event loop in which it is first used.
 
     Args:
-        opened: makes it.
-        forked: why it cannot be made anew in a forked process; "" where it can.
+        opened: opens it.
+        forked: why it cannot be opened anew in a forked process; "" where it can.
     """
 
     def __init__(self, opened: Callable[[], C], *, forked: str = "") -> None:
@@ -194,16 +194,12 @@ class OneLoop(Generic[C]):
     def get(self) -> C:
         """
         Raises:
-            RuntimeError: it is closed, belongs to another loop, or to the process that this one was forked from.
+            RuntimeError: it is closed, or belongs to another loop.
         """
         if self._closed:
             raise RuntimeError("the connection is closed")
         if self._pid != os.getpid():
-            if self._forked:
-                raise RuntimeError(self._forked)
-            # The parent's is kept and not touched: its sockets are the parent's, too.
-            self._of_parents.append(self._client)
-            self._client, self._pid = None, os.getpid()
+            self._forget_parent()
         loop = asyncio.get_running_loop()
         if self._client is None:
             self._client, self._loop = self._open(), loop
@@ -214,9 +210,17 @@ class OneLoop(Generic[C]):
         return self._client
 
     def close(self) -> C | None:
-        """What is to be closed here; None where nothing was opened in this loop, which took it along."""
-        client, self._client, self._closed = self._client, None, True
-        return client if self._pid == os.getpid() and self._loop is asyncio.get_running_loop() else None
+        """The object to close; None where none was opened in this loop."""
+        self._closed = True
+        if self._pid != os.getpid():
+            self._forget_parent()
+        client, self._client = self._client, None
+        return client if self._loop is asyncio.get_running_loop() else None
+
+    def _forget_parent(self) -> None:
+        """The parent's is kept and not touched: its sockets are the parent's, too, and gRPC hangs where it ends it."""
+        self._of_parents.append(self._client)
+        self._client, self._pid = None, os.getpid()
 
 
 def open_transport(connection: Connection) -> Transport:

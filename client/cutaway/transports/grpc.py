@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -37,9 +38,10 @@ CHANNEL_OPTIONS = (
 )
 
 FORKED = (
-    "a gRPC client does not work in a process that was forked from the one that made it: make the client after the "
-    "fork, or use http://"
+    "gRPC does not work in a process that was forked from one that used it: make the client after the fork and none "
+    "before it, start processes by spawn, or use http://"
 )
+_used_in = 0  # the process whose gRPC was used; in a fork of it gRPC aborts the process
 
 
 class GrpcTransport:
@@ -52,8 +54,8 @@ class GrpcTransport:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._address = str(connection.address)
-        channel = _channel_of(connection)
-        self._client: OneLoop[Any] = OneLoop(lambda: triton.InferenceServerClient(**channel), forked=FORKED)
+        self._channel = _channel_of(connection)
+        self._client: OneLoop[Any] = OneLoop(self._opened)
 
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
         message = {
@@ -90,6 +92,13 @@ class GrpcTransport:
     async def aclose(self) -> None:
         if (client := self._client.close()) is not None:
             await client.close()
+
+    def _opened(self) -> Any:
+        global _used_in
+        if _used_in not in (0, os.getpid()):
+            raise RuntimeError(FORKED)
+        _used_in = os.getpid()
+        return triton.InferenceServerClient(**self._channel)
 
     async def _model(self, name: str, deadline: Deadline) -> ModelInfo:
         ready = await self.model_ready(name, deadline.left_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -94,14 +94,12 @@ class HttpTransport:
         """One request and its whole answer, whose length is bounded."""
         client = self._client.get()
         started = time.monotonic()
-        # The handshake of TLS counts as connecting; httpcore forgets a connection whose handshake is cancelled.
-        timeout = httpx.Timeout(None, connect=min(limits.CONNECT_TIMEOUT_S, timeout_s))
+        handshake = _Handshake()
+        if self._connection.encrypted:
+            sent["extensions"] = {"trace": handshake.trace}
         body = bytearray()
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                client.stream(method, path, timeout=timeout, **sent) as response,
-            ):
+            async with asyncio.timeout(timeout_s), client.stream(method, path, **sent) as response:
                 is_expected = response.status_code in expected
                 async for part in response.aiter_raw():
                     body += part
@@ -111,6 +109,8 @@ class HttpTransport:
                         break
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _broken(error, self._address, time.monotonic() - started, timeout_s) from None
+        finally:
+            await handshake.close()
         if not is_expected:
             raise _failure(response, bytes(body), self._address, time.monotonic() - started)
         return response, bytes(body)
@@ -130,9 +130,27 @@ class HttpTransport:
             },
             verify=self._context,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE, keepalive_expiry=IDLE_S),
+            timeout=httpx.Timeout(None, connect=limits.CONNECT_TIMEOUT_S),  # the deadline bounds every other wait
             proxy=proxy or None,
             trust_env=False,
         )
+
+
+class _Handshake:
+    """Closes a connection whose TLS handshake was cancelled, which httpcore forgets."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._stream = info["return_value"]
+        elif event == "connection.start_tls.complete":
+            self._stream = None
+
+    async def close(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()
 
 
 def _context_of(connection: Connection) -> ssl.SSLContext:

@@ -399,7 +399,7 @@ def test_a_registry_takes_them_once() -> None:
     [("OpenTelemetry", "opentelemetry", "cutaway[otel]"), ("Prometheus", "prometheus_client", "cutaway[prometheus]")],
 )
 def test_without_their_packages(name: str, module: str, extra: str) -> None:
-    code = f"import sys; sys.modules[{module!r}] = None\nimport cutaway\nfrom cutaway.observers import {name}"
+    code = f"import sys; sys.modules[{module!r}] = None\nimport cutaway\nfrom cutaway.observers import {name}\n{name}()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": "client"})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(f"pip install '{extra}'")

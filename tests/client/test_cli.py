@@ -68,9 +68,7 @@ def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[st
 
 def test_a_new_row_of_the_table_is_an_option_by_itself() -> None:
     row = Option("smoothness", "int", 3, "how smooth", minimum=1, maximum=9)
-    command = click.command("cut")(
-        options.table(["smoothness"], {"smoothness": row})(lambda **given: given["smoothness"])
-    )
+    command = options.command(*options.table(["smoothness"], {"smoothness": row}))(lambda _, smoothness: smoothness)
     assert command.main(["--smoothness", "7"], standalone_mode=False) == 7
     with pytest.raises(click.UsageError, match="1<=x<=9"):
         command.main(["--smoothness", "10"], standalone_mode=False)

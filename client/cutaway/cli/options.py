@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 import cutaway
-from cutaway.cli.codes import RATIO_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from cutaway.cli.codes import EPILOG, RATIO_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from cutaway.cli.console import reason, say
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
@@ -22,8 +22,6 @@ from cutaway.contract.options import parse_options
 
 if TYPE_CHECKING:
     from cutaway.providers import Provider
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path)
@@ -46,19 +44,13 @@ def _urls(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> lis
     return [url.strip() for value in values for url in value.split(",") if url.strip()]
 
 
-def together(*options: Decorator) -> Decorator:
-    """Several options as one decorator, in this order in the help."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+def command(*params: click.Parameter) -> Callable[[Callable[..., int]], click.Command]:
+    """A subcommand with these parameters, in this order in the help; it is given its context, and returns a code."""
+    return lambda function: click.command(epilog=EPILOG, params=list(params))(click.pass_context(function))
 
 
-def option(*names: str, help: str, **more: Any) -> Decorator:
-    return click.option(*names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
+def option(*names: str, help: str, **more: Any) -> click.Option:
+    return click.Option(names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
 
 
 JSON = option("--json", is_flag=True, help="One JSON object per line on standard output.")
@@ -66,8 +58,8 @@ QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
 VERBOSE = option("-v", "--verbose", is_flag=True, help="Tell of requests, failures and repeats.")
 OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make what is there anew, in place of skipping it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
-IMAGES = together(click.argument("images", nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
-OF_CLIENTS = together(
+IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
+OF_CLIENTS = (
     option("--retries", type=click.IntRange(min=0), help=f"Repeats where that can help [default: {limits.RETRIES}]."),
     option("--cache", type=FOLDER, help="Keep answers in this folder, and take them from there."),
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
@@ -75,17 +67,17 @@ OF_CLIENTS = together(
 )
 
 
-def timeout(default: str) -> Decorator:
+def timeout(default: str) -> click.Option:
     return option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included [default: {default}].")
 
 
-def server(*, hosted: bool = False, client: bool = True) -> Decorator:
+def server(*, hosted: bool = False, client: bool = True) -> list[click.Option]:
     """The options that say which server, and how it is reached."""
     url = "grpc://HOST:8001 or http://HOST:8000, grpcs:// or https:// with TLS; again, or with commas, for equal ones."
     shared = {"multiple": True, "envvar": URL_VARIABLE, "show_envvar": True, "default": [limits.DEFAULT_URL]}
     bearer = f"Variable that holds the bearer token [default: {TOKEN_VARIABLE}]."
     seconds = f"{limits.PROCESSING_TIMEOUT_S:g}{f', with --fallback {limits.FALLBACK_TIMEOUT_S:g}' if hosted else ''}"
-    return together(
+    return [
         option("--url", "urls", callback=_urls, help=url, **shared),
         timeout(seconds),
         option("--token-env", "token", metavar="VARIABLE", callback=_token, help=bearer),
@@ -93,33 +85,33 @@ def server(*, hosted: bool = False, client: bool = True) -> Decorator:
         option("--ca-file", type=FILE, help="Trust only what these authorities signed (PEM)."),
         option("--cert-file", type=FILE, help="The client's own certificate (PEM)."),
         option("--key-file", type=FILE, help="The certificate's key (PEM)."),
-        *([OF_CLIENTS] if client else []),
+        *(OF_CLIENTS if client else ()),
         VERBOSE,
-    )
+    ]
 
 
-def fallback(*, required: bool = False) -> Decorator:
+def fallback(*, required: bool = False) -> list[click.Option]:
     """The options that name hosted models."""
     text = "Hosted models where no server of yours serves, in this order: huggingface[:MODEL], replicate[:MODEL], "
     text += "space:OWNER/NAME; again, or with commas. Pictures leave your network."
-    return together(
+    return [
         option("--fallback", multiple=True, required=required, metavar="SPEC", help=text),
         option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right."),
-    )
+    ]
 
 
-def results(folder: str, names: str) -> Decorator:
+def results(folder: str, names: str) -> list[click.Parameter]:
     """The arguments and options of subcommands that make a file of each picture."""
     where = f"Folder for what is made, as {names}; of one picture also a file, or - for standard output."
-    return together(option("-o", "--output-dir", type=FOLDER, default=folder, help=where), OVERWRITE, IMAGES)
+    return [option("-o", "--output-dir", type=FOLDER, default=folder, help=where), OVERWRITE, *IMAGES]
 
 
-def table(names: Iterable[str], rows: Mapping[str, Option] = OPTIONS) -> Decorator:
+def table(names: Iterable[str], rows: Mapping[str, Option] = OPTIONS) -> list[click.Option]:
     """These rows of a table of options."""
-    return together(*(_from_row(rows[name]) for name in names))
+    return [_from_row(rows[name]) for name in names]
 
 
-def _from_row(row: Option) -> Decorator:
+def _from_row(row: Option) -> click.Option:
     flag, text = f"--{row.name.replace('_', '-')}", row.help
     kind: Any = None
     if row.kind == "choice":

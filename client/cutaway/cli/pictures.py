@@ -14,9 +14,9 @@ from click.core import ParameterSource
 import cutaway
 from cutaway.cli import options
 from cutaway.cli.batch import Batch, Made, run
-from cutaway.cli.codes import EPILOG
 from cutaway.cli.console import reason
 from cutaway.cli.files import Destination, Job, destination, plan
+from cutaway.cli.options import option
 from cutaway.contract import limits
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.options import parse_options
@@ -71,12 +71,10 @@ def _made(
     return Made(result, form, [line], {path: data for path, (data, _) in files.items()})
 
 
-@click.command(epilog=EPILOG)
-@options.results("cutouts", "NAME.png, or NAME-ID.png with --subject each")
-@options.table(limits.OPTIONS)
-@options.server(hosted=True)
-@options.fallback()
-@click.pass_context
+@options.command(
+    *options.results("cutouts", "NAME.png, or NAME-ID.png with --subject each"),
+    *(*options.table(limits.OPTIONS), *options.server(hosted=True), *options.fallback()),
+)
 def cut(context: click.Context, /, **_: Any) -> int:
     """Cut people, or what pictures show, out of them."""
     output = _output(context, ("png", "webp"))
@@ -104,11 +102,7 @@ def cut(context: click.Context, /, **_: Any) -> int:
     return run(batch.run(lambda client, image: client.cut(image, **wanted), made))
 
 
-@click.command(epilog=EPILOG)
-@options.IMAGES
-@options.table(DETECT_OPTIONS)
-@options.server()
-@click.pass_context
+@options.command(*options.IMAGES, *options.table(DETECT_OPTIONS), *options.server())
 def detect(context: click.Context, /, **_: Any) -> int:
     """List the people in pictures without cutting them out."""
     wanted = options.given_options(context, DETECT_OPTIONS)
@@ -133,21 +127,19 @@ def _pair(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int,
     return (first, second) if text else None
 
 
-@click.command(epilog=EPILOG)
-@options.results("composites", "NAME.png")
-@options.option("--onto", required=True, metavar="BACKGROUND", help="#RRGGBB, a picture, blur:<px>, or transparent.")
-@options.option("--place", type=click.Choice(ANCHORS), help="Corner, edge or centre [default: where they were].")
-@options.option("--scale", type=click.FloatRange(*limits.COMPOSITE_SCALE), help="Height as a share of the picture's.")
-@options.option("--offset", callback=_pair, metavar="X,Y", help="Move them so many pixels to the right and down.")
-@options.option("--flip", is_flag=True, help="Mirror them left to right.")
-@options.option("--match-colour", type=click.FloatRange(0, 1), default=0.0, help="How far towards the colours behind.")
-@options.option("--size", callback=_pair, metavar="WIDTH,HEIGHT", help="Of the result [default: of what is behind].")
-@options.option("--output", type=click.Choice(limits.COMPOSITE_OUTPUTS), default="png", help="Form of the result.")
-@options.option("--quality", type=click.IntRange(1, 100), default=limits.COMPOSITE_QUALITY, help="Of WebP and JPEG.")
-@options.table(COMPOSITE_OPTIONS)
-@options.server(hosted=True)
-@options.fallback()
-@click.pass_context
+@options.command(
+    *options.results("composites", "NAME.png"),
+    option("--onto", required=True, metavar="BACKGROUND", help="#RRGGBB, a picture, blur:<px>, or transparent."),
+    option("--place", type=click.Choice(ANCHORS), help="Corner, edge or centre [default: where they were]."),
+    option("--scale", type=click.FloatRange(*limits.COMPOSITE_SCALE), help="Height as a share of the picture's."),
+    option("--offset", callback=_pair, metavar="X,Y", help="Move them so many pixels to the right and down."),
+    option("--flip", is_flag=True, help="Mirror them left to right."),
+    option("--match-colour", type=click.FloatRange(0, 1), default=0.0, help="How far towards the colours behind."),
+    option("--size", callback=_pair, metavar="WIDTH,HEIGHT", help="Of the result [default: of what is behind]."),
+    option("--output", type=click.Choice(limits.COMPOSITE_OUTPUTS), default="png", help="Form of the result."),
+    option("--quality", type=click.IntRange(1, 100), default=limits.COMPOSITE_QUALITY, help="Of WebP and JPEG."),
+    *(*options.table(COMPOSITE_OPTIONS), *options.server(hosted=True), *options.fallback()),
+)
 def composite(context: click.Context, /, onto: Any, match_colour: float, quality: int, **given: Any) -> int:
     """Cut people, or what pictures show, out and put them onto something else."""
     from cutaway.composite import CompositeResult, Placement
@@ -182,18 +174,11 @@ def composite(context: click.Context, /, onto: Any, match_colour: float, quality
     return run(batch.run(lambda client, image: client.composite(image, onto, **how, **who), made))
 
 
-@click.command(epilog=EPILOG)
-@options.results("upscaled", "NAME.png, .jpg or .webp, as it comes")
-@options.option(
-    "--scale",
-    type=click.Choice([str(each) for each in limits.UPSCALE_SCALES]),
-    default="2",
-    help="Times as many pixels along each side.",
+@options.command(
+    *options.results("upscaled", "NAME.png, .jpg or .webp, as it comes"),
+    option("--scale", type=click.Choice(SCALES), default=SCALES[0], help="Times as many pixels along each side."),
+    *(options.timeout(f"{limits.FALLBACK_TIMEOUT_S:g}"), options.VERBOSE, *options.fallback(required=True)),
 )
-@options.timeout(f"{limits.FALLBACK_TIMEOUT_S:g}")
-@options.VERBOSE
-@options.fallback(required=True)
-@click.pass_context
 def upscale(context: click.Context, /, scale: str, **_: Any) -> int:
     """Enlarge pictures of at most 2560×1440 by hosted models: they leave your network, and most providers charge."""
     to, jobs = _planned(context, UPSCALED)

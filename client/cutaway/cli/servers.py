@@ -10,14 +10,11 @@ import click
 import cutaway
 from cutaway.cli import options
 from cutaway.cli.batch import error_form, run
-from cutaway.cli.codes import EPILOG, OK, UNAVAILABLE
+from cutaway.cli.codes import OK, UNAVAILABLE
 from cutaway.cli.console import reason, say, say_json
 
 
-@click.command(epilog=EPILOG)
-@options.JSON
-@options.server()
-@click.pass_context
+@options.command(options.JSON, *options.server())
 def health(context: click.Context, /, **_: Any) -> int:
     """Send a small picture through each server's pipeline."""
     return run(_health(context))
@@ -45,10 +42,7 @@ async def _health(context: click.Context) -> int:
     return OK if working == len(each) else UNAVAILABLE
 
 
-@click.command(epilog=EPILOG)
-@options.JSON
-@options.server()
-@click.pass_context
+@options.command(options.JSON, *options.server())
 def models(context: click.Context, /, urls: list[str], **_: Any) -> int:
     """List each server's models, with what goes in and comes out."""
     return max([run(_models(context, url)) for url in urls])

@@ -10,24 +10,21 @@ import click
 
 import cutaway
 from cutaway.cli import options
-from cutaway.cli.codes import EPILOG, FAILED, INTERRUPTED, OK, UNAVAILABLE
+from cutaway.cli.codes import FAILED, INTERRUPTED, OK, UNAVAILABLE
 from cutaway.cli.console import reason, say, say_json
+from cutaway.cli.options import option
 from cutaway.contract.limits import PROCESSING_TIMEOUT_S, STREAM_OPTIONS, STREAM_TIMEOUT_S
 
 FLAGS = ("min_confidence", "smoothing")
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 
 
-@click.command(epilog=EPILOG)
-@click.argument("video")
-@options.option("-o", "--output", type=options.FILE, default="stream.mp4", help="What is written.")
-@options.OVERWRITE
-@options.QUIET
-@options.JSON
-@options.option("--background", default=STREAM_OPTIONS["background"].default, help="Or a picture's file, or blur:<px>.")
-@options.table(FLAGS, STREAM_OPTIONS)
-@options.server(client=False)
-@click.pass_context
+@options.command(
+    *(click.Argument(["video"]), options.OVERWRITE, options.QUIET, options.JSON),
+    option("-o", "--output", type=options.FILE, default="stream.mp4", help="What is written."),
+    option("--background", default=STREAM_OPTIONS["background"].default, help="Or a picture's file, or blur:<px>."),
+    *(*options.table(FLAGS, STREAM_OPTIONS), *options.server(client=False)),
+)
 def stream(context: click.Context, /, video: str, output: Path, background: str, **given: Any) -> int:
     """Put the people of VIDEO, a file or a camera's number, before another background.
 

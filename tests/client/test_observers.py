@@ -113,6 +113,18 @@ def test_errors_pass_through_them(error: BaseException) -> None:
     assert one.told[1:] == [("failed", type(error)), ("ended",)]
 
 
+def test_an_error_that_is_handled_around_a_call_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "cutaway")
+    one = Watching()
+    try:
+        raise InferenceError("An earlier call failed.")
+    except InferenceError:
+        with observed([one], "cut", "r1"):
+            pass
+    assert one.told == [("call", "cut", "r1"), ("ended",)]
+    assert "cut r1: OK in" in caplog.text
+
+
 def test_none_can_swallow_an_error() -> None:
     class Swallowing(Watching):
         @contextmanager

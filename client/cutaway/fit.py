@@ -208,9 +208,9 @@ class Fitted:
         if background.colour_rgb is not None:
             behind = Image.new("RGB", large.size, background.colour_rgb)
         else:
-            from cutaway.composite import blurred_without
+            from cutaway.drawing import blurred, filled
 
-            behind = blurred_without(own, alpha, background.blur_px or 0)
+            behind = blurred(filled(own, alpha), background.blur_px or 0)
         behind.paste(image, (0, 0), alpha)
         return behind
 

@@ -40,9 +40,9 @@ class StreamFrame:
     id: int
     image: FrameInput = field(repr=False)
     untouched: bool
-    error: CutawayError | None
-    report: Report | None = field(repr=False)
-    latency_ms: float
+    error: CutawayError | None = None
+    report: Report | None = field(default=None, repr=False)
+    latency_ms: float = 0.0
 
     @property
     def warnings(self) -> tuple[Notice, ...]:

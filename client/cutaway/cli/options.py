@@ -56,7 +56,7 @@ def option(*names: str, help: str, **more: Any) -> click.Option:
 JSON = option("--json", is_flag=True, help="One JSON object per line on standard output.")
 QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
 VERBOSE = option("-v", "--verbose", is_flag=True, help="Tell of requests, failures and repeats.")
-OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make what is there anew, in place of skipping it.")
+OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make anew what is there, and replace it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
 IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
 OF_CLIENTS = (

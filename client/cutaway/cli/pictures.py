@@ -141,7 +141,7 @@ def _pair(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int,
     *(*options.table(COMPOSITE_OPTIONS), *options.server(hosted=True), *options.fallback()),
 )
 def composite(context: click.Context, /, onto: Any, match_colour: float, quality: int, **given: Any) -> int:
-    """Cut people, or what pictures show, out and put them onto something else."""
+    """Cut people out and put them onto something else."""
     from cutaway.composite import CompositeResult, Placement
 
     output, is_picture = _output(context, tuple(EXTENSIONS)), not re.match("#|blur:|transparent$", onto)
@@ -180,7 +180,10 @@ def composite(context: click.Context, /, onto: Any, match_colour: float, quality
     *(options.timeout(f"{limits.FALLBACK_TIMEOUT_S:g}"), options.VERBOSE, *options.fallback(required=True)),
 )
 def upscale(context: click.Context, /, scale: str, **_: Any) -> int:
-    """Enlarge pictures of at most 2560×1440 by hosted models: they leave your network, and most providers charge."""
+    """Enlarge pictures by hosted models.
+
+    Of at most 2560×1440. They leave your network, and most providers charge.
+    """
     to, jobs = _planned(context, UPSCALED)
 
     def made(job: Job, result: cutaway.UpscaleResult) -> Made:

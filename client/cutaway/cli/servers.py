@@ -44,7 +44,7 @@ async def _health(context: click.Context) -> int:
 
 @options.command(options.JSON, *options.server())
 def models(context: click.Context, /, urls: list[str], **_: Any) -> int:
-    """List each server's models, with what goes in and comes out."""
+    """List each server's models, and what they take and give."""
     return max([run(_models(context, url)) for url in urls])
 
 

@@ -22,14 +22,14 @@ CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 @options.command(
     *(click.Argument(["video"]), options.OVERWRITE, options.QUIET, options.JSON),
     option("-o", "--output", type=options.FILE, default="stream.mp4", help="What is written."),
-    option("--background", default=STREAM_OPTIONS["background"].default, help="Or a picture's file, or blur:<px>."),
+    option("--background", default=STREAM_OPTIONS["background"].default, help="#RRGGBB, a picture, or blur:<px>."),
     *(*options.table(FLAGS, STREAM_OPTIONS), *options.server(client=False)),
 )
 def stream(context: click.Context, /, video: str, output: Path, background: str, **given: Any) -> int:
-    """Put the people of VIDEO, a file or a camera's number, before another background.
+    """Put a video's people before another background.
 
-    Of a file every frame is sent, of a camera the latest one, until Ctrl-C. Frames that cannot be worked on are written
-    as they are, and counted. Needs OpenCV (pip install opencv-python-headless).
+    VIDEO is a file, of which every frame is sent, or a camera's number, of which the latest one is, until Ctrl-C.
+    Frames that cannot be worked on are written as they are. Needs OpenCV (pip install opencv-python-headless).
     """
     try:
         cv2: Any = import_module("cv2")

@@ -59,7 +59,7 @@ class AsyncClient:
         self._given: tuple[Any, dict[str, Any]] = urls, dict(given)
         self._settings = settings = settings_of(urls, **given)
         self._closed = False
-        self._running: dict[asyncio.Timeout, asyncio.Future[None]] = {}
+        self._running: dict[asyncio.Timeout, tuple[asyncio.Task[Any], asyncio.Future[None]]] = {}
         members = []
         for each in settings.connections:
             members.append(Server(str(each.address), settings.transport or open_transport(each)))
@@ -99,12 +99,12 @@ class AsyncClient:
         self._closed = True
         loop = asyncio.get_running_loop()
         # Others belong to the process that this one was forked from.
-        running = {scope: ended for scope, ended in self._running.items() if ended.get_loop() is loop}
-        for scope in running:
-            with suppress(RuntimeError):  # it is ending already
+        running = [each for each in self._running.items() if each[1][1].get_loop() is loop]
+        for scope, (task, _) in running:
+            if not task.cancelling():
                 scope.reschedule(loop.time())
         if running:
-            await asyncio.wait(running.values(), timeout=CLOSE_GRACE_S)
+            await asyncio.wait([ended for _, (_, ended) in running], timeout=CLOSE_GRACE_S)
         await self._servers.aclose()
 
     async def cut(
@@ -301,10 +301,11 @@ class AsyncClient:
         """
         if self._closed:
             raise closed()
-        ended = asyncio.get_running_loop().create_future()
+        task, ended = asyncio.current_task(), asyncio.get_running_loop().create_future()
+        assert task is not None
         try:
             async with asyncio.timeout(None) as scope:  # closing sets it to now
-                self._running[scope] = ended
+                self._running[scope] = task, ended
                 yield
         except TimeoutError:
             if scope.expired():

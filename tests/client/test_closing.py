@@ -61,15 +61,16 @@ def test_a_prediction_is_cancelled_whoever_ends_the_call_and_a_cancelled_task_st
         call = asyncio.ensure_future(client.cut(picture(), timeout_s=20))
         while len(peer.received) < 2:
             await asyncio.sleep(0.01)
+        closing = []
         for what in order:
             if what == "cancel":
                 call.cancel()
             else:
-                await client.close()
+                closing.append(asyncio.ensure_future(client.close()))
                 await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError if "cancel" in order else RequestCancelled):
             await call
-        await client.close()
+        await asyncio.gather(*closing, client.close())
 
     with Peer(script) as peer:
         script.base = peer.base_url

@@ -129,7 +129,8 @@ class Replicate(Provider):
                 prediction = parse(await call.send("GET", path, **bounds))
         except BaseException:
             with suppress(CutawayError):  # what matters is the error that led here
-                await call.once("POST", f"{path}/cancel", deadline=Deadline(kept_back_s))
+                # Shielded, since a caller may cancel again.
+                await asyncio.shield(call.once("POST", f"{path}/cancel", deadline=Deadline(kept_back_s)))
             raise
         metrics = prediction.get("metrics")
         if isinstance(metrics, dict) and isinstance(metrics.get("predict_time"), (int, float)):

@@ -1,0 +1,397 @@
+"""Several servers: calls go where there is room, a server that lets them down stands back, and an outage stays one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+from cutaway import loop
+from cutaway.contract import limits
+from cutaway.contract.errors import (
+    CutawayError,
+    InferenceError,
+    Overloaded,
+    ProcessingTimeout,
+    RateLimitExceeded,
+    RequestCancelled,
+)
+from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
+from cutaway.servers import Availability, Server, Servers
+from cutaway.transports.base import InferRequest
+
+from tests.client import peers
+from tests.client.driving import DRIVERS, driven
+from tests.client.hosted.peers import picture
+
+REQUEST = InferRequest("m", b"", ())
+QUICK = RetryPolicy(first_delay_s=0.001)
+PIC = picture(size_wh=(160, 96))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Peer:
+    """A transport that does what `behave` does, and counts how often it is asked."""
+
+    def __init__(self, behave: Callable[[InferRequest], Any] = lambda request: None) -> None:
+        self.behave = behave
+        self.asked = 0
+
+    async def infer(self, request: InferRequest) -> dict[str, Any]:
+        self.asked += 1
+        waits = self.behave(request)
+        if waits is not None:
+            await waits
+        return {}
+
+    async def aclose(self) -> None:
+        pass
+
+
+def failing(error: Callable[[], CutawayError]) -> Callable[[InferRequest], None]:
+    def behave(request: InferRequest) -> None:
+        raise error()
+
+    return behave
+
+
+async def silent(request: InferRequest) -> None:
+    await asyncio.sleep(request.timeout_s)
+    raise ProcessingTimeout("no answer")
+
+
+class Fleet:
+    """Servers behind the rules, asked from threads or under asyncio, with a clock that stands still by default."""
+
+    def __init__(self, driver: str, *behaviours: Callable[[InferRequest], Any], budget: float = 5.0) -> None:
+        self.clock = Clock()
+        self.budget = RetryBudget(budget)
+        self.servers = [Peer(each) for each in behaviours]
+        self.standings = [Availability(clock=self.clock) for _ in behaviours]
+        names = [f"http://{number}" for number in range(len(behaviours))]
+        members = zip(names, self.servers, self.standings, strict=True)
+        self._servers = Servers([Server(*each[:2], availability=each[2]) for each in members])  # type: ignore[arg-type]
+        self._run = loop.run if driver == "threads" else asyncio.run
+
+    def _ask(self, deadline: Deadline, retries: Retries) -> None:
+        self._run(self._servers.infer(REQUEST, deadline, retries))
+
+    def ask(self, times: int = 1, *, timeout_s: float = 10.0, policy: RetryPolicy = QUICK, every_s: float = 0.0) -> int:
+        """How many of so many calls, one after the other, failed."""
+        failed = 0
+        for _ in range(times):
+            self.clock.now += every_s
+            deadline = Deadline(timeout_s)
+            try:
+                self._ask(deadline, Retries(deadline, policy, self.budget))
+            except CutawayError:
+                failed += 1
+        return failed
+
+    @property
+    def asked(self) -> list[int]:
+        return [server.asked for server in self.servers]
+
+
+def well(request: InferRequest) -> None:
+    pass
+
+
+# --------------------------------------------------------------------------------- one of them lets calls down
+
+
+@pytest.mark.parametrize(
+    ("error", "most"),
+    [
+        (lambda: Overloaded("full"), 10),
+        (lambda: RateLimitExceeded("slow down", retry_after=60.0), 1),
+        (lambda: ProcessingTimeout("the gateway gave up"), 6),
+    ],
+    ids=["full", "limited", "gateway"],
+)
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_no_call_fails_while_another_server_has_room(driver: str, error: Callable[[], CutawayError], most: int) -> None:
+    """A hundred calls in ten seconds, half of which would come to the server that is of no use."""
+    fleet = Fleet(driver, failing(error), well)
+    assert fleet.ask(100, every_s=0.1) == 0
+    assert fleet.asked[0] <= most, "it is not asked first any more"
+
+
+def test_servers_that_are_full_now_and_then_go_on_sharing_the_work() -> None:
+    """Room for eighty, and sixty-four that ask: were those that were full for a moment left alone, the others would be
+    too full."""
+
+    async def served(seconds: float, room: threading.Semaphore, request: InferRequest) -> None:
+        if not room.acquire(blocking=False):
+            raise Overloaded("full")
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            room.release()
+
+    servers = [Peer(partial(served, 0.02, threading.Semaphore(20))) for _ in range(4)]
+    endpoints = Servers([Server(f"http://{number}", each) for number, each in enumerate(servers)])  # type: ignore[arg-type]
+    budget = RetryBudget()
+
+    def caller(_: int) -> int:
+        failed = 0
+        for _ in range(20):
+            deadline = Deadline(10)
+            try:
+                loop.run(endpoints.infer(REQUEST, deadline, Retries(deadline, QUICK, budget)))
+            except CutawayError:
+                failed += 1
+        return failed
+
+    with ThreadPoolExecutor(64) as pool:
+        assert sum(pool.map(caller, range(64))) <= 0.02 * 64 * 20
+    assert max(each.asked for each in servers) < 1.2 * min(each.asked for each in servers)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_silent_server_is_found_out_by_what_others_need(driver: str) -> None:
+    fleet = Fleet(driver, silent, well)
+    assert fleet.ask(30, timeout_s=0.03) <= limits.ENDPOINT_LATE_MAX + 1
+    assert fleet.ask(10, timeout_s=0.03) == 0
+    fleet.clock.now += limits.ENDPOINT_BACK_S
+    assert fleet.ask(10, timeout_s=0.03) == 1, "one call tries it again"
+
+
+def test_it_comes_back_when_it_has_room_again() -> None:
+    fleet = Fleet("threads", failing(lambda: Overloaded("full")), well)
+    fleet.ask(20, every_s=limits.ENDPOINT_BACK_S / 10)
+    fleet.servers[0].behave, fleet.servers[0].asked = well, 0
+    fleet.ask(10)
+    assert fleet.asked[0] == 0
+    fleet.clock.now += limits.ENDPOINT_BACK_S
+    fleet.ask(20)
+    assert fleet.asked[0] >= 10
+
+
+def test_one_slow_picture_condemns_no_server() -> None:
+    slow = iter([False, True] + [False] * 50)
+    fleet = Fleet("threads", lambda request: silent(request) if next(slow) else None, well)
+    assert fleet.ask(40, timeout_s=0.05) == 1
+    assert fleet.asked == [20, 20]
+
+
+def test_a_caller_s_hurry_says_nothing_about_a_server() -> None:
+    async def needs_20_ms(request: InferRequest) -> None:
+        if request.timeout_s < 0.02:
+            await silent(request)
+        await asyncio.sleep(0.02)
+
+    fleet = Fleet("threads", needs_20_ms, needs_20_ms)
+    assert fleet.ask(4) == 0
+    assert fleet.ask(8, timeout_s=0.002) == 8
+    assert [standing.backs_off_for_s for standing in fleet.standings] == [0.0, 0.0]
+
+
+def test_a_server_that_gives_up_is_not_followed_by_one_that_has_no_time_left() -> None:
+    async def gives_up(request: InferRequest) -> None:
+        await asyncio.sleep(0.9 * request.timeout_s)
+        raise ProcessingTimeout("gave up")
+
+    fleet = Fleet("threads", lambda request: asyncio.sleep(0.05), gives_up)
+    assert fleet.ask() == 0
+    assert fleet.ask(timeout_s=0.2) == 1
+    assert fleet.asked == [1, 1]
+
+
+# ------------------------------------------------------------------------------------------------ the budget
+
+
+def test_a_server_without_room_is_left_for_a_healthy_one_whatever_the_budget() -> None:
+    fleet = Fleet("threads", well, well, budget=0)
+    fleet.ask(2)
+    fleet.servers[0].behave = failing(lambda: Overloaded("full"))
+    assert fleet.ask(20) == 0
+    assert fleet.asked == [11, 21]
+
+
+def test_a_failed_one_is_not() -> None:
+    fleet = Fleet("threads", failing(lambda: InferenceError("stub died")), well, budget=0)
+    assert fleet.ask(4) == 2
+    assert fleet.asked == [2, 2]
+
+
+ALL_FAIL = [lambda: Overloaded("full"), lambda: ProcessingTimeout("gave up"), lambda: InferenceError("stub died")]
+
+
+@pytest.mark.parametrize("error", ALL_FAIL, ids=["full", "gateway", "broken"])
+@pytest.mark.parametrize("before", [0, 20], ids=["new", "used"])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_outage_of_all_is_not_amplified(driver: str, before: int, error: Callable[[], CutawayError]) -> None:
+    fleet = Fleet(driver, well, well, well)
+    fleet.ask(before)
+    for server in fleet.servers:
+        server.asked, server.behave = 0, failing(error)
+    policy = RetryPolicy(first_delay_s=0.0)
+    for _ in range(25):
+        assert fleet.ask(policy=policy) == 1
+        fleet.clock.now += 1.0
+    assert 25 <= sum(fleet.asked) <= 1.2 * 25
+
+
+def test_an_outage_seen_by_many_threads_is_not_amplified() -> None:
+    fleet = Fleet("threads", well, well)
+    fleet.ask(20)
+    for server in fleet.servers:
+        server.asked, server.behave = 0, failing(lambda: Overloaded("full"))
+    with ThreadPoolExecutor(8) as pool:
+        failed = sum(pool.map(lambda _: fleet.ask(25), range(8)))
+    assert failed == 200
+    assert sum(fleet.asked) <= 1.2 * 200
+
+
+# ----------------------------------------------------------------------------------------- how a server stands
+
+
+def back(clock: Clock, asked_s: float | None = None) -> Availability:
+    standing = Availability(clock=clock)
+    for _ in range(1 if asked_s is not None else 2):
+        clock.now += limits.ENDPOINT_BACK_S
+        turn = standing.ticket()
+        assert turn is not None
+        standing.shed(turn, asked_s)
+    assert standing.ticket() is None
+    return standing
+
+
+def test_one_that_serves_between_its_refusals_does_not_stand_back() -> None:
+    clock = Clock()
+    standing = Availability(clock=clock)
+    for _ in range(10):
+        clock.now += 0.9 * limits.ENDPOINT_BACK_S
+        for outcome in (lambda turn: standing.shed(turn, None), standing.succeeded):
+            turn = standing.ticket()
+            assert turn is not None
+            outcome(turn)
+
+
+def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
+    clock = Clock()
+    standing, waits = back(clock), []
+    for _ in range(9):
+        waits.append(standing.backs_off_for_s)
+        clock.now += standing.backs_off_for_s
+        trial = standing.ticket()
+        assert trial is not None
+        assert standing.ticket() is None, "one call tries it at a time"
+        standing.shed(trial, None)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_calls_under_way_together_count_once() -> None:
+    clock = Clock()
+    standing = Availability(clock=clock)
+    standing.shed(standing.ticket_anyway(), None)
+    clock.now += limits.ENDPOINT_BACK_S
+    for turn in [standing.ticket_anyway() for _ in range(20)]:
+        standing.shed(turn, None)
+    assert standing.backs_off_for_s == limits.ENDPOINT_BACK_S
+
+
+@pytest.mark.parametrize(("asked_s", "back_s"), [(60.0, 60.0), (0.0, 1.0), (9999.0, limits.RETRY_AFTER_MAX_S)])
+def test_it_is_left_alone_as_long_as_it_asks(asked_s: float, back_s: float) -> None:
+    assert back(Clock(), asked_s).backs_off_for_s == back_s
+
+
+def test_what_was_under_way_does_not_bring_back_a_server_without_room() -> None:
+    standing = Availability(clock=Clock())
+    early, turn = standing.ticket_anyway(), standing.ticket_anyway()
+    standing.shed(turn, 60.0)
+    standing.succeeded(early)
+    assert standing.ticket() is None
+    standing.succeeded(standing.ticket_anyway())
+    assert standing.ticket() is not None
+
+
+def test_deadlines_have_to_pass_in_a_row() -> None:
+    standing = Availability(clock=Clock())
+    turns = [standing.ticket_anyway() for _ in range(5)]
+    standing.late(turns[0])
+    standing.succeeded(turns[1])
+    standing.late(turns[2])
+    assert standing.ticket() is not None
+    standing.late(turns[3])
+    assert standing.ticket() is None
+    standing.succeeded(turns[4])
+    assert standing.ticket() is not None, "other calls succeed there"
+
+
+def test_a_trial_that_says_nothing_or_is_lost_frees_its_place() -> None:
+    clock = Clock()
+    standing = back(clock)
+    clock.now += 1
+    trial = standing.ticket()
+    assert trial is not None
+    standing.dropped(trial)
+    assert standing.ticket() is not None
+    clock.now += limits.BREAKER_RESET_S
+    assert standing.ticket() is not None
+
+
+# ------------------------------------------------------------------------------------------------- over a network
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(503, 60), (429, 60), (500, 59), (409, 45)])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_retry_after_is_obeyed_whatever_the_table_advises(driver: str, status: int, seconds: int) -> None:
+    requests = []
+    answer = peers.http_answer(status, b"x", Retry_After=seconds)
+
+    def counted(connection: Any, over: threading.Event) -> None:
+        requests.append(connection)
+        answer(connection, over)
+
+    with peers.tcp_peer(counted) as port, driven(driver, f"http://127.0.0.1:{port}", timeout_s=10) as client:
+        seconds_taken, error = peers.seconds_of(lambda: client.cut(PIC))
+    assert isinstance(error, CutawayError)
+    assert error.retry_after == error.details["retry_after_seconds"] == seconds
+    assert error.details["requests"] == len(requests) == 1
+    assert seconds_taken < 1
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_what_stays_wrong_is_sent_once(driver: str) -> None:
+    with peers.tcp_peer(peers.http_answer(400, b"bad")) as port, driven(driver, f"http://127.0.0.1:{port}") as client:
+        _, error = peers.seconds_of(lambda: client.cut(PIC))
+    assert isinstance(error, CutawayError)
+    assert (error.retry, error.retry_after, error.details["requests"]) == (False, None, 1)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_closing_ends_a_pause_before_a_repeat(driver: str) -> None:
+    def close_soon(client: Any) -> Any:
+        if driver == "threads":
+            time.sleep(0.2)
+            return client.close()
+
+        async def closing() -> None:
+            await asyncio.sleep(0.2)
+            await client.close()
+
+        return closing()
+
+    with (
+        peers.tcp_peer(peers.http_answer(503, b"x", Retry_After=9)) as port,
+        driven(driver, f"http://127.0.0.1:{port}") as client,
+    ):
+        started = time.monotonic()
+        (error, _) = client.together([lambda each: each.cut(PIC), close_soon])
+        assert time.monotonic() - started < 2
+    assert isinstance(error, RequestCancelled)
+    assert "closed" in error.message

@@ -25,10 +25,10 @@ OPAQUE_FROM = 250
 """Alpha from which a pixel shows nothing but the cut-out."""
 
 FEWEST_PIXELS = 64
-"""Fewer opaque pixels, or fewer of the background, say nothing about a picture."""
+"""Minimum of opaque pixels, and of the background's, for statistics."""
 
 SAMPLE_PX = 256
-"""Statistics are taken from a grid of at most so many pixels along each side: more change them by nothing visible."""
+"""Statistics are taken from a grid of at most so many pixels along each side: more make no visible difference."""
 
 DARK = 0.4
 """Share of full lightness below which a shift of colour fades out."""
@@ -71,12 +71,12 @@ def samples(image: PILImage) -> Floats:
 
 
 def matching(cutouts: Sequence[Floats], behind: Floats, strength: float) -> Color3DLUT | None:
-    """A filter that brings cut-outs closer to what will be behind them; None where there is too little to judge by.
+    """A filter that matches the cut-outs' colours to the background's; None with too few pixels.
 
     Args:
         cutouts: the samples of every cut-out; all get the same filter.
-        behind: the samples of the background where they will stand.
-        strength: 0 changes nothing, 1 goes as far as the bounds allow.
+        behind: the samples of the background around their place.
+        strength: 0 for no change, 1 for the largest within the bounds.
     """
     from PIL import ImageFilter
 

@@ -58,7 +58,7 @@ ANCHORS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-le
 FITS = ("cover", "contain", "stretch")
 
 SURROUNDINGS = 0.5
-"""Colours are matched to what is around the place of the cut-outs: their box, grown on each side by this share."""
+"""Margin of the box of the cut-outs, on each side, whose colours are matched."""
 
 _SAVING: dict[str, dict[str, Any]] = {
     "jpeg": {"subsampling": 0},
@@ -69,19 +69,19 @@ _SAVING: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Where cut-outs stand and how large they are. Several are placed as a group, with their distances kept.
+    """Position and size of cut-outs. Several are placed as a group, with their distances kept.
 
         Placement()                                    # where they were
-        Placement(anchor="bottom", scale=0.8)          # standing at the bottom, 80 % as high as the canvas
+        Placement(anchor="bottom", scale=0.8)          # at the bottom, 80 % as high as the canvas
         Placement(offset_px=(-40, 0), flip=True)       # a little to the left, mirrored
 
     Attributes:
-        anchor: which corner, edge ("bottom": its middle) or "center" of the canvas their box is put to. None keeps them
-            where they were; on a canvas of another shape their height and distance from the ground keep their share of
-            the canvas, and what an edge of the picture cut off stays at that edge.
+        anchor: corner, edge ("bottom": its middle) or "center" of the canvas for their box. None keeps their position;
+            on a canvas of another shape height and distance from the bottom keep their share of the canvas, and a side
+            that an edge of the picture cut off stays at that edge.
         scale: height of their box as a share of the canvas' height, 0.01 to 4. None keeps the size described above.
-        offset_px: moves them right and down, in pixels of the canvas.
-        flip: mirrors them left to right, where they stand.
+        offset_px: shift to the right and down, in pixels of the canvas.
+        flip: mirrored left to right, in their place.
 
     Raises:
         InvalidOption: an attribute is out of bounds.
@@ -108,7 +108,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Blur:
-    """The original, blurred, without whom was cut out of it.
+    """The original, blurred, without the people that were cut out.
 
     Attributes:
         px: the Gaussian's standard deviation in pixels of the result, 1 to 100.
@@ -130,10 +130,10 @@ class Picture:
     """Another picture.
 
     Attributes:
-        image: as for :meth:`cutaway.Client.cut`, with the same limits. What is transparent in it stays so.
-        fit: for a result of another size: "cover" fills it and cuts off what is beyond, "contain" shows all, "stretch"
+        image: as for :meth:`cutaway.Client.cut`, with the same limits. Its transparent parts stay transparent.
+        fit: for a result of another size: "cover" fills it and crops, "contain" shows all, "stretch"
             fills it and distorts.
-        fill: "#RRGGBB" or "transparent": what "contain" leaves over.
+        fill: "#RRGGBB" or "transparent": the margins of "contain".
 
     Raises:
         InvalidOption: another `fit` or `fill`.
@@ -151,7 +151,7 @@ class Picture:
 
 
 Onto: TypeAlias = str | Blur | Picture | ImageInput
-"""What cut-outs are put onto: "transparent", "#RRGGBB", "blur:<px>", :class:`Blur`, :class:`Picture`, or any picture as
+"""A composite's background: "transparent", "#RRGGBB", "blur:<px>", :class:`Blur`, :class:`Picture`, or any picture as
 the client takes it (a path, bytes, a PIL image, …), which covers the result."""
 
 
@@ -165,7 +165,7 @@ class CompositeResult(EncodedResult):
         width_px, height_px: its size.
         frames: x1, y1, x2, y2 around what is visible of each cut-out, in order, in pixels of the result; beyond its
             edges where a cut-out is, and without area where nothing of it is visible.
-        cut: the cut-outs, and who made them, how long it took and with which warnings.
+        cut: the result of the cut, with its origin, times and warnings.
     """
 
     data: bytes = field(repr=False)
@@ -197,9 +197,9 @@ def compose(
     Args:
         cut: cut-outs on transparent, decontaminated best: soft edges keep the old background's colour otherwise.
         original: the file that they were cut from; read for a blur only.
-        onto: what goes behind, see :data:`Onto`.
+        onto: the background, see :data:`Onto`.
         place: one for all cut-outs together, or one for each. None keeps them where they were, see :class:`Placement`.
-        match_colour: how far colours go towards those around their new place, 0 to 1; only onto another picture.
+        match_colour: strength of the colour match with the surroundings, 0 to 1; only onto another picture.
         output: "png", "webp" or "jpeg", which cannot be transparent.
         quality: of a WebP or JPEG, 1 to 100.
         size_px: width and height of the result. Otherwise those of the picture behind, or of the original.
@@ -252,7 +252,7 @@ def compose(
 
 
 def _surroundings(frames: Sequence[Frame], canvas_wh: SizeWH) -> Frame | None:
-    """What is seen around the place of the cut-outs."""
+    """The background around the cut-outs."""
     x1, y1, x2, y2 = around(frames)
     reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
     x1, y1, x2, y2 = whole((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y))
@@ -263,13 +263,13 @@ def _surroundings(frames: Sequence[Frame], canvas_wh: SizeWH) -> Frame | None:
 def mapping_for(
     box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement, as_background: Mapping | None = None
 ) -> Mapping:
-    """How a group of cut-outs comes onto a canvas.
+    """The mapping of a group of cut-outs onto a canvas.
 
     Args:
-        box: around what is visible of them, in the source picture.
+        box: around their visible pixels, in the source picture.
         source_wh, canvas_wh: width and height of the source picture and the canvas.
-        place: the caller's wish.
-        as_background: how the source picture itself came onto the canvas, where it is the background.
+        place: the caller's placement.
+        as_background: the mapping of the source picture onto the canvas, where it is the background.
     """
     start = as_background or (
         Mapping() if source_wh == canvas_wh else _elsewhere(box, source_wh, canvas_wh, place.flip)
@@ -291,8 +291,8 @@ def mapping_for(
 
 
 def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Mapping:
-    """Onto a canvas of another size: as high and as far from the ground as before, in shares of the canvas; not wider
-    than it; and flush with an edge that cut them off before."""
+    """Onto a canvas of another size: height and distance from the bottom keep their share of the canvas; not wider than
+    it; and flush with an edge that cut them off."""
     (width, height), (canvas_width, canvas_height) = source_wh, canvas_wh
     x1, y1, x2, y2 = box
     scale = min(canvas_height / height, canvas_width / (x2 - x1))
@@ -311,8 +311,8 @@ def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
 def _canvas(
     onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, layers: Sequence[Layer]
 ) -> tuple[PILImage, Mapping | None, bool]:
-    """What stands behind, RGB, or RGBA where it is transparent; how the source picture came onto it, where it is the
-    background; and whether it is another picture, whose light the cut-outs may take on."""
+    """The background, RGB, or RGBA where it is transparent; the source picture's mapping onto it, where it is the
+    background; and whether it is another picture, to which colours may be matched."""
     from PIL import Image, ImageChops
 
     if isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:"))):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SizeWH = tuple[int, int]
 
 VISIBLE_FROM = 16
-"""Alpha from which a pixel counts for the place of a cut-out: faint haze far from it does not move it."""
+"""Alpha from which a pixel counts as visible for the box of a cut-out."""
 
 HOLE_FROM = 8
 """Alpha from which the original behind a cut-out is filled before it is blurred, so that its colours do not bleed."""
@@ -31,8 +31,8 @@ HOLE_SIDE_PX = 512
 
 @dataclass(frozen=True)
 class Mapping:
-    """How pixels of the source picture land on a canvas: x → scale · x + dx, y → scale · y + dy; first mirrored in the
-    picture where `flip` is set."""
+    """The mapping of the source picture onto a canvas: x → scale · x + dx, y → scale · y + dy, after mirroring with
+    `flip`."""
 
     scale: float = 1.0
     dx: float = 0.0
@@ -40,7 +40,7 @@ class Mapping:
     flip: bool = False
 
     def box(self, box: Box, source_wh: SizeWH) -> Box:
-        """Where a box of the source picture lands."""
+        """A box of the source picture on the canvas."""
         x1, y1, x2, y2 = mirrored(box, source_wh[0]) if self.flip else box
         scale, dx, dy = self.scale, self.dx, self.dy
         return scale * x1 + dx, scale * y1 + dy, scale * x2 + dx, scale * y2 + dy
@@ -67,8 +67,8 @@ class Layer:
     """One cut-out, which is decoded again to be drawn, so that many large ones do not fill the memory.
 
     Attributes:
-        box: what is visible of it, in pixels of the source picture; None where nothing is.
-        extent: everything that is not wholly transparent, in pixels of the cut-out.
+        box: around its visible pixels, in pixels of the source picture; None without any.
+        extent: around the pixels that are not fully transparent, in pixels of the cut-out.
     """
 
     cutout: Cutout

@@ -24,7 +24,7 @@ ANSWER_LIMITS = limits.InputLimits(
     min_side_px=1,
     max_decompression_ratio=math.inf,
 )
-"""What an answered picture may be: as large as one that was upscaled by 4, and as flat as masks are."""
+"""Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat."""
 
 GREY_TOLERANCE = 4
 """Maximum difference of a grey mask's channels: JPEG and WebP do not keep them exactly equal."""
@@ -87,7 +87,7 @@ def decode_base64(text: str, provider: str) -> bytes:
 
 
 def answered_header(data: bytes, provider: str) -> PictureHeader:
-    """What an answered picture claims to be; InvalidAnswer, since it is not the caller's picture that is at fault."""
+    """The header of an answered picture; InvalidAnswer, since it is no error of the caller's picture."""
     try:
         return check_picture(data, limits=ANSWER_LIMITS)
     except InputError as error:
@@ -126,7 +126,7 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
 
 
 def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
-    """The header of an upscaled picture; InvalidAnswer where its size is not what was asked for, within rounding."""
+    """The header of an upscaled picture; InvalidAnswer where it has not the requested size, within rounding."""
     header = answered_header(data, provider)
     got, wanted = (header.width_px, header.height_px), (size_wh[0] * scale, size_wh[1] * scale)
     if max(abs(got[0] - wanted[0]), abs(got[1] - wanted[1])) > scale:

@@ -1,4 +1,4 @@
-"""What every hosted provider shares: its model with its licence, its token and settings, and what a call returns."""
+"""The base class of hosted providers: model and licence, token, settings, and the result of a call."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
 BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
 
 _BRIA = re.compile(r"briaai/|fal-ai/bria/|.*rmbg", re.IGNORECASE)
-"""Bria's weights by their names, also where somebody else serves them."""
+"""Names of Bria's weights, whoever serves them."""
 
 
 @dataclass(frozen=True)
 class Model:
     """A hosted model: its `name` at its provider, the `licence` of its weights in words, whether that allows
-    `commercial` use, and the `inputs` that its provider needs beside the picture."""
+    `commercial` use, and the provider's `inputs` beside the picture."""
 
     name: str
     licence: str = UNKNOWN_LICENCE
@@ -40,14 +40,14 @@ class Model:
 
 
 def by_name(model: Model) -> Model:
-    """The model as it is where it says its own licence; else with what its name tells."""
+    """The model, with the licence of Bria's weights where its name is one of theirs and it has none."""
     if model.licence == UNKNOWN_LICENCE and _BRIA.match(model.name):
         return replace(model, licence=BRIA_LICENCE, commercial=False)
     return model
 
 
 class Secret:
-    """A token that shows itself nowhere but where it is used, not even where it holds what none can."""
+    """A token that is masked in every representation and error."""
 
     def __init__(self, value: str, of: str) -> None:
         if not re.fullmatch(r"[\x21-\x7e]*", value.strip()):
@@ -62,16 +62,16 @@ class Secret:
         return "set" if self._value else "none"
 
     def bearer(self) -> dict[str, str]:
-        """The header that presents it; none where there is no token."""
+        """The ``Authorization`` header; none without a token."""
         return {"Authorization": f"Bearer {self._value}"} if self._value else {}
 
     def scrub(self, text: str) -> str:
-        """The text without the token, should somebody have echoed it."""
+        """The text with the token masked, in case a service echoed it."""
         return text.replace(self._value, "***") if self._value else text
 
 
 class Settings(TypedDict, total=False):
-    """What every provider takes; see :class:`Provider`."""
+    """The keyword arguments of every provider; see :class:`Provider`."""
 
     base_url: str | None
     token: str | None
@@ -87,21 +87,21 @@ class Provider(ABC):
     Objects are safe to share between threads and event loops. They can be pickled, unless a token was passed.
 
     Args:
-        model: the one that mattes.
+        model: the matting model.
         base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
-        token: takes the place of the environment's.
+        token: instead of the environment's.
         timeout_s: seconds for one call, within the overall deadline.
         accept_noncommercial: you may use weights that are not for commercial use.
-        retry: how often failed requests are repeated.
+        retry: the retry policy of requests.
         transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
 
     Attributes:
         name: "huggingface", "replicate" or "space".
         tier: 2 to 4, as the documentation numbers them.
         cost: what a picture costs, in words.
-        delivery_hosts: where its files may lie beside its own origin; their subdomains are included.
-        mattes: whether it was set up for mattes.
-        scales: the factors by which it can upscale; none for a provider that only mattes.
+        delivery_hosts: hosts of its files beside its own origin, with their subdomains.
+        mattes: whether it serves mattes.
+        scales: its factors of upscaling; none for a provider of mattes alone.
     """
 
     name: ClassVar[str]

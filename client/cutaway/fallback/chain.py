@@ -34,7 +34,7 @@ class Tried:
     Attributes:
         provider: "triton", "huggingface", "replicate" or "space"; `tier` is its number, 1 to 4.
         code: one of :data:`cutaway.contract.limits.ERROR_CODES`; `message` is one sentence.
-        elapsed_ms: milliseconds that it took; 0 where it was not asked.
+        elapsed_ms: milliseconds that it took; 0 where it was not called.
     """
 
     provider: str
@@ -62,9 +62,9 @@ class Attempt:
     """One tier: `call` returns the result within its deadline, or raises a CutawayError.
 
     Attributes:
-        timeout_s: what it usually takes at most; that much is kept for it while those before it are asked.
-        passed_over: why it is not asked at all; "" where it is.
-        patient: it heeds `timeout_s` itself, and may wait for longer (for a model that loads).
+        timeout_s: its timeout, which is reserved for it while the tiers before are tried.
+        passed_over: why it is not called at all; "" where it is.
+        patient: whether it applies `timeout_s` itself, and may take longer (for a model that loads).
     """
 
     provider: str
@@ -128,7 +128,7 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
 
 
 async def in_thread(deadline: Deadline, doing: str, work: Callable[..., T], *arguments: Any) -> T:
-    """This machine's own work on a hosted call, in a thread; OutOfTime where `doing` it outlasts the deadline."""
+    """This machine's own work on a hosted call, in a thread; OutOfTime where it exceeds the deadline."""
     try:
         async with deadline.limit(doing):
             return await asyncio.to_thread(work, *arguments)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 
-REACH = 0.1  # how far beyond their box a person's hair and hands are kept, as a share of the box's longer side
+REACH = 0.1  # margin around a person's box for hair and hands, as a share of the box's longer side
 GRID_PX, AROUND_PX = 512, 45  # colours are averaged on a copy of this longer side, within so many of its pixels
-BAND_ROWS = 256  # cleaned at once: what they need as floats stays within some 50 MB
+BAND_ROWS = 256  # cleaned at once: as floats they take about 50 MB
 
 
 class Person(NamedTuple):
@@ -40,8 +40,8 @@ class Person(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as it is cut, upright and in sRGB with its own transparency (L) or None, the report's facts about the
-    file, and what is sent: encoded anew, since metadata may tell a place and a time, and is nobody's business."""
+    """A picture, decoded upright in sRGB, with its own transparency (L) or None, the report's facts about the file, and
+    the file that is sent: encoded anew without metadata, which may have a place and a time."""
 
     rgb: PILImage
     alpha: PILImage | None
@@ -51,7 +51,7 @@ class Picture(NamedTuple):
 
 
 def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = limits.INPUT_LIMITS) -> Picture:
-    """Check, decode and encode, losslessly where the file was lossless and that stays within the limits of a file.
+    """Check, decode and encode, losslessly where the file was lossless and the new one is within the limits.
 
     Raises:
         InputError: it fails a check; CorruptImage where it cannot be decoded.
@@ -68,7 +68,7 @@ def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = li
 
 
 def detected_people(outputs: Mapping[str, Any], report: Any, options: CutOptions) -> list[Person]:
-    """The people of a server's detection answer, which has heeded `select` already; NoPersonDetected without any."""
+    """The people of a server's detection answer, in which `select` is applied already; NoPersonDetected without any."""
     entries = report.get("people") if isinstance(report, dict) else None
     found = zip(entries if isinstance(entries, list) else [], outputs["boxes"], outputs["scores"], strict=False)
     people = [
@@ -82,10 +82,10 @@ def detected_people(outputs: Mapping[str, Any], report: Any, options: CutOptions
 
 
 def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] | None:
-    """The boxes that were given as people, largest first, less those that `select` leaves out; None without boxes.
+    """The given boxes as people, largest first and filtered by `select`; None without boxes.
 
     Raises:
-        InvalidOption: as at the server: a box lies outside the picture, or `select` names one that is not there.
+        InvalidOption: as at the server: a box is outside the picture, or `select` has an id without a box.
     """
     if options.boxes is None:
         return None
@@ -108,7 +108,7 @@ def outputs_of(
     """The tensors "images", "boxes" and "scores" of the wire contract, and the report.
 
     Args:
-        people: who is cut out, somebody at least; None for whatever stands out in the picture.
+        people: those to cut out, at least one; None for the whole foreground.
     """
     from PIL import Image, ImageChops, ImageFilter
 
@@ -153,7 +153,7 @@ def outputs_of(
 def _warnings(
     matte: Matte, options: CutOptions, people: Sequence[Person] | None, chosen: Sequence[Person]
 ) -> list[dict[str, Any]]:
-    """What a hosted matte does not do."""
+    """Warnings about what a hosted matte does not do."""
     found: list[dict[str, Any]] = []
 
     def warn(code: str, message: str, **details: Any) -> None:
@@ -204,9 +204,9 @@ def _rendered(image: PILImage, alpha: PILImage, behind: PILImage | None, options
 
 
 def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:
-    """The foreground's own colours F where alpha is below 255: a soft pixel shows ``alpha·F + (1 − alpha)·B``, and on
-    another background B would be a halo. F and B are averaged from around, weighted by alpha² and (1 − alpha)², and F
-    is corrected so that both together give the pixel again."""
+    """The foreground's own colours F where alpha is below 255: a soft pixel is ``alpha·F + (1 − alpha)·B``, and on
+    another background its B shows as a halo. F and B are averaged from the surroundings, weighted by alpha² and
+    (1 − alpha)², and F is corrected so that both reproduce the pixel."""
     from PIL import Image, ImageFilter
 
     def around(weights: list[int]) -> Any:

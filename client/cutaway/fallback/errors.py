@@ -1,10 +1,10 @@
 """Errors of hosted models, and the mapping of failed answers to them.
 
-    InvalidOption       LicenceNotAccepted      a non-commercial model, and nobody said that this is all right
-    ServerUnavailable   ProviderUnavailable     the provider does not answer, or says that it cannot now
-                        └── ProviderRefused     it refuses for good: token, model, parameters
-    ProcessingTimeout   GatewayTimeout          408 and 504: the service gave up, and may not the next time
-    InferenceError      InvalidAnswer           the model failed, or what it answered is no result
+    InvalidOption       LicenceNotAccepted      a non-commercial model without `accept_noncommercial`
+    ServerUnavailable   ProviderUnavailable     no answer, or temporarily unavailable: worth a retry
+                        └── ProviderRefused     refused permanently: token, model, parameters
+    ProcessingTimeout   GatewayTimeout          408 and 504: the service's own timeout, worth a retry
+    InferenceError      InvalidAnswer           the model failed, or its answer is no valid result
 
 All but the first let a fallback chain go on to the next tier. Details name the provider and the HTTP status where
 there was one; no message, representation or detail holds a token.
@@ -80,7 +80,7 @@ def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAns
 
 
 def of_status(response: httpx.Response, provider: str, token: Secret, action: str) -> errors.CutawayError | None:
-    """The typed error of an answer, or None for a success or a redirect; `action` helps where it is refused."""
+    """The typed error of an answer, or None for a success or a redirect; `action` is for a refusal."""
     status, form = response.status_code, json_of(response)
     if status < 400:
         return None
@@ -100,7 +100,7 @@ def of_status(response: httpx.Response, provider: str, token: Secret, action: st
 
 
 def of_model(said: object, provider: str, token: Secret) -> errors.CutawayError:
-    """The error for a model that ran and failed, by its own words."""
+    """The error for a model that ran and failed, by its message."""
     words = _short(said, token)
     if _ABOUT_THE_PICTURE.search(words):
         return errors.CorruptImage(f"{provider} cannot read the picture: {words}.", details={"provider": provider})

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Outputs: TypeAlias = Mapping[str, Any]
 Ask: TypeAlias = Callable[[Deadline], Awaitable[Outputs]]
 
-DETECT_SHARE = 1 / 3  # of a hosted tier's time: so much may go into asking the server who is where
-MATTE = 1  # enlarges by 1; each factor of upscaling has circuit breakers of its own, since other models do it
+DETECT_SHARE = 1 / 3  # share of a hosted tier's time for the server's detection of people
+MATTE = 1  # its key among the factors, each of which has circuit breakers of its own, since it has another model
 DECODING, COMPOSING = "decoding the picture", "putting the cut-out together"
 
 
@@ -80,17 +80,17 @@ class Fallback:
         """Cut a picture out by the first tier that serves.
 
         Args:
-            data: the encoded picture; `media_type` is what it is declared to be, if anything.
-            deadline: for everything together.
-            primary: asks your own server for "images", "boxes", "scores" and "report" within the given deadline.
-            detect: asks it for all but "images". Single people (`subject` "each", or `select`) need it, or boxes.
+            data: the encoded picture; `media_type` is its declared type, if any.
+            deadline: of the whole call.
+            primary: requests "images", "boxes", "scores" and "report" from your own server within the given deadline.
+            detect: requests all but "images". Single people (`subject` "each", or `select`) need it, or boxes.
 
         Returns:
             The outputs of the wire contract. A hosted report has the tiers that failed before under "fallback", and
             warnings about what a hosted matte does not do.
 
         Raises:
-            NeedsDetection: single people are wanted, only hosted tiers are left, and nobody says where the people are.
+            NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
             InputError, ProcessingTimeout, NobodyServed: see :func:`cutaway.fallback.chain.run_chain`.
         """
         picture: Picture | None = None

@@ -72,9 +72,9 @@ class HuggingFace(Provider):
         """Set up; nothing is sent yet.
 
         Args:
-            model: "owner/model" on Hugging Face, or "fal-ai/…", or a :class:`Model` that says its licence too.
+            model: "owner/model" on Hugging Face, or "fal-ai/…", or a :class:`Model` with its licence.
             route: how the model is reached, see above; "endpoint" needs `base_url`.
-            upscale_models: which model upscales by 2 and by 4; an empty mapping for none. Not with an endpoint.
+            upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
             settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
 
         Raises:

@@ -56,7 +56,7 @@ def origin_of(url: str) -> Origin | None:
 
 
 def check_base_url(url: str, *, token: bool) -> Origin:
-    """The origin of a provider's address; InvalidOption for what would end up in logs, or show a token on the way."""
+    """The origin of a provider's address; InvalidOption for one with secrets, or a token in plain text."""
     origin = origin_of(url)
     if origin and not ("?" in url or "#" in url or (token and origin[0] == "http" and origin[1] not in LOOPBACK)):
         return origin
@@ -66,7 +66,7 @@ def check_base_url(url: str, *, token: bool) -> Origin:
 
 
 def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provider: str) -> bool:
-    """Whether an address is of the provider's own origin; InvalidAnswer where it is not even a delivery host's."""
+    """Whether an address is of the provider's own origin; InvalidAnswer where it is no delivery host's either."""
     origin = origin_of(url)
     if origin == own:
         return True
@@ -116,8 +116,8 @@ class Call:
         """Send a request as :meth:`once` does, with retries by the policy.
 
         Args:
-            repeatable: False for what costs money each time: then it is sent again only where it certainly was not
-                accepted, which is when no connection came about or the rate was limited.
+            repeatable: False for requests that cost money each time: retried only where they certainly were not
+                accepted, without a connection or at a rate limit.
         """
         while True:
             try:
@@ -148,13 +148,13 @@ class Call:
 
         Args:
             url: an address, or a path below the provider's.
-            deadline: takes the place of the call's own, for the whole answer.
-            max_bytes: the answer is refused beyond this.
-            until: called with what came so far; True ends an answer that its server keeps open.
+            deadline: instead of the call's own, for the whole answer.
+            max_bytes: maximum size of the answer.
+            until: called with the body so far; True ends an answer that its server keeps open.
             content: `json`, `content` or `files` as httpx takes them.
 
         Raises:
-            ProcessingTimeout, InvalidAnswer; ProviderUnavailable, whose detail `unsent` says that nothing was sent.
+            ProcessingTimeout, InvalidAnswer; ProviderUnavailable, with the detail `unsent` where no request was sent.
         """
         provider, deadline = self._provider, deadline or self.deadline
         url = url if "://" in url else provider.base_url + url
@@ -184,7 +184,7 @@ class Call:
             logger.debug("%s %s: %s, %.0f ms", method, url.partition("?")[0], outcome, took_ms)
 
     async def fetch(self, url: str) -> bytes:
-        """The picture that an answer holds as a data URI, or points to, through at most three checked redirects."""
+        """The picture of a data URI, or at an address after at most three checked redirects."""
         name = self._provider.name
         if url.startswith("data:"):
             return decode_base64(url, name)

@@ -28,8 +28,8 @@ MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8
 class Space(Provider):
     """Mattes (and upscaling, where you name a function for it) by a Gradio app on a Hugging Face Space.
 
-    - *Token*: none. For a private Space of your own pass `token`, which its code sees; the environment's is not taken.
-    - *Cost*: none for public Spaces, which come without any promise: they sleep, queue and change without notice.
+    - *Token*: none. For a private Space of your own pass `token`, which its code gets; the environment's is not used.
+    - *Cost*: none for public Spaces, and no availability promised: they sleep, queue and change without notice.
     - *Licence*: the app's and its model's own, see the Space's page. Pass a :class:`Model` for `model` to record it.
 
     >>> Space()                                             # not-lain/background-removal
@@ -60,9 +60,9 @@ class Space(Provider):
         Args:
             space: "owner/name"; only a label where `base_url` is given.
             fn, upscale_fn: the app's functions that matte and upscale, by their API names; None where it has none.
-            arguments, upscale_arguments: what they take after the picture; ``"{scale}"`` stands for the factor.
-            output_index: which file to take where the function answers with several (a slider's before and after).
-            model: what the app runs and under which licence.
+            arguments, upscale_arguments: theirs after the picture; ``"{scale}"`` is replaced by the factor.
+            output_index: index of the file where the function returns several (a slider's before and after).
+            model: the app's model and licence.
             api_prefix: "" for Gradio 4.
             settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 60 by default.
 

@@ -4,12 +4,12 @@
   (:class:`cutaway.breaker.CircuitBreaker`); one that sheds load, or misses deadlines, is tried last
   (:class:`Availability`).
 - A failure moves the call on to the next server at once, as long as there are some that it has not tried; after that
-  it waits as :class:`cutaway.resilience.RetryPolicy` says and goes round again. A server that gave up before the
-  deadline is not tried again, but others are, as long as there is time.
-- Whatever is sent again, to whichever server, costs a token of the retry budget. Where there is none left, a call that
-  was shed still moves on to a server whose last answer was a success: in an outage there is none.
-- What is wrong with the picture is wrong everywhere: it never moves on. A server that refused (unknown model, wrong
-  token, see :class:`cutaway.ServerRefused`) is not tried again in the same call, but others are.
+  it waits by :class:`cutaway.resilience.RetryPolicy` and goes round again. A server that timed out before the
+  deadline is not tried again, but others are within the deadline.
+- Each retry, at any server, costs a token of the retry budget. Without one left, a call that was shed still moves on to
+  a server whose last answer was a success: in an outage there is none.
+- An error of the picture never moves on. A server that refused (unknown model, wrong token, see
+  :class:`cutaway.ServerRefused`) is not tried again in the same call, but others are.
 
 All of it runs in one event loop, so that there are no locks.
 """
@@ -44,22 +44,22 @@ from cutaway.transports.base import InferRequest, ModelInfo, Tensor, Transport
 logger = logging.getLogger("cutaway")
 
 _SHED = (Overloaded, RateLimitExceeded)
-"""The server is healthy and did not begin."""
+"""The server is healthy, and shed the call."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """One call's leave to try a server; to be handed back with the outcome."""
+    """The permission for one call to a server, which is returned with the outcome."""
 
     generation: int
 
 
 class Availability:
-    """Whether a server is tried in its turn, or last because it sheds load or misses deadlines.
+    """Whether a server is tried in its order, or last because it sheds load or misses deadlines.
 
-    It backs off when it has shed calls for `contract.limits.ENDPOINT_BACK_S` and served none, or asks for a time
-    itself, or misses `contract.limits.ENDPOINT_LATE_MAX` deadlines in a row: one picture may be slow. After that time,
-    or as long as it asks, one call is its half-open probe; each failed probe doubles the time, up to a breaker's.
+    It is tried last when it has shed all calls for `contract.limits.ENDPOINT_BACK_S`, or has a ``Retry-After``, or
+    misses `contract.limits.ENDPOINT_LATE_MAX` deadlines in a row: one picture may be slow. After that time, or its
+    ``Retry-After``, one call is its half-open probe; each failed probe doubles the time, up to a breaker's.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -84,7 +84,7 @@ class Availability:
             return Ticket(self._generation)
         if self._clock() < self._until:
             return None
-        # A probe that never comes back frees its place.
+        # A probe without an outcome expires.
         self._until = self._clock() + limits.BREAKER_RESET_S
         self._generation += 1
         self._probe = Ticket(self._generation)
@@ -95,24 +95,24 @@ class Availability:
         return Ticket(self._generation)
 
     def succeeded(self, ticket: Ticket) -> None:
-        """It answered, be it that the picture is at fault."""
+        """It answered, with a result or an error of the picture."""
         self._sheds_since = None
         if self._has_shed and ticket.generation != self._generation:
-            return  # begun before it was full
+            return  # it began before the server shed load
         self._back_s, self._late, self._probe, self._has_shed, self.healthy = 0.0, 0, None, False, True
 
     def failed(self, ticket: Ticket) -> None:
-        """It is at fault: the breaker's business, except that a probe is over."""
+        """It failed: counted by the breaker; here only a probe ends."""
         self.healthy = False
         self.dropped(ticket)
 
     def dropped(self, ticket: Ticket) -> None:
-        """The outcome says nothing about it."""
+        """The outcome is neither its success nor its failure."""
         if ticket is self._probe:
             self._probe, self._until = None, self._clock()
 
     def shed(self, ticket: Ticket, asked_s: float | None) -> None:
-        """It shed the call, and may have asked for a time without any."""
+        """It shed the call, perhaps with a ``Retry-After``."""
         now = self._clock()
         self.healthy = False
         if self._sheds_since is None:
@@ -123,7 +123,7 @@ class Availability:
         self._has_shed = True
 
     def late(self, ticket: Ticket) -> None:
-        """It did not answer in a time in which others do, or gave up."""
+        """It did not answer within the usual time, or timed out by itself."""
         if ticket.generation != self._generation:
             return  # it began before the server backed off, or before the probe
         self._late += 1
@@ -140,14 +140,14 @@ class Availability:
         elif not self._back_s:
             self._back_s = limits.ENDPOINT_BACK_S
             self._until = now + self._back_s
-            self._generation += 1  # outcomes of calls under way are of the past
+            self._generation += 1  # outcomes of calls in flight are outdated
         if asked_s is not None:
             self._until = max(self._until, now + min(asked_s, limits.RETRY_AFTER_MAX_S))
 
 
 @dataclass(frozen=True, eq=False)
 class Server:
-    """One server: its address for messages, the transport to it, and its state as calls found it."""
+    """One server: its address for messages, its transport, and its state from the calls' outcomes."""
 
     url: str
     transport: Transport = field(repr=False)
@@ -157,12 +157,12 @@ class Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered.
+    """A server's answer.
 
     Attributes:
         outputs: the model's, by name.
         url: the server's address.
-        requests: how many were sent in all, to any server; 1 where the first succeeded.
+        requests: number of requests to all servers; 1 where the first succeeded.
     """
 
     outputs: dict[str, Tensor]
@@ -199,7 +199,7 @@ class _Attempt:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A failed attempt, and how many seconds after the call's beginning its server may be tried again."""
+    """A failed attempt, and the seconds since the call's start from which its server may be tried again."""
 
     error: CutawayError
     due_s: float
@@ -210,8 +210,8 @@ class Servers:
 
     Args:
         members: they do the same work.
-        always_ask: where all breakers are open, try the one that closes first: there is nobody else. False fails at
-            once, which leaves the time to a fallback.
+        always_ask: where all breakers are open, try the one that closes first. False fails at once, which leaves the
+            time to a fallback.
     """
 
     LATENCY_WEIGHT = 0.2
@@ -228,20 +228,20 @@ class Servers:
     async def infer(
         self, request: InferRequest, deadline: Deadline, retries: Retries, *, nobody_else: bool = False
     ) -> Answer:
-        """Try one server after the other until one answers or another attempt is not worth it.
+        """Try one server after the other until one answers or no retry is left.
 
         Args:
-            request: its `timeout_s` is replaced by what is left of the deadline.
-            deadline: for everything together.
+            request: its `timeout_s` is replaced by the time left.
+            deadline: of the whole call.
             retries: of this call; their budget is shared between calls.
-            nobody_else: no fallback does this kind of work: servers are tried although all breakers are open.
+            nobody_else: no fallback serves this: servers are tried although all breakers are open.
 
         Raises:
-            InputError: the picture or the options are at fault; no other server is tried.
+            InputError: the picture or an option is invalid; no other server is tried.
             ProcessingTimeout: the deadline is exceeded.
             ServerRefused: all servers refused.
-            ServerUnavailable, InferenceError: of a server that was tried last. Every error's details have under
-                "requests" how many were sent.
+            ServerUnavailable, InferenceError: of the server that was tried last. The details of every error have the
+                number of "requests".
         """
         everybody = self._round()
         untried = list(everybody)
@@ -303,7 +303,7 @@ class Servers:
         raise AssertionError
 
     async def models(self, names: Sequence[str], deadline: Deadline) -> list[ModelInfo]:
-        """What the first server that answers says of these models.
+        """The metadata of these models, of the first server that answers.
 
         Raises:
             CutawayError: of the last one, where none answers.
@@ -325,7 +325,7 @@ class Servers:
         return list(self.members[first:] + self.members[:first])
 
     def _choose(self, among: Sequence[Server], always_ask: bool) -> _Attempt | None:
-        """The next attempt; None where there is none to be made."""
+        """The next attempt; None where no server is available."""
         for server in among:
             ticket = server.availability.ticket()
             if ticket is None:
@@ -334,7 +334,7 @@ class Servers:
             if permit is not None:
                 return _Attempt(server, permit, ticket)
             server.availability.dropped(ticket)
-        # Those that will soon be probed keep their order: one alone could not take what was too much for all.
+        # Those that will soon be probed keep their order, since one alone could not serve the load of all.
         for server in sorted(among, key=lambda each: max(limits.ENDPOINT_BACK_S, each.availability.backs_off_for_s)):
             permit = server.breaker.permit()
             if permit is not None:
@@ -350,7 +350,7 @@ class Servers:
         return isinstance(error, ServerRefused) or (isinstance(error, CutawayError) and error.retry)
 
     def _record(self, attempt: _Attempt, error: BaseException, deadline: Deadline, began_s: float) -> None:
-        """Note what the failure says about the server."""
+        """Record the failure for the server."""
         took_s = deadline.elapsed_s - began_s
         if isinstance(error, InputError):
             attempt.succeeded()
@@ -381,5 +381,5 @@ class Servers:
 
 
 def _gave_up(deadline: Deadline) -> bool:
-    """Whether a call that timed out was given up by the server, and not by the deadline."""
+    """Whether a call timed out at the server, and not by its deadline."""
     return deadline.elapsed_s < 0.99 * deadline.budget_s

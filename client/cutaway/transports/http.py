@@ -37,7 +37,7 @@ IDLE_S = 30.0
 """Connections that wait for the next request, and how long: shorter than what proxies commonly keep them for."""
 
 READY_STATUSES = (200, 400, 503)
-"""Triton says "not ready" with 400, and with 503 while it comes up."""
+"""Triton answers "not ready" with 400, and with 503 while it starts."""
 
 
 class HttpTransport:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutaway.contract import limits
-from cutaway.contract.errors import InputError
+from cutaway.contract.errors import InputError, ProcessingTimeout
 from cutaway.contract.headers import PictureHeader, check_picture
 from cutaway.decode import open_checked
 from cutaway.fallback.errors import invalid
+from cutaway.loop import in_thread
+from cutaway.resilience import Deadline
+
+T = TypeVar("T")
 
 ANSWER_LIMITS = limits.InputLimits(
     max_file_bytes=limits.HOSTED_MAX_ANSWER_BYTES,
@@ -26,24 +31,14 @@ ANSWER_LIMITS = limits.InputLimits(
 )
 """Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat."""
 
-GREY_TOLERANCE = 4
-"""Maximum difference of a grey mask's channels: JPEG and WebP do not keep them exactly equal."""
-
+GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hosted:
-    """The fields of every hosted result.
-
-    Attributes:
-        provider: its name ("huggingface").
-        model: the model, whose weights have this `licence`.
-        cost: what a picture costs, in words.
-        requests: HTTP requests that it took.
-        elapsed_ms: milliseconds that it took, waits included.
-        details: other facts from the provider (a prediction's id, metrics).
-    """
+    """The fields of every hosted result: which model of which provider made it, its weights' licence and the cost in
+    words, the HTTP requests and milliseconds that it took, and other details (a prediction's id, metrics)."""
 
     provider: str
     model: str
@@ -72,7 +67,7 @@ class Upscaled(Hosted):
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def decode_base64(text: str, provider: str) -> bytes:
@@ -132,3 +127,15 @@ def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider:
     if max(abs(got[0] - wanted[0]), abs(got[1] - wanted[1])) > scale:
         raise invalid(provider, "{}×{} pixels where {}×{} were asked for".format(*got, *wanted))
     return header
+
+
+class OutOfTime(ProcessingTimeout):
+    """The deadline was exceeded by this machine's own work (decoding, composing): no tier failed."""
+
+
+async def own_work(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The result of work in a thread; OutOfTime where it outlasts the deadline."""
+    try:
+        return await in_thread(doing, deadline, work)
+    except ProcessingTimeout as error:
+        raise OutOfTime(error.message, details=error.details) from None

@@ -1,4 +1,4 @@
-"""The base class of hosted providers: model and licence, token, settings, and the result of a call."""
+"""The base class of hosted providers: model and licence, token and settings, and the result of a call."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InvalidOption, invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.fallback import errors
-from cutaway.fallback.answers import Matte, Upscaled, alpha_of, upscaled_header
-from cutaway.fallback.chain import in_thread
+from cutaway.fallback.answers import Matte, Upscaled, alpha_of, own_work, upscaled_header
 from cutaway.fallback.requests import Call, check_base_url
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
 BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
 
-_BRIA = re.compile(r"briaai/|fal-ai/bria/|.*rmbg", re.IGNORECASE)
-"""Names of Bria's weights, whoever serves them."""
+_BRIA = re.compile(r"briaai/|fal-ai/bria/|.*rmbg", re.IGNORECASE)  # its weights' names, whoever serves them
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,13 @@ class Model:
 
 
 def by_name(model: Model) -> Model:
-    """The model, with the licence of Bria's weights where its name is one of theirs and it has none."""
-    if model.licence == UNKNOWN_LICENCE and _BRIA.match(model.name):
-        return replace(model, licence=BRIA_LICENCE, commercial=False)
-    return model
+    """The model with the licence of Bria's weights where its name is one of theirs and it has none."""
+    known = model.licence != UNKNOWN_LICENCE or not _BRIA.match(model.name)
+    return model if known else replace(model, licence=BRIA_LICENCE, commercial=False)
 
 
 class Secret:
-    """A token that is masked in every representation and error."""
+    """A token that is masked in every representation, and in the error where a character in it is no token's."""
 
     def __init__(self, value: str, of: str) -> None:
         if not re.fullmatch(r"[\x21-\x7e]*", value.strip()):
@@ -87,7 +85,6 @@ class Provider(ABC):
     Objects are safe to share between threads and event loops. They can be pickled, unless a token was passed.
 
     Args:
-        model: the matting model.
         base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
         token: instead of the environment's.
         timeout_s: seconds for one call, within the overall deadline.
@@ -96,12 +93,10 @@ class Provider(ABC):
         transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
 
     Attributes:
-        name: "huggingface", "replicate" or "space".
-        tier: 2 to 4, as the documentation numbers them.
+        name: "huggingface", "replicate" or "space", with the number of its `tier`, 2 to 4.
         cost: what a picture costs, in words.
         delivery_hosts: hosts of its files beside its own origin, with their subdomains.
-        mattes: whether it serves mattes.
-        scales: its factors of upscaling; none for a provider of mattes alone.
+        mattes: whether it serves mattes; `scales` are the factors by which it can upscale.
     """
 
     name: ClassVar[str]
@@ -165,10 +160,10 @@ class Provider(ABC):
         """
         header = check_picture(data, media_type)
         async with Call(self, self.model, deadline) as call:
-            answer = await self._matte(call, data, media_type)
+            answer = await self._serve(call, data, media_type)
         # The answer is there and paid for, so that only the overall deadline counts from here.
-        doing, size_wh = f"reading {self.name}'s answer", (header.width_px, header.height_px)
-        alpha = await in_thread(call.overall, doing, alpha_of, answer, size_wh, self.name)
+        read = partial(alpha_of, answer, (header.width_px, header.height_px), self.name)
+        alpha = await own_work(f"reading {self.name}'s answer", call.overall, read)
         return Matte(alpha=alpha, **self._facts(call))
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
@@ -184,23 +179,20 @@ class Provider(ABC):
             raise invalid_option("scale", scale, allowed)
         header = check_picture(data, media_type, limits=limits.UPSCALE_LIMITS)
         async with Call(self, self._upscalers[scale], deadline, scale) as call:
-            answer = await self._upscale(call, data, media_type)
+            answer = await self._serve(call, data, media_type)
         larger = upscaled_header(answer, (header.width_px, header.height_px), scale, self.name)
         facts = self._facts(call) | {"width_px": larger.width_px, "height_px": larger.height_px}
         return Upscaled(data=answer, media_type=larger.media_type, **facts)
 
     @abstractmethod
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        """An encoded mask or cut-out of a picture of this media type."""
-
-    @abstractmethod
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
-        """The picture enlarged by `call.scale`, encoded."""
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
+        """An encoded mask or cut-out of a picture of this media type; or the picture enlarged by `call.scale`."""
 
     def _failure_of(self, response: httpx.Response) -> CutawayError | None:
         """The typed error of an answer, or None where it is a success or a redirect of a download."""
-        missing = f"Set {self.token_variables[0]} to a token of {self.name}." if self.token_variables else ""
-        denied = "Check that the token is valid and allows this model." if self._token or not missing else missing
+        denied = "Check that the token is valid and allows this model."
+        if self.token_variables and not self._token:
+            denied = f"Set {self.token_variables[0]} to a token of {self.name}."
         advice = {401: denied, 402: "The account has no credit left.", 403: denied, 404: self.gone, 410: self.gone}
         action = advice.get(response.status_code, "Check the model and its inputs.")
         return errors.of_status(response, self.name, self._token, action)

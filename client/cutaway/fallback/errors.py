@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     from cutaway.fallback.base import Secret
 
-QUOTED_CHARS = 200
-"""Maximum length of a provider's message in an error."""
-
+QUOTED_CHARS = 200  # of a provider's own message
 _ABOUT_THE_PICTURE = re.compile(
     r"cannot identify image|(?:invalid|corrupt\w*|damaged|unsupported|unreadable|truncated|malformed) (?:input )?"
     r"(?:image|picture)|image (?:file )?(?:is )?(?:invalid|corrupt\w*|truncated|too (?:large|small|big))"
@@ -85,9 +83,7 @@ def of_status(response: httpx.Response, provider: str, token: Secret, action: st
     if status < 400:
         return None
     form = form if isinstance(form, dict) else {}
-    words = [
-        form[key] for key in ("detail", "error", "message", "title") if isinstance(form.get(key), (str, list, dict))
-    ]
+    words = [form[key] for key in ("detail", "error", "message", "title") if form.get(key)]
     page = "html" in response.headers.get("content-type", "")
     said = _short(words[0] if words else "" if page else response.content[:2000].decode("utf-8", "replace"), token)
     wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))

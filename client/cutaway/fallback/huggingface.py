@@ -80,22 +80,19 @@ class HuggingFace(Provider):
         Raises:
             LicenceNotAccepted, InvalidOption: see there.
         """
-        if route not in ("hf-inference", "fal-ai", "endpoint") or (
-            route == "endpoint" and not settings.get("base_url")
+        if route not in ("hf-inference", "fal-ai", "endpoint") or (route, settings.get("base_url")) == (
+            "endpoint",
+            None,
         ):
             raise invalid_option("route", route, "hf-inference, fal-ai, or endpoint together with base_url")
         upscalers = {} if route == "endpoint" else UPSCALE_MODELS if upscale_models is None else upscale_models
         super().__init__(_known(model), {scale: _known(name) for scale, name in upscalers.items()}, **settings)
         self.route: Route = route
 
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await (self._queued(call, data, kind) if self.route == "fal-ai" else self._posted(call, data, kind))
-
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await self._posted(call, data, kind)
-
-    async def _posted(self, call: Call, data: bytes, kind: str) -> bytes:
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
         """Post the picture, and again after the estimated time of a loading model."""
+        if self.route == "fal-ai" and call.scale == 1:
+            return await self._queued(call, data, kind)
         path = "" if self.route == "endpoint" else f"/hf-inference/models/{quote(call.model.name)}"
         headers, size = {"Content-Type": kind, "Accept": "image/png, application/json"}, limits.HOSTED_MAX_ANSWER_BYTES
         for left in reversed(range(limits.COLD_START_TRIES)):

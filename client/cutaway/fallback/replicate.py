@@ -20,38 +20,24 @@ from cutaway.resilience import Deadline
 if TYPE_CHECKING:
     import httpx
 
-HOLD_S = 5
-"""Maximum time that the creation is held open for a quick result: short, since only its answer has the id to cancel."""
-
-POLL_FIRST_S = 0.5
-POLL_MAX_S = 2.0
-CANCEL_S = 1.0
-"""Time reserved for the cancellation of a prediction, at most a tenth of the call's time."""
-
-CANCEL_AFTER_MIN_S = 5
-"""Replicate's minimum of ``Cancel-After``."""
-
-MAX_PREDICTION_BYTES = limits.HOSTED_MAX_ANSWER_BYTES + MAX_JSON_BYTES
-"""An answer may have the picture itself as a data URI."""
+HOLD_S = 5  # for a quick result the creation is held open; no longer, since only its answer has the id to cancel
+POLL_FIRST_S, POLL_MAX_S = 0.5, 2.0
+CANCEL_S = 1.0  # reserved for the cancellation of a prediction, at most a tenth of the call's time
+CANCEL_AFTER_MIN_S = 5  # Replicate takes no less
+MAX_PREDICTION_BYTES = limits.HOSTED_MAX_ANSWER_BYTES + MAX_JSON_BYTES  # with the picture itself as a data URI
 
 _MODEL = re.compile(r"[\w.-]+/[\w.-]+(:[0-9a-f]{8,64})?|[0-9a-f]{64}")
 _PREDICTION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _RGBA = {"format": "png", "background_type": "rgba"}
-MODELS = {
-    model.name.partition(":")[0]: model
-    for model in (
-        Model("men1scus/birefnet:f3e7ae8430032db9e9923c65f95ddf9f5b7ded8b7780163f18d1db67215dbd6d", "MIT (BiRefNet)"),
-        Model(
-            "851-labs/background-remover:a029dff38972b5fda4ec5d75d7d1cd25aeff621d2cf4946a41055d7db66b80bc", inputs=_RGBA
-        ),
-        Model("lucataco/remove-bg:95fcc2a26d3899cd6c2691c900465aaeff466285a65c14638cc5f36f34befaf1"),
-        Model("bria/remove-background", "Bria's terms, as Replicate shows them", inputs={"preserve_alpha": True}),
-        Model(
-            "nightmareai/real-esrgan:f121d640bd286e1fdc67f9799164c1d5be36ff74576ee11c803ae5b665dd46aa", "BSD-3-Clause"
-        ),
-    )
-}
+_MODELS = (
+    Model("men1scus/birefnet:f3e7ae8430032db9e9923c65f95ddf9f5b7ded8b7780163f18d1db67215dbd6d", "MIT (BiRefNet)"),
+    Model("851-labs/background-remover:a029dff38972b5fda4ec5d75d7d1cd25aeff621d2cf4946a41055d7db66b80bc", inputs=_RGBA),
+    Model("lucataco/remove-bg:95fcc2a26d3899cd6c2691c900465aaeff466285a65c14638cc5f36f34befaf1"),
+    Model("bria/remove-background", "Bria's terms, as Replicate shows them", inputs={"preserve_alpha": True}),
+    Model("nightmareai/real-esrgan:f121d640bd286e1fdc67f9799164c1d5be36ff74576ee11c803ae5b665dd46aa", "BSD-3-Clause"),
+)
+MODELS = {model.name.partition(":")[0]: model for model in _MODELS}
 
 
 class Replicate(Provider):
@@ -103,17 +89,12 @@ class Replicate(Provider):
         self._output_index = output_index
         self._face_enhance = face_enhance
 
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await self._predict(call, {**self._inputs, "image": data_uri(data, kind)})
-
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
         scaling = {"scale": call.scale, "face_enhance": self._face_enhance}
-        return await self._predict(call, {**scaling, "image": data_uri(data, kind)})
-
-    async def _predict(self, call: Call, inputs: dict[str, Any]) -> bytes:
+        inputs = {**call.model.inputs, **(self._inputs if call.scale == 1 else scaling), "image": data_uri(data, kind)}
         kept_back_s = min(CANCEL_S, 0.1 * call.deadline.budget_s)
         until = call.deadline.capped(call.deadline.left_s - kept_back_s)
-        form = {"version": call.model.name, "input": {**call.model.inputs, **inputs}}
+        form = {"version": call.model.name, "input": inputs}
         bounds: dict[str, Any] = {"deadline": until, "max_bytes": MAX_PREDICTION_BYTES}
         hold_s, give_up_s = min(HOLD_S, int(until.left_s / 2)), math.ceil(call.deadline.left_s)
         headers = {"Prefer": f"wait={max(1, hold_s)}", "Cancel-After": f"{max(CANCEL_AFTER_MIN_S, give_up_s)}s"}
@@ -154,10 +135,9 @@ class Replicate(Provider):
 def parse(response: httpx.Response) -> dict[str, Any]:
     """The prediction in an answer, with a status and an id that is safe in a path."""
     form = json_of(response)
-    named = isinstance(form, dict) and isinstance(form.get("id"), str) and _PREDICTION.fullmatch(form["id"])
-    if not named or not isinstance(form.get("status"), str):
-        raise invalid(Replicate.name, "no prediction")
-    return dict(form)
+    if isinstance(form, dict) and isinstance(form.get("status"), str) and _PREDICTION.fullmatch(str(form.get("id"))):
+        return form
+    raise invalid(Replicate.name, "no prediction")
 
 
 def _known(model: str | Model) -> Model:

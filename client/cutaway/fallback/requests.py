@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -24,6 +23,8 @@ from cutaway.contract.errors import CutawayError, InvalidOption, RateLimitExceed
 from cutaway.fallback.answers import decode_base64
 from cutaway.fallback.errors import ProviderUnavailable, invalid
 from cutaway.resilience import Deadline, Retries
+from cutaway.transports.base import parse_address
+from cutaway.transports.connection import is_loopback, proxy_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -35,10 +36,8 @@ logger = logging.getLogger("cutaway.providers")
 MAX_REDIRECTS = 3
 MAX_JSON_BYTES = limits.MIB
 
+# Answers are pictures, which compression does not shrink, and a compressed body has no bounded size.
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "cutaway"}
-"""Answers are pictures, which compression does not shrink, and a compressed body has no bounded size."""
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Origin = tuple[str, str, int]
 
@@ -58,7 +57,7 @@ def origin_of(url: str) -> Origin | None:
 def check_base_url(url: str, *, token: bool) -> Origin:
     """The origin of a provider's address; InvalidOption for one with secrets, or a token in plain text."""
     origin = origin_of(url)
-    if origin and not ("?" in url or "#" in url or (token and origin[0] == "http" and origin[1] not in LOOPBACK)):
+    if origin and not ("?" in url or "#" in url or (token and origin[0] == "http" and not is_loopback(origin[1]))):
         return origin
     allowed = "https://… (http://… without a token, or on this machine) without user, password, query and fragment"
     details = {"name": "base_url", "value": "not shown", "allowed": allowed}
@@ -103,8 +102,7 @@ class Call:
 
     async def __aenter__(self) -> Self:
         # The transport alone: httpx's client logs addresses with their query, which may hold a signature.
-        scheme, host, _ = self._provider._own
-        proxy = None if host in LOOPBACK or proxy_bypass(host) else getproxies().get(scheme)
+        proxy = proxy_of(parse_address(self._provider.base_url)) or None
         self._transport = self._provider._transport or httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy)
         return self
 
@@ -156,7 +154,7 @@ class Call:
         Raises:
             ProcessingTimeout, InvalidAnswer; ProviderUnavailable, with the detail `unsent` where no request was sent.
         """
-        provider, deadline = self._provider, deadline or self.deadline
+        provider = self._provider
         url = url if "://" in url else provider.base_url + url
         own = check_target(url, provider._own, provider.delivery_hosts, provider.name)
         sent = {**HEADERS, **(headers or {}), **(provider._token.bearer() if own else {})}
@@ -164,7 +162,7 @@ class Call:
         self.requests += 1
         started, outcome = time.monotonic(), "no answer"
         try:
-            async with deadline.limit(provider.name):
+            async with (deadline or self.deadline).limit(provider.name):
                 answer = await self._transport.handle_async_request(request)
                 try:
                     body = await _body(answer, provider.name, max_bytes, until)

@@ -21,8 +21,7 @@ _SPACE = re.compile(r"[\w.-]+/[\w.-]+")
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FINAL = re.compile(rb"(?:^|\n)event: ?(complete|error)\r?\ndata: ?([^\n]*)\n")
 
-MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8
-"""Events have addresses, not pictures; apps that stream previews as base64 stay below this."""
+MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8  # they have addresses; previews as base64 stay below this
 
 
 class Space(Provider):
@@ -76,35 +75,27 @@ class Space(Provider):
         named = by_name(model or Model(space))
         named = Model(space, "the Space's own: see its page") if model is None and named.commercial else named
         super().__init__(named, dict.fromkeys(limits.UPSCALE_SCALES if upscale_fn else (), named), **settings)
-        self._fn, self.mattes = fn, fn is not None
-        self._arguments = list(arguments)
+        self.mattes = fn is not None
+        self._functions = (fn, list(arguments)), (upscale_fn, list(upscale_arguments))
         self._output_index = output_index
-        self._upscale_fn = upscale_fn
-        self._upscale_arguments = list(upscale_arguments)
         self._prefix = api_prefix.rstrip("/")
 
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        if self._fn is None:
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
+        function, given = self._functions[call.scale > 1]
+        if function is None:
             raise invalid_option("fn", None, "the API name of a function that mattes")
-        return await self._run(call, self._fn, self._arguments, data, kind)
-
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
-        arguments = [call.scale if argument == "{scale}" else argument for argument in self._upscale_arguments]
-        return await self._run(call, self._upscale_fn or "", arguments, data, kind)
-
-    async def _run(self, call: Call, function: str, arguments: list[Any], data: bytes, kind: str) -> bytes:
+        arguments = [call.scale if argument == "{scale}" else argument for argument in given]
         name = f"picture.{kind.partition('/')[2]}"
-        path = _parse(await call.send("POST", f"{self._prefix}/upload", files={"files": (name, data, kind)}))
-        if not isinstance(path, list) or not path or not isinstance(path[0], str):
+        paths = _parse(await call.send("POST", f"{self._prefix}/upload", files={"files": (name, data, kind)}))
+        if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):
             raise invalid(self.name, "no path for the uploaded picture")
-        file = {"path": path[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
+        file = {"path": paths[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
         route, form = f"{self._prefix}/call/{quote(function.strip('/'))}", {"data": [file, *arguments]}
         # A call that may have been accepted is not repeated: it would queue behind itself.
         called = _parse(await call.send("POST", route, json=form, repeatable=False))
-        event_id = called.get("event_id") if isinstance(called, dict) else None
-        if not isinstance(event_id, str) or not _EVENT_ID.fullmatch(event_id):
+        call.details["event_id"] = event_id = str(called.get("event_id") if isinstance(called, dict) else "")
+        if not _EVENT_ID.fullmatch(event_id):
             raise invalid(self.name, "no event to wait for")
-        call.details["event_id"] = event_id
         url, headers, ended = f"{route}/{event_id}", {"Accept": "text/event-stream"}, lambda it: bool(_FINAL.search(it))
         wait = {"headers": headers, "max_bytes": MAX_EVENTS_BYTES, "until": ended}
         events = await call.send("GET", url, repeatable=False, **wait)
@@ -113,11 +104,7 @@ class Space(Provider):
         return await call.fetch(self._output(events.content))
 
     def _output(self, events: bytes) -> str:
-        """The address of the file that the final event names.
-
-        Raises:
-            CutawayError: the function failed, or the stream ended without a result.
-        """
+        """The address of the file that the final event names; an error where the function failed."""
         final = _FINAL.search(events)
         try:
             result = json.loads(final[2]) if final else None

@@ -1,4 +1,4 @@
-"""One call on its way: its deadline, its picture, and what came of it. Nothing here waits for a network."""
+"""The state of one call: its deadline, picture and result. Nothing here waits for a network."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MAX_REQUEST_ID_CHARS = 128
 
 
 class ClientKeywords(TypedDict, total=False):
-    """What :class:`cutaway.Client` and :class:`cutaway.AsyncClient` take beside the addresses; see there."""
+    """The keyword arguments of :class:`cutaway.Client` and :class:`cutaway.AsyncClient`; see there."""
 
     timeout_s: float | None
     token: str | None
@@ -70,7 +70,7 @@ class ClientKeywords(TypedDict, total=False):
 
 @dataclass
 class Settings:
-    """What a client was given, checked."""
+    """A client's arguments, checked."""
 
     connections: tuple[Connection, ...]
     timeout_s: float
@@ -108,10 +108,10 @@ def settings_of(
     max_decompression_ratio: float | None = None,
     transport: Transport | None = None,
 ) -> Settings:
-    """Check what a client was given.
+    """Check a client's arguments.
 
     Raises:
-        ValueError: a URL is no address, a header cannot be sent, or a number makes no sense.
+        ValueError: a URL is no address, a header cannot be sent, or a number is out of range.
     """
     from cutaway.fallback import Fallback
 
@@ -149,7 +149,7 @@ class Call(AbstractContextManager["Call"]):
         operation: "cut", "detect" or "upscale".
 
     Raises:
-        ValueError: the timeout or the request id make no sense.
+        ValueError: the timeout or the request id is invalid.
     """
 
     def __init__(
@@ -189,16 +189,16 @@ class Call(AbstractContextManager["Call"]):
     # ---------------------------------------------------------------------------------------------- before sending
 
     def take(self, image: ImageInput, media_type: str | None) -> None:
-        """Check the options, and read or encode the picture, however long that takes.
+        """Check the options, and read or encode the picture, which may block.
 
         Raises:
             InputError, OSError, TypeError: see :func:`cutaway.inputs.encode`.
-            ServerRefused: it is to be enlarged, and there is no fallback.
+            ServerRefused: it is an upscaling, and there is no fallback.
         """
         self.taken(*self.read(image, media_type))
 
     def read(self, image: ImageInput, media_type: str | None) -> tuple[CutOptions, Fitted]:
-        """The part of :meth:`take` that needs time. It changes nothing, since the call may be over before it is."""
+        """The part of :meth:`take` that may block, without side effects, since the call may end before it."""
         if self._upscales and self.settings.fallback is None:
             raise ServerRefused(
                 "Your own servers do not upscale, and no hosted provider was named.",
@@ -215,7 +215,7 @@ class Call(AbstractContextManager["Call"]):
         )
 
     def taken(self, options: CutOptions, fitted: Fitted) -> None:
-        """Go on with what :meth:`read` gave."""
+        """Take the result of :meth:`read`."""
         self._fitted = fitted
         self._options = options
         self._sent = fitted.options(self._given)
@@ -233,11 +233,11 @@ class Call(AbstractContextManager["Call"]):
 
     @property
     def needs_work(self) -> bool:
-        """Whether the result takes more than a moment."""
+        """Whether the result takes long enough for a thread."""
         return self._fitted.original is not None
 
     def find_cached(self) -> bool:
-        """Whether the cache holds the answer; reads from disk."""
+        """Whether the cache has the answer; reads from disk."""
         cache = self.settings.cache
         found = None if cache is None else cache.get(self._key(cache))
         if found is None:
@@ -252,7 +252,7 @@ class Call(AbstractContextManager["Call"]):
     # ---------------------------------------------------------------------------------------------------- sending
 
     def request(self, outputs: tuple[str, ...], turn: Deadline) -> InferRequest:
-        """The request to a server of one's own, `turn` being all the time it has."""
+        """The request to an own server, with the deadline `turn`."""
         return InferRequest(
             model=PIPELINE,
             image=self.data,
@@ -268,7 +268,7 @@ class Call(AbstractContextManager["Call"]):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Around requests to servers of one's own: counts those that failed."""
+        """Count failed requests to own servers in the block."""
         try:
             yield
         except CutawayError as error:
@@ -276,10 +276,10 @@ class Call(AbstractContextManager["Call"]):
             raise
 
     def answered(self, answer: Answer, outputs: tuple[str, ...]) -> Mapping[str, Tensor]:
-        """A server of one's own answered; counts what that took.
+        """Take an own server's answer, and count its requests.
 
         Raises:
-            InferenceError: the answer is malformed. Found here, it is not kept, and a fallback may serve.
+            InferenceError: the answer is malformed. It is not cached, and the fallback may serve.
         """
         self._requests += answer.requests
         self._url = answer.url
@@ -289,7 +289,7 @@ class Call(AbstractContextManager["Call"]):
         return answer.outputs
 
     def served(self, served: Served[Any]) -> None:
-        """Take the answer of whoever served.
+        """Take the answer of the tier that served.
 
         Raises:
             InferenceError: a hosted model's answer is malformed.
@@ -302,7 +302,7 @@ class Call(AbstractContextManager["Call"]):
     # --------------------------------------------------------------------------------------------------- afterwards
 
     def store(self) -> None:
-        """Put the answer into the cache, where a server of one's own gave it; writes to disk."""
+        """Cache the answer of an own server; writes to disk."""
         cache = self.settings.cache
         if cache is not None and self._origin.tier == 1 and not self._origin.from_cache:
             cache.put(self._key(cache), self._outputs)
@@ -314,7 +314,7 @@ class Call(AbstractContextManager["Call"]):
         return found
 
     def detection(self, *, restore: bool = True) -> Detection:
-        """The result; `restore` brings that of a smaller copy to the original's size.
+        """The result; `restore` scales that of a smaller copy to the original's size.
 
         Raises:
             InferenceError: a cut-out of a smaller copy cannot be decoded.
@@ -344,7 +344,7 @@ class Call(AbstractContextManager["Call"]):
         return found
 
     def upscaled(self, served: Served[Upscaled]) -> UpscaleResult:
-        """The result of a hosted model that enlarges."""
+        """The result of a hosted upscaling."""
         self._set_origin(served)
         value, origin = served.value, replace(self._origin, requests=0)
         self._observation.served(

@@ -1,4 +1,4 @@
-"""Many pictures, several at once: what becomes of each, what is skipped, and when to stop."""
+"""Many pictures, several at once: their outcomes, which are skipped, and when to stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
 @dataclass(frozen=True)
 class Made:
-    """A picture that went well: its result, words for programs and people, and files to be written."""
+    """A successful picture: its result, its JSON fields, its lines of text, and the files to write."""
 
     result: Any
     form: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Made:
 
 
 def run(work: Coroutine[Any, Any, int]) -> int:
-    """Do it in an event loop, where Ctrl-C and SIGTERM cancel it; returns the exit code."""
+    """Run a coroutine in an event loop, where Ctrl-C and SIGTERM cancel it; returns the exit code."""
 
     async def cancellable() -> int:
         task = asyncio.current_task()
@@ -52,7 +52,7 @@ def run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def error_form(error: Exception) -> dict[str, Any]:
-    """An error for programs; FILE_ERROR is what is wrong with files here, which no server ever answers."""
+    """The JSON fields of an error; FILE_ERROR is the code of errors of local files."""
     if isinstance(error, cutaway.CutawayError):
         return {**error.to_dict(), "request_id": error.request_id}
     advice = "Check the path, what is there, and its permissions."
@@ -84,7 +84,7 @@ class Batch:
     async def run(
         self, work: Callable[[Any, Any], Awaitable[Any]], made: Callable[[Job, Any], Made], *, upscales: bool = False
     ) -> int:
-        """Let a client work on all pictures, and keep what is made of each; returns the exit code."""
+        """Process all pictures by a client, and write their files; returns the exit code."""
         from cutaway.many import run_many
 
         todo = [job for job in self.jobs if self._is_to_do(job)]

@@ -1,4 +1,4 @@
-"""Options that several subcommands share; their names, ranges, choices and texts are those of the contract."""
+"""Options shared by subcommands; names, ranges, choices and texts are those of the contract."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _urls(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> lis
 
 
 def command(*params: click.Parameter) -> Callable[[Callable[..., int]], click.Command]:
-    """A subcommand with these parameters, in this order in the help; it is given its context, and returns a code."""
+    """A subcommand with these parameters, in this order in the help; it takes its context and returns an exit code."""
     return lambda function: click.command(epilog=EPILOG, params=list(params))(click.pass_context(function))
 
 
@@ -72,7 +72,7 @@ def timeout(default: str) -> click.Option:
 
 
 def server(*, hosted: bool = False, client: bool = True) -> list[click.Option]:
-    """The options that say which server, and how it is reached."""
+    """The options of the server and its connection."""
     url = "grpc://HOST:8001 or http://HOST:8000, grpcs:// or https:// with TLS; again, or with commas, for equal ones."
     shared = {"multiple": True, "envvar": URL_VARIABLE, "show_envvar": True, "default": [limits.DEFAULT_URL]}
     bearer = f"Variable that holds the bearer token [default: {TOKEN_VARIABLE}]."
@@ -91,7 +91,7 @@ def server(*, hosted: bool = False, client: bool = True) -> list[click.Option]:
 
 
 def fallback(*, required: bool = False) -> list[click.Option]:
-    """The options that name hosted models."""
+    """The options of hosted models."""
     text = "Hosted models where no server of yours serves, in this order: huggingface[:MODEL], replicate[:MODEL], "
     text += "space:OWNER/NAME; again, or with commas. Pictures leave your network."
     return [
@@ -101,7 +101,7 @@ def fallback(*, required: bool = False) -> list[click.Option]:
 
 
 def results(folder: str, names: str) -> list[click.Parameter]:
-    """The arguments and options of subcommands that make a file of each picture."""
+    """The arguments and options of subcommands that write a file per picture."""
     where = f"Folder for what is made, as {names}; of one picture also a file, or - for standard output."
     return [option("-o", "--output-dir", type=FOLDER, default=folder, help=where), OVERWRITE, *IMAGES]
 
@@ -128,7 +128,7 @@ def _from_row(row: Option) -> click.Option:
 
 
 def given_options(context: click.Context, names: Iterable[str] = OPTIONS) -> dict[str, Any]:
-    """The options of the table that were given, checked; those that were not are the server's to choose."""
+    """The given options of the table, checked; others have the server's defaults."""
     given: dict[str, Any] = {}
     for name in names:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
@@ -145,14 +145,14 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS) -> dic
 
 
 def reached(context: click.Context, *names: str) -> dict[str, Any]:
-    """How servers are reached, in the arguments of clients and streams: those of these names, and `tls`."""
+    """The connection's arguments of clients and streams: those of these names, and `tls`."""
     files = {name: context.params.get(name) for name in ("ca_file", "cert_file", "key_file")}
     given = {name: context.params[name] for name in names if context.params.get(name) is not None}
     return given | ({"tls": cutaway.Tls(**files)} if any(files.values()) else {})
 
 
 def open_client(context: click.Context, *, upscales: bool = False, **arguments: Any) -> cutaway.AsyncClient:
-    """The client that the command line asks for."""
+    """The client of the command line."""
     given = context.params
     names = ("urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit")
     specs = [spec.strip() for value in given.get("fallback", ()) for spec in value.split(",")]
@@ -178,7 +178,7 @@ SPECS = "huggingface[:MODEL|:URL], replicate[:MODEL], space:OWNER/NAME[#FUNCTION
 
 
 def parse_fallback(spec: str, *, accept: bool = False, upscales: bool = False) -> Provider:
-    """The provider that a specification names, for mattes or for enlarging; `accept` weights not for commercial use.
+    """The provider of a specification, for mattes or upscaling; `accept` allows non-commercial weights.
 
     Raises:
         InvalidOption: it names none, or LicenceNotAccepted.

@@ -38,7 +38,7 @@ def _people(number: int) -> str:
 
 
 def _output(context: click.Context, forms: Sequence[str]) -> str:
-    """The form of what comes out: what --output says, else what the name that -o gives says."""
+    """The form of the cut-outs: that of --output, else of the extension of -o."""
     kind = context.params["output_dir"].suffix.lower().lstrip(".")
     named = [form for form in forms if kind in EXTENSIONS[form]]
     given = context.get_parameter_source("output") is not ParameterSource.DEFAULT
@@ -55,7 +55,7 @@ def _planned(context: click.Context, extensions: Sequence[str]) -> tuple[Destina
 def _made(
     job: Job, result: Any, files: Mapping[Path, tuple[bytes, Mapping[str, Any]]], to: Destination, size: str = ""
 ) -> Made:
-    """What is said of something that was cut out, or made with it: files with what is said of each."""
+    """The JSON fields, lines and files of a result."""
     report, where = result.report, "standard output" if to.stdout else ", ".join(map(str, files))
     who = f"{_people(len(report.people))}, " if report.people else ""
     by = ", from the cache" if result.from_cache else f", by {result.provider} (hosted)" if result.tier > 1 else ""

@@ -21,8 +21,8 @@ from cutaway.many import Outcome, run_many
 from cutaway.resilience import Deadline, checked_timeout
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.servers import Server, Servers
+from cutaway.transports import open_transport
 from cutaway.transports.base import InferRequest, ModelInfo
-from cutaway.transports.connection import open_transport
 
 if TYPE_CHECKING:
     from typing import Self, Unpack

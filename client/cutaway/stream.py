@@ -26,8 +26,8 @@ from cutaway.frames import FrameInput, StreamFrame, StreamStatistics, checked
 from cutaway.inputs import ImageInput, encode
 from cutaway.report import parse_report
 from cutaway.resilience import checked_timeout
+from cutaway.transports import Tls, open_transport
 from cutaway.transports.base import InferRequest, InputTensor, SequencePart, Transport
-from cutaway.transports.connection import Tls, open_transport
 from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:

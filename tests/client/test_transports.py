@@ -25,9 +25,9 @@ from cutaway.contract.errors import (
     ServerRefused,
     ServerUnavailable,
 )
+from cutaway.transports import Connection, open_transport
 from cutaway.transports import grpc as grpc_transport
 from cutaway.transports.base import Address, InferRequest, Transport, parse_address
-from cutaway.transports.connection import Connection, open_transport
 
 from tests.client import peers
 

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import re
 import ssl
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -16,7 +15,7 @@ from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from cutaway.transports.base import Address, InferRequest, Transport, parse_address
+from cutaway.transports.base import Address, InferRequest, parse_address
 
 C = TypeVar("C")
 
@@ -223,28 +222,6 @@ class OneLoop(Generic[C]):
         self._client, self._pid = None, os.getpid()
 
 
-def open_transport(connection: Connection) -> Transport:
-    """The transport for a server, which connects when first used; may be called outside of an event loop.
-
-    Raises:
-        OSError, ValueError: a certificate's file cannot be read.
-
-    Warns:
-        InsecureTokenWarning: see there.
-    """
-    _warn_of_open_secrets(connection)
-    if connection.address.scheme.startswith("grpc"):
-        from cutaway.transports.grpc import GrpcTransport
-
-        return GrpcTransport(connection)
-    from cutaway.transports.http import HttpTransport
-
-    return HttpTransport(connection)
-
-
-open_async_transport = open_transport
-
-
 def is_loopback(host: str) -> bool:
     """Whether a host, as an :class:`Address` has it, is this machine."""
     host = host.strip("[]").lower()
@@ -254,14 +231,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _warn_of_open_secrets(connection: Connection) -> None:
-    address = connection.address
-    sent = [name for name in SECRET_HEADERS if name in connection.headers]
-    if sent and not connection.encrypted and not is_loopback(address.host):
-        warnings.warn(
-            f"{sent[0]} goes to {address} without encryption: use {address.scheme}s://.",
-            InsecureTokenWarning,
-            stacklevel=4,
-        )

@@ -134,7 +134,7 @@ def iterate_many(
 
 
 async def _read_in_thread(images: Iterable[T]) -> AsyncGenerator[T, None]:
-    """The items of an iterable, read lazily in a daemon thread: it may block, and the interpreter waits for a pool's."""
+    """The items of an iterable, read lazily in a daemon thread: it may block, and the interpreter joins a pool's."""
     requests: SimpleQueue[Future[list[T]] | None] = SimpleQueue()
 
     def read() -> None:

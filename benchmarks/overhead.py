@@ -31,7 +31,7 @@ import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
-from cutaway.calls import PIPELINE
+from cutaway.call import PIPELINE
 from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 from cutaway.contract.options import to_parameters
 from cutaway.health import canary

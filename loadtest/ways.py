@@ -17,7 +17,7 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 from cutaway.contract.errors import CutawayError
-from cutaway.wire import STATUS_OF_HTTP, error_of
+from cutaway.transports.failures import STATUS_OF_HTTP, error_of
 from tritonclient.utils import InferenceServerException
 
 from loadtest.scenarios import SERVED, Ask

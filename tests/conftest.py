@@ -24,26 +24,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
-def sharing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """The same, but clients may pass pictures in shared memory, and the pipeline has levers (`tests.integration`)."""
-    from runtime.server import Server, ServerOptions
-    from tests.integration import levers
-
-    folder = tmp_path_factory.mktemp("sharing")
-    options = ServerOptions(
-        profile="nano",
-        cache_dir=folder / "cache",
-        source=levers.repository(folder / "repository"),
-        instances=4,
-        queue_size=64,  # tests send so many at once without repeating any
-        canary_interval_s=3600.0,
-        allow_shared_memory=True,
-    )
-    with Server(options, say=print) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def samples() -> list[Path]:
     """The sample pictures that come with the project."""
     return sorted((ROOT / "samples").glob("*.jpg"))

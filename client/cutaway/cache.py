@@ -1,5 +1,5 @@
-"""Answers that were given before, on disk: one file per answer, held against its SHA-256. Nothing is ever unpickled
-(diskcache does, CVE-2025-69872, and has had no release since 2023)."""
+"""A cache of answers on disk: one file per answer, checked by its SHA-256. Nothing is unpickled (diskcache does,
+CVE-2025-69872, and has had no release since 2023)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cutaway.contract.options import CutOptions, parse_options
 if TYPE_CHECKING:
     from typing import Self
 
-    from cutaway.wire import Tensor
+    from cutaway.transports.base import Tensor
 
 logger = logging.getLogger("cutaway.cache")
 
@@ -80,7 +80,7 @@ class ResultCache:
         self.close()
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Does nothing: no file is open between calls."""
 
     def key(
         self, data: bytes, options: CutOptions | Mapping[str, Any], outputs: Sequence[str], server: str | Sequence[str]
@@ -106,7 +106,7 @@ class ResultCache:
             if not mine or found.st_size > self._max_bytes or not self._in_time(found):
                 return None
             content = path.read_bytes()
-            os.utime(path, (time.time(), found.st_mtime))  # used now, and as old as before
+            os.utime(path, (time.time(), found.st_mtime))  # its use is now, its age unchanged
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -151,7 +151,7 @@ class ResultCache:
         return -3600 <= time.time() - found.st_mtime <= self._max_age_s
 
     def _prune(self) -> None:
-        """Remove what is too old, parts that killed writers left included, and what was not used longest."""
+        """Remove expired files, partial ones of killed writers, and the least recently used ones."""
         left, files = self._max_bytes, []
         for path in (*self.folder.glob("*.answer"), *self.folder.glob("*.part")):
             with suppress(FileNotFoundError):  # another process was faster
@@ -168,7 +168,7 @@ class ResultCache:
 
 
 def default_folder() -> Path:
-    """Where this system keeps what programs can make again: ``~/.cache/cutaway`` on Linux.
+    """The system's folder for caches: ``~/.cache/cutaway`` on Linux.
 
     Raises:
         ValueError: there is no home.
@@ -183,7 +183,9 @@ def default_folder() -> Path:
 
 
 def _digest(name: str, body: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + body).digest()  # a file that was moved to another key answers nothing
+    return hashlib.sha256(
+        name.encode() + body
+    ).digest()  # with the name, so that a file moved to another key is invalid
 
 
 def _packed(outputs: Mapping[str, Tensor]) -> bytes:

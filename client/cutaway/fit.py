@@ -34,7 +34,7 @@ SMALLER = 0.7
 """Next scale of a copy that is over the limit of bytes even at the lowest quality: half the pixels."""
 
 SOFT_GAIN = 6
-"""From alpha 255 down to 212 colours go over from the original's to the server's, which have no background in them."""
+"""From alpha 255 down to 212 colours are blended from the original's to the server's, which are decontaminated."""
 
 WEBP_MAX_SIDE_PX = 16_383
 _HALF_A_THOUSANDTH_PX = 5e-4
@@ -97,11 +97,11 @@ def _size(picture: EncodedPicture) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What is sent, and the way back to the original.
+    """The file that is sent, and the original to restore.
 
     Attributes:
-        picture: the encoded file; its warnings belong into the result.
-        original: RGB or RGBA, upright, in sRGB; None where the picture goes as it is.
+        picture: the encoded file; its warnings are for the result.
+        original: RGB or RGBA, upright, in sRGB; None where the picture is sent as it is.
     """
 
     picture: EncodedPicture
@@ -208,9 +208,9 @@ class Fitted:
         if background.colour_rgb is not None:
             behind = Image.new("RGB", large.size, background.colour_rgb)
         else:
-            from cutaway.composite import blurred_without
+            from cutaway.drawing import blurred, filled
 
-            behind = blurred_without(own, alpha, background.blur_px or 0)
+            behind = blurred(filled(own, alpha), background.blur_px or 0)
         behind.paste(image, (0, 0), alpha)
         return behind
 

@@ -1,4 +1,4 @@
-"""What goes into a stream and what comes out of it."""
+"""Frames into and out of a stream, and their statistics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StreamFrame:
     Attributes:
         id: what `submit` returned.
         image: an array for an array, of the same shape; a JPEG's bytes for an encoded file.
-        untouched: whether the image is the submitted one; `error` or the report's warnings say why.
+        untouched: whether the image is the submitted one; the reason is `error` or a warning of the report.
         error: the error of a frame without an answer, or None. An InputError is about this frame alone.
         report: the server's people, milliseconds per stage and warnings; None without an answer.
         latency_ms: from `submit` until it was done.
@@ -40,9 +40,9 @@ class StreamFrame:
     id: int
     image: FrameInput = field(repr=False)
     untouched: bool
-    error: CutawayError | None
-    report: Report | None = field(repr=False)
-    latency_ms: float
+    error: CutawayError | None = None
+    report: Report | None = field(default=None, repr=False)
+    latency_ms: float = 0.0
 
     @property
     def warnings(self) -> tuple[Notice, ...]:

@@ -1,4 +1,4 @@
-"""What callers hand over → an encoded file that may be sent.
+"""A caller's picture → an encoded file that passed the checks.
 
 The checks read the file's header (`contract.headers`, microseconds). A full decode is made on request only: it costs
 as much as the server's own, which answers with the same typed error.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class BinaryFile(Protocol):
-    """A file opened in binary mode, a ``BytesIO``, an upload: whatever gives bytes when read, and none at its end."""
+    """A file opened in binary mode, a ``BytesIO``, an upload: its `read` returns bytes, and none at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -42,7 +42,7 @@ class BinaryFile(Protocol):
 ImageInput: TypeAlias = Union[
     "str", "os.PathLike[str]", bytes, bytearray, memoryview, BinaryFile, "Image.Image", "NDArray[np.uint8]"
 ]
-"""A path, a data URI, an encoded file's bytes, a binary file object (read from where it stands), a PIL image, or an
+"""A path, a data URI, an encoded file's bytes, a binary file object (read from its position), a PIL image, or an
 array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
 
 BMP_UP_TO_BYTES = 4 * MIB
@@ -55,12 +55,12 @@ _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp"
 
 
 class LossyEncodingWarning(UserWarning):
-    """A PIL image or array was too large to be sent losslessly and went as a high-quality JPEG or WebP."""
+    """A PIL image or array was too large to be sent losslessly and was sent as a high-quality JPEG or WebP."""
 
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """An encoded file that passed the checks, what its header says, and warnings that belong into the result."""
+    """An encoded file that passed the checks, its header, and warnings for the result."""
 
     data: bytes
     header: PictureHeader
@@ -183,7 +183,7 @@ def _check_size(size: int, max_bytes: int, what: str) -> None:
 
 
 def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
-    """What is left in a file object. Raw files, sockets and uploads may give less at a time than they are asked for."""
+    """The rest of a file object; raw files, sockets and uploads may return fewer bytes than requested at a time."""
     data = bytearray()
     while len(data) <= max_bytes:
         try:
@@ -194,7 +194,7 @@ def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
             raise BlockingIOError(errno.EAGAIN, "the file object has nothing to read yet: it must not be non-blocking")
         if not isinstance(part, (bytes, bytearray, memoryview)):
             if hasattr(part, "__await__") and hasattr(part, "close"):
-                part.close()  # a coroutine that is dropped would warn
+                part.close()  # a coroutine that is not awaited warns
             advice = "open it with open(path, 'rb'); where its read() is a coroutine, await it and hand over the bytes"
             raise TypeError(f"the file object gives {type(part).__name__} and not bytes: {advice}")
         if not part:
@@ -263,7 +263,7 @@ def _damage_is_corrupt(what: str) -> Iterator[None]:
         yield
     except (InputError, Warning, MemoryError):
         raise
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file, or its metadata, drives them to
+    except Exception as error:  # Pillow's plugins raise many exceptions on damaged files or metadata
         raise CorruptImage(f"The {what} cannot be decoded.") from error
 
 
@@ -356,7 +356,7 @@ def _checked(data: bytes, limits: InputLimits) -> EncodedPicture:
 def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:
     buffer = io.BytesIO()
     if pil_format != "BMP":
-        # The pixels are upright, so no orientation may go along.
+        # The pixels are upright, so that the file must not have an orientation.
         parameters |= {"exif": b"", "icc_profile": image.info.get("icc_profile")}
     image.save(buffer, pil_format, **parameters)
     return buffer.getvalue()

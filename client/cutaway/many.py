@@ -29,14 +29,7 @@ Progress: TypeAlias = Callable[[int, int | None], object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result or the error of one of many pictures.
-
-    Attributes:
-        index: position among the pictures given, from 0.
-        source: the picture as it was given.
-        result: the cut-outs, or None.
-        error: why there is no result, or None.
-    """
+    """The `result` or the `error` of the picture `source`, at position `index` (from 0) of those given."""
 
     index: int
     source: ImageInput
@@ -141,10 +134,7 @@ def iterate_many(
 
 
 async def _read_in_thread(images: Iterable[T]) -> AsyncGenerator[T, None]:
-    """The items of an iterable that may block, each taken when it is needed.
-
-    In a daemon thread, because the interpreter waits at its end for a pool's, and a blocked one cannot be interrupted.
-    """
+    """The items of an iterable, read lazily in a daemon thread: it may block, and the interpreter joins a pool's."""
     requests: SimpleQueue[Future[list[T]] | None] = SimpleQueue()
 
     def read() -> None:

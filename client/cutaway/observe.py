@@ -95,10 +95,10 @@ def observed(observers: Sequence[Observer], operation: str, request_id: str) -> 
         error = raised
         raise
     finally:
-        exit_arguments = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
         for observer, manager in reversed(managers):
             with _log_failure(observer, besides=error):
-                manager.__exit__(*exit_arguments)
+                manager.__exit__(kind, error, trace)
         call.log_end(error)
 
 
@@ -106,7 +106,7 @@ class _Call(Observation):
     def __init__(self, operation: str, request_id: str) -> None:
         self.observations: list[tuple[Observer, Observation]] = []
         self._started = time.monotonic()
-        self._log = {"operation": operation, "request_id": request_id, "provider": ""}
+        self._log: dict[str, Any] = {"operation": operation, "request_id": request_id, "provider": ""}
         self._log |= {"sent_bytes": 0, "received_bytes": 0}
 
     def headers(self) -> Mapping[str, str]:

@@ -1,14 +1,14 @@
-"""The report that comes with every answer, read with suspicion."""
+"""The report of every answer, validated."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from cutaway.contract.limits import Tier
-from cutaway.wire import malformed
+from cutaway.transports.failures import malformed
 
 MAX_REPORT_BYTES = 4 * 1024 * 1024
 MAX_NUMBER = 2**31
@@ -36,7 +36,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class PersonEntry:
-    """Somebody who was chosen.
+    """A selected person.
 
     Attributes:
         id: rank by size, 0 for the largest; what the option `select` takes.
@@ -51,16 +51,7 @@ class PersonEntry:
 
 @dataclass(frozen=True)
 class CutoutEntry:
-    """What the report says about one cut-out. Boxes and frames are in pixels of the upright picture.
-
-    Attributes:
-        id: the person's id for subject "each", else 0.
-        people: ids of the people in it; none for subject "all".
-        box: x1, y1, x2, y2 around all that was detected in it.
-        score: the confidence of the least certain person in it, 0 to 1.
-        frame: x1, y1, x2, y2 of the rectangle that the cut-out covers, in whole pixels.
-        file_bytes: length of the encoded file.
-    """
+    """The report's entry for one cut-out; see :class:`cutaway.Cutout`. `file_bytes` is the size of the encoded file."""
 
     id: int
     people: tuple[int, ...]
@@ -75,13 +66,12 @@ class Report:
     """A server's report.
 
     Attributes:
-        width_px: width of the upright picture.
-        height_px: height of the upright picture.
+        width_px, height_px: size of the upright picture.
         orientation: the EXIF orientation that was applied, 1 to 8; 1 changes nothing.
         people: those chosen, in the order of boxes and scores; none for subject "all".
         cutouts: one entry per cut-out; none for a detection.
         profile: the pair of models, such as "nano".
-        models: what the server tells about its models' names and versions.
+        models: the models' names and versions.
         device: what ran the models, such as "cpu" or a GPU's name.
         timings_ms: milliseconds per stage (decode, detect, matte, refine, encode) and "total".
         warnings: what is worth knowing about this result.
@@ -114,60 +104,49 @@ def parse_report(data: bytes) -> Report:
         raw = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise malformed("its report is no JSON") from None
-    raw = _mapping(raw, "its report")
-    picture = _mapping(raw.get("picture"), "its report's picture")
-    width = _whole(picture.get("width_px"), "the picture's width", least=1)
-    height = _whole(picture.get("height_px"), "the picture's height", least=1)
-    orientation = picture.get("orientation")
-    models = _or_empty(raw.get("models"))
+    picture = _of(raw, "picture", dict)
+    width, height = (_whole(picture, side, least=1) for side in ("width_px", "height_px"))
+    orientation, models, timings = picture.get("orientation"), _or_empty(raw, "models"), _or_empty(raw, "milliseconds")
+    warnings = raw.get("warnings")
     return Report(
         width_px=width,
         height_px=height,
         orientation=orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1,
-        people=tuple(_person(item) for item in _list(raw.get("people"), "its report's people")),
-        cutouts=tuple(_cutout(item, width, height) for item in _list(raw.get("cutouts"), "its report's cut-outs")),
-        profile=_text(models.get("profile")),
+        people=tuple(
+            PersonEntry(_whole(item, "id"), _box(item, "box"), _score(item)) for item in _of(raw, "people", list)
+        ),
+        cutouts=tuple(_cutout(item, width, height) for item in _of(raw, "cutouts", list)),
+        profile=_text(models, "profile"),
         models=models,
-        device=_text(raw.get("device")),
-        timings_ms={stage: float(ms) for stage, ms in _or_empty(raw.get("milliseconds")).items() if _is_number(ms)},
-        warnings=_notices(raw.get("warnings")),
+        device=_text(raw, "device"),
+        timings_ms={stage: float(ms) for stage, ms in timings.items() if _is_number(ms)},
+        warnings=tuple(
+            Notice(
+                code=_text(item, "code"),
+                message=_text(item, "message"),
+                tier=Tier.LOW if item.get("tier") == Tier.LOW else Tier.MEDIUM,
+                details=_or_empty(item, "details"),
+            )
+            for item in (warnings if isinstance(warnings, list) else ())
+            if isinstance(item, dict)
+        ),
         raw=raw,
     )
 
 
-def _person(item: Any) -> PersonEntry:
-    item = _mapping(item, "a person")
-    return PersonEntry(_whole(item.get("id"), "a person's id"), _box(item.get("box")), _score(item.get("confidence")))
-
-
 def _cutout(item: Any, width: int, height: int) -> CutoutEntry:
-    item = _mapping(item, "a cut-out")
-    corners = _four(item.get("frame"), "a cut-out's frame")
+    corners = _box(item, "frame")
     x1, y1, x2, y2 = (int(corner) for corner in corners)
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height) or any(corner % 1 for corner in corners):
         raise malformed("a cut-out's frame does not lie in the picture")
+    people = _of(item, "people", list)
     return CutoutEntry(
-        id=_whole(item.get("id"), "a cut-out's id"),
-        people=tuple(_whole(id_, "a person's id") for id_ in _list(item.get("people"), "a cut-out's people")),
-        box=_box(item.get("box")),
-        score=_score(item.get("confidence")),
+        id=_whole(item, "id"),
+        people=tuple(_whole({"id": each}, "id") for each in people),
+        box=_box(item, "box"),
+        score=_score(item),
         frame=(x1, y1, x2, y2),
-        file_bytes=_whole(item.get("bytes"), "a cut-out's length", least=1),
-    )
-
-
-def _notices(items: Any) -> tuple[Notice, ...]:
-    if not isinstance(items, list):
-        return ()
-    return tuple(
-        Notice(
-            code=_text(item.get("code")),
-            message=_text(item.get("message")),
-            tier=Tier.LOW if item.get("tier") == Tier.LOW else Tier.MEDIUM,
-            details=_or_empty(item.get("details")),
-        )
-        for item in items
-        if isinstance(item, dict)
+        file_bytes=_whole(item, "bytes", least=1),
     )
 
 
@@ -175,48 +154,44 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _mapping(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise malformed(f"{what} is no object")
-    return value
+def _of(item: Any, name: str, kind: type) -> Any:
+    found = item.get(name) if isinstance(item, dict) else None
+    if not isinstance(found, kind):
+        raise malformed(f"its report has no {name!r} where there has to be one")
+    return found
 
 
-def _or_empty(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _or_empty(item: dict[str, Any], name: str) -> dict[str, Any]:
+    found = item.get(name)
+    return found if isinstance(found, dict) else {}
 
 
-def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise malformed(f"{what} are no list")
-    return value
+def _text(item: dict[str, Any], name: str) -> str:
+    found = item.get(name)
+    return found if isinstance(found, str) else ""
 
 
-def _whole(value: Any, what: str, *, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MAX_NUMBER:
-        raise malformed(f"{what} is no whole number")
-    return value
+def _whole(item: Any, name: str, *, least: int = 0) -> int:
+    found = _of(item, name, int)
+    if isinstance(found, bool) or not least <= found <= MAX_NUMBER:
+        raise malformed(f"its report's {name!r} is no whole number from {least} on")
+    return cast(int, found)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
-def _four(value: Any, what: str) -> Box:
-    if not isinstance(value, list) or len(value) != 4 or not all(_is_number(side) for side in value):
-        raise malformed(f"{what} is not of four numbers")
-    x1, y1, x2, y2 = (float(side) for side in value)
+def _box(item: Any, name: str) -> Box:
+    sides = _of(item, name, list)
+    if len(sides) != 4 or not all(_is_number(side) for side in sides):
+        raise malformed(f"its report's {name!r} is not of four numbers")
+    x1, y1, x2, y2 = map(float, sides)
     return x1, y1, x2, y2
 
 
-def _box(value: Any) -> Box:
-    return _four(value, "a box")
-
-
-def _score(value: Any) -> float:
-    if not _is_number(value) or not 0 <= value <= 1:
+def _score(item: Any) -> float:
+    found = item.get("confidence") if isinstance(item, dict) else None
+    if not _is_number(found) or not 0 <= found <= 1:  # type: ignore[operator]
         raise malformed("a confidence is not between 0 and 1")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return float(found)  # type: ignore[arg-type]

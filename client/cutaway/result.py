@@ -1,4 +1,4 @@
-"""What comes back: cut-outs, boxes, scores and the report. What a server says is believed where it fits together."""
+"""Results: cut-outs, boxes, scores and the report, validated against one another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from cutaway.contract.errors import InputError
 from cutaway.contract.headers import PictureHeader, picture_format, read_header
 from cutaway.decode import open_checked
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
-from cutaway.wire import Tensor, malformed
+from cutaway.transports.base import Tensor
+from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
     import os
@@ -31,13 +32,13 @@ PICTURE_SUFFIXES = (
     *(".png", ".webp", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp"),
     *(".tif", ".tiff", ".avif", ".heic", ".psd", ".svg", ".pdf"),
 )
-"""What makes a name that of a file and not of a folder; only the first two can be written."""
+"""Extensions that make a path a file's and not a folder's; only PNG and WebP can be written."""
 
 _SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif")}
 
 
 class EncodedResult:
-    """A result that holds an encoded file: as a PIL image, as an array, saved, shown in a notebook."""
+    """A result with an encoded file: as a PIL image, as an array, saved, shown in a notebook."""
 
     data: bytes
     media_type: str
@@ -47,7 +48,7 @@ class EncodedResult:
 
     @property
     def extension(self) -> str:
-        """What the file's name should end with: ".png", ".jpg" or ".webp"."""
+        """The file's extension: ".png", ".jpg" or ".webp"."""
         return _SUFFIXES[self._file()[1]][0]
 
     def pil(self) -> Image.Image:
@@ -60,7 +61,7 @@ class EncodedResult:
         try:
             image = open_checked(data, read_header(data))
             image.load()
-        except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+        except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
             raise malformed("a picture cannot be decoded") from error
         return image
 
@@ -73,8 +74,8 @@ class EncodedResult:
         """Write the encoded file as it is.
 
         Raises:
-            ValueError: the name's extension says another format.
-            FileExistsError: the file is there and `overwrite` is False.
+            ValueError: the name has the extension of another format.
+            FileExistsError: the file exists and `overwrite` is False.
         """
         path, (data, form) = Path(path), self._file()
         if path.suffix.lower() not in _SUFFIXES[form]:
@@ -84,7 +85,7 @@ class EncodedResult:
         return path
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """For notebooks."""
         data, form = self._file()
         if form == "png":
             return data
@@ -100,7 +101,7 @@ class Cutout(EncodedResult):
     Attributes:
         id: the person's id for subject "each" (0 is the largest), else 0.
         people: ids of the people in it; none for subject "all".
-        box: x1, y1, x2, y2 around all that was detected in it.
+        box: x1, y1, x2, y2 around all detections in it.
         score: the confidence of the least certain person in it, 0 to 1.
         frame: x1, y1, x2, y2 of the rectangle that this cut-out covers: paste it at the first two to put it back.
         image: the encoded file.
@@ -121,17 +122,17 @@ class Cutout(EncodedResult):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an answer came from, and what it took.
+    """The origin of an answer.
 
     Attributes:
-        provider: who served it: "triton", or the hosted "huggingface", "replicate" or "space".
+        provider: the one that served it: "triton", or the hosted "huggingface", "replicate" or "space".
         request_id: the id under which the server logged the request.
-        elapsed_ms: milliseconds from the call to the answer, as the caller saw them.
+        elapsed_ms: milliseconds from the call to the answer.
         tier: 1 for your own server, 2 to 4 for hosted models.
         url: the server that answered; "" for hosted models.
-        tried: why those before did not serve, in order.
-        requests: how many were sent to your own servers, repeats included.
-        from_cache: nobody was asked: it lay in the cache.
+        tried: the tiers that failed before, in order.
+        requests: requests to your own servers, retries included.
+        from_cache: whether the answer came from the cache, without a request.
     """
 
     provider: str
@@ -145,7 +146,7 @@ class Origin:
 
 
 class _Served:
-    """An answer, whose origin's attributes are its own, too."""
+    """An answer with its origin's attributes."""
 
     origin: Origin
 
@@ -172,13 +173,13 @@ class _Served:
 
 @dataclass(frozen=True, eq=False)
 class Detection(_Served):
-    """Who is where.
+    """The people that were detected.
 
     Attributes:
         boxes: (N, 4) float32, x1, y1, x2, y2 in pixels of the upright picture, largest person first.
         scores: (N,) float32, the detector's confidence, 0 to 1.
-        report: everything else the server tells.
-        origin: who served it and why not those before; its attributes are this object's, too.
+        report: the server's report.
+        origin: who served it; its attributes are this object's, too.
     """
 
     boxes: NDArray[np.float32]
@@ -230,16 +231,16 @@ class CutResult(Detection):
 
         Args:
             path: a file ("cutout.png"; several become "cutout-0.png", "cutout-1.png", …, numbered by id) or a
-                folder, which is made if it is not there ("cutouts/cutout.png" or "cutouts/cutout-0.png", …). A name
-                that ends as files of pictures do is a file, every other one a folder.
-            overwrite: whether files that are there may be replaced.
+                folder, which is created if needed ("cutouts/cutout.png" or "cutouts/cutout-0.png", …). A path
+                with a picture's extension is a file, every other one a folder.
+            overwrite: whether existing files are replaced.
 
         Returns:
             The files written.
 
         Raises:
-            ValueError: the file's extension says another format than the cut-outs have.
-            FileExistsError: a file is there and `overwrite` is False.
+            ValueError: the path has the extension of another format than the cut-outs'.
+            FileExistsError: a file exists and `overwrite` is False.
         """
         path = Path(path)
         if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES:
@@ -262,13 +263,13 @@ class UpscaleResult(EncodedResult, _Served):
 
     Attributes:
         data: the encoded file as the provider sent it.
-        media_type: what it is, such as "image/png".
+        media_type: its type, such as "image/png".
         width_px: its width.
         height_px: its height.
-        model: what enlarged it.
+        model: the upscaling model.
         licence: of the model's weights, in words.
         cost: what a picture costs, in words.
-        origin: who served it and why not those before.
+        origin: who served it.
     """
 
     data: bytes = field(repr=False)
@@ -291,11 +292,11 @@ def read_detection(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureH
 
 
 def read_cut(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader | None = None) -> CutResult:
-    """Build a result from a server's outputs. Pictures are held against the report by their headers, so that none is
-    decoded that is larger than what was cut.
+    """Build a result from a server's outputs. Cut-outs are checked against the report by their headers, so that none
+    larger than its frame is decoded.
 
     Args:
-        sent: the header of the picture that was sent, whose size the report has to tell.
+        sent: the header of the picture that was sent, than which the report's may not be larger.
 
     Raises:
         InferenceError: outputs are missing or contradict one another.
@@ -322,8 +323,10 @@ def _detected(
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise malformed("its boxes or scores are not finite")
     report = parse_report(raw[0])
-    if sent is not None and {report.width_px, report.height_px} != {sent.width_px, sent.height_px}:
-        raise malformed("its report is of a picture of another size")
+    if sent is not None:
+        sides = zip(sorted((report.width_px, report.height_px)), sorted((sent.width_px, sent.height_px)), strict=True)
+        if any(reported > was_sent for reported, was_sent in sides):
+            raise malformed("its report is of a larger picture")
     return boxes, scores, report
 
 

@@ -12,29 +12,30 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 
 from cutaway import loop
-from cutaway.calls import checked_timeout
+from cutaway.call import settings_of
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_stream_options, to_parameters
 from cutaway.frames import FrameInput, StreamFrame, StreamStatistics, checked
 from cutaway.inputs import ImageInput, encode
 from cutaway.report import parse_report
-from cutaway.transports.base import AsyncTransport, InferRequest, InputTensor, SequencePart
-from cutaway.transports.connection import Tls
-from cutaway.wire import malformed
+from cutaway.resilience import checked_timeout
+from cutaway.transports import Tls, open_transport
+from cutaway.transports.base import InferRequest, InputTensor, SequencePart, Transport
+from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
     from typing import Self
 
     from numpy.typing import NDArray
 
-    from cutaway.report import Report
-    from cutaway.wire import Tensor
+    from cutaway.transports.base import Tensor
 
 T = TypeVar("T")
 STREAM = "stream_pipeline"
@@ -42,37 +43,20 @@ END_TIMEOUT_S = 0.5
 """For the request that ends a stream; without it the server's own timeout ends it."""
 
 
-class StreamOptionKeywords(TypedDict, total=False):
-    """The options as keyword arguments; None keeps the server's default."""
+class StreamKeywords(TypedDict, total=False):
+    """The keyword arguments of a stream; for options None keeps the server's default."""
 
+    background: ImageInput
     min_confidence: float | None
     smoothing: float | None
     channels: Literal["rgb", "bgr"] | None
     quality: int | None
-
-
-class StreamKeywords(StreamOptionKeywords, total=False):
-    """All keyword arguments of a stream."""
-
-    background: ImageInput
     timeout_s: float
     token: str | None
     api_key: str | None
     headers: Mapping[str, str] | None
     tls: Tls | None
-    transport: AsyncTransport | None
-
-
-class _Submitted(NamedTuple):
-    id: int
-    image: FrameInput
-    at: float  # seconds of time.perf_counter
-
-    def done(self, image: FrameInput, report: Report, *, untouched: bool) -> StreamFrame:
-        return StreamFrame(self.id, image, untouched, None, report, (time.perf_counter() - self.at) * 1000)
-
-    def failed(self, error: CutawayError) -> StreamFrame:
-        return StreamFrame(self.id, self.image, True, error, None, (time.perf_counter() - self.at) * 1000)
+    transport: Transport | None
 
 
 class AsyncStream:
@@ -86,30 +70,23 @@ class AsyncStream:
     Arguments and errors are those of :class:`cutaway.Stream`. A stream is entered and used in one event loop.
     """
 
-    def __init__(
-        self,
-        url: str = limits.DEFAULT_URL,
-        *,
-        background: ImageInput = str(limits.STREAM_OPTIONS["background"].default),
-        timeout_s: float = limits.STREAM_TIMEOUT_S,
-        token: str | None = None,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: Tls | None = None,
-        transport: AsyncTransport | None = None,
-        **options: Unpack[StreamOptionKeywords],
-    ) -> None:
-        is_words = isinstance(background, str) and background.startswith(("#", "blur:"))
-        given = {"background": background if is_words else "picture", **options}
-        parse_stream_options(given)
-        self._parameters = to_parameters(given)
+    def __init__(self, url: str = limits.DEFAULT_URL, **given: Unpack[StreamKeywords]) -> None:
+        if unknown := given.keys() - StreamKeywords.__annotations__:
+            raise TypeError(f"a stream has no argument {min(unknown)!r}")
+        connection: dict[str, Any] = {name: given.get(name) for name in ("token", "api_key", "headers", "tls")}
+        options = {name: given.get(name) for name in limits.STREAM_OPTIONS}
+        background: Any = options["background"]
+        is_words = background is None or (isinstance(background, str) and background.startswith(("#", "blur:")))
+        options["background"] = background if is_words else "picture"
+        parse_stream_options(options)
+        self._parameters = to_parameters(options)
         self._background = None if is_words else encode(background, verify=True).data
-        self._timeout_s = checked_timeout(timeout_s)
-        self._transport = transport or _open(url, token, api_key, headers, tls)
+        self._timeout_s = checked_timeout(given.get("timeout_s", limits.STREAM_TIMEOUT_S))
+        self._transport = given.get("transport") or open_transport(settings_of(url, **connection).connections[0])
         # Kept for good: a start under the same id takes the old place at the server.
         self._sequence_id = 1 + secrets.randbelow(2**62)
         self._started = self._finished = self._in_flight = False
-        self._waiting: _Submitted | None = None
+        self._waiting: tuple[int, FrameInput, float] | None = None
         self._done: deque[StreamFrame] = deque()
         self._counts: Counter[str] = Counter()
         self._last: deque[tuple[float, float]] = deque(maxlen=limits.STREAM_STATISTICS_FRAMES)
@@ -182,9 +159,9 @@ class AsyncStream:
             raise RuntimeError("the stream is finished: it takes no more frames")
         self._counts["submitted"] += 1
         self._counts["dropped"] += self._waiting is not None
-        self._waiting = _Submitted(self._counts["submitted"], image, at)
+        self._waiting = self._counts["submitted"], image, at
         self._changed.set()
-        return self._waiting.id
+        return self._counts["submitted"]
 
     @property
     def _over(self) -> bool:
@@ -202,8 +179,8 @@ class AsyncStream:
             if self._waiting is None:
                 await self._change()
                 continue
-            submitted, self._waiting, self._in_flight = self._waiting, None, True
-            frame = await self._serve(submitted)
+            (number, image, at), self._waiting, self._in_flight = self._waiting, None, True
+            frame = replace(await self._serve(number, image), latency_ms=(time.perf_counter() - at) * 1000)
             self._in_flight = False
             self._counts.update(done=1, untouched=frame.untouched, overloaded=frame.overloaded)
             self._last.append((time.perf_counter(), frame.latency_ms))
@@ -213,15 +190,15 @@ class AsyncStream:
                 self._counts["skipped"] += 1
             self._changed.set()
 
-    async def _serve(self, submitted: _Submitted) -> StreamFrame:
+    async def _serve(self, number: int, image: FrameInput) -> StreamFrame:
         """The frame that the server made of a submitted one; the submitted one, untouched, where it fails."""
         while time.monotonic() >= self._back_off_until:
             starts, self._started = not self._started, True
             try:
-                outputs = await self._transport.infer(self._request(submitted, starts))
-                frame = self._read(submitted, outputs)
+                outputs = await self._transport.infer(self._request(number, image, starts))
+                frame = self._read(number, image, outputs)
             except (InputError, RequestCancelled) as error:
-                return submitted.failed(error)
+                return StreamFrame(number, image, True, error)
             except CutawayError as error:
                 self._started = False
                 # Otherwise the server may only have ended this stream, or have restarted: it is started once more.
@@ -233,11 +210,11 @@ class AsyncStream:
             else:
                 self._back_off_s = 0.0
                 return frame
-        return submitted.failed(self._failure)
+        return StreamFrame(number, image, True, self._failure)
 
-    def _request(self, submitted: _Submitted, starts: bool) -> InferRequest:
-        is_file = isinstance(submitted.image, bytes)
-        inputs = [InputTensor("file" if is_file else "frame", submitted.image)]
+    def _request(self, number: int, image: FrameInput, starts: bool) -> InferRequest:
+        is_file = isinstance(image, bytes)
+        inputs = [InputTensor("file" if is_file else "frame", image)]
         if starts and self._background is not None:
             inputs.append(InputTensor("background", self._background))
         return InferRequest(
@@ -245,30 +222,30 @@ class AsyncStream:
             b"",
             ("jpeg" if is_file else "frame", "report"),
             parameters=self._parameters if starts else {},
-            request_id=f"frame-{submitted.id}",
+            request_id=f"frame-{number}",
             timeout_s=self._timeout_s,
             inputs=tuple(inputs),
             sequence=SequencePart(self._sequence_id, begins=starts),
         )
 
     @staticmethod
-    def _read(submitted: _Submitted, outputs: Mapping[str, Tensor]) -> StreamFrame:
+    def _read(number: int, image: FrameInput, outputs: Mapping[str, Tensor]) -> StreamFrame:
         """
         Raises:
             InferenceError: the answer is malformed.
         """
-        reports, jpegs, image = outputs.get("report"), outputs.get("jpeg"), outputs.get("frame")
+        reports, jpegs, raw = outputs.get("report"), outputs.get("jpeg"), outputs.get("frame")
         if not isinstance(reports, list) or len(reports) != 1:
             raise malformed("it holds no report")
         report = parse_report(reports[0])
         untouched = report.raw.get("untouched") is True
-        if isinstance(submitted.image, bytes):
+        if isinstance(image, bytes):
             if not isinstance(jpegs, list) or len(jpegs) != 1:
                 raise malformed("it holds no JPEG")
-            return submitted.done(submitted.image if untouched else jpegs[0], report, untouched=untouched)
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != submitted.image.shape:
+            return StreamFrame(number, image if untouched else jpegs[0], untouched, report=report)
+        if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8 or raw.shape != image.shape:
             raise malformed("its frame has another form than the one that was sent")
-        return submitted.done(cast("NDArray[np.uint8]", image), report, untouched=untouched)
+        return StreamFrame(number, cast("NDArray[np.uint8]", raw), untouched, report=report)
 
 
 class Stream:
@@ -353,26 +330,3 @@ class Stream:
             return function(*arguments)
 
         return loop.run(call())
-
-
-def _open(
-    url: str, token: str | None, api_key: str | None, headers: Mapping[str, str] | None, tls: Tls | None
-) -> AsyncTransport:
-    from cutaway.calls import settings_of
-
-    settings = settings_of(
-        url,
-        timeout_s=None,
-        token=token,
-        api_key=api_key,
-        headers=headers,
-        tls=tls,
-        retry=None,
-        fallback=(),
-        cache=None,
-        observers=(),
-        verify=False,
-        max_decompression_ratio=None,
-        shared_memory=None,
-    )
-    return settings.open_async_transport(settings.connections[0])

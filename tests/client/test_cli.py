@@ -68,9 +68,7 @@ def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[st
 
 def test_a_new_row_of_the_table_is_an_option_by_itself() -> None:
     row = Option("smoothness", "int", 3, "how smooth", minimum=1, maximum=9)
-    command = click.command("cut")(
-        options.table(["smoothness"], {"smoothness": row})(lambda **given: given["smoothness"])
-    )
+    command = options.command(*options.table(["smoothness"], {"smoothness": row}))(lambda _, smoothness: smoothness)
     assert command.main(["--smoothness", "7"], standalone_mode=False) == 7
     with pytest.raises(click.UsageError, match="1<=x<=9"):
         command.main(["--smoothness", "10"], standalone_mode=False)
@@ -152,6 +150,15 @@ def test_cuts(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
 def test_cuts_into_cutouts_without_being_told(answering: None) -> None:
     assert run("cut", "a.jpg", "--subject", "each") == codes.OK
     assert Path("cutouts/a-0.png").exists()
+
+
+def test_what_is_too_large_goes_as_a_smaller_copy(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.radial_gradient("L").resize((8160, 6144)).save("large.jpg", quality=30)
+    assert run("cut", "large.jpg", "--no-fit") == codes.FAILED
+    assert re.search(r"large\.jpg: (TOO_MANY_PIXELS|RESOLUTION_TOO_LARGE|IMAGE_BOMB): ", capsys.readouterr().err)
+    with Peer(lambda _: Reply(503)) as peer:
+        assert run("cut", "large.jpg", "--url", peer.base_url, "--retries", "0") == codes.UNAVAILABLE
+        assert len(peer.received) == 1, "it was sent"
 
 
 def test_quiet_says_nothing(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,6 +301,24 @@ def test_no_traceback_whatever_is_missing() -> None:
 def test_as_a_module() -> None:
     ended = subprocess.run([sys.executable, "-m", "cutaway", "--version"], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (codes.OK, f"cutaway {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("cutaway co", {"composite"}),
+        ("cutaway cut --subj", {"--subject"}),
+        ("cutaway cut --subject ", set(OPTIONS["subject"].choices)),
+        ("cutaway composite --place bottom-", {"bottom-left", "bottom-right"}),
+    ],
+)
+def test_a_shell_completes(words: str, expected: set[str]) -> None:
+    asked = {"_CUTAWAY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    ended = subprocess.run(
+        [sys.executable, "-m", "cutaway"], capture_output=True, text=True, timeout=60, env={**os.environ, **asked}
+    )
+    assert (ended.returncode, ended.stderr) == (codes.OK, "")
+    assert {line.rpartition(",")[2] for line in ended.stdout.splitlines()} == expected
 
 
 def test_an_ended_reader_is_no_failure_to_tell() -> None:

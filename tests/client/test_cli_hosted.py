@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cutaway.cli import codes
-from cutaway.cli.fallbacks import parse_fallback
+from cutaway.cli.options import parse_fallback
 from cutaway.contract.errors import InvalidOption
 from cutaway.providers import HuggingFace, LicenceNotAccepted, Replicate, Space
 from PIL import Image

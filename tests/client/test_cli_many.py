@@ -219,6 +219,8 @@ def test_what_is_there_is_skipped_unless_it_is_to_be_made_anew(
     assert capsys.readouterr().err == "0 of 2 pictures done; 2 skipped, there already\n"
     assert len(own.asked) == 2, "nothing was sent again"
     assert Path("cutouts/00-0.png").read_bytes() == b"retouched"
+    assert run("cut", "in", "--subject", "each", "--select", "0,1") == codes.OK, "one of them is there"
+    assert "2 skipped, there already" in capsys.readouterr().err
     assert run("cut", "in") == codes.OK, "in another form, under names of their own"
     assert "2 of 2 pictures done" in capsys.readouterr().err
     assert run("cut", "in", "--subject", "each", "--overwrite") == codes.OK
@@ -350,7 +352,7 @@ def test_standard_input_into_a_folder(own: OwnServer) -> None:
     ("data", "words"), [(b"", "INVALID_FORMAT"), (b"\xff\xd8" + bytes(limits.INPUT_LIMITS.max_file_bytes), "TOO_LARGE")]
 )
 def test_standard_input_of_nonsense(data: bytes, words: str, own: OwnServer) -> None:
-    ended = command("cut", "-", "-o", "-", stdin=data, url=own.url)
+    ended = command("cut", "-", "-o", "-", "--no-fit", stdin=data, url=own.url)
     assert (ended.returncode, ended.stdout) == (codes.FAILED, "")
     assert words in ended.stderr
     assert own.asked == []

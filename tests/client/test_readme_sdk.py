@@ -39,7 +39,7 @@ VARIABLES = ("CUTAWAY_URL", "CUTAWAY_TOKEN", "CUTAWAY_API_KEY", "HF_TOKEN", "HUG
 
 
 @pytest.fixture(scope="module")
-def addresses(server, sharing_server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def addresses(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What the pages write, and what is there in its place."""
     authority = trustme.CA()
     folder = tmp_path_factory.mktemp("certificates")
@@ -55,7 +55,6 @@ def addresses(server, sharing_server, tmp_path_factory: pytest.TempPathFactory) 
         pictures = stack.enter_context(picture_host(server_context(authority), {"/photo.jpg": photo}))
         replicate = stack.enter_context(hosted.Peer(_prediction))
         yield {
-            '"grpc://localhost:8001", shared_memory=': f'"{sharing_server.grpc_url}", shared_memory=',
             "grpc://localhost:8001": server.grpc_url,
             "grpc://gpu-1:8001": server.grpc_url,
             "grpc://gpu-2:8001": server.grpc_url,
@@ -63,7 +62,6 @@ def addresses(server, sharing_server, tmp_path_factory: pytest.TempPathFactory) 
             "grpcs://cutaway.example.com": f"grpcs://localhost:{grpc}",
             "https://cutaway.example.com": f"https://localhost:{http}",
             "images.example.com": f"localhost:{pictures}",
-            "Fetcher(allow=": "Fetcher(allow_private=True, allow=",
             "Replicate()": f'Replicate(base_url="{replicate.base_url}", token="t")',
             "certificates": str(folder),
         }

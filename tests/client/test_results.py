@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cutaway.contract.errors import InferenceError
+from cutaway.contract.headers import PictureHeader
 from cutaway.contract.limits import Tier
 from cutaway.report import parse_report
 from cutaway.result import CutResult, Origin, read_cut, read_detection
@@ -166,6 +167,26 @@ def test_no_report_does_anything_but_read_or_fail(path: tuple[Any, ...], to: Any
 def test_outputs_that_do_not_fit_together(changes: dict[str, Any]) -> None:
     with pytest.raises(InferenceError, match="malformed"):
         read_cut(outputs() | changes, Origin("triton", "", 0))
+
+
+@pytest.mark.parametrize("side", [13_300, 61, 89])
+def test_a_cutout_larger_than_its_frame_is_not_decoded(side: int) -> None:
+    """A flat picture of 177 megapixels fits into 700 kB: its header is held against the report before any decoding."""
+    bomb = make.PNG_SIGNATURE + make.ihdr(side, side) + make.chunk(b"IDAT", bytes(100)) + make.PNG_END
+    with pytest.raises(InferenceError, match="another size than its frame"):
+        only_one(bomb)
+    with pytest.raises(InferenceError, match="header"):
+        only_one(make.PNG_SIGNATURE + b"no header at all, and more than enough of it")
+
+
+def test_a_report_is_of_no_larger_picture_than_was_sent() -> None:
+    """Else a server may say that the picture is as large as the cut-out that fills the memory."""
+    origin = Origin("triton", "", 0)
+    for width, height in ((100, 80), (80, 100)):
+        read_cut(outputs(), origin, PictureHeader("jpeg", width, height))
+    for reader in (read_cut, read_detection):
+        with pytest.raises(InferenceError, match="larger picture"):
+            reader(outputs(), origin, PictureHeader("jpeg", 99, 80))
 
 
 # ---------------------------------------------------------------------------------------------------------- forms

@@ -1,4 +1,4 @@
-"""Many pictures, several at once: what becomes of each, what is skipped, and when to stop."""
+"""Many pictures, several at once: their outcomes, which are skipped, and when to stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,10 @@ from cutaway.cli.files import Destination, Job, write
 from cutaway.cli.options import open_client
 from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
-Work = Callable[["cutaway.AsyncClient", Any], Awaitable[Any]]
-Task = asyncio.Task[Any]
-
 
 @dataclass(frozen=True)
 class Made:
-    """A picture that went well: its result, words for programs and people, and files to be written."""
+    """A successful picture: its result, its JSON fields, its lines of text, and the files to write."""
 
     result: Any
     form: Mapping[str, Any]
@@ -38,7 +34,7 @@ class Made:
 
 
 def run(work: Coroutine[Any, Any, int]) -> int:
-    """Do it in an event loop, where Ctrl-C and SIGTERM cancel it; returns the exit code."""
+    """Run a coroutine in an event loop, where Ctrl-C and SIGTERM cancel it; returns the exit code."""
 
     async def cancellable() -> int:
         task = asyncio.current_task()
@@ -56,7 +52,7 @@ def run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def error_form(error: Exception) -> dict[str, Any]:
-    """An error for programs; FILE_ERROR is what is wrong with files here, which no server ever answers."""
+    """The JSON fields of an error; FILE_ERROR is the code of errors of local files."""
     if isinstance(error, cutaway.CutawayError):
         return {**error.to_dict(), "request_id": error.request_id}
     advice = "Check the path, what is there, and its permissions."
@@ -64,117 +60,105 @@ def error_form(error: Exception) -> dict[str, Any]:
     return {**form, "retry_after": None, "details": {}, "request_id": ""}
 
 
+@dataclass
 class Batch:
     """One run over pictures.
 
-    Args:
+    Attributes:
         context: of the subcommand, whose options say how.
         jobs: the pictures.
         to: where what is made goes; None where nothing is made.
         places: files of a picture of which one that is there says that the picture is done.
     """
 
-    def __init__(
-        self,
-        context: click.Context,
-        jobs: Sequence[Job],
-        to: Destination | None = None,
-        places: Callable[[Job], Iterable[Path]] = lambda _: (),
-    ) -> None:
-        self._context, self._given, self._jobs, self._to = context, context.params, jobs, to
-        self._sources = {job.source.resolve() for job in jobs if job.data is None}
-        self._places = places
-        self._tally: Counter[str] = Counter()
-        self._hosted: Counter[str] = Counter()
-        self._failures_in_a_row = 0
-        self._stopped = ""
+    context: click.Context
+    jobs: Sequence[Job]
+    to: Destination | None = None
+    places: Callable[[Job], Iterable[Path]] = lambda _: ()
 
-    def run(self, work: Work, made: Callable[[Job, Any], Made], *, upscales: bool = False) -> int:
-        """Work on all pictures, and keep what is made of each; returns the exit code."""
-        return run(self._run(work, made, upscales))
+    def __post_init__(self) -> None:
+        self._given, self._tally, self._hosted = self.context.params, Counter[str](), Counter[str]()
+        self._sources = {job.source.resolve() for job in self.jobs if job.data is None}
+        self._failures_in_a_row, self._stopped = 0, ""
 
-    async def _run(self, work: Work, made: Callable[[Job, Any], Made], upscales: bool) -> int:
-        todo = [job for job in self._jobs if self._is_to_do(job)]
-        shows = not self._given["quiet"] and len(self._jobs) > 1 and sys.stderr.isatty()
-        bar = click.progressbar(length=len(self._jobs), show_pos=True, file=sys.stderr)
+    async def run(
+        self, work: Callable[[Any, Any], Awaitable[Any]], made: Callable[[Job, Any], Made], *, upscales: bool = False
+    ) -> int:
+        """Process all pictures by a client, and write their files; returns the exit code."""
+        from cutaway.many import run_many
+
+        todo = [job for job in self.jobs if self._is_to_do(job)]
+        shows = not self._given["quiet"] and len(self.jobs) > 1 and sys.stderr.isatty()
+        bar = click.progressbar(length=len(self.jobs), show_pos=True, file=sys.stderr)
+
+        async def images() -> AsyncGenerator[Any, None]:
+            for job in todo:
+                if self._stopped:
+                    return
+                yield job.source if job.data is None else job.data
+
         try:
-            async with open_client(self._context, upscales=upscales) as client:
+            async with open_client(self.context, upscales=upscales) as client:
+                # What is only listed comes in the order given.
+                outcomes = run_many(
+                    lambda image: work(client, image), images(), jobs=self._given["jobs"], ordered=self.to is None
+                )
                 with bar if shows else nullcontext():
-                    async with aclosing(self._finished(todo, lambda image: work(client, image))) as finished:
-                        async for job, task in finished:
-                            self._take(job, task, made)
-                            bar.update(len(self._jobs) - self._left - bar.pos if shows else 0)
+                    async with aclosing(outcomes):
+                        async for each in outcomes:
+                            self._take(todo[each.index], each, made)
+                            bar.update(len(self.jobs) - self._left - bar.pos if shows else 0)
         except asyncio.CancelledError:
             say("interrupted", err=True)
             say(self._summary(), err=True)
             raise
         if self._stopped and self._left:
             say(f"stopped: {self._stopped}; the same command goes on from here", err=True)
-        if (len(self._jobs) > 1 or self._tally["skipped"]) and (self._tally["failed"] or not self._given["quiet"]):
+        if (len(self.jobs) > 1 or self._tally["skipped"]) and (self._tally["failed"] or not self._given["quiet"]):
             say(self._summary(), err=True)
         return UNAVAILABLE if self._stopped else FAILED if self._tally["failed"] else OK
 
     @property
     def _left(self) -> int:
-        return len(self._jobs) - self._tally.total()
+        return len(self.jobs) - self._tally.total()
 
     def _summary(self) -> str:
-        count = len(self._jobs)
-        parts = [f"{self._tally['done']:,} of {'1 picture' if count == 1 else f'{count:,} pictures'} done"]
-        parts += [f"{number:,} by {name} (hosted)" for name, number in sorted(self._hosted.items())]
-        rest = ((self._tally["skipped"], "skipped, there already"), (self._tally["failed"], "failed"))
-        return "; ".join(
-            parts + [f"{number:,} {what}" for number, what in (*rest, (self._left, "not tried")) if number]
-        )
+        counts = [(number, f"by {name} (hosted)") for name, number in sorted(self._hosted.items())]
+        counts += [(self._tally["skipped"], "skipped, there already"), (self._tally["failed"], "failed")]
+        parts = [f"{number:,} {what}" for number, what in (*counts, (self._left, "not tried")) if number]
+        pictures = "1 picture" if len(self.jobs) == 1 else f"{len(self.jobs):,} pictures"
+        return "; ".join([f"{self._tally['done']:,} of {pictures} done", *parts])
 
     def _is_to_do(self, job: Job) -> bool:
-        there = [path for path in self._places(job) if path.exists()]
-        spared = bool(self._sources & {path.resolve() for path in there})
-        if not there or (self._given["overwrite"] and not spared):
+        there = [path for path in self.places(job) if path.exists()]
+        if not there:
             return True
-        if spared:
+        if self._sources & {path.resolve() for path in there}:
             self._fail(job, FileExistsError(f"{there[0]} is a picture of this very run and is not written over"))
+        elif self._given["overwrite"]:
+            return True
         elif job.file:
             self._fail(job, FileExistsError(f"{there[0]} is there already; --overwrite replaces it"))
         else:
             self._tell("skipped", job, {"outputs": [{"path": str(path)} for path in there]}, [])
         return False
 
-    async def _finished(
-        self, todo: Sequence[Job], work: Callable[[Any], Awaitable[Any]]
-    ) -> AsyncGenerator[tuple[Job, Task], None]:
-        """Pictures as they are finished, `--jobs` at once; closing it cancels what is in flight."""
-        waiting = iter(todo)
-        running: dict[Task, Job] = {}
+    def _take(self, job: Job, outcome: cutaway.Outcome, made: Callable[[Job, Any], Made]) -> None:
+        stdout = self.to is not None and self.to.stdout
         try:
-            while True:
-                for job in islice(waiting, 0 if self._stopped else self._given["jobs"] - len(running)):
-                    running[asyncio.ensure_future(work(job.source if job.data is None else job.data))] = job
-                if not running:
-                    return
-                first = running if self._to else list(running)[:1]  # what is only listed comes in the order given
-                done, _ = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield running.pop(task), task
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    def _take(self, job: Job, task: Task, made: Callable[[Job, Any], Made]) -> None:
-        try:
-            done = made(job, task.result())
-            if self._to and not self._to.stdout:
-                write(done.files, overwrite=self._given["overwrite"], spared=self._sources)
+            done = made(job, outcome.unwrap())
+            if not stdout:
+                write(done.files, overwrite=self._given.get("overwrite", False), spared=self._sources)
         except (cutaway.CutawayError, OSError) as error:
             self._fail(job, error)
             return
-        if self._to and self._to.stdout:
+        if stdout:
             sys.stdout.buffer.write(*done.files.values())
             sys.stdout.buffer.flush()
         self._failures_in_a_row = 0
         self._hosted.update([done.result.provider] if done.result.tier > 1 else [])
-        self._tell("done", job, done.form, done.lines)
+        warnings = [f"  warning: {each.message} ({each.code})" for each in getattr(done.result, "warnings", ())]
+        self._tell("done", job, done.form, [*done.lines, *warnings])
 
     def _fail(self, job: Job, error: Exception) -> None:
         lines = [f"{job.source}: {reason(error)}"]
@@ -193,8 +177,7 @@ class Batch:
     def _tell(self, status: str, job: Job, form: Mapping[str, Any], lines: Sequence[str]) -> None:
         self._tally[status] += 1
         clear_bar()
-        failed, silent = status == "failed", self._given["json"] or self._given["quiet"]
         if self._given["json"]:
             say_json({"source": str(job.source), "status": status, "outputs": [], **form})
-        for line in lines if failed or not silent else ():
-            say(line, err=failed or bool(self._to and self._to.stdout))
+        for line in lines if status == "failed" or not (self._given["json"] or self._given["quiet"]) else ():
+            say(line, err=status == "failed" or bool(self.to and self.to.stdout))

@@ -18,10 +18,8 @@ Exit codes:
 
 \b
 Environment:
-{URL_VARIABLE}  the server's address where --url is not given
 {TOKEN_VARIABLE}, {API_KEY_VARIABLE}  sent as bearer token, and as X-API-Key
 HUGGINGFACE_TOKEN or HF_TOKEN, REPLICATE_API_TOKEN  for --fallback
-{RATIO_VARIABLE}  where the server's operator raised it
 
 \b
 Completion, one line in your shell's start-up file:

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 
 def open_closed_streams() -> None:
-    """Let no standard stream be None, and no file or connection get the number of one that is closed."""
+    """Open closed standard streams, so that none is None and no file or connection gets their descriptors."""
     # Standard error then swallows; the others fail like any closed file.
-    modes = ((0, "stdin", "r", os.O_WRONLY), (1, "stdout", "w", os.O_RDONLY), (2, "stderr", "w", os.O_WRONLY))
-    for number, name, mode, access in modes:
-        with suppress(OSError):
-            os.fstat(number)
-            continue
-        os.open(os.devnull, access)  # gets the lowest number that is free
+    modes = (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY))
+    for number, (name, mode, access) in enumerate(modes):
         if getattr(sys, name) is None:
+            os.open(os.devnull, access)  # gets the lowest number that is free
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+        elif isinstance(getattr(sys, name), io.TextIOWrapper):  # a terminal that lacks a letter shows another one
+            getattr(sys, name).reconfigure(errors="replace" if number else None)
 
 
 def drop_unwritten() -> None:
-    """Forget what could not be written: Python would try again at its end, and end with an exit code of its own."""
+    """Discard output that could not be written: Python would retry at its end, and exit with a code of its own."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -48,7 +48,7 @@ def reason(error: BaseException) -> str:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line; names and servers' words cannot steer the terminal. Who cannot be told of an error is not told."""
+    """Print a line without control sequences of names or servers; a stderr that cannot be written is ignored."""
     try:
         # Not click's echo, which sends UTF-8 to a terminal that knows ASCII only.
         line = "".join(letter if letter.isprintable() else "�" for letter in text)
@@ -59,26 +59,33 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def say_json(form: Mapping[str, Any]) -> None:
-    """Print one object on one line. ASCII only: it survives every terminal, pipe and undecodable file name."""
+    """Print one object on one line, in ASCII for every terminal, pipe and undecodable file name."""
     click.echo(json.dumps(form))
 
 
 def clear_bar() -> None:
-    """Take a progress bar away, so that a line can take its place; only terminals show one."""
+    """Remove a terminal's progress bar before a line is printed."""
     if sys.stderr.isatty():
         click.echo(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", nl=False, err=True)
 
 
-class LogLines(logging.Handler):
-    """The SDK's log on standard error: everything, or each warning of a cache once, since no call fails of it."""
-
-    def __init__(self, *, verbose: bool) -> None:
-        super().__init__(logging.DEBUG if verbose else logging.WARNING)
-        self._said: set[str] = set()
-        self.addFilter(logging.Filter("cutaway" if verbose else "cutaway.cache"))
-
+class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{'warning' if record.levelno >= logging.WARNING else record.name}: {record.getMessage()}"
-        if line not in self._said or record.levelno < logging.WARNING:
-            say(line, err=True)
-        self._said.add(line)
+        say(f"{'warning' if record.levelno >= logging.WARNING else record.name}: {record.getMessage()}", err=True)
+
+
+@contextmanager
+def own_log(*, verbose: bool) -> Iterator[None]:
+    """Print the SDK's log: all of it, or only warnings of a failing cache, which fails no call."""
+    logger, handler = logging.getLogger("cutaway"), _LogLines(logging.DEBUG if verbose else logging.WARNING)
+    handler.addFilter(logging.Filter("cutaway" if verbose else "cutaway.cache"))
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(handler.level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates

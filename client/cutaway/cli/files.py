@@ -1,4 +1,4 @@
-"""The command's files: which pictures were meant, where what is made of them goes, and writing it."""
+"""The command's files: the pictures that arguments name, their destinations, and writing."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 import click
 
 from cutaway.cli.console import reason
-from cutaway.contract.limits import INPUT_LIMITS
+from cutaway.contract.limits import FIT_LIMITS
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib")
-"""What is taken from a folder, unless it is hidden; a file that is named is taken whatever its name."""
+"""Extensions of a folder's pictures, hidden files excepted; a named file may have any."""
 
 OTHER_KINDS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".psd", ".svg", ".pdf")
-"""More that a folder is not called."""
+"""Further extensions that make a path a file's."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture (`data` where it is no file), and where what is made of it goes: `file`, or ``stem.png``."""
+    """One picture (`data` where it is no file), and its destination: `file`, or ``stem.png``."""
 
     source: Path
     stem: Path
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where ``-o`` says that things go: a folder, one file in it, or standard output."""
+    """The destination of ``-o``: a folder, one file in it, or standard output."""
 
     folder: Path = Path()
     file: Path | None = None
@@ -50,7 +50,7 @@ class Destination:
 
 
 def destination(path: Path, extensions: Sequence[str]) -> Destination:
-    """What ``-o`` means for files with these extensions, known before anything is sent, and perhaps paid for."""
+    """The destination of ``-o`` for files with these extensions, checked before a request is sent."""
     if str(path) == "-":
         if sys.stdout.isatty():
             raise click.UsageError("-o - would print a picture to the terminal: send it to a file or to a program")
@@ -77,8 +77,8 @@ def plan(names: Sequence[str], to: Destination = Destination()) -> list[Job]:
     if "-" in names:
         if len(names) > 1:
             raise click.UsageError("- stands for one picture from standard input: name no others beside it")
-        try:  # as much as is made to fit, and enough of a larger one to refuse it
-            data = sys.stdin.buffer.read(10 * INPUT_LIMITS.max_file_bytes)
+        try:  # one byte more than what is made to fit is enough to refuse it
+            data = sys.stdin.buffer.read(FIT_LIMITS.max_file_bytes + 1)
         except OSError as error:
             raise click.UsageError(f"standard input cannot be read: {reason(error)}") from None
         return [Job(Path("stdin"), to.folder / "stdin", to.file, data)]
@@ -101,7 +101,7 @@ def plan(names: Sequence[str], to: Destination = Destination()) -> list[Job]:
 
 
 def _pictures(name: str, to: Destination) -> Iterator[tuple[Path, Path]]:
-    """Pairs of a picture and its path relative to what named it, which its cut-out keeps below the output folder."""
+    """Pairs of a picture and its path relative to its argument, which its cut-out keeps below the output folder."""
     path, found = Path(name), False
     output = to.folder.resolve() if to.folder != Path() and not to.takes_one else None
     if name.startswith(("http://", "https://")):

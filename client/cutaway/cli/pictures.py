@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +13,10 @@ from click.core import ParameterSource
 
 import cutaway
 from cutaway.cli import options
-from cutaway.cli.batch import Batch, Made
-from cutaway.cli.codes import EPILOG
+from cutaway.cli.batch import Batch, Made, run
 from cutaway.cli.console import reason
 from cutaway.cli.files import Destination, Job, destination, plan
+from cutaway.cli.options import option
 from cutaway.contract import limits
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.options import parse_options
@@ -24,6 +25,7 @@ DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
 COMPOSITE_OPTIONS = tuple(name for name in limits.OPTIONS if name not in ("background", "output"))
 EXTENSIONS = {"png": ("png",), "webp": ("webp",), "jpeg": ("jpg", "jpeg")}
 UPSCALED = ("png", "jpg", "jpeg", "webp")
+SCALES = [str(each) for each in limits.UPSCALE_SCALES]
 ANCHORS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
 
 
@@ -35,12 +37,8 @@ def _people(number: int) -> str:
     return {0: "nobody", 1: "1 person"}.get(number, f"{number} people")
 
 
-def _warnings(result: Any) -> list[str]:
-    return [f"  warning: {each.message} ({each.code})" for each in result.warnings]
-
-
 def _output(context: click.Context, forms: Sequence[str]) -> str:
-    """The form of what comes out: what --output says, else what the name that -o gives says."""
+    """The form of the cut-outs: that of --output, else of the extension of -o."""
     kind = context.params["output_dir"].suffix.lower().lstrip(".")
     named = [form for form in forms if kind in EXTENSIONS[form]]
     given = context.get_parameter_source("output") is not ParameterSource.DEFAULT
@@ -57,7 +55,7 @@ def _planned(context: click.Context, extensions: Sequence[str]) -> tuple[Destina
 def _made(
     job: Job, result: Any, files: Mapping[Path, tuple[bytes, Mapping[str, Any]]], to: Destination, size: str = ""
 ) -> Made:
-    """What is said of something that was cut out, or made with it: files with what is said of each."""
+    """The JSON fields, lines and files of a result."""
     report, where = result.report, "standard output" if to.stdout else ", ".join(map(str, files))
     who = f"{_people(len(report.people))}, " if report.people else ""
     by = ", from the cache" if result.from_cache else f", by {result.provider} (hosted)" if result.tier > 1 else ""
@@ -70,15 +68,13 @@ def _made(
     form["elapsed_ms"], form["timings_ms"] = round(result.elapsed_ms, 1), dict(result.timings_ms)
     more = {"user_action": "", "request_id": result.request_id}
     form["warnings"] = [{**asdict(each), **more} for each in result.warnings]
-    return Made(result, form, [line, *_warnings(result)], {path: data for path, (data, _) in files.items()})
+    return Made(result, form, [line], {path: data for path, (data, _) in files.items()})
 
 
-@click.command(epilog=EPILOG)
-@options.results("cutouts", "NAME.png, or NAME-ID.png with --subject each")
-@options.table(limits.OPTIONS)
-@options.server(hosted=True)
-@options.fallback()
-@click.pass_context
+@options.command(
+    *options.results("cutouts", "NAME.png, or NAME-ID.png with --subject each"),
+    *(*options.table(limits.OPTIONS), *options.server(hosted=True), *options.fallback()),
+)
 def cut(context: click.Context, /, **_: Any) -> int:
     """Cut people, or what pictures show, out of them."""
     output = _output(context, ("png", "webp"))
@@ -86,6 +82,7 @@ def cut(context: click.Context, /, **_: Any) -> int:
     extension = "webp" if output == "webp" else "png"
     to, jobs = _planned(context, (extension,))
     numbered = wanted.get("subject") == "each" and not to.takes_one
+    ids = parse_options(wanted).select or (0,)
 
     def made(job: Job, result: cutaway.CutResult) -> Made:
         if to.takes_one and len(result.cutouts) != 1:
@@ -95,21 +92,17 @@ def cut(context: click.Context, /, **_: Any) -> int:
                 details={"name": "-o", "value": str(to.file or "-"), "allowed": "a folder"},
                 request_id=result.request_id,
             )
-        names = ("id", "people", "box", "score", "frame")
-        said = [{name: getattr(each, name) for name in names} for each in result.cutouts]
-        targets = [job.target(each.id if numbered else None, each.format) for each in result.cutouts]
-        files = {path: (each.image, form) for path, each, form in zip(targets, result.cutouts, said, strict=True)}
+        files = {}
+        for each in result.cutouts:
+            form = {name: getattr(each, name) for name in ("id", "people", "box", "score", "frame")}
+            files[job.target(each.id if numbered else None, each.format)] = (each.image, form)
         return _made(job, result, files, to)
 
-    batch = Batch(context, jobs, to, lambda job: [job.target(0 if numbered else None, extension)])
-    return batch.run(lambda client, image: client.cut(image, **wanted), made)
+    batch = Batch(context, jobs, to, lambda job: [job.target(each if numbered else None, extension) for each in ids])
+    return run(batch.run(lambda client, image: client.cut(image, **wanted), made))
 
 
-@click.command(epilog=EPILOG)
-@options.IMAGES
-@options.table(DETECT_OPTIONS)
-@options.server()
-@click.pass_context
+@options.command(*options.IMAGES, *options.table(DETECT_OPTIONS), *options.server())
 def detect(context: click.Context, /, **_: Any) -> int:
     """List the people in pictures without cutting them out."""
     wanted = options.given_options(context, DETECT_OPTIONS)
@@ -120,10 +113,10 @@ def detect(context: click.Context, /, **_: Any) -> int:
         lines += [f"{'id':>3} {'score':>6} {'x1':>7} {'y1':>7} {'x2':>7} {'y2':>7}"] if report.people else []
         for each in report.people:
             lines.append(f"{each.id:3d} {each.score:6.3f} {' '.join(f'{corner:7.1f}' for corner in each.box)}")
-        return Made(found, {"request_id": found.request_id, **report.raw}, lines + _warnings(found))
+        return Made(found, {"request_id": found.request_id, **report.raw}, lines)
 
     batch = Batch(context, plan(context.params["images"]))
-    return batch.run(lambda client, image: client.detect(image, **wanted), made)
+    return run(batch.run(lambda client, image: client.detect(image, **wanted), made))
 
 
 def _pair(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -134,44 +127,38 @@ def _pair(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int,
     return (first, second) if text else None
 
 
-@click.command(epilog=EPILOG)
-@options.results("composites", "NAME.png")
-@options.option("--onto", required=True, metavar="BACKGROUND", help="#RRGGBB, a picture, blur:<px>, or transparent.")
-@options.option("--place", type=click.Choice(ANCHORS), help="Corner, edge or centre [default: where they were].")
-@options.option("--scale", type=click.FloatRange(*limits.COMPOSITE_SCALE), help="Height as a share of the picture's.")
-@options.option("--offset", callback=_pair, metavar="X,Y", help="Move them so many pixels to the right and down.")
-@options.option("--flip", is_flag=True, help="Mirror them left to right.")
-@options.option("--match-colour", type=click.FloatRange(0, 1), default=0.0, help="How far towards the colours behind.")
-@options.option("--size", callback=_pair, metavar="WIDTH,HEIGHT", help="Of the result [default: of what is behind].")
-@options.option("--output", type=click.Choice(limits.COMPOSITE_OUTPUTS), default="png", help="Form of the result.")
-@options.option("--quality", type=click.IntRange(1, 100), default=limits.COMPOSITE_QUALITY, help="Of WebP and JPEG.")
-@options.table(COMPOSITE_OPTIONS)
-@options.server(hosted=True)
-@options.fallback()
-@click.pass_context
+@options.command(
+    *options.results("composites", "NAME.png"),
+    option("--onto", required=True, metavar="BACKGROUND", help="#RRGGBB, a picture, blur:<px>, or transparent."),
+    option("--place", type=click.Choice(ANCHORS), help="Corner, edge or centre [default: where they were]."),
+    option("--scale", type=click.FloatRange(*limits.COMPOSITE_SCALE), help="Height as a share of the picture's."),
+    option("--offset", callback=_pair, metavar="X,Y", help="Move them so many pixels to the right and down."),
+    option("--flip", is_flag=True, help="Mirror them left to right."),
+    option("--match-colour", type=click.FloatRange(0, 1), default=0.0, help="How far towards the colours behind."),
+    option("--size", callback=_pair, metavar="WIDTH,HEIGHT", help="Of the result [default: of what is behind]."),
+    option("--output", type=click.Choice(limits.COMPOSITE_OUTPUTS), default="png", help="Form of the result."),
+    option("--quality", type=click.IntRange(1, 100), default=limits.COMPOSITE_QUALITY, help="Of WebP and JPEG."),
+    *(*options.table(COMPOSITE_OPTIONS), *options.server(hosted=True), *options.fallback()),
+)
 def composite(context: click.Context, /, onto: Any, match_colour: float, quality: int, **given: Any) -> int:
-    """Cut people, or what pictures show, out and put them onto something else."""
+    """Cut people out and put them onto something else."""
     from cutaway.composite import CompositeResult, Placement
 
-    output, is_picture = _output(context, tuple(EXTENSIONS)), not onto.startswith(("#", "blur:", "transparent"))
+    output, is_picture = _output(context, tuple(EXTENSIONS)), not re.match("#|blur:|transparent$", onto)
     who = options.given_options(context, COMPOSITE_OPTIONS)
     how: dict[str, Any] = {"output": output, "quality": quality, "match_colour": match_colour}
-    blamed = "--onto: "
-    try:
-        if is_picture:  # read once for all pictures, and checked before anything is sent
-            onto = Path(onto).read_bytes()
-            check_picture(onto)
-        else:
-            parse_options({"background": onto})
-        blamed = "--offset: "
-        offset = given["offset"] or (0, 0)
-        how["place"] = Placement(given["place"], given["scale"], offset, given["flip"])
-        blamed = "--size: "
+    blamed = "--onto"
+    try:  # all of it before anything is sent
+        onto = Path(onto).read_bytes() if is_picture else onto
+        check_picture(onto) if is_picture else parse_options({"background": onto})
+        blamed = "--offset"
+        how["place"] = Placement(given["place"], given["scale"], given["offset"] or (0, 0), given["flip"])
+        blamed = "--size"
         if given["size"]:
             check_dimensions(PictureHeader("png", *given["size"]), limits.COMPOSITE_LIMITS)
             how["size_px"] = given["size"]
     except (cutaway.CutawayError, OSError) as error:
-        raise click.UsageError(blamed + reason(error)) from None
+        raise click.UsageError(f"{blamed}: {reason(error)}") from None
     if match_colour and not is_picture:
         raise click.UsageError("--match-colour takes the colours of a picture: --onto names none")
     if onto == "transparent" and output == "jpeg":
@@ -184,18 +171,19 @@ def composite(context: click.Context, /, onto: Any, match_colour: float, quality
         return _made(job, result.cut, files, to, f"{result.width_px}×{result.height_px}, ")
 
     batch = Batch(context, jobs, to, lambda job: [job.target(None, EXTENSIONS[output][0])])
-    return batch.run(lambda client, image: client.composite(image, onto, **how, **who), made)
+    return run(batch.run(lambda client, image: client.composite(image, onto, **how, **who), made))
 
 
-@click.command(epilog=EPILOG)
-@options.results("upscaled", "NAME.png, .jpg or .webp, as it comes")
-@options.option("--scale", type=click.Choice(["2", "4"]), default="2", help="Times as many pixels along each side.")
-@options.timeout(f"{limits.FALLBACK_TIMEOUT_S:g}")
-@options.VERBOSE
-@options.fallback(required=True)
-@click.pass_context
+@options.command(
+    *options.results("upscaled", "NAME.png, .jpg or .webp, as it comes"),
+    option("--scale", type=click.Choice(SCALES), default=SCALES[0], help="Times as many pixels along each side."),
+    *(options.timeout(f"{limits.FALLBACK_TIMEOUT_S:g}"), options.VERBOSE, *options.fallback(required=True)),
+)
 def upscale(context: click.Context, /, scale: str, **_: Any) -> int:
-    """Enlarge pictures of at most 2560×1440 by hosted models: they leave your network, and most providers charge."""
+    """Enlarge pictures by hosted models.
+
+    Of at most 2560×1440. They leave your network, and most providers charge.
+    """
     to, jobs = _planned(context, UPSCALED)
 
     def made(job: Job, result: cutaway.UpscaleResult) -> Made:
@@ -214,4 +202,4 @@ def upscale(context: click.Context, /, scale: str, **_: Any) -> int:
         return Made(result, form, [line], {target: result.data})
 
     batch = Batch(context, jobs, to, lambda job: [job.target(None, each) for each in UPSCALED])
-    return batch.run(lambda client, image: client.upscale(image, int(scale)), made, upscales=True)
+    return run(batch.run(lambda client, image: client.upscale(image, int(scale)), made, upscales=True))

@@ -424,9 +424,6 @@ UPSCALE_LIMITS = InputLimits(max_long_side_px=2560, max_short_side_px=1440)
 HOSTED_MAX_ANSWER_BYTES = 128 * MIB
 """A hosted answer is cut off beyond this: a noisy 59-megapixel PNG stays below it."""
 
-HOSTED_MAX_REQUESTS = 100
-"""Requests that one call may send to one provider, polls included. A minute of polling takes about 35."""
-
 COLD_START_TRIES = 5
 """Requests to a hosted model that answers that it is still loading, before its tier counts as failed."""
 
@@ -468,19 +465,6 @@ ENDPOINT_LATE_MAX = 2
 """Deadlines in a row that a server may exceed before it is tried last: one picture may be slow."""
 
 
-# ----------------------------------------------------------------------------------------------------- fetching
-
-
-FETCH_TIMEOUT_S = 15.0
-"""A picture of ten megabytes over a slow 8 Mbit/s line takes ten seconds; look-ups and redirects are included."""
-
-FETCH_MAX_REDIRECTS = 3
-"""Content networks need one or two."""
-
-FETCH_SCHEMES = ("https",)
-"""Plain http lets anybody on the way change the picture, so it has to be asked for."""
-
-
 # ------------------------------------------------------------------------------------------------------ streams
 
 
@@ -506,13 +490,6 @@ STREAM_RESULTS_KEPT = 8
 
 STREAM_STATISTICS_FRAMES = 300
 """Window of the rates and latencies, in frames: ten seconds of a webcam's."""
-
-
-# ------------------------------------------------------------------------------------------------ shared memory
-
-
-SHARED_MEMORY_KEEP_BYTES = 64 * MIB
-"""Kept registered between calls: photographs of a megabyte in 64 threads, and all that a container has by default."""
 
 
 # -------------------------------------------------------------------------------------------------------- cache

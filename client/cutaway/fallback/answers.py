@@ -1,53 +1,44 @@
-"""From what a provider answered to an alpha or a picture that can be trusted: header first, then decoding."""
+"""A provider's answer → a validated alpha or picture: its header is checked before it is decoded."""
 
 from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutaway.contract import limits
-from cutaway.contract.errors import InputError
+from cutaway.contract.errors import InputError, ProcessingTimeout
 from cutaway.contract.headers import PictureHeader, check_picture
 from cutaway.decode import open_checked
 from cutaway.fallback.errors import invalid
+from cutaway.loop import in_thread
+from cutaway.resilience import Deadline
 
-_LONG_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_long_side_px
-_SHORT_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_short_side_px
+T = TypeVar("T")
 
 ANSWER_LIMITS = limits.InputLimits(
     max_file_bytes=limits.HOSTED_MAX_ANSWER_BYTES,
-    max_long_side_px=_LONG_PX,
-    max_short_side_px=_SHORT_PX,
-    max_pixels=_LONG_PX * _SHORT_PX,
+    max_long_side_px=4 * limits.UPSCALE_LIMITS.max_long_side_px,
+    max_short_side_px=4 * limits.UPSCALE_LIMITS.max_short_side_px,
+    max_pixels=16 * limits.UPSCALE_LIMITS.max_long_side_px * limits.UPSCALE_LIMITS.max_short_side_px,
     min_side_px=1,
-    # A mask is flat and folds further than any photograph; its pixels bound what it can become.
     max_decompression_ratio=math.inf,
 )
-"""What an answered picture may be: as large as the largest upscaled one."""
+"""Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat."""
 
-GREY_TOLERANCE = 4
-"""How far the channels of a grey mask may be apart: JPEG and WebP do not keep them exactly equal."""
-
+GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hosted:
-    """What every hosted result says.
-
-    Attributes:
-        provider: who made it ("huggingface").
-        model: with which model, whose weights have this `licence`.
-        cost: what a picture costs, in words.
-        requests: HTTP requests that it took.
-        elapsed_ms: milliseconds that it took, waits included.
-        details: what else the provider said (a prediction's id, metrics).
-    """
+    """The fields of every hosted result: which model of which provider made it, its weights' licence and the cost in
+    words, the HTTP requests and milliseconds that it took, and other details (a prediction's id, metrics)."""
 
     provider: str
     model: str
@@ -67,7 +58,7 @@ class Matte(Hosted):
 
 @dataclass(frozen=True, kw_only=True)
 class Upscaled(Hosted):
-    """`data` is the encoded picture as it came."""
+    """`data` is the encoded picture of the answer."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -76,15 +67,11 @@ class Upscaled(Hosted):
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def decode_base64(text: str, provider: str) -> bytes:
-    """The bytes of base64 text or of a ``data:…;base64,…`` URI.
-
-    Raises:
-        InvalidAnswer: it is neither, or larger than an answer may be.
-    """
+    """The bytes of base64 text or of a ``data:…;base64,…`` URI; InvalidAnswer where it is neither, or too large."""
     head, _, text = text.partition(",") if text.startswith("data:") else ("data:;base64", "", text)
     if not head.lower().endswith(";base64") or len(text) > limits.HOSTED_MAX_ANSWER_BYTES * 4 // 3 + 4:
         raise invalid(provider, "a data URI that is not base64, or too large")
@@ -95,11 +82,7 @@ def decode_base64(text: str, provider: str) -> bytes:
 
 
 def answered_header(data: bytes, provider: str) -> PictureHeader:
-    """What an answered picture claims to be.
-
-    Raises:
-        InvalidAnswer: it is no picture, too large, or damaged: the answer is at fault and not the caller's picture.
-    """
+    """The header of an answered picture; InvalidAnswer, since it is no error of the caller's picture."""
     try:
         return check_picture(data, limits=ANSWER_LIMITS)
     except InputError as error:
@@ -110,8 +93,8 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent.
 
     Raises:
-        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of other proportions than the picture; a square,
-            in which models work, is stretched back.
+        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture; a
+            square one, as many models return, is stretched back.
     """
     from PIL import Image
 
@@ -123,10 +106,10 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     try:
         image = open_checked(data, header)
         image.load()
-    except Exception:  # Pillow's plugins raise whatever a damaged file drives them to
+    except Exception:  # Pillow's plugins raise many exceptions on damaged files
         raise invalid(provider, f"a damaged {header.format.upper()}") from None
     band = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    if band is None or band.getextrema() == (255, 255):  # some masks come with an alpha band that is opaque throughout
+    if band is None or band.getextrema() == (255, 255):  # some masks have an alpha band that is opaque throughout
         rgb = np.asarray(image.convert("RGB"), dtype=np.int16)
         if image.mode.startswith("I"):  # 16 bits, of which Pillow would take the lower eight
             band = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
@@ -137,14 +120,22 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     return np.asarray(band.resize(size_wh, Image.Resampling.BICUBIC), np.uint8)
 
 
-def upscaled_size(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
-    """The header of an upscaled picture whose size is what was asked for, within a pixel of rounding per step.
-
-    Raises:
-        InvalidAnswer: it is no picture, or of another size: making up for that would silently be something else.
-    """
+def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
+    """The header of an upscaled picture; InvalidAnswer where it has not the requested size, within rounding."""
     header = answered_header(data, provider)
     got, wanted = (header.width_px, header.height_px), (size_wh[0] * scale, size_wh[1] * scale)
     if max(abs(got[0] - wanted[0]), abs(got[1] - wanted[1])) > scale:
         raise invalid(provider, "{}×{} pixels where {}×{} were asked for".format(*got, *wanted))
     return header
+
+
+class OutOfTime(ProcessingTimeout):
+    """The deadline was exceeded by this machine's own work (decoding, composing): no tier failed."""
+
+
+async def own_work(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The result of work in a thread; OutOfTime where it outlasts the deadline."""
+    try:
+        return await in_thread(doing, deadline, work)
+    except ProcessingTimeout as error:
+        raise OutOfTime(error.message, details=error.details) from None

@@ -1,11 +1,10 @@
-"""What goes wrong with hosted models, and what a failed answer means: whose fault it is, and whether it can pass.
+"""Errors of hosted models, and the mapping of failed answers to them.
 
-    InvalidOption       LicenceNotAccepted      a non-commercial model, and nobody said that this is all right
-    ServerUnavailable   ProviderUnavailable     the provider does not answer, or says that it cannot now
-                        └── ProviderRefused     it refuses for good: token, model, parameters
-    ProcessingTimeout   GatewayTimeout          408 and 504: the service gave up, and may not the next time
-    InferenceError      ModelFailed             the model ran and failed; the same picture would fail there again
-                        InvalidAnswer           it answered with something that is no result
+    InvalidOption       LicenceNotAccepted      a non-commercial model without `accept_noncommercial`
+    ServerUnavailable   ProviderUnavailable     no answer, or temporarily unavailable: worth a retry
+                        └── ProviderRefused     refused permanently: token, model, parameters
+    ProcessingTimeout   GatewayTimeout          408 and 504: the service's own timeout, worth a retry
+    InferenceError      InvalidAnswer           the model failed, or its answer is no valid result
 
 All but the first let a fallback chain go on to the next tier. Details name the provider and the HTTP status where
 there was one; no message, representation or detail holds a token.
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cutaway.contract import errors
@@ -24,18 +22,16 @@ from cutaway.resilience import parse_retry_after
 if TYPE_CHECKING:
     import httpx
 
-    from cutaway.fallback.model import Secret
+    from cutaway.fallback.base import Secret
 
-QUOTED_CHARS = 200
-"""So much of a provider's own words goes into an error."""
-
+QUOTED_CHARS = 200  # of a provider's own message
 _ABOUT_THE_PICTURE = re.compile(
     r"cannot identify image|(?:invalid|corrupt\w*|damaged|unsupported|unreadable|truncated|malformed) (?:input )?"
     r"(?:image|picture)|image (?:file )?(?:is )?(?:invalid|corrupt\w*|truncated|too (?:large|small|big))"
     r"|(?:decod\w*|pars\w*|open|read) (?:the )?(?:input )?image",
     re.IGNORECASE,
 )
-"""A 400 or 422 is as often about a parameter or a version, and those may be right at the next provider."""
+"""Only these 400s and 422s are about the picture; others are about parameters, which the next provider may accept."""
 
 
 class LicenceNotAccepted(errors.InvalidOption):
@@ -43,29 +39,23 @@ class LicenceNotAccepted(errors.InvalidOption):
 
 
 class ProviderUnavailable(errors.ServerUnavailable):
-    """Worth another try later. Details: provider, status."""
+    """Temporarily unavailable: worth a retry. Details: provider, status."""
 
 
 class ProviderRefused(ProviderUnavailable):
-    """The same request will be refused again: credentials, a model that is not served, parameters."""
+    """The same request is always refused: credentials, a model that is not served, parameters."""
 
     retry = False
 
 
 class GatewayTimeout(errors.ProcessingTimeout):
-    """The service gave up, and may not the next time."""
+    """The service's own timeout was exceeded; worth a retry."""
 
     retry = True
 
 
-class ModelFailed(errors.InferenceError):
-    """The model ran and failed; the same picture would fail there again."""
-
-    retry = False
-
-
 class InvalidAnswer(errors.InferenceError):
-    """Of the wrong type, too large, damaged, or of another size than the picture. Details: provider."""
+    """The model failed, or its answer is damaged, too large, of another type or size. Details: provider."""
 
     retry = False
 
@@ -82,52 +72,43 @@ _BY_STATUS: dict[int, type[errors.CutawayError]] = {
 
 
 def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:
-    """The error for an answer that is no result."""
+    """The error for an invalid answer."""
     action = "Check the provider's model and settings, or ask another one."
     return InvalidAnswer(f"{provider} {verb} {what.rstrip('.')}.", details={"provider": provider}, user_action=action)
 
 
-def of_status(
-    response: httpx.Response, provider: str, token: Secret, advice: Callable[[int], str]
-) -> errors.CutawayError | None:
-    """The typed error of an answer, or None for a success or a redirect; `advice` is for a status that is refused."""
+def of_status(response: httpx.Response, provider: str, token: Secret, action: str) -> errors.CutawayError | None:
+    """The typed error of an answer, or None for a success or a redirect; `action` is for a refusal."""
     status, form = response.status_code, json_of(response)
     if status < 400:
         return None
     form = form if isinstance(form, dict) else {}
-    told = [
-        form[name] for name in ("detail", "error", "message", "title") if isinstance(form.get(name), (str, list, dict))
-    ]
+    words = [form[key] for key in ("detail", "error", "message", "title") if form.get(key)]
     page = "html" in response.headers.get("content-type", "")
-    said = _short(told[0] if told else "" if page else response.content[:2000].decode("utf-8", "replace"), token)
-    if status in (400, 422) and _ABOUT_THE_PICTURE.search(said):
-        return _unreadable(said, {"provider": provider, "status": status})
+    said = _short(words[0] if words else "" if page else response.content[:2000].decode("utf-8", "replace"), token)
     wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
     details = {"provider": provider, "status": status, **({} if wait_s is None else {"retry_after_seconds": wait_s})}
+    if status in (400, 422) and _ABOUT_THE_PICTURE.search(said):
+        return errors.CorruptImage(f"{provider} cannot read the picture: {said}.", details=details)
     kind = _BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderRefused)
-    action = advice(status) if kind is ProviderRefused else None
-    message = f"{provider} answered {status}{': ' if said else ''}{said}."
-    return kind(message, details=details, retry_after=wait_s, user_action=action)
+    message, advice = f"{provider} answered {status}{': ' if said else ''}{said}.", action * (kind is ProviderRefused)
+    return kind(message, details=details, retry_after=wait_s, user_action=advice or None)
 
 
 def of_model(said: object, provider: str, token: Secret) -> errors.CutawayError:
-    """The error for a model that ran and failed, by its own words."""
-    words, details = _short(said, token), {"provider": provider}
+    """The error for a model that ran and failed, by its message."""
+    words = _short(said, token)
     if _ABOUT_THE_PICTURE.search(words):
-        return _unreadable(words, details)
-    return ModelFailed(f"The model at {provider} failed{': ' if words else ''}{words}.", details=details)
+        return errors.CorruptImage(f"{provider} cannot read the picture: {words}.", details={"provider": provider})
+    return invalid(provider, f"a model that failed{': ' if words else ''}{words}")
 
 
 def json_of(response: httpx.Response) -> Any:
-    """The body as JSON, or None where it is none."""
+    """The body as JSON, or None where it is not JSON."""
     try:
         return json.loads(response.content)
     except (ValueError, RecursionError):
         return None
-
-
-def _unreadable(said: str, details: dict[str, Any]) -> errors.CorruptImage:
-    return errors.CorruptImage(f"{details['provider']} cannot read the picture: {said}.", details=details)
 
 
 def _short(said: object, token: Secret) -> str:

@@ -10,9 +10,8 @@ from urllib.parse import quote, urlsplit
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, Overloaded, invalid_option
 from cutaway.fallback.answers import data_uri, decode_base64
-from cutaway.fallback.base import Provider, Settings
+from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, Settings, by_name
 from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import BRIA_LICENCE, Model, by_name
 from cutaway.fallback.requests import Call, media_type
 
 if TYPE_CHECKING:
@@ -22,16 +21,14 @@ Route = Literal["hf-inference", "fal-ai", "endpoint"]
 
 FAL_POLL_S = 1.0
 MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")
-"""Where an answer holds several segments, the first label of these is the matte."""
+"""Labels of the matte in an answer with several segments, in order of preference."""
 
 FAL_IDS = {"briaai/RMBG-2.0": "fal-ai/bria/background/remove"}
 UPSCALE_MODELS = {2: "ai-forever/Real-ESRGAN", 4: "stabilityai/stable-diffusion-x4-upscaler"}
 MODELS = {
     model.name.lower(): model
     for model in (
-        Model("briaai/RMBG-1.4", "Bria's RMBG-1.4 licence: not for commercial use without one", commercial=False),
         Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
-        Model("fal-ai/bria/background/remove", BRIA_LICENCE, commercial=False),
         Model("ZhengPeng7/BiRefNet", "MIT"),
         Model("ZhengPeng7/BiRefNet-matting", "MIT"),
         Model("ZhengPeng7/BiRefNet-portrait", "MIT"),
@@ -43,14 +40,14 @@ MODELS = {
 class HuggingFace(Provider):
     """Mattes and upscaling by models on Hugging Face.
 
-    - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``, with leave to call inference providers.
+    - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``, with the permission to call inference providers.
     - *Cost*: by compute time against the account's monthly credit; a dedicated endpoint by the hour.
     - *Licence*: Bria's models are **not for commercial use** and need ``accept_noncommercial=True``; BiRefNet is MIT.
     - *Routes*: ``hf-inference`` sends the file as it is; ``fal-ai`` queues a data URI and polls; ``endpoint`` posts to
       ``base_url`` itself: BiRefNet is not served by the router, so it needs an endpoint of your own.
-    - *Cold start*: a model that is loading answers 503 with ``estimated_time``; that long is waited and asked again,
-      five times at most, as long as the overall deadline allows. The waits are not part of `timeout_s`, which begins
-      anew after each, and do not draw on the retry budget.
+    - *Cold start*: a model that is loading answers 503 with ``estimated_time``; the request is repeated after it, five
+      times at most, within the overall deadline. The waits are not part of `timeout_s`, which begins anew after each,
+      and do not use the retry budget.
 
     >>> HuggingFace("briaai/RMBG-2.0", route="fal-ai", accept_noncommercial=True)
     >>> HuggingFace("ZhengPeng7/BiRefNet", route="endpoint", base_url="https://abc.endpoints.huggingface.cloud")
@@ -60,6 +57,7 @@ class HuggingFace(Provider):
     tier = 2
     cost = "by compute time, against the account's credit"
     default_url = "https://router.huggingface.co"
+    gone = "api-inference.huggingface.co is gone, and the router serves only some models: try another, or an endpoint."
     token_variables = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
     delivery_hosts = ("huggingface.co", "hf.co", "fal.media")
 
@@ -74,33 +72,27 @@ class HuggingFace(Provider):
         """Set up; nothing is sent yet.
 
         Args:
-            model: a name on Hugging Face ("owner/model"), or a :class:`Model` that says its licence too. For
-                ``fal-ai`` a model that Cutaway does not know is named as fal names it ("fal-ai/…").
+            model: "owner/model" on Hugging Face, or "fal-ai/…", or a :class:`Model` with its licence.
             route: how the model is reached, see above; "endpoint" needs `base_url`.
-            upscale_models: which model upscales by 2 and by 4; an empty mapping for none. Not with an endpoint.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 10 by default.
+            upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
+            settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
 
         Raises:
-            LicenceNotAccepted: the model's weights are not for commercial use.
-            InvalidOption: an unknown route, or an address that is none.
+            LicenceNotAccepted, InvalidOption: see there.
         """
-        if route not in ("hf-inference", "fal-ai", "endpoint") or (
-            route == "endpoint" and not settings.get("base_url")
+        if route not in ("hf-inference", "fal-ai", "endpoint") or (route, settings.get("base_url")) == (
+            "endpoint",
+            None,
         ):
             raise invalid_option("route", route, "hf-inference, fal-ai, or endpoint together with base_url")
-        super().__init__(_known(model), **settings)
-        self.route: Route = route
         upscalers = {} if route == "endpoint" else UPSCALE_MODELS if upscale_models is None else upscale_models
-        self._take_upscalers({scale: _known(name) for scale, name in upscalers.items()})
+        super().__init__(_known(model), {scale: _known(name) for scale, name in upscalers.items()}, **settings)
+        self.route: Route = route
 
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await (self._queued(call, data, kind) if self.route == "fal-ai" else self._posted(call, data, kind))
-
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await self._posted(call, data, kind)
-
-    async def _posted(self, call: Call, data: bytes, kind: str) -> bytes:
-        """Post the picture, and again after each wait that a loading model asks for."""
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
+        """Post the picture, and again after the estimated time of a loading model."""
+        if self.route == "fal-ai" and call.scale == 1:
+            return await self._queued(call, data, kind)
         path = "" if self.route == "endpoint" else f"/hf-inference/models/{quote(call.model.name)}"
         headers, size = {"Content-Type": kind, "Accept": "image/png, application/json"}, limits.HOSTED_MAX_ANSWER_BYTES
         for left in reversed(range(limits.COLD_START_TRIES)):
@@ -118,12 +110,12 @@ class HuggingFace(Provider):
         """fal's queue: submit, poll until completed, take the result."""
         fal_id, query = FAL_IDS.get(call.model.name, call.model.name), "?_subdomain=queue"
         form = {"image_url": data_uri(data, kind), "sync_mode": True}
-        # Each submission is charged, so it is not repeated where it may have been taken.
+        # Each submission is charged, so that one that may have been accepted is not repeated.
         ticket = json_of(await call.send("POST", f"/fal-ai/{quote(fal_id)}{query}", json=form, repeatable=False))
         address = ticket.get("response_url") if isinstance(ticket, dict) else None
         if not isinstance(address, str):
             raise invalid(self.name, "no address to fetch the result from")
-        # Only the path counts: the router stands before fal's own host.
+        # Only the path is used, because the address is fal's own and requests go through the router.
         path = f"/fal-ai{quote(urlsplit(address).path)}"
         call.details["request_id"] = str(ticket.get("request_id", ""))[:100]
         while (status := ticket.get("status") if isinstance(ticket, dict) else None) != "COMPLETED":
@@ -146,34 +138,22 @@ class HuggingFace(Provider):
             return _Loading(f"{self.name} is still loading the model.", details=details, retry_after=float(estimated))
         return super()._failure_of(response)
 
-    def _advice(self, status: int) -> str:
-        if status not in (404, 410):
-            return super()._advice(status)
-        return (
-            "This model is not served here. api-inference.huggingface.co is gone; the router serves only some models. "
-            "Use another model, route='fal-ai', or an Inference Endpoint."
-        )
-
 
 class _Loading(Overloaded):
-    """503 with an estimated time: the wait is its own, so the retry rule leaves it alone."""
+    """503 with an estimated time, which is not subject to the retry policy."""
 
     retry = False
 
 
 def _known(model: str | Model) -> Model:
-    """With its licence, however its name is written: the service does not mind the case either."""
+    """The model with its licence; names are case-insensitive, as at the service."""
     if isinstance(model, Model):
         return by_name(model)
     return MODELS.get(model.strip().lower()) or by_name(Model(model.strip()))
 
 
 def parse(response: httpx.Response) -> bytes:
-    """The mask or cut-out in an answer: a picture, or JSON that holds one as base64.
-
-    Raises:
-        InvalidAnswer: neither; or several segments, none of which is labelled as the matte.
-    """
+    """The mask or cut-out in an answer: a picture, or JSON that holds one as base64, or several with labels."""
     if media_type(response).startswith("image/"):
         return response.content
     form = json_of(response) if media_type(response) == "application/json" else None

@@ -92,6 +92,9 @@ class Provider(ABC):
         retry: the retry policy of requests.
         transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
 
+    Raises:
+        LicenceNotAccepted: weights that are not for commercial use; InvalidOption: a name or an address that is none.
+
     Attributes:
         name: "huggingface", "replicate" or "space", with the number of its `tier`, 2 to 4.
         cost: what a picture costs, in words.

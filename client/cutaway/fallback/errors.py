@@ -60,15 +60,9 @@ class InvalidAnswer(errors.InferenceError):
     retry = False
 
 
-_BY_STATUS: dict[int, type[errors.CutawayError]] = {
-    408: GatewayTimeout,
-    409: ProviderUnavailable,
-    413: errors.FileTooLarge,
-    415: errors.InvalidFormat,
-    429: errors.RateLimitExceeded,
-    503: errors.Overloaded,
-    504: GatewayTimeout,
-}
+_BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
+_BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat}
+_BY_STATUS |= {429: errors.RateLimitExceeded, 503: errors.Overloaded}
 
 
 def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:

@@ -79,9 +79,6 @@ class Replicate(Provider):
             output_index: which one to take where the output is a list.
             upscale_model: takes ``image``, ``scale`` and ``face_enhance`` (redraw faces); None for no upscaling.
             settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 30 by default.
-
-        Raises:
-            LicenceNotAccepted, InvalidOption: see there.
         """
         upscalers = {} if upscale_model is None else dict.fromkeys(limits.UPSCALE_SCALES, _known(upscale_model))
         super().__init__(_known(model), upscalers, **settings)

@@ -64,9 +64,6 @@ class Space(Provider):
             model: the app's model and licence.
             api_prefix: "" for Gradio 4.
             settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 60 by default.
-
-        Raises:
-            LicenceNotAccepted, InvalidOption: see there.
         """
         if not _SPACE.fullmatch(space):
             raise invalid_option("space", space, "owner/name")

@@ -10,8 +10,9 @@ from urllib.parse import quote, urlsplit
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, Overloaded, invalid_option
 from cutaway.fallback.answers import data_uri, decode_base64
-from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, Settings, by_name
+from cutaway.fallback.base import Provider, Settings
 from cutaway.fallback.errors import invalid, json_of
+from cutaway.fallback.model import BRIA_LICENCE, Model, by_name
 from cutaway.fallback.requests import Call, media_type
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, invalid_option
 from cutaway.fallback.answers import data_uri
-from cutaway.fallback.base import Model, Provider, Settings, by_name
+from cutaway.fallback.base import Provider, Settings
 from cutaway.fallback.errors import invalid, json_of
+from cutaway.fallback.model import Model, by_name
 from cutaway.fallback.requests import MAX_JSON_BYTES, Call
 from cutaway.resilience import Deadline
 

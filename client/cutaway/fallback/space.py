@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
-from cutaway.fallback.base import Model, Provider, Settings, by_name
+from cutaway.fallback.base import Provider, Settings
 from cutaway.fallback.errors import invalid, json_of
+from cutaway.fallback.model import Model, by_name
 from cutaway.fallback.requests import Call, media_type
 
 if TYPE_CHECKING:

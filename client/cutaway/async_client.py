@@ -273,7 +273,8 @@ class AsyncClient:
             )
 
     async def _take(self, call: Call, image: ImageInput, media_type: str | None) -> None:
-        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not self._settings.verify:
+        decodes = self._settings.verify or self._settings.fit
+        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not decodes:
             call.take(image, media_type)
         else:
             read = partial(call.read, image, media_type)

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 
+import anyio  # noqa: F401 (httpcore would import it in the first call, within its deadline)
 import httpx
 
 from cutaway import __version__

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cutaway.call import PIPELINE, Call, ClientKeywords, settings_of
+from cutaway.call import PIPELINE, Call, ClientKeywords, Settings
 from cutaway.cancel import closed
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
@@ -57,7 +57,7 @@ class AsyncClient:
 
     def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
         self._given: tuple[Any, dict[str, Any]] = urls, dict(given)
-        self._settings = settings = settings_of(urls, **given)
+        self._settings = settings = Settings(urls, **given)
         self._closed = False
         self._running: dict[asyncio.Timeout, tuple[asyncio.Task[Any], asyncio.Future[None]]] = {}
         members = []
@@ -273,7 +273,8 @@ class AsyncClient:
             )
 
     async def _take(self, call: Call, image: ImageInput, media_type: str | None) -> None:
-        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not self._settings.verify:
+        decodes = self._settings.verify or self._settings.fit
+        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not decodes:
             call.take(image, media_type)
         else:
             read = partial(call.read, image, media_type)

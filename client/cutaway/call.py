@@ -6,13 +6,13 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InferenceError, ServerRefused
-from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, UPSCALE_LIMITS, InputLimits
+from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, UPSCALE_LIMITS
 from cutaway.contract.options import CutOptions, parse_options, to_parameters
 from cutaway.fit import Fitted, shrink
 from cutaway.inputs import encode
@@ -29,7 +29,7 @@ from cutaway.result import (
     read_detection,
 )
 from cutaway.transports.base import InferRequest, Transport
-from cutaway.transports.connection import Connection, Tls, connections_of
+from cutaway.transports.connection import Tls, connections_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -68,78 +68,56 @@ class ClientKeywords(TypedDict, total=False):
     transport: Transport | None
 
 
-@dataclass
 class Settings:
-    """A client's arguments, checked."""
+    """What a client was given, checked.
 
-    connections: tuple[Connection, ...]
-    timeout_s: float
-    retry: RetryPolicy
-    fallback: Fallback | None
-    cache: ResultCache | None
-    observers: tuple[Observer, ...]
-    verify: bool
-    strict: bool
-    fit: bool
-    limits: InputLimits
-    transport: Transport | None = None
-    budget: RetryBudget = field(default_factory=RetryBudget)
+    Raises:
+        ValueError: a URL is no address, a header cannot be sent, or a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        token: str | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+        retry: RetryPolicy | None = None,
+        fallback: Fallback | Sequence[Provider] = (),
+        cache: ResultCache | None = None,
+        observers: Sequence[Observer] = (),
+        verify: bool = False,
+        strict: bool = False,
+        fit: bool = False,
+        max_decompression_ratio: float | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        from cutaway.fallback import Fallback
+
+        sent = {name.lower(): value for name, value in (headers or {}).items()}
+        if token := token or os.environ.get(TOKEN_VARIABLE):
+            sent["authorization"] = f"Bearer {token}"
+        if api_key := api_key or os.environ.get(API_KEY_VARIABLE):
+            sent["x-api-key"] = api_key
+        self.connections = connections_of(urls, sent, tls)
+        self.transport = transport
+        self.retry, self.budget = retry or RetryPolicy(), RetryBudget()
+        self.fallback = fallback if isinstance(fallback, Fallback) else Fallback(fallback) if fallback else None
+        default_s = limits.PROCESSING_TIMEOUT_S if self.fallback is None else limits.FALLBACK_TIMEOUT_S
+        self.timeout_s = default_s if timeout_s is None else checked_timeout(timeout_s)
+        self.cache, self.observers = cache, tuple(observers)
+        self.verify, self.strict, self.fit = verify, strict, fit
+        self.limits = INPUT_LIMITS
+        if max_decompression_ratio is not None:
+            if not max_decompression_ratio > 0:
+                raise ValueError("max_decompression_ratio has to be above 0")
+            self.limits = replace(INPUT_LIMITS, max_decompression_ratio=max_decompression_ratio)
 
     @property
     def urls(self) -> tuple[str, ...]:
         return tuple(str(connection.address) for connection in self.connections)
-
-
-def settings_of(
-    urls: str | Sequence[str],
-    *,
-    timeout_s: float | None = None,
-    token: str | None = None,
-    api_key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    tls: Tls | None = None,
-    retry: RetryPolicy | None = None,
-    fallback: Fallback | Sequence[Provider] = (),
-    cache: ResultCache | None = None,
-    observers: Sequence[Observer] = (),
-    verify: bool = False,
-    strict: bool = False,
-    fit: bool = False,
-    max_decompression_ratio: float | None = None,
-    transport: Transport | None = None,
-) -> Settings:
-    """Check a client's arguments.
-
-    Raises:
-        ValueError: a URL is no address, a header cannot be sent, or a number is out of range.
-    """
-    from cutaway.fallback import Fallback
-
-    sent = {name.lower(): value for name, value in (headers or {}).items()}
-    if token := token or os.environ.get(TOKEN_VARIABLE):
-        sent["authorization"] = f"Bearer {token}"
-    if api_key := api_key or os.environ.get(API_KEY_VARIABLE):
-        sent["x-api-key"] = api_key
-    chain = fallback if isinstance(fallback, Fallback) else Fallback(fallback) if fallback else None
-    default_s = limits.PROCESSING_TIMEOUT_S if chain is None else limits.FALLBACK_TIMEOUT_S
-    bounds = INPUT_LIMITS
-    if max_decompression_ratio is not None:
-        if not max_decompression_ratio > 0:
-            raise ValueError("max_decompression_ratio has to be above 0")
-        bounds = replace(INPUT_LIMITS, max_decompression_ratio=max_decompression_ratio)
-    return Settings(
-        connections=connections_of(urls, sent, tls),
-        timeout_s=default_s if timeout_s is None else checked_timeout(timeout_s),
-        retry=retry or RetryPolicy(),
-        fallback=chain,
-        cache=cache,
-        observers=tuple(observers),
-        verify=verify,
-        strict=strict,
-        fit=fit,
-        limits=bounds,
-        transport=transport,
-    )
 
 
 class Call(AbstractContextManager["Call"]):
@@ -185,8 +163,6 @@ class Call(AbstractContextManager["Call"]):
             if self._requests:
                 error.details["requests"] = self._requests
         self._observed.__exit__(kind, error, trace)
-
-    # ---------------------------------------------------------------------------------------------- before sending
 
     def take(self, image: ImageInput, media_type: str | None) -> None:
         """Check the options, and read or encode the picture, which may block.
@@ -249,8 +225,6 @@ class Call(AbstractContextManager["Call"]):
         self._origin = replace(self._origin, from_cache=True, requests=0)
         return True
 
-    # ---------------------------------------------------------------------------------------------------- sending
-
     def request(self, outputs: tuple[str, ...], turn: Deadline) -> InferRequest:
         """The request to an own server, with the deadline `turn`."""
         return InferRequest(
@@ -298,8 +272,6 @@ class Call(AbstractContextManager["Call"]):
             self._parsed = self._read(served.value, self.outputs)
         self._outputs = served.value
         self._set_origin(served)
-
-    # --------------------------------------------------------------------------------------------------- afterwards
 
     def store(self) -> None:
         """Cache the answer of an own server; writes to disk."""

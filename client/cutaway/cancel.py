@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from cutaway.contract.errors import RequestCancelled
@@ -55,25 +54,6 @@ class Cancel:
             self._callbacks.pop(key, None)
 
         return unregister
-
-    def check(self) -> None:
-        """
-        Raises:
-            RequestCancelled: it is cancelled.
-        """
-        if self._cancelled:
-            raise cancelled()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep so long, or until this is cancelled; whether it is."""
-        bell = threading.Lock()
-        bell.acquire()
-        unregister = self.on_cancel(bell.release)
-        try:
-            bell.acquire(timeout=max(0.0, seconds))
-        finally:
-            unregister()
-        return self._cancelled
 
 
 def cancelled() -> RequestCancelled:

@@ -176,19 +176,15 @@ class Fitted:
             # A kernel without negative lobes: one with them draws rims. Pillow weights the colours of RGBA by alpha.
             return image.resize(size, Image.Resampling.HAMMING, box=(left, top, right, bottom))
 
-        small = cutout.pil()
+        small = cutout.pil().convert("L" if options.output == "mask" else "RGBA")
         image = enlarged(small)
         if options.output != "mask":
             # Colours are the original's a pixel of the copy away from where alpha is soft: next to that they are mixed.
             solid = enlarged(small.getchannel("A").filter(ImageFilter.MinFilter(3)))
             image = self._rendered(image, solid, frame, options)
-        is_webp = options.output == "webp" and max(size) <= WEBP_MAX_SIDE_PX
-        file = io.BytesIO()
-        if is_webp:
-            image.save(file, "WEBP", quality=90, method=2)
-        else:
-            image.save(file, "PNG", compress_level=1)
-        form: Literal["png", "webp"] = "webp" if is_webp else "png"
+        form: Literal["png", "webp"] = "webp" if options.output == "webp" and max(size) <= WEBP_MAX_SIDE_PX else "png"
+        file, webp = io.BytesIO(), {"quality": 90, "method": 2}
+        image.save(file, form.upper(), **(webp if form == "webp" else {"compress_level": 1}))
         return replace(cutout, box=self._box(cutout.box), frame=frame, image=file.getvalue(), format=form)
 
     def _rendered(self, large: PILImage, solid: PILImage, frame: Frame, options: CutOptions) -> PILImage:

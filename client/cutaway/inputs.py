@@ -151,12 +151,11 @@ def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
     if isinstance(image, str) and image[:5].lower() == "data:":
         return _read_data_uri(image, max_bytes)
     if isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://")):
-        raise InvalidFormat(
-            "This is a web address, and those are not downloaded by themselves.",
-            details={"supported": list(INPUT_LIMITS.formats), "received": "a web address"},
-            user_action="Download it and hand over the bytes: client.cut(httpx.get(url).content). The documentation "
-            "has a recipe with limits of bytes and time.",
+        message = "This is a web address, and those are not downloaded by themselves."
+        advice = (
+            "Download it and hand over the bytes: client.cut(httpx.get(url).content). The documentation has a recipe."
         )
+        raise _refused(message, "a web address", advice, *INPUT_LIMITS.formats)
     if isinstance(image, (str, os.PathLike)):
         try:
             file = open(image, "rb")  # noqa: PTH123, SIM115 (a Path of ten megabytes costs a gigabyte)
@@ -201,11 +200,8 @@ def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
             break
         data += part
     if not data:
-        raise InvalidFormat(
-            "Nothing is left to read in the file object.",
-            details={"supported": list(INPUT_LIMITS.formats), "received": "an empty file"},
-            user_action="If it was read before, go back to its start with seek(0).",
-        )
+        advice = "If it was read before, go back to its start with seek(0)."
+        raise _refused("Nothing is left to read in the file object.", "an empty file", advice, *INPUT_LIMITS.formats)
     _check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
     return bytes(data)
 
@@ -247,11 +243,13 @@ def _read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
 
 
 def _malformed_uri(what: str) -> InvalidFormat:
-    return InvalidFormat(
-        f"The data URI {what}.",
-        details={"supported": ["data:image/…;base64,…", "data:image/…,…"], "received": "a malformed data URI"},
-        user_action="Write it as data:image/png;base64,… or hand over the bytes themselves.",
-    )
+    advice = "Write it as data:image/png;base64,… or hand over the bytes themselves."
+    forms = "data:image/…;base64,…", "data:image/…,…"
+    return _refused(f"The data URI {what}.", "a malformed data URI", advice, *forms)
+
+
+def _refused(message: str, received: str, user_action: str, *supported: str) -> InvalidFormat:
+    return InvalidFormat(message, details={"supported": list(supported), "received": received}, user_action=user_action)
 
 
 # ------------------------------------------------------------------------------------------------------------ pixels
@@ -280,20 +278,15 @@ def pil_of(image: Any, limits: InputLimits) -> Image.Image:
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
             received = f"a {'×'.join(map(str, pixels.shape))} array of {pixels.dtype}"
-            raise InvalidFormat(
-                f"An array has to be height×width×3 (RGB) or ×4 (RGBA) of uint8; this is {received}.",
-                details={"supported": ["HWC uint8 RGB", "HWC uint8 RGBA"], "received": received},
-                user_action="Convert it first: values from 0 to 255 as uint8, channels last, in the order RGB.",
-            )
+            message = f"An array has to be height×width×3 (RGB) or ×4 (RGBA) of uint8; this is {received}."
+            advice = "Convert it first: values from 0 to 255 as uint8, channels last, in the order RGB."
+            raise _refused(message, received, advice, "HWC uint8 RGB", "HWC uint8 RGBA")
         check_dimensions(PictureHeader("png", pixels.shape[1], pixels.shape[0]), limits)  # before the copy
         return Image.fromarray(np.ascontiguousarray(pixels))
     check_dimensions(PictureHeader("png", *image.size), limits)
     if image.mode in ("F", "I"):
-        raise InvalidFormat(
-            f"A PIL image of mode {image.mode!r} is not taken.",
-            details={"supported": ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"], "received": image.mode},
-            user_action="Convert it first, for example with image.convert('RGB').",
-        )
+        message, advice = f"A PIL image of mode {image.mode!r} is not taken.", "Convert it first: image.convert('RGB')."
+        raise _refused(message, image.mode, advice, "RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16")
     with _damage_is_corrupt("PIL image"):
         image.load()
         return upright(image)

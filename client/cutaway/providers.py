@@ -5,9 +5,10 @@
 """
 
 from cutaway.fallback.answers import Matte, Upscaled
-from cutaway.fallback.base import Model, Provider
+from cutaway.fallback.base import Provider
 from cutaway.fallback.errors import InvalidAnswer, LicenceNotAccepted, ProviderRefused, ProviderUnavailable
 from cutaway.fallback.huggingface import HuggingFace
+from cutaway.fallback.model import Model
 from cutaway.fallback.replicate import Replicate
 from cutaway.fallback.space import Space
 

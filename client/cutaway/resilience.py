@@ -11,17 +11,15 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 
-T = TypeVar("T")
 Clock = Callable[[], float]
 
 
@@ -208,30 +206,6 @@ def asked_to_wait_s(error: CutawayError) -> float | None:
     if isinstance(said, (int, float)) and 0 <= said < float("inf"):
         return float(said)
     return error.asked_to_wait_s
-
-
-async def retry_async(
-    call: Callable[[], Awaitable[T]],
-    retries: Retries,
-    *,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> T:
-    """Call with retries.
-
-    Raises:
-        CutawayError: the last attempt's.
-    """
-    while True:
-        try:
-            result = await call()
-        except CutawayError as error:
-            wait_s = retries.delay_s(error)
-            if wait_s is None:
-                raise
-            await sleep(wait_s)
-        else:
-            retries.budget.succeeded()
-            return result
 
 
 def parse_retry_after(value: str | None, *, now: Callable[[], datetime] | None = None) -> float | None:

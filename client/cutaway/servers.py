@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from cutaway.breaker import CircuitBreaker, Permit
 from cutaway.contract import limits
@@ -155,51 +155,22 @@ class Server:
     availability: Availability = field(default_factory=Availability, repr=False)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A server's answer.
-
-    Attributes:
-        outputs: the model's, by name.
-        url: the server's address.
-        requests: number of requests to all servers; 1 where the first succeeded.
-    """
+class Answer(NamedTuple):
+    """The outputs by name, the server's address, and the number of requests to all servers."""
 
     outputs: dict[str, Tensor]
     url: str
     requests: int
 
 
-@dataclass(frozen=True)
-class _Attempt:
+class _Attempt(NamedTuple):
     server: Server
     permit: Permit
     ticket: Ticket
 
-    def succeeded(self) -> None:
-        self.permit.succeeded()
-        self.server.availability.succeeded(self.ticket)
 
-    def shed(self, asked_s: float | None) -> None:
-        self.permit.succeeded()
-        self.server.availability.shed(self.ticket, asked_s)
-
-    def late(self, *, silent: bool) -> None:
-        self.permit.failed() if silent else self.permit.dropped()
-        self.server.availability.late(self.ticket)
-
-    def failed(self) -> None:
-        self.permit.failed()
-        self.server.availability.failed(self.ticket)
-
-    def dropped(self) -> None:
-        self.permit.dropped()
-        self.server.availability.dropped(self.ticket)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A failed attempt, and the seconds since the call's start from which its server may be tried again."""
+class _Failure(NamedTuple):
+    """A failed attempt, and when its server may be tried again: seconds after the call's beginning."""
 
     error: CutawayError
     due_s: float
@@ -265,7 +236,7 @@ class Servers:
                     raise
                 failure = _Failure(error, due_s=deadline.elapsed_s + (asked_to_wait_s(error) or 0.0))
             else:
-                attempt.succeeded()
+                self._succeeded(attempt)
                 took_s = deadline.elapsed_s - began_s
                 known_s = took_s if self._latency_s is None else self._latency_s
                 self._latency_s = known_s + self.LATENCY_WEIGHT * (took_s - known_s)
@@ -276,7 +247,7 @@ class Servers:
             if retries.policy.retries > 0 and not deadline.over:
                 found = self._choose(untried, always_ask=False)
                 if found is not None and not retries.budget.take():
-                    found.dropped()
+                    self._dropped(found)
                     healthy = [each for each in untried if each.availability.healthy]
                     found = self._choose(healthy, always_ask=False) if isinstance(failure.error, _SHED) else None
                     if found is None:
@@ -351,24 +322,36 @@ class Servers:
 
     def _record(self, attempt: _Attempt, error: BaseException, deadline: Deadline, began_s: float) -> None:
         """Record the failure for the server."""
+        server, permit, ticket = attempt
         took_s = deadline.elapsed_s - began_s
         if isinstance(error, InputError):
-            attempt.succeeded()
+            self._succeeded(attempt)
         elif isinstance(error, _SHED):
-            attempt.shed(asked_to_wait_s(error))
+            permit.succeeded()
+            server.availability.shed(ticket, asked_to_wait_s(error))
         elif isinstance(error, ProcessingTimeout):
             silent = took_s >= limits.ENDPOINT_SILENT_S
             if silent or _gave_up(deadline) or (self._latency_s is not None and took_s >= self._latency_s):
-                attempt.late(silent=silent)
+                permit.failed() if silent else permit.dropped()
+                server.availability.late(ticket)
             else:
-                attempt.dropped()
+                self._dropped(attempt)
         elif isinstance(error, (ServerUnavailable, InferenceError)):
-            before = attempt.server.breaker.state
-            attempt.failed()
-            if attempt.server.breaker.state == "open" and before != "open":
-                logger.warning("%s failed repeatedly; its circuit breaker is open: %s", attempt.server.url, error)
+            before = server.breaker.state
+            permit.failed()
+            server.availability.failed(ticket)
+            if server.breaker.state == "open" and before != "open":
+                logger.warning("%s failed repeatedly; its circuit breaker is open: %s", server.url, error)
         else:
-            attempt.dropped()
+            self._dropped(attempt)
+
+    def _succeeded(self, attempt: _Attempt) -> None:
+        attempt.permit.succeeded()
+        attempt.server.availability.succeeded(attempt.ticket)
+
+    def _dropped(self, attempt: _Attempt) -> None:
+        attempt.permit.dropped()
+        attempt.server.availability.dropped(attempt.ticket)
 
     def _all_open(self) -> ServerUnavailable:
         open_for_s = min(each.breaker.open_for_s for each in self.members)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
 import numpy as np
 
 from cutaway import loop
-from cutaway.call import settings_of
+from cutaway.call import Settings
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_stream_options, to_parameters
@@ -82,7 +82,7 @@ class AsyncStream:
         self._parameters = to_parameters(options)
         self._background = None if is_words else encode(background, verify=True).data
         self._timeout_s = checked_timeout(given.get("timeout_s", limits.STREAM_TIMEOUT_S))
-        self._transport = given.get("transport") or open_transport(settings_of(url, **connection).connections[0])
+        self._transport = given.get("transport") or open_transport(Settings(url, **connection).connections[0])
         # Kept for good: a start under the same id takes the old place at the server.
         self._sequence_id = 1 + secrets.randbelow(2**62)
         self._started = self._finished = self._in_flight = False

@@ -245,6 +245,18 @@ def test_masks() -> None:
     assert np.abs(cutout.numpy() - circle(1000, 700, 0.02) * 255).mean() < 1
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA"])
+def test_answers_of_another_mode(mode: str) -> None:
+    """A lossy WebP without a transparent pixel is read as RGB, and a server may send anything."""
+    fitted = shrink(photograph(), limits=SMALL)
+    cut = answer(fitted, {})
+    data = make.saved(cut.cutouts[0].pil().convert(mode), "PNG")
+    cut = replace(cut, cutouts=(replace(cut.cutouts[0], image=data),))
+    for output in ("png", "mask"):
+        (cutout,) = fitted.restore(cut, parse_options({"output": output})).cutouts
+        assert (cutout.pil().size, cutout.pil().mode) == ((1000, 700), "L" if output == "mask" else "RGBA")
+
+
 def test_backgrounds() -> None:
     (on_green,) = restored(photograph(), background="#00FF00").cutouts
     assert on_green.numpy().shape == (700, 1000, 3)

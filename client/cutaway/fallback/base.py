@@ -3,69 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
 
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, InvalidOption, invalid_option
+from cutaway.contract.errors import CutawayError, invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.fallback import errors
 from cutaway.fallback.answers import Matte, Upscaled, alpha_of, own_work, upscaled_header
-from cutaway.fallback.requests import Call, check_base_url
+from cutaway.fallback.model import Model, Secret
+from cutaway.fallback.requests import Call, Service, check_base_url
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
 
 if TYPE_CHECKING:
     import httpx
-
-UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
-BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
-
-_BRIA = re.compile(r"briaai/|fal-ai/bria/|.*rmbg", re.IGNORECASE)  # its weights' names, whoever serves them
-
-
-@dataclass(frozen=True)
-class Model:
-    """A hosted model: its `name` at its provider, the `licence` of its weights in words, whether that allows
-    `commercial` use, and the provider's `inputs` beside the picture."""
-
-    name: str
-    licence: str = UNKNOWN_LICENCE
-    commercial: bool = True
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-
-
-def by_name(model: Model) -> Model:
-    """The model with the licence of Bria's weights where its name is one of theirs and it has none."""
-    known = model.licence != UNKNOWN_LICENCE or not _BRIA.match(model.name)
-    return model if known else replace(model, licence=BRIA_LICENCE, commercial=False)
-
-
-class Secret:
-    """A token that is masked in every representation, and in the error where a character in it is no token's."""
-
-    def __init__(self, value: str, of: str) -> None:
-        if not re.fullmatch(r"[\x21-\x7e]*", value.strip()):
-            details = {"name": "token", "value": "not shown", "allowed": "printable ASCII without spaces"}
-            raise InvalidOption(f"The token of {of} has to be {details['allowed']}.", details=details)
-        self._value = value.strip()
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __repr__(self) -> str:
-        return "set" if self._value else "none"
-
-    def bearer(self) -> dict[str, str]:
-        """The ``Authorization`` header; none without a token."""
-        return {"Authorization": f"Bearer {self._value}"} if self._value else {}
-
-    def scrub(self, text: str) -> str:
-        """The text with the token masked, in case a service echoed it."""
-        return text.replace(self._value, "***") if self._value else text
 
 
 class Settings(TypedDict, total=False):
@@ -79,7 +32,7 @@ class Settings(TypedDict, total=False):
     transport: httpx.AsyncBaseTransport | None
 
 
-class Provider(ABC):
+class Provider(Service, ABC):
     """A hosted model behind an HTTP API. Subclasses prepare requests and parse answers.
 
     Objects are safe to share between threads and event loops. They can be pickled, unless a token was passed.
@@ -92,6 +45,9 @@ class Provider(ABC):
         retry: the retry policy of requests.
         transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
 
+    Raises:
+        LicenceNotAccepted: weights that are not for commercial use; InvalidOption: a name or an address that is none.
+
     Attributes:
         name: "huggingface", "replicate" or "space", with the number of its `tier`, 2 to 4.
         cost: what a picture costs, in words.
@@ -99,13 +55,11 @@ class Provider(ABC):
         mattes: whether it serves mattes; `scales` are the factors by which it can upscale.
     """
 
-    name: ClassVar[str]
     tier: ClassVar[int]
     cost: ClassVar[str]
     default_url: ClassVar[str] = ""
     gone: ClassVar[str] = "The model or the address is not served any more: check model and base_url."
     token_variables: ClassVar[tuple[str, ...]] = ()
-    delivery_hosts: ClassVar[tuple[str, ...]] = ()
     mattes: bool = True
 
     def __init__(self, model: Model, upscalers: Mapping[int, Model], **settings: Unpack[Settings]) -> None:
@@ -189,16 +143,15 @@ class Provider(ABC):
         """An encoded mask or cut-out of a picture of this media type; or the picture enlarged by `call.scale`."""
 
     def _failure_of(self, response: httpx.Response) -> CutawayError | None:
-        """The typed error of an answer, or None where it is a success or a redirect of a download."""
         denied = "Check that the token is valid and allows this model."
         if self.token_variables and not self._token:
             denied = f"Set {self.token_variables[0]} to a token of {self.name}."
         advice = {401: denied, 402: "The account has no credit left.", 403: denied, 404: self.gone, 410: self.gone}
         action = advice.get(response.status_code, "Check the model and its inputs.")
-        return errors.of_status(response, self.name, self._token, action)
+        return errors.of_status(response, self.name, self._token.scrub, action)
 
     def _model_failure(self, said: object) -> CutawayError:
-        return errors.of_model(said, self.name, self._token)
+        return errors.of_model(said, self.name, self._token.scrub)
 
     def _facts(self, call: Call) -> dict[str, Any]:
         """The fields that results of all calls have."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cutaway.contract import errors
@@ -22,8 +23,7 @@ from cutaway.resilience import parse_retry_after
 if TYPE_CHECKING:
     import httpx
 
-    from cutaway.fallback.base import Secret
-
+Scrub = Callable[[str], str]
 QUOTED_CHARS = 200  # of a provider's own message
 _ABOUT_THE_PICTURE = re.compile(
     r"cannot identify image|(?:invalid|corrupt\w*|damaged|unsupported|unreadable|truncated|malformed) (?:input )?"
@@ -60,15 +60,9 @@ class InvalidAnswer(errors.InferenceError):
     retry = False
 
 
-_BY_STATUS: dict[int, type[errors.CutawayError]] = {
-    408: GatewayTimeout,
-    409: ProviderUnavailable,
-    413: errors.FileTooLarge,
-    415: errors.InvalidFormat,
-    429: errors.RateLimitExceeded,
-    503: errors.Overloaded,
-    504: GatewayTimeout,
-}
+_BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
+_BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat}
+_BY_STATUS |= {429: errors.RateLimitExceeded, 503: errors.Overloaded}
 
 
 def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:
@@ -77,7 +71,7 @@ def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAns
     return InvalidAnswer(f"{provider} {verb} {what.rstrip('.')}.", details={"provider": provider}, user_action=action)
 
 
-def of_status(response: httpx.Response, provider: str, token: Secret, action: str) -> errors.CutawayError | None:
+def of_status(response: httpx.Response, provider: str, scrub: Scrub, action: str) -> errors.CutawayError | None:
     """The typed error of an answer, or None for a success or a redirect; `action` is for a refusal."""
     status, form = response.status_code, json_of(response)
     if status < 400:
@@ -85,7 +79,7 @@ def of_status(response: httpx.Response, provider: str, token: Secret, action: st
     form = form if isinstance(form, dict) else {}
     words = [form[key] for key in ("detail", "error", "message", "title") if form.get(key)]
     page = "html" in response.headers.get("content-type", "")
-    said = _short(words[0] if words else "" if page else response.content[:2000].decode("utf-8", "replace"), token)
+    said = _short(words[0] if words else "" if page else response.content[:2000].decode("utf-8", "replace"), scrub)
     wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
     details = {"provider": provider, "status": status, **({} if wait_s is None else {"retry_after_seconds": wait_s})}
     if status in (400, 422) and _ABOUT_THE_PICTURE.search(said):
@@ -95,9 +89,9 @@ def of_status(response: httpx.Response, provider: str, token: Secret, action: st
     return kind(message, details=details, retry_after=wait_s, user_action=advice or None)
 
 
-def of_model(said: object, provider: str, token: Secret) -> errors.CutawayError:
+def of_model(said: object, provider: str, scrub: Scrub) -> errors.CutawayError:
     """The error for a model that ran and failed, by its message."""
-    words = _short(said, token)
+    words = _short(said, scrub)
     if _ABOUT_THE_PICTURE.search(words):
         return errors.CorruptImage(f"{provider} cannot read the picture: {words}.", details={"provider": provider})
     return invalid(provider, f"a model that failed{': ' if words else ''}{words}")
@@ -111,6 +105,6 @@ def json_of(response: httpx.Response) -> Any:
         return None
 
 
-def _short(said: object, token: Secret) -> str:
+def _short(said: object, scrub: Scrub) -> str:
     text = said if isinstance(said, str) else "" if said is None else json.dumps(said, default=str)
-    return token.scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")
+    return scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")

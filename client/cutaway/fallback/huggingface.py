@@ -10,8 +10,9 @@ from urllib.parse import quote, urlsplit
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, Overloaded, invalid_option
 from cutaway.fallback.answers import data_uri, decode_base64
-from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, Settings, by_name
+from cutaway.fallback.base import Provider, Settings
 from cutaway.fallback.errors import invalid, json_of
+from cutaway.fallback.model import BRIA_LICENCE, Model, by_name
 from cutaway.fallback.requests import Call, media_type
 
 if TYPE_CHECKING:
@@ -25,16 +26,12 @@ MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")
 
 FAL_IDS = {"briaai/RMBG-2.0": "fal-ai/bria/background/remove"}
 UPSCALE_MODELS = {2: "ai-forever/Real-ESRGAN", 4: "stabilityai/stable-diffusion-x4-upscaler"}
-MODELS = {
-    model.name.lower(): model
-    for model in (
-        Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
-        Model("ZhengPeng7/BiRefNet", "MIT"),
-        Model("ZhengPeng7/BiRefNet-matting", "MIT"),
-        Model("ZhengPeng7/BiRefNet-portrait", "MIT"),
-        Model("stabilityai/stable-diffusion-x4-upscaler", "CreativeML OpenRAIL++-M: use restrictions apply"),
-    )
-}
+_MODELS = (
+    Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
+    *(Model(f"ZhengPeng7/BiRefNet{variant}", "MIT") for variant in ("", "-matting", "-portrait")),
+    Model("stabilityai/stable-diffusion-x4-upscaler", "CreativeML OpenRAIL++-M: use restrictions apply"),
+)
+MODELS = {model.name.lower(): model for model in _MODELS}
 
 
 class HuggingFace(Provider):
@@ -76,9 +73,6 @@ class HuggingFace(Provider):
             route: how the model is reached, see above; "endpoint" needs `base_url`.
             upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
             settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
-
-        Raises:
-            LicenceNotAccepted, InvalidOption: see there.
         """
         if route not in ("hf-inference", "fal-ai", "endpoint") or (route, settings.get("base_url")) == (
             "endpoint",

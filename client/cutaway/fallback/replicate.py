@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, invalid_option
 from cutaway.fallback.answers import data_uri
-from cutaway.fallback.base import Model, Provider, Settings, by_name
+from cutaway.fallback.base import Provider, Settings
 from cutaway.fallback.errors import invalid, json_of
+from cutaway.fallback.model import Model, by_name
 from cutaway.fallback.requests import MAX_JSON_BYTES, Call
 from cutaway.resilience import Deadline
 
@@ -79,9 +80,6 @@ class Replicate(Provider):
             output_index: which one to take where the output is a list.
             upscale_model: takes ``image``, ``scale`` and ``face_enhance`` (redraw faces); None for no upscaling.
             settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 30 by default.
-
-        Raises:
-            LicenceNotAccepted, InvalidOption: see there.
         """
         upscalers = {} if upscale_model is None else dict.fromkeys(limits.UPSCALE_SCALES, _known(upscale_model))
         super().__init__(_known(model), upscalers, **settings)

@@ -13,7 +13,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -22,14 +22,13 @@ from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InvalidOption, RateLimitExceeded
 from cutaway.fallback.answers import decode_base64
 from cutaway.fallback.errors import ProviderUnavailable, invalid
-from cutaway.resilience import Deadline, Retries
+from cutaway.fallback.model import Model, Secret
+from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
 from cutaway.transports.base import parse_address
 from cutaway.transports.connection import is_loopback, proxy_of
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from cutaway.fallback.base import Model, Provider
 
 logger = logging.getLogger("cutaway.providers")
 
@@ -76,6 +75,24 @@ def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provide
     return False
 
 
+class Service:
+    """What a call uses of its provider."""
+
+    name: ClassVar[str]
+    delivery_hosts: ClassVar[tuple[str, ...]] = ()
+    base_url: str
+    timeout_s: float
+    _own: Origin
+    _token: Secret
+    _policy: RetryPolicy
+    _budget: RetryBudget
+    _transport: httpx.AsyncBaseTransport | None
+
+    def _failure_of(self, response: httpx.Response) -> CutawayError | None:
+        """The typed error of an answer, or None where it is a success or a redirect of a download."""
+        raise NotImplementedError
+
+
 class Call:
     """One call of a provider: its deadlines, retries and number of requests; an asynchronous context manager.
 
@@ -87,7 +104,7 @@ class Call:
         deadline: the provider's own timeout within it.
     """
 
-    def __init__(self, provider: Provider, model: Model, deadline: Deadline, scale: int = 1) -> None:
+    def __init__(self, provider: Service, model: Model, deadline: Deadline, scale: int = 1) -> None:
         self.overall = deadline.capped(deadline.left_s)
         self.model, self.scale = model, scale
         self.requests = 0

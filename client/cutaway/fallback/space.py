@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
-from cutaway.fallback.base import Model, Provider, Settings, by_name
+from cutaway.fallback.base import Provider, Settings
 from cutaway.fallback.errors import invalid, json_of
+from cutaway.fallback.model import Model, by_name
 from cutaway.fallback.requests import Call, media_type
 
 if TYPE_CHECKING:
@@ -64,9 +65,6 @@ class Space(Provider):
             model: the app's model and licence.
             api_prefix: "" for Gradio 4.
             settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 60 by default.
-
-        Raises:
-            LicenceNotAccepted, InvalidOption: see there.
         """
         if not _SPACE.fullmatch(space):
             raise invalid_option("space", space, "owner/name")

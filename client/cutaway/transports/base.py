@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, Union
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cutaway.contract.errors import ServerRefused, ServerUnavailable
+from cutaway.resilience import Deadline
 
 Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]", "NDArray[np.uint8]"]
 """A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
@@ -18,12 +21,7 @@ DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
 
 @dataclass(frozen=True)
 class InputTensor:
-    """An input that a model takes beside or instead of one encoded picture.
-
-    Attributes:
-        name: the input's name.
-        value: an encoded file, sent as one BYTES element, or an array, sent as UINT8.
-    """
+    """An encoded file, sent as one BYTES element, or an array, sent as UINT8."""
 
     name: str
     value: bytes | NDArray[np.uint8]
@@ -40,18 +38,10 @@ class SequencePart:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """One call of a model that takes one encoded picture, or `inputs`.
+    """One call of a model that takes one encoded picture, or `inputs` instead of it.
 
-    Attributes:
-        model: the model's name.
-        image: the encoded picture.
-        outputs: names of the requested outputs; the server computes no others.
-        parameters: KServe request parameters.
-        request_id: sent along and written into the server's log.
-        timeout_s: timeout of the whole call.
-        headers: sent with this call only, such as traceparent; names in lower case.
-        inputs: sent instead of the picture, where not None.
-        sequence: the request's place in a sequence.
+    The server computes the named `outputs` only; `timeout_s` is for the whole call; `headers`, in lower case, are sent
+    with this call only.
     """
 
     model: str
@@ -123,7 +113,23 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
-AsyncTransport = Transport
+async def models_by_name(
+    names: Sequence[str],
+    timeout_s: float,
+    ready: Callable[[str, float], Awaitable[bool]],
+    metadata: Callable[[str, float], Awaitable[ModelInfo]],
+) -> list[ModelInfo]:
+    """What :meth:`Transport.models` returns: a model without metadata is not there, or not ready."""
+    deadline, found = Deadline(timeout_s), []
+    for name in names:
+        is_ready = await ready(name, deadline.left_s)
+        try:
+            found.append(await metadata(name, deadline.left_s))
+        except ServerUnavailable as error:
+            if is_ready:
+                raise
+            found.append(ModelInfo(name, state="NOT_FOUND" if isinstance(error, ServerRefused) else "UNAVAILABLE"))
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from cutaway.contract import limits
-from cutaway.contract.errors import ServerRefused, ServerUnavailable
-from cutaway.resilience import Deadline
-from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor, TensorInfo
+from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor, TensorInfo, models_by_name
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import MAX_ANSWER_BYTES, error_of, malformed
 from cutaway.transports.kserve import inputs_of, tensor
@@ -86,8 +84,7 @@ class GrpcTransport:
         return bool(await self._ask(lambda client: client.is_model_ready(model, **sent)))
 
     async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        deadline = Deadline(timeout_s)
-        return [await self._model(name, deadline) for name in names]
+        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
 
     async def aclose(self) -> None:
         if (client := self._client.close()) is not None:
@@ -100,15 +97,9 @@ class GrpcTransport:
         _used_in = os.getpid()
         return triton.InferenceServerClient(**self._channel)
 
-    async def _model(self, name: str, deadline: Deadline) -> ModelInfo:
-        ready = await self.model_ready(name, deadline.left_s)
-        sent = self._sent(deadline.left_s)
-        try:
-            found = await self._ask(lambda client: client.get_model_metadata(name, **sent))
-        except ServerUnavailable as error:
-            if ready:
-                raise
-            return ModelInfo(name, state="NOT_FOUND" if isinstance(error, ServerRefused) else "UNAVAILABLE")
+    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
+        sent = self._sent(timeout_s)
+        found = await self._ask(lambda client: client.get_model_metadata(name, **sent))
         inputs, outputs = (
             tuple(TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in tensors)
             for tensors in (found.inputs, found.outputs)

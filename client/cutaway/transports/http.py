@@ -6,16 +6,18 @@ import asyncio
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 
+import anyio  # noqa: F401 (httpcore would import it in the first call, within its deadline)
 import httpx
 
 from cutaway import __version__
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, ServerRefused, ServerUnavailable
-from cutaway.resilience import Deadline, parse_retry_after
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor
+from cutaway.contract.errors import CutawayError, ServerUnavailable
+from cutaway.resilience import parse_retry_after
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, models_by_name
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import (
     MAX_ANSWER_BYTES,
@@ -52,13 +54,19 @@ class HttpTransport:
         self._address = str(connection.address)
         self._path = f"{connection.address.path}/v2"
         self._context = _context_of(connection)
-        self._client = OneLoop(self._opened)
+        self._origin = f"{connection.address.scheme}://{connection.address.host}:{connection.address.port}"
+        self._headers = {
+            "User-Agent": f"cutaway/{__version__}",
+            # Triton would otherwise compress PNGs once more, for ten times the milliseconds and no bytes less.
+            "Accept-Encoding": "identity",
+        }
+        self._pool = OneLoop(self._opened)
 
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
         body, headers = message_of(request)
         path = self._model_path(request.model, "/infer")
-        headers = {**self._connection.headers_of(request), **headers}
-        response, answer = await self._exchange("POST", path, request.timeout_s, content=body, headers=headers)
+        headers |= self._connection.headers_of(request)
+        response, answer = await self._exchange("POST", path, request.timeout_s, headers=headers, content=body)
         return tensors_of(response.headers, answer, self._address)
 
     async def server_ready(self, timeout_s: float) -> bool:
@@ -68,38 +76,47 @@ class HttpTransport:
         return await self._ready(self._model_path(model, "/ready"), timeout_s)
 
     async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        overall = Deadline(timeout_s)
-        return [await self._model(name, overall) for name in names]
+        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
 
     async def aclose(self) -> None:
-        if (client := self._client.close()) is not None:
-            await client.aclose()
+        if (pool := self._pool.close()) is not None:
+            await pool.aclose()
 
-    async def _model(self, name: str, overall: Deadline) -> ModelInfo:
-        ready = await self.model_ready(name, overall.left_s)
-        try:
-            return model_of((await self._exchange("GET", self._model_path(name), overall.left_s))[1], self._address)
-        except ServerUnavailable as error:
-            if ready:
-                raise
-            return ModelInfo(name, state="NOT_FOUND" if isinstance(error, ServerRefused) else "UNAVAILABLE")
+    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
+        return model_of((await self._exchange("GET", self._model_path(name), timeout_s))[1], self._address)
 
     async def _ready(self, path: str, timeout_s: float) -> bool:
         response, _ = await self._exchange("GET", path, timeout_s, expected=READY_STATUSES)
         return response.status_code == 200
 
     async def _exchange(
-        self, method: str, path: str, timeout_s: float, *, expected: tuple[int, ...] = (200,), **sent: Any
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        *,
+        expected: tuple[int, ...] = (200,),
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
     ) -> tuple[httpx.Response, bytes]:
         """One request and its whole answer, whose length is bounded."""
-        client = self._client.get()
+        pool = self._pool.get()
         started = time.monotonic()
         handshake = _Handshake()
+        # The deadline bounds every other wait.
+        extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
         if self._connection.encrypted:
-            sent["extensions"] = {"trace": handshake.trace}
+            extensions["trace"] = handshake.trace
         body = bytearray()
         try:
-            async with asyncio.timeout(timeout_s), client.stream(method, path, **sent) as response:
+            request = httpx.Request(
+                method,
+                self._origin + path,
+                headers={**self._headers, **(self._connection.headers if headers is None else headers)},
+                content=content,
+                extensions=extensions,
+            )
+            async with asyncio.timeout(timeout_s), aclosing(await pool.handle_async_request(request)) as response:
                 is_expected = response.status_code in expected
                 async for part in response.aiter_raw():
                     body += part
@@ -118,20 +135,12 @@ class HttpTransport:
     def _model_path(self, model: str, what: str = "") -> str:
         return f"{self._path}/models/{quote(model, safe='')}{what}"
 
-    def _opened(self) -> httpx.AsyncClient:
-        address, proxy = self._connection.address, self._connection.proxy
-        return httpx.AsyncClient(
-            base_url=f"{address.scheme}://{address.host}:{address.port}",
-            headers={
-                "User-Agent": f"cutaway/{__version__}",
-                # Triton would otherwise compress PNGs once more, for ten times the milliseconds and no bytes less.
-                "Accept-Encoding": "identity",
-                **self._connection.headers,
-            },
+    def _opened(self) -> httpx.AsyncHTTPTransport:
+        # Not httpx.AsyncClient: redirects, cookies and authentication cost time in every request and are not needed.
+        return httpx.AsyncHTTPTransport(
             verify=self._context,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE, keepalive_expiry=IDLE_S),
-            timeout=httpx.Timeout(None, connect=limits.CONNECT_TIMEOUT_S),  # the deadline bounds every other wait
-            proxy=proxy or None,
+            proxy=self._connection.proxy or None,
             trust_env=False,
         )
 

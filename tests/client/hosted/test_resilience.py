@@ -27,7 +27,6 @@ from cutaway.resilience import (
     RetryBudget,
     RetryPolicy,
     parse_retry_after,
-    retry_async,
 )
 
 from tests.client.hosted.peers import HubScript, Peer, Reply, mask, picture, png
@@ -118,30 +117,6 @@ def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
 @pytest.mark.parametrize("error", [CorruptImage("x"), ProcessingTimeout("x")])
 def test_what_cannot_help_is_not_repeated(error: CutawayError) -> None:
     assert retries().delay_s(error) is None
-
-
-@pytest.mark.parametrize(("failures", "calls"), [(0, 1), (1, 2), (2, 3), (3, 3)])
-def test_retry(failures: int, calls: int) -> None:
-    made = 0
-
-    async def call() -> str:
-        nonlocal made
-        made += 1
-        if made <= failures:
-            raise InferenceError("no")
-        return "yes"
-
-    policy = Retries(Deadline(10), RetryPolicy(first_delay_s=0.001))
-
-    def run() -> str:
-        return asyncio.run(retry_async(call, policy))
-
-    if failures == 3:
-        with pytest.raises(InferenceError):
-            run()
-    else:
-        assert run() == "yes"
-    assert made == calls
 
 
 @pytest.mark.parametrize(

@@ -4,27 +4,36 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PROFILE ?= nano
+FUZZ_S ?= 60
 LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
-SLOW := $(wildcard tests/integration/test_sdk_*.py) tests/integration/test_stream.py tests/client/hosted/test_faults.py \
-  tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py
+SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
+  tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py \
+  tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# runtime/bootstrap.py takes a Python that suits, or downloads one; any Python can run it.
 $(PY):
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "Cutaway's server needs Python 3.10 to 3.12; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 …"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@for python in "$(PYTHON)" python3 python3.12 python3.11; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then \
+	    exec "$$python" runtime/bootstrap.py $(VENV) "$(PYTHON)" python3.12 python3.11; \
+	  fi; \
+	done; \
+	echo "error: there is no python3 on the PATH; install one (Debian, Ubuntu: apt install python3), or make PYTHON=..." >&2; exit 1
 
+# In the C locale, in which model processes run, Python cannot read a .pth file that holds a path with letters such as é;
+# a relative path is that of the file's folder.
 $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(PY)
 	$(PIP) install --quiet --require-hashes -r requirements/serve.txt
 	$(PIP) install --quiet --no-deps --editable .
+	@for file in $(VENV)/lib/python3*/site-packages/_editable_impl_cutaway.pth; do echo ../../../../client >"$$file"; done
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
@@ -69,14 +78,21 @@ test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests agai
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
 	  $(addprefix --ignore ,$(SLOW))
 
-test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full or slow, streams, load, containers' scripts, the pages' code
+test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full or slow, streams, load, benchmarks, containers, the pages' code
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(SLOW)
 
 test-export: $(VENV)/.export  ## the tests that need torch
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/export
 
-test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.10 to 3.13 that is found, and try it
+test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.11 to 3.14 that is found, and try it
 	CUTAWAY_TEST_EVERY_PYTHON=1 $(PY) -m pytest -q tests/packaging
+
+$(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
+	$(PIP) install --quiet --require-hashes -r requirements/fuzz.txt
+	@touch $@
+
+fuzz: $(VENV)/.fuzz  ## feed the decoding path with broken files for a minute: make fuzz [FUZZ_S=3600]
+	$(PY) -m tests.fuzz.decoding .cache/fuzz -max_total_time=$(FUZZ_S) -artifact_prefix=.cache/
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

@@ -2,7 +2,7 @@
 
 The name of a profile alone stands for all of it: `export general` fetches the weights, makes the ONNX files, builds the
 plans and proves them (`python -m export models general`). Anything else goes to `python -m export` as it is, but that
-weights, which are not served, and their pins are kept in the cache: the checkout in the image is read-only.
+weights, which are not served, are kept in the cache: the checkout in the image is read-only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ PACKAGES = "/opt/plan-packages"
 """Where docker/Dockerfile.gpu puts them. They are not on the path of the server."""
 CACHE = "/var/cache/cutaway"
 """A volume of docker-compose.yml."""
-LOCK = ("--lock", f"{CACHE}/weights.lock.json")
 KEPT = {
-    "models": ("--weights", f"{CACHE}/weights", *LOCK),
-    "onnx": ("--weights", f"{CACHE}/weights", *LOCK),
-    "fetch": ("--output", f"{CACHE}/weights", *LOCK),
+    "models": ("--weights", f"{CACHE}/weights"),
+    "onnx": ("--weights", f"{CACHE}/weights"),
+    "fetch": ("--output", f"{CACHE}/weights"),
 }
-"""Where each command finds and leaves weights, unless it is told otherwise."""
+"""Default options of each command: where it reads and writes weights."""
 CERTIFICATES = "SSL_CERT_FILE"
 NETWORK = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", CERTIFICATES)
 """What docker-compose.yml hands on from its own environment, empty where that has none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from runtime.health import Probe, Verdict
+from runtime.health import HealthStatus, Probe
 
 PORT = 8000
 TIMEOUT_S = 10.0
@@ -23,10 +23,10 @@ def healthy(probe: Probe, timeout_s: float = TIMEOUT_S) -> tuple[bool, str]:
     """
     before = probe.finished()
     answer = probe.canary(timeout_s)
-    if answer.verdict is Verdict.SILENT and before is not None:
+    if answer.status is HealthStatus.TIMEOUT and before is not None:
         after = probe.finished()
         return after is not None and after > before, answer.message
-    return answer.verdict in (Verdict.WELL, Verdict.BUSY), answer.message
+    return answer.status in (HealthStatus.HEALTHY, HealthStatus.OVERLOADED), answer.message
 
 
 def main(arguments: list[str]) -> int:

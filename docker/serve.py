@@ -30,20 +30,20 @@ from cutaway.contract.limits import PROFILES
 from runtime.checks import RuntimeProblem, shm_shortage
 from runtime.compose import Composed, compose_plans
 from runtime.gpus import Host, look_at_host
-from runtime.health import CANARY_INTERVAL_S, Probe, Watch
+from runtime.health import CANARY_INTERVAL_S, HealthMonitor, Probe
 from runtime.plans import PLAN, check_plans
 from runtime.process import (
     ALLOCATOR,
     CLOSED_APIS,
     EXIT_TIMEOUT_S,
-    GRPC_OBJECTS_KEPT,
+    GRPC_ALLOCATION_POOL_SIZE,
     KILL_MARGIN_S,
     SHM_GROWTH_BYTES,
     SHM_START_BYTES,
-    Extras,
     Stub,
     is_gone,
     stubs_of,
+    trace_arguments,
 )
 from runtime.weights import MADE
 
@@ -52,12 +52,12 @@ HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
 """Inside the container; docker-compose.yml says where they appear outside."""
 
 CLOSED = (*CLOSED_APIS, "model-config")
-"""The endpoints that only who has the key may use. Statistics stay open: they tell no more than the metrics do."""
+"""The endpoints that need the key. Statistics stay open: they hold no more than the metrics."""
 KEY_HEADER = "cutaway-admin"
 """The HTTP header that carries the key; over gRPC it is `triton-grpc-protocol-cutaway-admin`."""
 KEY_FORM = re.compile(r"[A-Za-z0-9._-]{16,}")
 
-LOOK_INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.5
 PROFILE = "general"
 
 
@@ -67,8 +67,8 @@ class Settings:
 
     Attributes:
         profile: the model pair to serve.
-        key: opens the closed endpoints; a random one that nobody knows where none was given.
-        exit_timeout_s: how long pictures under way may take when the container is stopped.
+        key: opens the closed endpoints; random where none was given.
+        exit_timeout_s: grace period of requests in flight when the container stops.
         verbose: Triton's own log level, 0 to 4.
         traces_url: where OTLP over HTTP takes spans; none where empty.
         address, http_port, grpc_port, metrics_port: where Triton listens.
@@ -131,7 +131,7 @@ def command(settings: Settings, repository: Path) -> list[str]:
         f"--http-port={settings.http_port}",
         f"--grpc-address={settings.address}",
         f"--grpc-port={settings.grpc_port}",
-        f"--grpc-infer-allocation-pool-size={GRPC_OBJECTS_KEPT}",
+        f"--grpc-infer-allocation-pool-size={GRPC_ALLOCATION_POOL_SIZE}",
         f"--metrics-address={settings.address}",
         f"--metrics-port={settings.metrics_port}",
         f"--http-restricted-api={closed}",
@@ -140,12 +140,12 @@ def command(settings: Settings, repository: Path) -> list[str]:
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
         "--backend-config=python,stub-timeout-seconds=120",
         f"--log-verbose={settings.verbose}",
-        *Extras(traces_url=settings.traces_url).arguments,
+        *trace_arguments(settings.traces_url),
     ]
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with what the models' processes want, where nothing else was asked for."""
+    """This process's environment with the defaults of the model processes; existing variables win."""
     wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **ALLOCATOR}
     return {**wanted, **os.environ}
 
@@ -170,7 +170,7 @@ def compose_repository(settings: Settings, host: Host, target: Path) -> Composed
 
 
 def _check_readable(folder: Path) -> None:
-    """Whether this user may read a profile's plans. Where there are none, somebody else says so."""
+    """Whether this user may read a profile's plans, if there are any."""
     try:
         for path in folder.iterdir():
             if PLAN in path.suffixes:
@@ -190,42 +190,42 @@ def supervise(
     probe: Probe,
     stopping: threading.Event,
     *,
-    patience_s: float,
+    grace_period_s: float,
     canary_interval_s: float = CANARY_INTERVAL_S,
 ) -> int:
-    """Watch Triton until it ends, and return the container's exit status: 0 only where the end was asked for.
+    """Supervise Triton until it exits, and return the container's exit status: 0 only after a requested stop.
 
     Args:
-        triton: the running server. Whoever sets `stopping` has told it to end.
-        probe: asks it.
+        triton: the running server; the code that sets `stopping` has sent it SIGTERM.
+        probe: sends it health checks.
         stopping: set when the container is to stop.
-        patience_s: how long the server may take to end then.
+        grace_period_s: how long the server may take to end then.
         canary_interval_s: how often an idle server is sent the small picture.
     """
-    watch: Watch | None = None
+    watch: HealthMonitor | None = None
     stubs: list[Stub] = []
     try:
-        while not stopping.wait(LOOK_INTERVAL_S):
+        while not stopping.wait(POLL_INTERVAL_S):
             if triton.poll() is not None:
                 status = _exit_status(triton)
                 say(f"Triton ended by itself with status {status}; its last lines say why")
                 return status or 1
             if watch is None:
                 if probe.ready():
-                    say("the models are loaded")
                     stubs = stubs_of(triton.pid)
-                    watch = Watch(probe, interval_s=canary_interval_s)
+                    say("the models are loaded")
+                    watch = HealthMonitor(probe, interval_s=canary_interval_s)
                 continue
             gone = next((stub for stub in stubs if is_gone(stub)), None)
-            complaint = f"the process of {gone.model} ({gone.pid}) is gone" if gone else watch.look()
-            if complaint is not None:
-                say(f"the server is no longer of use ({complaint}); ending, so that the container is restarted")
+            failure = f"the process of {gone.model} ({gone.pid}) is gone" if gone else watch.check()
+            if failure is not None:
+                say(f"the server is unhealthy ({failure}); exiting, so that the container is restarted")
                 return 1
-        say("stopping: pictures under way are finished")
+        say("stopping: requests in flight are completed")
         try:
-            triton.wait(patience_s)
+            triton.wait(grace_period_s)
         except subprocess.TimeoutExpired:
-            say(f"Triton did not end within {patience_s:g} s and is killed")
+            say(f"Triton did not end within {grace_period_s:g} s and is killed")
         return 0
     finally:
         if watch is not None:
@@ -256,7 +256,7 @@ def main() -> int:
 
 
 def run(settings: Settings, composed: Composed) -> int:
-    """Run Triton on the repository until it ends or is told to; the container's exit status."""
+    """Run Triton on the repository until it exits or a stop is requested; the container's exit status."""
     shortage = shm_shortage(composed.processes, side_px=composed.matte_side_px)
     if shortage is not None:
         say(f"warning: {shortage}; CUTAWAY_SHM_SIZE sets it")
@@ -271,7 +271,7 @@ def run(settings: Settings, composed: Composed) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     probe = Probe("127.0.0.1", settings.http_port)
-    return supervise(triton, probe, stopping, patience_s=settings.exit_timeout_s + KILL_MARGIN_S)
+    return supervise(triton, probe, stopping, grace_period_s=settings.exit_timeout_s + KILL_MARGIN_S)
 
 
 if __name__ == "__main__":

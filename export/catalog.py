@@ -42,7 +42,7 @@ SIDE_MULTIPLE_PX = 32
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SUFFIXES = {HUB: (".safetensors",), RELEASE: (".safetensors", ".pt"), BUNDLED: (".onnx",)}
 """What may be fetched. From the Hub tensors alone: no pickle, and no code."""
@@ -123,10 +123,6 @@ class Profile:
     speed: str
     purpose: str
     side_range_px: tuple[int, int] | None = None
-
-    @property
-    def is_bundled(self) -> bool:
-        return all(each.source == BUNDLED for each in self.weights)
 
     @property
     def weights(self) -> tuple[Weights, Weights]:
@@ -258,6 +254,8 @@ def _weights(entry: _Entry) -> Weights:
         revision = entry.text("revision", _REVISION, "a commit, branch or tag")
     elif "repository" in entry.table or "revision" in entry.table:
         entry.refuse("bundled weights have no repository and no revision")
+    if source == RELEASE and "sha256" not in entry.table:
+        entry.refuse("needs sha256: GitHub does not name the digest of a release's files")
     return Weights(
         name=entry.name,
         source=source,
@@ -268,7 +266,7 @@ def _weights(entry: _Entry) -> Weights:
         repository=repository,
         revision=revision,
         size_bytes=entry.count("size_bytes") if "size_bytes" in entry.table else None,
-        sha256=entry.text("sha256", _SHA256, "64 hexadecimal digits") if "sha256" in entry.table else None,
+        sha256=entry.text("sha256", SHA256, "64 hexadecimal digits") if "sha256" in entry.table else None,
     )
 
 

@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import ExportError
+from export.plans.pictures import CHECKOUT
 
 if TYPE_CHECKING:
     from pipeline.detect import Detections
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-PIPELINE = CHECKOUT / "model_repository" / "ensemble_pipeline" / "1"
 LOCK = "requirements/oracle.txt"
 PACKAGES = ("ultralytics", "torchvision")
 
@@ -138,13 +137,6 @@ def check_oracle() -> None:
             f"{' and '.join(missing)} not installed; run: {Path(sys.executable).name} -m pip install --no-deps "
             f"--require-hashes -r {LOCK}"
         )
-
-
-def import_pipeline() -> None:
-    """Make the modules of `pipeline` and `cutaway` importable, as they are where the server imports them."""
-    for folder in (CHECKOUT / "client", PIPELINE):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
 
 
 def predict(

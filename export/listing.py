@@ -1,19 +1,17 @@
-"""`python -m export list`: the catalogue as a table, as JSON, or as the tables of export/README.md."""
+"""`python -m export list`: the catalogue as a table, as JSON, or as the table of export/README.md."""
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.catalog import CATALOG, DETECTOR_SIDE_PX, Catalog, Profile, Weights, load_catalog
+from export.catalog import BUNDLED, CATALOG, Catalog, Profile, load_catalog
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
-UNPINNED = "at first download"
 
-_PROFILE_HEADS = ("profile", "for", "BiRefNet", "input", "speed", "detector", "licences")
-_WEIGHTS_HEADS = ("weights", "from", "file", "size", "parameters", "licence", "SHA-256")
+_HEADS = ("profile", "for", "BiRefNet", "input", "speed", "detector", "download", "licences")
 
 
 def size_text(size_bytes: int | None) -> str:
@@ -23,6 +21,7 @@ def size_text(size_bytes: int | None) -> str:
 
 def profile_row(profile: Profile) -> tuple[str, ...]:
     width, height = profile.input_wh_px
+    sizes = [each.size_bytes for each in profile.weights if each.source != BUNDLED]
     return (
         profile.name,
         profile.purpose,
@@ -30,41 +29,21 @@ def profile_row(profile: Profile) -> tuple[str, ...]:
         f"{width}×{height}",
         profile.speed,
         profile.detector.network,
+        "–" if not sizes or None in sizes else size_text(sum(size or 0 for size in sizes)),
         ", ".join(sorted({each.licence for each in profile.weights})),
     )
 
 
-def weights_row(weights: Weights) -> tuple[str, ...]:
-    return (
-        weights.name,
-        f"{weights.repository} @ {weights.revision[:12]}" if weights.revision else "this repository",
-        weights.file,
-        size_text(weights.size_bytes),
-        f"{weights.parameters / 1e6:.1f} M",
-        weights.licence,
-        f"{weights.sha256[:12]}…" if weights.sha256 else UNPINNED,
-    )
-
-
 def markdown(catalog: Catalog) -> str:
-    """The two tables of export/README.md."""
-    profiles = [profile_row(each) for each in catalog.profiles.values()]
-    weights = [weights_row(each) for each in catalog.weights.values()]
-    return (
-        _markdown_table(_PROFILE_HEADS, [(f"`{first}`", *rest) for first, *rest in profiles])
-        + f"\nDetectors see {DETECTOR_SIDE_PX}×{DETECTOR_SIDE_PX}.\n\n"
-        + _markdown_table(_WEIGHTS_HEADS, [(f"`{first}`", *rest) for first, *rest in weights])
-    )
-
-
-def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
+    """The table of export/README.md."""
+    rows = [profile_row(each) for each in catalog.profiles.values()]
+    lines = [_HEADS, ("---",) * len(_HEADS), *((f"`{first}`", *rest) for first, *rest in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def plain(catalog: Catalog) -> str:
     """One line for each profile, in columns; the purpose last, for it is long."""
-    rows = [_PROFILE_HEADS, *(profile_row(each) for each in catalog.profiles.values())]
+    rows = [_HEADS, *(profile_row(each) for each in catalog.profiles.values())]
     rows = [(row[0], *row[2:], row[1]) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -104,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_catalog_argument(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything the catalogue says, for programs")
-    form.add_argument("--markdown", action="store_true", help="the tables of export/README.md")
+    form.add_argument("--markdown", action="store_true", help="the table of export/README.md")
 
 
 def run(arguments: argparse.Namespace) -> int:

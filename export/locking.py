@@ -3,20 +3,21 @@
 import contextlib
 import fcntl
 from collections.abc import Iterator
-from typing import BinaryIO
+from pathlib import Path
 
 from export import ExportError
 
 
 @contextlib.contextmanager
-def alone(lock: BinaryIO, busy: ExportError) -> Iterator[None]:
-    """Hold the lock of an open file until the end, which closes it.
+def alone_in(folder: Path, busy: ExportError) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made where it is not there.
 
-    Args:
-        lock: a file in the folder that nobody else needs.
-        busy: raised where another process holds it.
+    Raises:
+        ExportError: `busy`, where another process is at it.
+        OSError: the folder cannot be written.
     """
-    with lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".writing").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -53,12 +53,11 @@ def steps(arguments: argparse.Namespace, major: str | None) -> list[list[str]]:
     detector = ["--detector", arguments.detector] if arguments.detector else []
     source = ["--from", arguments.folder] if arguments.folder else []
     source += ["--mirror", arguments.mirror] if arguments.mirror else []
-    lock = ["--lock", str(arguments.lock)]
     models = ["--models", str(arguments.models)]
     side = ["--side", str(arguments.side)] if arguments.side else []
     found = [
-        ["fetch", profile.name, *table, *detector, *source, *lock, "--output", str(arguments.weights)],
-        ["onnx", profile.name, *table, *detector, *lock, "--weights", str(arguments.weights), *models, *side],
+        ["fetch", profile.name, *table, *detector, *source, "--output", str(arguments.weights)],
+        ["onnx", profile.name, *table, *detector, "--weights", str(arguments.weights), *models, *side],
     ]
     if major is not None:
         found.append(["plan", profile.name, "--trt-major", major, *models])

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from export import ExportError
 from export.check_pictures import check_pictures
 from export.graphs import (
-    CANDIDATES,
     DETECTOR_OUTPUTS,
     DETECTOR_SIDE_PX,
     MATTE_OUTPUTS,
@@ -32,24 +31,6 @@ from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
 from export.onnx_tidy import tidy
 from export.rewrites import fold_deformable_norms, fold_patches
-
-__all__ = [
-    "CANDIDATES",
-    "DETECTOR_OUTPUTS",
-    "DETECTOR_SIDE_PX",
-    "MATTE_OUTPUTS",
-    "OPSET",
-    "DetectorGraph",
-    "Difference",
-    "MatteGraph",
-    "compare",
-    "example_pictures",
-    "export_birefnet",
-    "export_detector",
-    "export_graph",
-    "export_nano_matte",
-    "write_birefnet",
-]
 
 OPSET = 18
 """Not 20 or later: there the bilinear GridSample is called "linear", which TensorRT's parser does not know and silently

@@ -7,7 +7,6 @@ compared with PyTorch before it is kept.
 """
 
 import argparse
-import contextlib
 import datetime
 import errno
 import gc
@@ -15,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any, NamedTuple
 
 from export import ExportError
 from export.catalog import BUNDLED, CATALOG, DETECTOR_SIDE_PX, SIDE_MULTIPLE_PX, Profile, Weights, load_catalog
-from export.fetch import CHECKOUT, DEFAULT_LOCK, DEFAULT_OUTPUT, INTERRUPTED, hold_to
-from export.listing import add_catalog_argument, size_text
-from export.locking import alone
-from export.pins import read_pins
+from export.fetch import DEFAULT_OUTPUT, INTERRUPTED
+from export.fetching import expected_sha256, hold_to
+from export.listing import CHECKOUT, add_catalog_argument, size_text
+from export.locking import alone_in
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
 from runtime.weights import FREE_DETECTOR, read_checksums
@@ -35,8 +34,6 @@ DEFAULT_MODELS = CHECKOUT / "models"
 MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
 CARD, CHECKSUMS = "profile.json", "SHA256SUMS"
 HALF_SUFFIX = ".fp16.onnx"
-NATIVE = f"{MATTE}.native.onnx"
-"""The graph with DeformConv: to compare with, not to serve."""
 MADE = frozenset(
     {f"{name}{suffix}" for name in (MATTE, DETECTOR) for suffix in (".onnx", HALF_SUFFIX)} | {f"{FREE_DETECTOR}.onnx"}
 )
@@ -73,10 +70,8 @@ class Order:
         profile: the profile.
         detector: its detector, or the one that was asked for instead.
         weights: the folder of fetched weights.
-        lock: the lock file that `fetch` keeps.
         folder: the profile's folder.
         side_px: side of the matting network's square input.
-        deform: "grid", or "native" for the operator DeformConv.
         half: whether graphs in half precision are made, too.
         fetching: the command line that fetches what is missing.
     """
@@ -84,10 +79,8 @@ class Order:
     profile: Profile
     detector: Weights
     weights: Path
-    lock: Path
     folder: Path
     side_px: int
-    deform: str = "grid"
     half: bool = True
     fetching: tuple[str, ...] = ("fetch",)
 
@@ -102,7 +95,7 @@ def square_side_px(profile: Profile) -> int:
 
 
 def fetched(weights: Weights, order: Order) -> Path:
-    """The fetched file, held to the digest of the catalogue or the lock file.
+    """The fetched file, held to its digest.
 
     Raises:
         NotFetched: it is not there.
@@ -111,10 +104,8 @@ def fetched(weights: Weights, order: Order) -> Path:
     path = order.weights / weights.saved_as
     if not path.is_file():
         raise NotFetched(f"{order.weights} has no {weights.saved_as}; run: python -m export {' '.join(order.fetching)}")
-    pin = read_pins(order.lock).get(weights.saved_as)
-    known = weights.sha256 or (pin.sha256 if pin else None)
-    if known:
-        hold_to(path, known, "delete it and fetch it again")
+    if expected := expected_sha256(weights, order.weights):
+        hold_to(path, expected, "delete it and fetch it again")
     return path
 
 
@@ -131,7 +122,7 @@ def export_matte(order: Order, target: Path) -> Made:
     network = BiRefNet(VARIANTS[weights.network])
     load_strict(network, state)
     del state
-    return Made(export_birefnet(network.eval(), order.side_px, target, deform=order.deform), order.side_px)
+    return Made(export_birefnet(network.eval(), order.side_px, target), order.side_px)
 
 
 def export_yolo(order: Order, target: Path) -> Made:
@@ -194,8 +185,6 @@ def judge(made: Made) -> list[str]:
 def make(order: Order, say: Callable[[str], None] = print) -> Path:
     """Make the profile's folder; its path. What was there under the same names is replaced when all is well.
 
-    With the operator DeformConv only `birefnet_trt.native.onnx` is made, beside what is served; then its path.
-
     Raises:
         ExportError: the kinds named above.
     """
@@ -206,10 +195,6 @@ def make(order: Order, say: Callable[[str], None] = print) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        if order.deform == "native":
-            _one(order, MATTE, draft, say)
-            (draft / f"{MATTE}.onnx").replace(order.folder / NATIVE)
-            return order.folder / NATIVE
         models = {name: _one(order, name, draft, say) for name in (DETECTOR, MATTE)}
         copy_free_detector(order, draft)
         files = sorted(draft.glob("*.onnx"))
@@ -260,7 +245,7 @@ def _one(order: Order, name: str, draft: Path, say: Callable[[str], None]) -> di
         "side_px": made.side_px,
         "against_pytorch": [each._asdict() for each in made.differences],
     }
-    if order.half and order.deform == "grid":
+    if order.half:
         from export.precision import to_half
 
         half = draft / f"{name}{HALF_SUFFIX}"
@@ -278,30 +263,14 @@ def card(order: Order, models: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "profile": order.profile.name,
         "purpose": order.profile.purpose,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "deformable_convolution": order.deform,
         "opset": OPSET,
         "packages": {name: version(name) for name in PACKAGES},
         "models": models,
     }
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second export out of the folder.
-
-    Raises:
-        ExportError: another one is at it, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".exporting").open("wb")
-    except OSError as error:
-        raise ExportError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another: --models DIR"
-        ) from None
-    busy = ExportError(f"another export is writing to {folder}; wait for it, or choose another: --models DIR")
-    with alone(lock, busy):
-        yield
+def busy(folder: Path) -> ExportError:
+    return ExportError(f"another export is writing to {folder}; wait for it, or choose another: --models DIR")
 
 
 def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
@@ -322,13 +291,6 @@ def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="DIR", type=Path, default=DEFAULT_OUTPUT, help="fetched weights (default: .cache/weights)"
     )
-    parser.add_argument(
-        "--lock",
-        metavar="FILE",
-        type=Path,
-        default=DEFAULT_LOCK,
-        help="the lock file that `fetch` keeps (default: export/weights.lock.json)",
-    )
 
 
 def side(text: str) -> int:
@@ -346,13 +308,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "Swin-L at 1024 px takes minutes and about 10 GB of memory. `runtime` serves what comes out."
     add_profile_arguments(parser)
-    parser.add_argument(
-        "--deform",
-        choices=("grid", "native"),
-        default="grid",
-        help="deformable convolution by GridSample, which every TensorRT takes, or as the operator DeformConv: an "
-        "oracle for comparisons (default: grid)",
-    )
     parser.add_argument("--no-half", action="store_true", help="leave the graphs in half precision out")
 
 
@@ -368,24 +323,19 @@ def order_of(arguments: argparse.Namespace) -> Order:
     native_px = square_side_px(profile)
     if arguments.side not in (None, native_px) and profile.matte.source == BUNDLED:
         raise ExportError(f"{profile.name} is bundled as a file of {native_px} px; it has no other side")
-    if arguments.deform == "native" and profile.matte.source == BUNDLED:
-        raise ExportError(f"{profile.name} is bundled as a file with GridSample; its network is not made anew")
     fetching = ["fetch", profile.name]
     fetching += ["--detector", arguments.detector] if arguments.detector else []
     for option, given, default in (
         ("--catalog", arguments.catalog, CATALOG),
         ("--output", arguments.weights, DEFAULT_OUTPUT),
-        ("--lock", arguments.lock, DEFAULT_LOCK),
     ):
         fetching += [option, str(given)] if given != default else []
     return Order(
         profile=profile,
         detector=catalog.detector(arguments.detector) if arguments.detector else profile.detector,
         weights=arguments.weights,
-        lock=arguments.lock,
         folder=arguments.models / profile.name,
         side_px=arguments.side or native_px,
-        deform=arguments.deform,
         half=not arguments.no_half,
         fetching=tuple(fetching),
     )
@@ -394,16 +344,15 @@ def order_of(arguments: argparse.Namespace) -> Order:
 def run(arguments: argparse.Namespace) -> int:
     order = order_of(arguments)
     try:
-        with alone_in(order.folder):
+        with alone_in(order.folder, busy(order.folder)):
             made = make(order, say=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         print("export: stopped; run it again to have the whole folder", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise ExportError(f"{order.folder} cannot be written: {reason}") from error
+        raise ExportError(f"{order.folder} cannot be written: {reason}; choose another: --models DIR") from error
     licences = ", ".join(sorted({each.licence for each in (order.profile.matte, order.detector)}))
     print(f"{made}: side {order.side_px} px, licences {licences}")
-    if order.deform == "grid":
-        print(f"serve it here: make serve PROFILE={order.profile.name}")
+    print(f"serve it here: make serve PROFILE={order.profile.name}")
     return 0

@@ -20,7 +20,7 @@ def tidy(model: Any) -> None:
     """
     _merge_initializers(model.graph)
     _compute_constants(model)
-    _drop_identities(model)
+    drop_identities(model)
     _keep_batch(model)
     for node in model.graph.node:
         node.ClearField("doc_string")
@@ -71,7 +71,8 @@ def _constants(graph: Any) -> list[Any]:
     return [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
 
 
-def _drop_identities(model: Any) -> None:
+def drop_identities(model: Any) -> None:
+    """Take out Identity, which the exporter writes for weights used twice, and Cast to the type that is there."""
     graph = model.graph
     types = {value.name: value.type.tensor_type.elem_type for value in _inferred_values(model)}
     outputs = {output.name for output in graph.output}

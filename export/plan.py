@@ -11,7 +11,7 @@ import datetime
 import gc
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from export import ExportError
 from export.listing import size_text
-from export.onnx_models import DEFAULT_MODELS, DETECTOR, HALF_SUFFIX, MATTE, alone_in
+from export.locking import alone_in
+from export.onnx_models import DEFAULT_MODELS, DETECTOR, HALF_SUFFIX, MATTE, busy
 from export.plans.builder import LIBRARIES, MODULES, NoGpu, Options, build, load_tensorrt, warning_of
-from export.plans.gate import Arrays, Run, Verdict, judge_detector, judge_matte, one_by_one
+from export.plans.gate import Arrays, Verdict, judge_detector, judge_matte, one_by_one
 from export.plans.graph import Graph, read_graph
-from export.plans.pictures import SAMPLES, Pictures, find_pictures, take_pictures
+from export.plans.pictures import SAMPLES, find_pictures, take_pictures
 from export.plans.running import PlanRun, cuda_version
-from export.plans.watching import Progress
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
 from runtime.gpus import Host, look_at_host
@@ -97,7 +97,9 @@ def make(order: Order, host: Host, say: Callable[[str], None] = print) -> list[s
         for name, each in drafts.items():
             install(order.folder, name, each)
         return []
-    views = look(order, networks, drafts[MATTE].graph.side_px, say)
+    files = find_pictures(order.pictures)
+    views = take_pictures(files, Reference(networks[DETECTOR].path), drafts[MATTE].graph.side_px)
+    say(f"comparing on {len(views.names)} views of {len(files)} pictures in {order.pictures}")
     refused = []
     for name, each in drafts.items():
         run = Reference(networks[name].path)
@@ -107,7 +109,10 @@ def make(order: Order, host: Host, say: Callable[[str], None] = print) -> list[s
         del run
         gc.collect()
         with PlanRun(trt, each.path) as plan:
-            verdict = judge(name, plan, images, wanted, order)
+            if name == DETECTOR:
+                verdict = judge_detector(plan, images, wanted, order.options.batch_max)
+            else:
+                verdict = judge_matte(plan, images, wanted, order.options.batch_max, order.bound)
         if not settle(order.folder, name, each, verdict, say):
             refused.append(name)
     return refused
@@ -129,8 +134,8 @@ def draft(trt: Any, order: Order, network: Network, host: Host, say: Callable[[s
     if warning := warning_of(trt.__version__, order.major, graph):
         say(f"warning: {warning}")
     cache = order.folder / TIMINGS if order.major != "rtx" else None
-    with Progress(name) as progress:
-        built = build(trt, graph, order.options, order.folder / f"{name}{LOG}", cache, progress)
+    say(f"{name}: building …")
+    built = build(trt, graph, order.options, order.folder / f"{name}{LOG}", cache)
     path = order.folder / f".{name}{PLAN}.part"
     path.write_bytes(built.plan)
     header = plan_version(path)
@@ -182,22 +187,6 @@ class Reference:
     def __call__(self, images: NDArray[np.uint8]) -> Arrays:
         """uint8 [N, side, side, 3] → the outputs by name."""
         return dict(zip(self._names, self._session.run(self._names, {"images": images}), strict=True))
-
-
-def look(order: Order, networks: Mapping[str, Network], side_px: int, say: Callable[[str], None]) -> Pictures:
-    """The pictures that plans are judged on."""
-    files = find_pictures(order.pictures)
-    views = take_pictures(files, Reference(networks[DETECTOR].path), side_px)
-    say(f"comparing on {len(views.names)} views of {len(files)} pictures in {order.pictures}")
-    return views
-
-
-def judge(name: str, run: Run, images: NDArray[np.uint8], wanted: Arrays, order: Order) -> Verdict:
-    """The gate's verdict on the plan of one model."""
-    largest = order.options.batch_max
-    if name == DETECTOR:
-        return judge_detector(run, images, wanted, largest)
-    return judge_matte(run, images, wanted, largest, order.bound)
 
 
 def settle(folder: Path, name: str, each: Draft, verdict: Verdict, say: Callable[[str], None]) -> bool:
@@ -325,7 +314,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
 def run(arguments: argparse.Namespace) -> int:
     order = order_of(arguments)
     try:
-        with alone_in(order.folder):
+        with alone_in(order.folder, busy(order.folder)):
             try:
                 refused = make(order, look_at_host(), say=lambda line: print(line, flush=True))
             finally:

@@ -9,6 +9,7 @@ and not by the names of nodes, which differ from one export to the next.
 The converter is the project's own. The one that comes with ONNX Runtime casts the result of every float32 node to half,
 and back for the next one, so that a chain of float32 nodes still rounds between any two of them: coordinates kept that
 way are no better than half ones. `python -m benchmarks.precision` measures both, and what each part is worth.
+ModelOpt's AutoCast 0.47 does the same (nano: 0.0106 grey levels, this 0.0089), and its environment has 6.5 GB.
 """
 
 from collections import Counter
@@ -24,6 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export import ExportError
 from export.graph_parts import GRID, SHAPE_ONLY, Wiring, computed_from_pictures, has_subgraphs, holds_half, parts_of
+from export.onnx_tidy import drop_identities
 
 Part = Literal["input", "output", "boxes", "coordinates", "sampling", "offsets", "means", "norms", "softmax", "rest"]
 """A part of the graph that can stay float32:
@@ -146,7 +148,7 @@ def prepared(source: Path) -> ModelProto:
         raise PrecisionError(f"{source.name} holds half-precision weights already")
     cast_pictures_first(model)
     _lift_constants(model)
-    _drop_idle_nodes(model)
+    drop_identities(model)
     return model
 
 
@@ -349,26 +351,6 @@ def _lift_constants(model: ModelProto) -> None:
             lifted = graph.initializer.add()
             lifted.CopyFrom(tensor)
             lifted.name = node.output[0]
-        else:
-            staying.append(node)
-    del graph.node[:]
-    graph.node.extend(staying)
-
-
-def _drop_idle_nodes(model: ModelProto) -> None:
-    """Take out Identity, which the exporter writes for weights used twice, and Cast from float32 to float32."""
-    graph = model.graph
-    kinds, outputs = tensor_types(model), {value.name for value in graph.output}
-    replaced: dict[str, str] = {}
-    staying = []
-    for node in graph.node:
-        for slot, name in enumerate(node.input):
-            node.input[slot] = replaced.get(name, name)
-        idle = node.op_type == "Identity" or (
-            node.op_type == "Cast" and kinds[node.input[0]] == kinds[node.output[0]] == FLOAT
-        )
-        if idle and node.output[0] not in outputs:
-            replaced[node.output[0]] = node.input[0]
         else:
             staying.append(node)
     del graph.node[:]

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export import ExportError
+from export import ExportError, positive
 from export.networks.birefnet import SIDE_MULTIPLE_PX, BiRefNet
 from export.networks.birefnet_config import VARIANTS
 from export.networks.birefnet_export import export_form
@@ -278,13 +278,6 @@ def verify_export_form(variant: str, side_px: int, tolerance: float) -> bool:
         flush=True,
     )
     return within
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ must be the same to rounding, and the masks the same pixels.
 import argparse
 import functools
 import importlib.metadata
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,24 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export import ExportError
-from export.detector_agreement import (
-    CHECKOUT,
-    LOCK,
-    Comparison,
-    check_oracle,
-    compare,
-    detect,
-    import_pipeline,
-    open_detector,
-    predict,
-)
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-class NoPictures(ExportError):
-    """The folder holds no picture."""
+from export import ExportError, positive
+from export.detector_agreement import LOCK, Comparison, check_oracle, compare, detect, open_detector, predict
+from export.plans.pictures import SAMPLES, find_pictures, import_pipeline
 
 
 def export(weights: Path, target: Path) -> None:
@@ -42,9 +28,10 @@ def export(weights: Path, target: Path) -> None:
     Raises:
         ExportError: it is no readable checkpoint of YOLOv8-seg.
     """
+    from export.graphs import DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, DetectorGraph
     from export.networks.birefnet_weights import load_strict
     from export.networks.yolov8 import SCALES, YoloV8
-    from export.onnx_export import DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, DetectorGraph, export_graph
+    from export.onnx_export import export_graph
     from export.weights_io import WeightsError, load_ultralytics
 
     if not weights.is_file():
@@ -99,17 +86,14 @@ def read_pictures(folder: Path) -> dict[str, NDArray[np.uint8]]:
     """Every picture of a folder by its name, uint8 [H, W, 3] RGB, upright.
 
     Raises:
-        NoPictures: there is none.
+        PicturesMissing: there is none.
         ExportError: one cannot be read.
     """
     from cutaway.contract.errors import InputError
     from pipeline.decode import decode
 
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
-    if not paths:
-        raise NoPictures(f"no picture in {folder}; known are {', '.join(PICTURES)}")
     pictures = {}
-    for path in paths:
+    for path in find_pictures(folder, most=sys.maxsize):
         try:
             pictures[path.name] = decode(path.read_bytes()).rgb
         except InputError as error:
@@ -157,9 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--onnx", metavar="FILE", type=Path, help="the yolov8_seg.onnx made of it (default: it is made anew)"
     )
-    parser.add_argument(
-        "--pictures", metavar="DIR", type=Path, default=CHECKOUT / "samples", help="a folder (default: samples)"
-    )
+    parser.add_argument("--pictures", metavar="DIR", type=Path, default=SAMPLES, help="a folder (default: samples)")
     parser.add_argument(
         "--min-confidence",
         metavar="X",
@@ -170,14 +152,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=positive, default=2, help="threads for either side (default: %(default)d)"
     )
-
-
-def positive(text: str) -> int:
-    """A number from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,8 @@
 A `.pt` file is a zip archive of raw tensors and one pickle, and a pickle may name any function to be called
 while it is read. Here it may not: tensors are rebuilt by this module's own code, a few containers are let
 through, and every other class or function that the pickle names becomes an inert stand-in that only keeps
-what it is given. Ultralytics need not be installed.
+what it is given. Ultralytics need not be installed. (`torch.load` with `weights_only` refuses a pickled model; without
+it, an archive that says to be TorchScript goes to `torch.jit.load`.)
 """
 
 import pickle

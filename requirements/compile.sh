@@ -18,6 +18,9 @@ compile export --extra serve --extra dev $sdk --extra export --constraint requir
 # What sends requests in load tests and draws their reports.
 # shellcheck disable=SC2086
 compile loadtest --extra serve --extra dev $sdk --extra loadtest --constraint requirements/dev.txt
+# What breaks files for the decoding path.
+# shellcheck disable=SC2086
+compile fuzz --extra serve --extra dev $sdk --extra fuzz --constraint requirements/dev.txt
 # The GPU image: what its Triton serves with, and what builds plans in it (docker/Dockerfile.gpu).
 compile gpu --extra pipeline --constraint requirements/serve.txt
 compile plan --extra plan --constraint requirements/gpu.txt

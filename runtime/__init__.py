@@ -9,7 +9,8 @@ From Python, for tests and scripts:
     with Server(ServerOptions(profile="nano")) as server:
         print(server.http_url, server.grpc_url)
 
-Modules: `checks` (is this machine fit), `devices` (cores, threads, CUDA), `onnx_file` and `weights` (the networks'
-files), `compose` (the repository that Triton loads), `runs` (folders and shared memory of one server), `process` and
-`keeper` (the processes), `health` (the canary), `server` (supervision), `demo` and `sheet` (`make demo`).
+Modules: `bootstrap` (the Python of `.venv`), `checks` (whether this machine suits), `devices` (cores, threads, CUDA),
+`onnx_file` and `weights` (the networks' files), `compose` (the repository that Triton loads), `runs` (folder and shared
+memory of one server), `process` and `keeper` (the processes), `health` (health checks by canary requests), `server`
+(supervision), `gpus` and `plans` (TensorRT plans), `doctor`, `demo` and `sheet` (`make demo`).
 """

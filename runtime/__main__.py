@@ -15,7 +15,7 @@ PROG = "python -m runtime"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 well, 1 a problem (one line on stderr says which), 2 a wrong command line, 130 interrupted."""
+    """Exit status: 0 success, 1 a problem (one line on stderr), 2 a wrong command line, 130 interrupted."""
     try:
         options = _parser().parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
@@ -34,7 +34,7 @@ def _fail(problem: RuntimeProblem) -> int:
 
 
 def _missing(error: ModuleNotFoundError) -> RuntimeProblem:
-    """What to say when a package is not there: most often the command runs outside its environment."""
+    """The problem that a missing package is: most often the command runs outside its environment."""
     try:
         check_platform()
         check_python()
@@ -80,13 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         "--queue-size",
         type=_positive,
         metavar="N",
-        help="pictures that may wait before more are refused (default: 8 per instance on a CPU, 64 on a GPU)",
+        help="pictures that may wait before load is shed (default: 8 per instance on a CPU, 64 on a GPU)",
     )
     group.add_argument(
         "--processing-timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="how long a picture may take before it is given up (default: 30); large networks on a CPU need more",
+        help="timeout of one picture (default: 30); large networks on a CPU need more",
     )
     group.add_argument(
         "--cache-dir",
@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         parents=[models],
         help="run the server until Ctrl-C",
-        description="Run the server until Ctrl-C or SIGTERM. It says ready when a small picture went through, watches "
-        "its processes, and restarts when one dies.",
+        description="Run the server until Ctrl-C or SIGTERM. It is ready when a small picture went through, runs "
+        "health checks, and restarts when a process dies.",
     )
     network = serve.add_argument_group("network")
     network.add_argument(
@@ -121,14 +121,8 @@ def _parser() -> argparse.ArgumentParser:
         "--traces-url",
         default="",
         metavar="URL",
-        help="send OpenTelemetry spans of requests that are part of a trace there, as OTLP over HTTP, "
+        help="export OpenTelemetry spans of requests with a trace context there, as OTLP over HTTP, "
         "such as http://127.0.0.1:4318/v1/traces (default: none)",
-    )
-    serve.add_argument(
-        "--allow-shared-memory",
-        action="store_true",
-        help="let clients on this machine pass pictures in shared memory; needs a loopback --address, since whoever "
-        "reaches the server can then use any shared memory that it can",
     )
     serve.set_defaults(run=_serve)
 
@@ -171,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from runtime.server import Server, ServerOptions, StartGivenUp
+    from runtime.server import Server, ServerOptions, StartCancelled
 
     server = Server(
         ServerOptions(
@@ -188,7 +182,6 @@ def _serve(options: argparse.Namespace) -> int:
             device=options.device,
             cache_dir=options.cache_dir,
             verbose=options.verbose,
-            allow_shared_memory=options.allow_shared_memory,
             traces_url=options.traces_url,
         ),
         say=_say,
@@ -205,8 +198,8 @@ def _serve(options: argparse.Namespace) -> int:
         server.start()
         server.wait()
         if asked:
-            _say("stopping: pictures under way are finished (once more to stop at once)")
-    except StartGivenUp:
+            _say("stopping: requests in flight are completed (once more to stop at once)")
+    except StartCancelled:
         pass
     finally:
         server.stop()

@@ -1,4 +1,4 @@
-"""Is this machine fit to run the bundled Triton? Each check passes silently or raises one readable line."""
+"""Checks whether this machine can run the bundled Triton. Each passes silently or raises one readable line."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ MIB = 1024 * 1024
 TRITON_VERSION = "2.51.0"
 """What nvidia-pytriton 0.7.0 bundles (release 24.10)."""
 
-SHM = Path("/dev/shm")  # noqa: S108 - POSIX shared memory lies there
+SHM = Path("/dev/shm")  # noqa: S108 - POSIX shared memory
 
-PYTHON_MINIMUM = (3, 10)
+PYTHON_MINIMUM = (3, 11)
 PYTHON_MAXIMUM = (3, 12)
+"""numpy below 2, which the bundled Triton needs, has no wheel for 3.13; the stub itself would have one."""
 GLIBC_MINIMUM = (2, 35)
 CACHE_FREE_MINIMUM_BYTES = 32 * MIB
 """Room for a composed repository (well below 1 MiB; the networks are linked) and a log."""
@@ -77,12 +78,12 @@ def check_platform(system: str | None = None, machine: str | None = None, libc: 
 
 
 def check_python(version: tuple[int, int] | None = None) -> None:
-    """Python 3.10 to 3.12: what the backend's stubs and the pinned numpy have in common."""
+    """Python 3.11, as the SDK needs it, or 3.12."""
     version = sys.version_info[:2] if version is None else version
     if not PYTHON_MINIMUM <= version <= PYTHON_MAXIMUM:
         raise RuntimeProblem(
-            f"the server needs Python 3.10 to 3.12, and this is Python {version[0]}.{version[1]}; "
-            "make the environment with another one: make clean && make serve PYTHON=python3.11"
+            f"the server needs Python 3.11 or 3.12, and this is Python {version[0]}.{version[1]}; "
+            "make the environment anew, with a Python that suits: make clean && make serve"
         )
 
 
@@ -118,7 +119,7 @@ def check_libpython(
 
 
 def check_numpy(version: str | None = None) -> None:
-    """The stub of the bundled Triton reads numpy 2 arrays wrongly, without a word."""
+    """The stub of the bundled Triton misreads numpy 2 arrays silently."""
     if version is None:
         try:
             version = importlib.metadata.version("numpy")
@@ -135,7 +136,7 @@ def find_triton(root: Path | None = None, libpython: Path | None = None) -> Trit
 
     Args:
         root: the folder of the package `pytriton`; looked up where None.
-        libpython: see :func:`check_libpython`, which is asked where None.
+        libpython: see :func:`check_libpython`, whose result is taken where None.
     """
     if root is None:
         spec = importlib.util.find_spec("pytriton")
@@ -263,7 +264,7 @@ def shm_shortage(processes: int, free_bytes: int | None = None, *, side_px: int 
 
 
 def check_machine() -> TritonFiles:
-    """All that must hold before a server can be thought of, cheapest first."""
+    """All checks that a server needs, cheapest first."""
     check_platform()
     check_python()
     check_numpy()

@@ -36,9 +36,9 @@ CPU_QUEUE_DELAY_US = 0
 """On a CPU a batch takes as long as its pictures one by one, so waiting for batch-mates only adds to the latency."""
 
 CPU_QUEUE_PER_INSTANCE = 8
-"""Pictures that may wait for each pipeline on a CPU, unless told otherwise. Two cores with two pipelines, at three
-times what they can do: of 64 waiting pictures each is served after 23 s, shortly before it would be given up, of 16
-after 9 s. As many get through per second, and who is refused at once can go elsewhere. A GPU is much quicker."""
+"""Default queue length per pipeline on a CPU. Two cores and two pipelines under three times their capacity: with 64 in
+the queue a picture is answered after 23 s, shortly before its timeout, with 16 after 9 s, at the same throughput; a
+request that is shed at once can be retried elsewhere. A GPU is much faster."""
 
 STREAM_INSTANCES = 1
 """On a CPU: the detector takes all cores for nine tenths of a frame's time, so a second process would only wait."""
@@ -204,7 +204,7 @@ def _plan_model(config: Any, plan: CheckedPlan) -> None:
 
 
 def _set_side(config: Any, side: int) -> None:
-    """Another side of the square picture, wherever it stands."""
+    """Replace the side of the square input in all dims, in place."""
     source_side = config.input[0].dims[0]
     warmups = [value for warmup in config.model_warmup for value in warmup.inputs.values()]
     for tensor in [*config.input, *config.output, *warmups]:

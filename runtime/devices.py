@@ -76,7 +76,7 @@ def plan(available: int, instances: int | None = None, threads: int | None = Non
     """A plan for so many cores; what is given is kept.
 
     Every network gets all cores: a picture passes one network after the other, so one picture alone is as fast as it
-    can be. When several pictures are under way the networks share the cores, which costs little because waiting
+    can be. With several pictures in flight the networks share the cores, which costs little because waiting
     threads sleep. Two pipelines at least, so that one decodes and encodes while the other's picture is in a network.
     """
     return Plan(

@@ -1,7 +1,7 @@
-"""What a machine has to run TensorRT plans with, asked of the libraries themselves.
+"""What a machine has to run TensorRT plans with, as the libraries themselves report it.
 
-The libraries are asked in a process of their own: a driver keeps memory in every process that has called it, and one
-that crashes takes its process along.
+They are queried in a child process: a driver keeps memory in every process that has called it, and a crash would take
+this process along.
 
     python -m runtime.gpus        prints the same as JSON
 """
@@ -96,10 +96,10 @@ def read_host(text: str) -> Host:
 
 
 def examine(libraries: tuple[str, ...] = LIBRARIES, driver: str = DRIVER) -> Host:
-    """Load TensorRT and the driver into this process and ask them."""
+    """Load TensorRT and the driver into this process and query them."""
     version = tensorrt_version(libraries)
     try:
-        driver_cuda, gpus = _ask_driver(driver)
+        driver_cuda, gpus = _query_driver(driver)
     except _Refused as error:
         return Host(tensorrt=version, problem=str(error))
     if version is None:
@@ -130,7 +130,7 @@ class _Refused(Exception):
     """What the driver said."""
 
 
-def _ask_driver(name: str) -> tuple[str, tuple[Gpu, ...]]:
+def _query_driver(name: str) -> tuple[str, tuple[Gpu, ...]]:
     """The newest CUDA that the driver takes, and the GPUs.
 
     Raises:
@@ -143,26 +143,26 @@ def _ask_driver(name: str) -> tuple[str, tuple[Gpu, ...]]:
             f"there is no NVIDIA driver ({name}); in a container it comes from NVIDIA's container toolkit"
         ) from None
 
-    def ask(function: str, *arguments: object) -> None:
+    def call(function: str, *arguments: object) -> None:
         status = getattr(driver, function)(*arguments)
         if status:
             raise _Refused(_ERRORS.get(status, f"{function} failed with CUDA's error {status}"))
 
-    ask("cuInit", 0)
+    call("cuInit", 0)
     number = ctypes.c_int()
-    ask("cuDriverGetVersion", ctypes.byref(number))
+    call("cuDriverGetVersion", ctypes.byref(number))
     driver_cuda = f"{number.value // 1000}.{number.value % 1000 // 10}"
-    ask("cuDeviceGetCount", ctypes.byref(number))
+    call("cuDeviceGetCount", ctypes.byref(number))
     if not number.value:
         raise _Refused(_ERRORS[100])
     gpus = []
     for ordinal in range(number.value):
         device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
         label = ctypes.create_string_buffer(NAME_BYTES)
-        ask("cuDeviceGet", ctypes.byref(device), ordinal)
-        ask("cuDeviceGetName", label, NAME_BYTES, device)
-        ask("cuDeviceGetAttribute", ctypes.byref(major), CAPABILITY_MAJOR, device)
-        ask("cuDeviceGetAttribute", ctypes.byref(minor), CAPABILITY_MINOR, device)
+        call("cuDeviceGet", ctypes.byref(device), ordinal)
+        call("cuDeviceGetName", label, NAME_BYTES, device)
+        call("cuDeviceGetAttribute", ctypes.byref(major), CAPABILITY_MAJOR, device)
+        call("cuDeviceGetAttribute", ctypes.byref(minor), CAPABILITY_MINOR, device)
         gpus.append(Gpu(label.value.decode(errors="replace"), f"{major.value}.{minor.value}"))
     return driver_cuda, tuple(gpus)
 

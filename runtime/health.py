@@ -1,6 +1,6 @@
-"""Is the server alive? A small picture now and then says so: Triton's own readiness does not notice a dead model.
+"""Health checks: a canary request with a small picture, since Triton's readiness misses a dead model process.
 
-While pictures are being finished nothing is sent: that is proof enough, and a busy server is left to its work.
+While requests complete, no canary is sent: progress proves health, and a busy server gets no extra load.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from cutaway.contract.limits import INPUT_LIMITS
 from runtime.compose import PIPELINE
 
 CANARY_INTERVAL_S = 10.0
-"""How often the server is looked at when nothing is known to be wrong."""
-PATIENCE_S = 60.0
-"""This long without one finished picture while one waits is death. Twice what a picture may take."""
+"""Interval of health checks while the server is healthy."""
+STALL_TIMEOUT_S = 60.0
+"""A server with waiting requests that completes none for this long is unhealthy: twice the processing timeout."""
 STATISTICS_TIMEOUT_S = 5.0
 
 _REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
-"""Triton's own words when its queue is full or a request waited too long in it."""
+"""Triton's messages when its queue sheds a request: full, or queued for too long."""
 _DEAD_STUB = "is not healthy"
-"""Triton's own words when a model's process has ended."""
+"""Triton's message when a model's process has ended."""
 
 
-class Verdict(Enum):
-    WELL = "answered"
-    BUSY = "refused, because it has much to do"
-    SILENT = "did not answer"
-    BROKEN = "answered with a failure"
+class HealthStatus(Enum):
+    HEALTHY = "answered"
+    OVERLOADED = "shed the request"
+    TIMEOUT = "did not answer in time"
+    FAILED = "answered with an error"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a canary. `message` says what went wrong, "" for WELL."""
+    """Result of a canary request. `message` is the error, "" for HEALTHY."""
 
-    verdict: Verdict
+    status: HealthStatus
     message: str = ""
 
 
-class Looker(Protocol):
-    """What :class:`Watch` asks; :class:`Probe` in production."""
+class HealthProbe(Protocol):
+    """What :class:`HealthMonitor` needs of a probe; :class:`Probe` in production."""
 
     def finished(self) -> int | None: ...
     def canary(self, timeout_s: float) -> Answer: ...
 
 
 def canary_picture() -> bytes:
-    """A PNG of the smallest size allowed, of grey noise: decodes at once, and no decompression limit minds it."""
+    """A PNG of grey noise in the smallest size allowed; noise stays below the limit of the decompression ratio."""
     side = INPUT_LIMITS.min_side_px
     state, noise = 1, bytearray()
     for _ in range(side * side):
@@ -73,7 +73,7 @@ def canary_picture() -> bytes:
 
 
 class Probe:
-    """Asks one server over HTTP.
+    """Sends health checks to one server over HTTP.
 
     Args:
         host: its host as this machine reaches it.
@@ -85,14 +85,14 @@ class Probe:
         self._picture = canary_picture()
 
     def ready(self) -> bool:
-        """Whether Triton itself says that all models are loaded."""
+        """Whether Triton reports all models as loaded."""
         try:
             return self._ask("GET", "/v2/health/ready", STATISTICS_TIMEOUT_S)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 
     def finished(self) -> int | None:
-        """How many requests the pipeline has finished, well or not; None where the server does not say."""
+        """Requests that the pipeline has completed, successful or not; None where statistics are unavailable."""
         try:
             status, body = self._ask("GET", f"/v2/models/{PIPELINE}/stats", STATISTICS_TIMEOUT_S)
             if status != 200:
@@ -103,15 +103,15 @@ class Probe:
             return None
 
     def canary(self, timeout_s: float) -> Answer:
-        """Send the small picture through detection, and then through matting. Each may take `timeout_s`."""
+        """Send the canary through detection, then through matting, with `timeout_s` for each."""
         for outputs, parameters in (
             (("boxes", "scores", "report"), {}),
             (("images", "boxes", "scores", "report"), {"subject": "all"}),
         ):
             answer = self._infer(outputs, parameters, timeout_s)
-            if answer.verdict is not Verdict.WELL:
+            if answer.status is not HealthStatus.HEALTHY:
                 return answer
-        return Answer(Verdict.WELL)
+        return Answer(HealthStatus.HEALTHY)
 
     def _infer(self, outputs: tuple[str, ...], parameters: dict[str, str], timeout_s: float) -> Answer:
         element = struct.pack("<I", len(self._picture)) + self._picture
@@ -131,9 +131,9 @@ class Probe:
         try:
             status, body = self._ask("POST", f"/v2/models/{PIPELINE}/infer", timeout_s, header + element, headers)
         except TimeoutError:
-            return Answer(Verdict.SILENT, f"no answer to a small picture within {timeout_s:g} s")
+            return Answer(HealthStatus.TIMEOUT, f"no answer to a small picture within {timeout_s:g} s")
         except (OSError, http.client.HTTPException) as error:
-            return Answer(Verdict.BROKEN, f"the server cannot be reached: {error}")
+            return Answer(HealthStatus.FAILED, f"the server cannot be reached: {error}")
         return judge(status, body)
 
     def _ask(
@@ -149,92 +149,92 @@ class Probe:
 
 
 def judge(status: int, body: bytes) -> Answer:
-    """What an HTTP answer to the canary means. That nobody is seen in it is well: the detector has looked."""
+    """Classify an HTTP response to the canary. NO_PERSON_DETECTED is healthy: the detector has run."""
     if status == 200:
-        return Answer(Verdict.WELL)
+        return Answer(HealthStatus.HEALTHY)
     text = body.decode(errors="replace")
     with contextlib.suppress(ValueError, LookupError, TypeError):
         text = str(json.loads(text)["error"])
     error = from_json(text)
     if isinstance(error, NoPersonDetected):
-        return Answer(Verdict.WELL)
+        return Answer(HealthStatus.HEALTHY)
     if isinstance(error, Overloaded) or any(words in text for words in _REFUSALS):
-        return Answer(Verdict.BUSY, text)
-    return Answer(Verdict.BROKEN, error.message if error is not None else text)
+        return Answer(HealthStatus.OVERLOADED, text)
+    return Answer(HealthStatus.FAILED, error.message if error is not None else text)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Observation:
     finished: int | None
     answer: Answer | None
 
 
-class Watch:
-    """Decides when the server is asked and when it counts as dead.
+class HealthMonitor:
+    """Schedules canaries and decides when the server is unhealthy.
 
     Args:
-        probe: who asks.
-        interval_s: how often to look.
-        patience_s: how long one may wait without any being finished.
-        clock: seconds, only ever forward.
+        probe: sends the requests.
+        interval_s: between health checks.
+        stall_timeout_s: longest time without a completed request while one waits.
+        clock: monotonic, in seconds.
     """
 
     def __init__(
         self,
-        probe: Looker,
+        probe: HealthProbe,
         *,
         interval_s: float = CANARY_INTERVAL_S,
-        patience_s: float = PATIENCE_S,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._probe, self._interval_s, self._patience_s, self._clock = probe, interval_s, patience_s, clock
+        self._probe, self._interval_s, self._stall_timeout_s, self._clock = probe, interval_s, stall_timeout_s, clock
         self._next_at = clock() + interval_s
         self._progress_at = clock()
         self._finished: int | None = None
         self._failures = 0
-        self._pending: Future[_Seen] | None = None
-        self._asker = ThreadPoolExecutor(1, thread_name_prefix="canary")
+        self._pending: Future[_Observation] | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="canary")
 
-    def look(self) -> str | None:
-        """Call often; it never waits. Why the server counts as dead, or None while it does not."""
+    def check(self) -> str | None:
+        """Why the server is unhealthy, None while it is healthy. Never blocks; to be called often."""
         now = self._clock()
         if self._pending is None:
             if now >= self._next_at:
-                self._pending = self._asker.submit(self._ask, self._finished)
+                self._pending = self._executor.submit(self._observe, self._finished)
             return None
         if not self._pending.done():
             return None
         seen, self._pending = self._pending.result(), None
         self._next_at = now + self._interval_s
-        return self._weigh(seen, now)
+        return self._evaluate(seen, now)
 
     def close(self) -> None:
-        self._asker.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, before: int | None) -> _Seen:
+    def _observe(self, before: int | None) -> _Observation:
         finished = self._probe.finished()
         if finished is not None and finished != before:
-            return _Seen(finished, None)
-        answer = self._probe.canary(self._patience_s)
-        return _Seen(self._probe.finished(), answer)
+            return _Observation(finished, None)
+        answer = self._probe.canary(self._stall_timeout_s)
+        return _Observation(self._probe.finished(), answer)
 
-    def _weigh(self, seen: _Seen, now: float) -> str | None:
+    def _evaluate(self, seen: _Observation, now: float) -> str | None:
         moved = seen.finished is not None and seen.finished != self._finished
         self._finished = seen.finished
         if moved:
             self._progress_at = now
         answer = seen.answer
-        if answer is None or answer.verdict is Verdict.WELL:
+        if answer is None or answer.status is HealthStatus.HEALTHY:
             self._failures = 0
             return None
-        if answer.verdict is Verdict.BROKEN:
+        if answer.status is HealthStatus.FAILED:
             self._failures += 1
             if self._failures > 1 or _DEAD_STUB in answer.message:
                 return answer.message
             self._next_at = now
             return None
-        if not moved and now - self._progress_at >= self._patience_s:
-            return answer.message or f"no picture was finished for {self._patience_s:g} s"
+        if not moved and now - self._progress_at >= self._stall_timeout_s:
+            return answer.message or f"no picture was finished for {self._stall_timeout_s:g} s"
         return None
 
 

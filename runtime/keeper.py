@@ -1,4 +1,4 @@
-"""Keeps one tritonserver: starts it, and ends all of it when it dies, when it is told to, or when its owner is gone.
+"""Keeps one tritonserver: starts it, and ends all of it when it dies, on a signal, or when its owner is gone.
 
 A process of its own between the supervisor and Triton, so that nothing is left behind whatever happens to either:
 even when the supervisor is killed with SIGKILL, this process sees its standard input close, ends Triton and its model
@@ -37,11 +37,11 @@ def main(spec: dict[str, object]) -> int:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
-    asked: list[int] = []
+    stops: list[int] = []
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: asked.append(number))
+        signal.signal(number, lambda number, _: stops.append(number))
 
     command = [str(part) for part in spec["command"]]  # type: ignore[attr-defined]
     child = _start(libc, command)
@@ -56,17 +56,17 @@ def main(spec: dict[str, object]) -> int:
             os.read(wake_read, 4096)
         if 0 in ready and not os.read(0, 4096):
             watched.remove(0)
-            asked.append(signal.SIGTERM)
-        if os.getppid() != owner and not asked:
-            asked.append(signal.SIGTERM)
-        if asked and kill_at is None:
+            stops.append(signal.SIGTERM)
+        if os.getppid() != owner and not stops:
+            stops.append(signal.SIGTERM)
+        if stops and kill_at is None:
             kill_at = time.monotonic() + grace_s
             os.kill(child, signal.SIGTERM)
-        if len(asked) > 1 or (kill_at is not None and time.monotonic() > kill_at):
+        if len(stops) > 1 or (kill_at is not None and time.monotonic() > kill_at):
             os.kill(child, signal.SIGKILL)
         status = _reap(child)
     _end_session()
-    for region in Path("/dev/shm").glob(f"{spec['shm_prefix']}*"):  # noqa: S108 - POSIX shared memory lies there
+    for region in Path("/dev/shm").glob(f"{spec['shm_prefix']}*"):  # noqa: S108 - POSIX shared memory
         region.unlink(missing_ok=True)
     return status
 

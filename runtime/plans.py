@@ -216,7 +216,7 @@ def _check_source(folder: Path, record: PlanRecord, again: str) -> None:
             )
         if now != file["sha256"].lower():
             raise RuntimeProblem(
-                f"the plan {folder / record.model}{PLAN} was {what} another {file['name']} than lies beside it now; "
+                f"the plan {folder / record.model}{PLAN} was {what} another {file['name']} than the one beside it now; "
                 f"build it again: {again}"
             )
 

@@ -1,4 +1,4 @@
-"""One life of the bundled tritonserver: its command line, its environment, its processes and its log."""
+"""One process of the bundled tritonserver: its command line, environment, model processes and log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,15 @@ from runtime.runs import Run
 KEEPER = Path(__file__).resolve().parent / "keeper.py"
 CLIENT = Path(__file__).resolve().parents[1] / "client"
 STUB_NAME = "triton_python_backend_stub"
+COMM_MAX = 15
+"""Linux cuts the names of processes in /proc/PID/stat to this length."""
 
 EXIT_TIMEOUT_S = 30
-"""How long requests under way may take to end when the server is asked to stop; a picture may take as long."""
+"""Grace period for requests in flight when the server stops; one picture may take as long."""
 KILL_MARGIN_S = 5
-"""How much longer than that Triton may take before it is killed."""
+"""Added to the grace period before Triton is killed."""
 DRAINED_MARGIN_S = 0.3
-"""Between the end of the last request inside Triton and the end of its process: its answer is written meanwhile."""
+"""Between the last request's end inside Triton and its process's end: the response is written meanwhile."""
 
 SHM_START_BYTES = 4 * MIB
 SHM_GROWTH_BYTES = 4 * MIB
@@ -54,7 +57,7 @@ picture's file, or as a piece of one that comes over the network, is given back 
 would lie among small ones that stay, and the heaps would grow for thousands of requests. A picture of 12 megapixels
 takes a few milliseconds longer for it."""
 
-GRPC_OBJECTS_KEPT = 0
+GRPC_ALLOCATION_POOL_SIZE = 0
 """Requests and answers that Triton's gRPC keeps for reuse in each of its threads. By default it is 8, each with room
 for the largest picture that it ever held, which adds up over a thousand requests: to 190 MB, where it is 30 without."""
 
@@ -62,42 +65,28 @@ ORPHANS_S = 10.0
 """How long killed processes may take to be gone."""
 
 CLOSED_APIS = ("model-repository", "shared-memory", "logging", "trace")
-"""What no caller of this server needs and a stranger could abuse: closed by a key that nobody is told."""
+"""Endpoints that no caller needs and an attacker could abuse; each start restricts them with a random key."""
 
 TRACES_DELAY_MS = 1000
-"""How long Triton collects spans before it sends them; its own 5 s would make who looks wait, for no gain."""
+"""How long Triton batches spans before it exports them, instead of its own 5 s."""
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a server does only where it is asked to.
+def trace_arguments(traces_url: str) -> list[str]:
+    """Triton's arguments that export OpenTelemetry spans of requests with a trace context; none where the URL is empty.
 
-    Attributes:
-        shared_memory: clients may register regions of shared memory. Whoever reaches the server may then have it read
-            and write any region that it may.
-        traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context; none where empty.
+    Args:
+        traces_url: endpoint of OTLP over HTTP, such as "http://127.0.0.1:4318/v1/traces".
     """
-
-    shared_memory: bool = False
-    traces_url: str = ""
-
-    @property
-    def closed_apis(self) -> str:
-        return ",".join(api for api in CLOSED_APIS if not (self.shared_memory and api == "shared-memory"))
-
-    @property
-    def arguments(self) -> list[str]:
-        """For Triton's command line."""
-        if not self.traces_url:
-            return []
-        settings = (
-            "mode=opentelemetry",
-            f"opentelemetry,url={self.traces_url}",
-            f"opentelemetry,bsp_schedule_delay={TRACES_DELAY_MS}",
-            "level=TIMESTAMPS",
-            "rate=0",  # only requests that are part of somebody's trace
-        )
-        return [f"--trace-config={setting}" for setting in settings]
+    if not traces_url:
+        return []
+    settings = (
+        "mode=opentelemetry",
+        f"opentelemetry,url={traces_url}",
+        f"opentelemetry,bsp_schedule_delay={TRACES_DELAY_MS}",
+        "level=TIMESTAMPS",
+        "rate=0",  # only requests that carry a trace context
+    )
+    return [f"--trace-config={setting}" for setting in settings]
 
 
 @dataclass(frozen=True)
@@ -135,9 +124,9 @@ class TritonProcess:
         *,
         verbose: int = 0,
         exit_timeout_s: int = EXIT_TIMEOUT_S,
-        extras: Extras | None = None,
+        traces_url: str = "",
     ) -> None:
-        command = _command(files, run, addresses, verbose, exit_timeout_s, extras or Extras())
+        command = _command(files, run, addresses, verbose, exit_timeout_s, traces_url)
         spec = {
             "command": command,
             "owner": os.getpid(),
@@ -166,10 +155,10 @@ class TritonProcess:
         return self._keeper.poll()
 
     def stop(self, *, force: bool = False) -> int:
-        """Ask Triton to end, wait until nothing of it is left, and return its exit status.
+        """Stop Triton, wait until nothing of it is left, and return its exit status.
 
         Args:
-            force: kill it instead, giving up what is under way.
+            force: kill it instead; requests in flight are lost.
         """
         self._signal()
         if force:
@@ -187,8 +176,8 @@ class TritonProcess:
         return status
 
     def _end_orphans(self) -> None:
-        """Kill what a keeper that was killed itself has left. Models' processes end by themselves when they notice that
-        Triton is gone, but not all of them always do. While one lives, the session's id stands for no other."""
+        """Kill what a killed keeper has left, since model processes do not always notice that Triton is gone. While one
+        lives, the session id is not reused."""
         deadline = time.monotonic() + ORPHANS_S
         while (left := session_members(self._keeper.pid)) and time.monotonic() < deadline:
             for pid in left:
@@ -197,11 +186,10 @@ class TritonProcess:
             time.sleep(0.01)
 
     def _wait_drained(self) -> None:
-        """Wait until Triton has answered what was under way.
+        """Wait until Triton has answered the requests in flight.
 
-        All it would do after that is to unload its models one by one, which takes a second each and changes nothing.
-        A caller on this machine has its answer by then; one far away may still be reading, so there Triton ends in
-        its own time.
+        All that follows is to unload its models one by one, a second each, for nothing. A client on this machine has
+        its response by then; a remote one may still be reading, so there Triton exits by itself.
         """
         while self._keeper.poll() is None:
             if _DRAINED in self.log_text():
@@ -209,8 +197,8 @@ class TritonProcess:
                 return
             time.sleep(0.02)
 
-    def hurry(self) -> None:
-        """Make a `stop` that is under way in another thread a forced one."""
+    def force_stop(self) -> None:
+        """Turn a `stop` that runs in another thread into a forced one."""
         self._signal()
 
     def _signal(self) -> None:
@@ -223,8 +211,14 @@ class TritonProcess:
         """The model processes there are now."""
         return stubs_of(self.pid)
 
+    def has_dead_stub(self) -> bool:
+        """Whether a model process has ended; before its model is loaded, Triton itself waits for it for ever."""
+        return any(
+            stat.parent == self.pid and stat.state == "Z" and stat.name == STUB_NAME[:COMM_MAX] for stat in _all_stats()
+        )
+
     def log_text(self) -> str:
-        """What this life has written to the log so far."""
+        """What this process has logged so far."""
         try:
             with self._log.open("rb") as log:
                 log.seek(self._log_start)
@@ -232,22 +226,20 @@ class TritonProcess:
         except OSError:
             return ""
 
-    def last_complaint(self) -> str:
-        """The line of the log that most likely says why Triton ended, "" where there is none."""
-        return last_complaint(self.log_text())
+    def last_error(self) -> str:
+        """See :func:`last_error`."""
+        return last_error(self.log_text())
 
 
 def stubs_of(triton: int) -> list[Stub]:
     """The model processes that the tritonserver with this process id has now."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            fields = _stat(int(entry.name))
-            if fields is not None and fields.parent == triton and fields.state != "Z":
-                with contextlib.suppress(OSError):
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
-                        found.append(Stub(int(entry.name), fields.start_ticks, _model_of(os.fsdecode(words[1]))))
+    for stat in _all_stats():
+        if stat.parent == triton and stat.state != "Z":
+            with contextlib.suppress(OSError):
+                words = Path("/proc", str(stat.pid), "cmdline").read_bytes().split(b"\0")
+                if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
+                    found.append(Stub(stat.pid, stat.start_ticks, _model_of(os.fsdecode(words[1]))))
     return found
 
 
@@ -259,6 +251,8 @@ def is_gone(stub: Stub) -> bool:
 
 @dataclass(frozen=True)
 class _Stat:
+    pid: int
+    name: str
     state: str
     parent: int
     start_ticks: int
@@ -266,10 +260,17 @@ class _Stat:
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        head, _, tail = Path("/proc", str(pid), "stat").read_text().rpartition(")")
     except OSError:
         return None
-    return _Stat(fields[0], int(fields[1]), int(fields[19]))
+    fields = tail.split()
+    return _Stat(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[19]))
+
+
+def _all_stats() -> Iterator[_Stat]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))) is not None:
+            yield stat
 
 
 def _model_of(model_py: str) -> str:
@@ -279,22 +280,22 @@ def _model_of(model_py: str) -> str:
 
 
 # "failed to load 'x' version 1: Internal: …" is the reason; lines after it only repeat that something failed.
-_COMPLAINTS = (
+_ERROR_PATTERNS = (
     re.compile(r"^E\d{4} .*?\] \"?(failed to load .*?)\"?$", re.MULTILINE),
     re.compile(r"^error: (.*)$", re.MULTILINE),
     re.compile(r"^E\d{4} .*?\] \"?(.*?)\"?$", re.MULTILINE),
     re.compile(r"^.*?(error while loading shared libraries: .*)$", re.MULTILINE),
 )
-# Triton's words when no request is under way any more and it begins to unload.
+# Triton's message when no request is in flight any more and it begins to unload.
 _DRAINED = "All models are stopped, unloading models"
 
 # Printed by every start on a machine without a GPU, and no reason for anything.
 _HARMLESS = ("CudaDriverHelper has not been initialized",)
 
 
-def last_complaint(log: str) -> str:
+def last_error(log: str) -> str:
     """The line of a Triton log that most likely says why it ended, "" where there is none."""
-    for pattern in _COMPLAINTS:
+    for pattern in _ERROR_PATTERNS:
         found = [text for text in pattern.findall(log) if not any(word in text for word in _HARMLESS)]
         if found:
             return str(found[-1]).strip()
@@ -303,9 +304,9 @@ def last_complaint(log: str) -> str:
 
 
 def _command(
-    files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int, extras: Extras
+    files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int, traces_url: str
 ) -> list[str]:
-    key = f"cutaway-closed={secrets.token_hex(16)}"
+    restricted = f"{','.join(CLOSED_APIS)}:cutaway-closed={secrets.token_hex(16)}"
     return [
         str(files.server),
         f"--model-repository={run.repository}",
@@ -318,17 +319,17 @@ def _command(
         f"--http-port={addresses.http}",
         f"--grpc-address={addresses.host}",
         f"--grpc-port={addresses.grpc}",
-        f"--grpc-infer-allocation-pool-size={GRPC_OBJECTS_KEPT}",
+        f"--grpc-infer-allocation-pool-size={GRPC_ALLOCATION_POOL_SIZE}",
         f"--metrics-address={addresses.host}",
         f"--metrics-port={addresses.metrics}",
-        f"--http-restricted-api={extras.closed_apis}:{key}",
-        f"--grpc-restricted-protocol={extras.closed_apis}:{key}",
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
         f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}",
         f"--backend-config=python,shm-default-byte-size={SHM_START_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
         "--backend-config=python,stub-timeout-seconds=120",
         f"--log-verbose={verbose}",
-        *extras.arguments,
+        *trace_arguments(traces_url),
     ]
 
 
@@ -341,7 +342,7 @@ def _environment(files: TritonFiles) -> dict[str, str]:
     _prepend(environment, "PYTHONPATH", CLIENT)
     environment.pop("PYTHONHOME", None)
     environment["PYTHONUNBUFFERED"] = "1"
-    # numpy's own thread pools would only stand in the networks' way.
+    # numpy's thread pools would compete with the networks' for cores.
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Handed on to the models by model_process.sh.

@@ -1,6 +1,9 @@
-"""One server's own folder and shared memory, so that servers side by side never touch what is another's.
+"""One server's run folder and shared memory: servers side by side never touch each other's.
 
 <cache>/servers/<name>/lock         held as long as anything of the server lives
+                      /plain        only where the path has special characters: a link to a temporary folder, which has
+                                    a link back; Triton is given the latter, since the Python backend starts its model
+                                    processes through a shell and does not quote
                       /repository   what Triton loads
                       /backends     the Python backend, linked
                       /server.log   what Triton and the models say; the last few are kept
@@ -11,17 +14,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.checks import SHM, TritonFiles, check_cache_dir, unwritable
+from runtime.checks import SHM, RuntimeProblem, TritonFiles, check_cache_dir, unwritable
 
 LOGS_KEPT = 5
 MODEL_PROCESS = Path(__file__).resolve().parent / "model_process.sh"
 """Starts the stub with an environment of its own."""
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._@%+=-]+")
+"""Paths that a shell takes as they are."""
 
 
 @dataclass
@@ -38,11 +45,17 @@ class Run:
 
     @property
     def repository(self) -> Path:
-        return self.folder / "repository"
+        return self._plain / "repository"
 
     @property
     def backends(self) -> Path:
-        return self.folder / "backends"
+        return self._plain / "backends"
+
+    @property
+    def _plain(self) -> Path:
+        """The folder, by a path that a shell takes as it is."""
+        link = self.folder / "plain"
+        return link.readlink() / "server" if link.is_symlink() else self.folder
 
     @property
     def log(self) -> Path:
@@ -83,7 +96,7 @@ def open_run(cache_dir: Path) -> Run:
     """A new folder below the cache folder; what ended servers left behind is removed first.
 
     Raises:
-        RuntimeProblem: when the cache folder cannot be written or its disk is full.
+        RuntimeProblem: when the cache folder cannot be written, its disk is full, or Triton cannot load from its path.
     """
     check_cache_dir(cache_dir)
     servers = cache_dir / "servers"
@@ -92,6 +105,8 @@ def open_run(cache_dir: Path) -> Run:
         _sweep(servers)
         folder = servers / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
         folder.mkdir()
+        if not PLAIN_PATH.fullmatch(str(folder.absolute())):
+            _link_plain(folder)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -99,8 +114,28 @@ def open_run(cache_dir: Path) -> Run:
     return Run(folder, lock)
 
 
+def _link_plain(folder: Path) -> None:
+    """Make a path to the folder that a shell takes as it is.
+
+    Raises:
+        RuntimeProblem: there is no such path either.
+    """
+    candidates = [path for path in (tempfile.gettempdir(), "/tmp", "/var/tmp") if PLAIN_PATH.fullmatch(path)]  # noqa: S108
+    for parent in candidates:
+        with contextlib.suppress(OSError):
+            plain = Path(tempfile.mkdtemp(prefix="cutaway-", dir=parent))
+            (plain / "server").symlink_to(folder.absolute())
+            (folder / "plain").symlink_to(plain)
+            return
+    folder.rmdir()
+    raise RuntimeProblem(
+        f"Triton cannot load models from {folder}, whose path has special characters, and no temporary folder can be "
+        "written for a link to it; choose another cache folder: --cache-dir DIR"
+    )
+
+
 def _sweep(servers: Path) -> None:
-    """Clear the folders that nobody holds any more, and keep the last few logs."""
+    """Clear the folders of dead servers, and keep the last few logs."""
     ended = []
     for folder in sorted(servers.iterdir()):
         with contextlib.suppress(OSError):
@@ -118,6 +153,12 @@ def _sweep(servers: Path) -> None:
 def _clear(folder: Path) -> None:
     for part in ("repository", "backends"):
         shutil.rmtree(folder / part, ignore_errors=True)
+    link = folder / "plain"
+    if link.is_symlink():
+        with contextlib.suppress(OSError):
+            (link.readlink() / "server").unlink()
+            link.readlink().rmdir()
+        link.unlink()
     for region in SHM.glob(f"{_shm_prefix(folder)}*"):
         region.unlink(missing_ok=True)
 

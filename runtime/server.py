@@ -1,4 +1,4 @@
-"""One supervised Triton: composed, started, proven with a small picture, watched, restarted, and ended without a trace.
+"""One supervised Triton: composed, started, health-checked, restarted after a failure, and stopped without a trace.
 
 with Server(ServerOptions(profile="nano")) as server:
     client = cutaway.Client(server.grpc_url)
@@ -19,23 +19,23 @@ from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 from runtime.checks import RuntimeProblem, TritonFiles, check_machine, check_port, free_ports, resolve, shm_shortage
 from runtime.compose import CHECKOUT, SOURCE, Composed, compose
 from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, plan
-from runtime.health import CANARY_INTERVAL_S, PATIENCE_S, Probe, Verdict, Watch
-from runtime.process import Addresses, Extras, Stub, TritonProcess, is_gone
+from runtime.health import CANARY_INTERVAL_S, STALL_TIMEOUT_S, HealthMonitor, HealthStatus, Probe
+from runtime.process import Addresses, Stub, TritonProcess, is_gone
 from runtime.runs import Run, default_cache_dir, open_run
 from runtime.weights import load_networks, profile_folder
 
-LOOK_INTERVAL_S = 0.25
-"""How often the processes are looked at: a dead one is noticed within this time."""
+POLL_INTERVAL_S = 0.25
+"""Poll interval of the process check: a dead process is noticed within this time."""
 START_POLL_S = 0.05
-START_NEWS_S = 10.0
-"""How often a slow start says that it goes on."""
+START_PROGRESS_INTERVAL_S = 10.0
+"""Interval of the progress lines of a slow start."""
 FIRST_PICTURE_TIMEOUT_S = 120.0
-"""For detection and for matting each, or four times as long as a picture may take."""
+"""For detection and for matting each; at least four times the processing timeout."""
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
-"""More than `MAX_RESTARTS` restarts within this time mean that restarting does not help."""
+"""After more than `MAX_RESTARTS` restarts within this time the server fails for good."""
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0)
-"""Waits before the first, second, … restart within the window."""
+"""Backoff before the first, second, … restart within the window."""
 PORT_TRIES = 5
 
 WEIGHTS_VARIABLE = "CUTAWAY_WEIGHTS"
@@ -43,7 +43,7 @@ WEIGHTS_VARIABLE = "CUTAWAY_WEIGHTS"
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a server is to be.
+    """Configuration of a server.
 
     Attributes:
         profile: the model pair; its files lie in `models/<profile>` where they were made, else in
@@ -56,15 +56,13 @@ class ServerOptions:
         threads: threads of one network's run; all cores where None.
         queue_size: pictures that may wait; where None, a few for each instance on a CPU, on a GPU as
             `model_repository/` says.
-        processing_timeout_s: how long a picture may take before it is given up; 30 s where None. A large network on a
-            CPU needs more.
+        processing_timeout_s: deadline of one picture; 30 s where None. A large network on a CPU needs more.
         device: "auto" takes CUDA where it works, "cuda" insists on it.
         cache_dir: where repositories and logs are written; `.cache/runtime` of the checkout where None.
         verbose: Triton's own log level, 0 to 4.
         start_timeout_s: how long loading may take.
-        canary_interval_s: how often an idle server is sent a small picture.
+        canary_interval_s: interval of canary requests to an idle server.
         source: the repository to serve.
-        allow_shared_memory: clients on this machine may pass pictures in shared memory; on a loopback address only.
         traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context, such as
             "http://127.0.0.1:4318/v1/traces"; no spans where empty.
     """
@@ -85,7 +83,6 @@ class ServerOptions:
     start_timeout_s: float = 300.0
     canary_interval_s: float = CANARY_INTERVAL_S
     source: Path = SOURCE
-    allow_shared_memory: bool = False
     traces_url: str = ""
 
     @property
@@ -97,27 +94,27 @@ class ServerOptions:
         return Path(named) if named else profile_folder(self.profile)
 
 
-class StartGivenUp(Exception):
-    """The start was given up because somebody asked for the end."""
+class StartCancelled(Exception):
+    """A stop was requested during the start."""
 
 
 class Server:
     """A running server; use as a context manager, or `start` and `stop` it.
 
     Args:
-        options: what it is to be.
-        say: takes each line for the user; silent where None.
+        options: its configuration.
+        say: callback for each line for the user; silent where None.
 
     Attributes:
-        restarts: how often it was restarted.
-        failure: why it was given up, None while it was not.
+        restarts: number of restarts so far.
+        failure: why the server failed for good; None until then.
     """
 
     def __init__(self, options: ServerOptions | None = None, say: Callable[[str], None] | None = None) -> None:
         self.options = options or ServerOptions()
         self.restarts = 0
         self.failure: RuntimeProblem | None = None
-        self._say = say or _silent
+        self._say = say or (lambda _line: None)
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._run: Run | None = None
@@ -173,24 +170,19 @@ class Server:
 
     @property
     def probe(self) -> Probe:
-        """Asks this server about itself."""
+        """Sends health checks to this server."""
         return Probe(self._addresses.reachable, self._addresses.http)
 
     def start(self) -> None:
-        """Start, and return when a small picture has gone through `ensemble_pipeline`.
+        """Start, and return when a canary has gone through `ensemble_pipeline`.
 
         Raises:
-            RuntimeProblem: with one line that says what stands in the way.
-            StartGivenUp: when the end was asked for meanwhile.
+            RuntimeProblem: the server cannot start; one line that says why.
+            StartCancelled: a stop was requested meanwhile.
         """
         begun = time.monotonic()
         options = self.options
         self._files = check_machine()
-        if options.allow_shared_memory and not options.address.startswith("127.") and options.address != "localhost":
-            raise RuntimeProblem(
-                "--allow-shared-memory needs a loopback --address: whoever reaches the server could have it read and "
-                "write the shared memory of others"
-            )
         self._addresses = self._choose_addresses()
         networks = load_networks(options.weights_dir)
         device = choose_device(options.device, networks["yolov8_seg"].path)
@@ -209,7 +201,7 @@ class Server:
                 source=options.source,
             )
             self._processes = composed.processes
-            self._introduce(composed, device, layout)
+            self._announce(composed, device, layout)
             self._launch()
         except BaseException:
             self.stop()
@@ -219,18 +211,18 @@ class Server:
         self._watcher.start()
 
     def request_stop(self) -> None:
-        """Ask for the end, from a signal handler say; `wait` then returns. Asked twice, nothing is waited for."""
+        """Request a stop, for instance from a signal handler; `wait` then returns. A second request forces it."""
         if self._stopping.is_set() and self._process is not None:
-            self._process.hurry()
+            self._process.force_stop()
         self._stopping.set()
 
     def wait(self) -> None:
-        """Wait until the end is asked for, or restarting was given up (`failure` says why)."""
+        """Wait until a stop is requested or the server fails for good (see `failure`)."""
         while not (self._stopping.wait(0.2) or self._ended.is_set()):
             pass
 
     def stop(self) -> None:
-        """End everything: requests under way are finished, then no process and no shared memory is left."""
+        """Stop: requests in flight complete, then no process and no shared memory is left."""
         self._stopping.set()
         if self._watcher is not None:
             self._watcher.join()
@@ -263,7 +255,7 @@ class Server:
         free = iter(free_ports(host, len(wanted)))
         return Addresses(host, *(port or next(free) for port, _, _ in wanted))
 
-    def _introduce(self, composed: Composed, device: Device, layout: Plan) -> None:
+    def _announce(self, composed: Composed, device: Device, layout: Plan) -> None:
         where = device.name if device.kind == "cuda" else f"CPU, {layout.threads} threads per network"
         self._say(
             f"starting Triton with profile {self.options.profile} on {where}; "
@@ -274,7 +266,7 @@ class Server:
                 self._say(f"warning: {warning}")
 
     def _launch(self) -> None:
-        """Start Triton and wait for its first picture."""
+        """Start Triton and wait for its first canary."""
         assert self._files is not None and self._run is not None
         for _ in range(PORT_TRIES):
             self._process = TritonProcess(
@@ -282,13 +274,13 @@ class Server:
                 self._run,
                 self._addresses,
                 verbose=self.options.verbose,
-                extras=Extras(self.options.allow_shared_memory, self.options.traces_url),
+                traces_url=self.options.traces_url,
             )
             try:
                 self._wait_ready(self._process)
             except RuntimeProblem as problem:
                 self._process.stop(force=True)
-                # Between choosing a free port and using it somebody else may take it.
+                # Another process may take a free port before Triton binds it.
                 if "already in use" in str(problem) and 0 in (self.options.http_port, self.options.grpc_port):
                     self._addresses = self._choose_addresses()
                     continue
@@ -298,44 +290,48 @@ class Server:
 
     def _wait_ready(self, process: TritonProcess) -> None:
         begun = time.monotonic()
-        news_at = begun + START_NEWS_S
+        progress_at = begun + START_PROGRESS_INTERVAL_S
         probe = self.probe
         while not probe.ready():
             now = time.monotonic()
             if self._stopping.is_set():
-                raise StartGivenUp
+                raise StartCancelled
             if process.exit_status() is not None:
-                raise RuntimeProblem(self._death_at_start(process))
+                raise RuntimeProblem(self._start_failure(process))
             if now - begun > self.options.start_timeout_s:
                 raise RuntimeProblem(
                     f"Triton did not load the models within {self.options.start_timeout_s:g} s; see {_short(self.log)}"
                 )
-            if now > news_at:
+            if now > progress_at:
+                if process.has_dead_stub():
+                    raise RuntimeProblem(
+                        f"a model's process ended while starting: {process.last_error()}; see {_short(self.log)}"
+                    )
                 self._say(f"still loading the models ({now - begun:.0f} s)")
-                news_at = now + START_NEWS_S
+                progress_at = now + START_PROGRESS_INTERVAL_S
             self._stopping.wait(START_POLL_S)
         self._stubs = process.stubs()
         if len(self._stubs) < self._processes:
             raise RuntimeProblem(f"a model's process ended while starting; see {_short(self.log)}")
         loaded = time.monotonic()
         answer = probe.canary(max(FIRST_PICTURE_TIMEOUT_S, 4 * self._timeout_s))
-        if answer.verdict not in (Verdict.WELL, Verdict.BUSY):
+        if answer.status not in (HealthStatus.HEALTHY, HealthStatus.OVERLOADED):
             raise RuntimeProblem(f"the first picture failed: {answer.message}; see {_short(self.log)}")
         if (took_s := time.monotonic() - loaded) > self._timeout_s / 2:
             self._say(
-                f"warning: a small picture took {took_s:.0f} s, and one that takes more than {self._timeout_s:g} s is "
-                "given up; change that with --processing-timeout SECONDS, and give callers' requests as long"
+                f"warning: a small picture took {took_s:.0f} s, the timeout is {self._timeout_s:g} s; raise it with "
+                "--processing-timeout SECONDS, and clients' timeouts with it"
             )
 
-    def _death_at_start(self, process: TritonProcess) -> str:
+    def _start_failure(self, process: TritonProcess) -> str:
         status = process.exit_status()
-        said = process.last_complaint()
+        said = process.last_error()
         return f"Triton ended while starting (status {status}): {said or 'it said nothing'}; see {_short(self.log)}"
 
     def _watch(self) -> None:
         restarted_at: list[float] = []
         try:
-            reason = self._wait_for_death()
+            reason = self._wait_for_failure()
             while reason is not None:
                 now = time.monotonic()
                 restarted_at = [at for at in restarted_at if now - at < RESTART_WINDOW_S]
@@ -347,23 +343,23 @@ class Server:
                     return
                 wait_s = BACKOFF_S[min(len(restarted_at), len(BACKOFF_S) - 1)]
                 restarted_at.append(now)
-                reason = self._restart(reason, wait_s, len(restarted_at)) or self._wait_for_death()
-        except StartGivenUp:
+                reason = self._restart(reason, wait_s, len(restarted_at)) or self._wait_for_failure()
+        except StartCancelled:
             pass
-        except Exception as error:  # a supervisor that ended without a word would leave a server unwatched
+        except Exception as error:  # a supervisor that died silently would leave the server unsupervised
             self.failure = RuntimeProblem(f"the supervision failed: {error!r}; see {_short(self.log)}")
         finally:
             self._ended.set()
 
     def _restart(self, reason: str, wait_s: float, attempt: int) -> str | None:
-        """Why the restart failed, or None where the server is ready again."""
+        """Why the restart failed; None where the server is ready again."""
         later = f" in {wait_s:g} s" if wait_s else ""
         self._say(f"{reason}; restarting the server{later} ({attempt} of {MAX_RESTARTS})")
         begun, before = time.monotonic(), self._where
-        # What is under way is lost with the dead process or will be sent again; a quick return helps callers more.
+        # Requests in flight are lost with the dead process or will be retried; a quick restart helps callers more.
         self.process.stop(force=True)
         if self._stopping.wait(wait_s):
-            raise StartGivenUp
+            raise StartCancelled
         try:
             self._launch()
         except RuntimeProblem as problem:
@@ -373,31 +369,27 @@ class Server:
         self._say(f"ready again after {time.monotonic() - begun:.1f} s{moved}")
         return None
 
-    def _wait_for_death(self) -> str | None:
-        """Why the running Triton is no longer of use, or None when the end was asked for."""
+    def _wait_for_failure(self) -> str | None:
+        """Why the running Triton failed; None when a stop was requested."""
         process = self.process
-        patience_s = max(PATIENCE_S, 2 * self._timeout_s)
-        watch = Watch(self.probe, interval_s=self.options.canary_interval_s, patience_s=patience_s)
+        stall_timeout_s = max(STALL_TIMEOUT_S, 2 * self._timeout_s)
+        watch = HealthMonitor(self.probe, interval_s=self.options.canary_interval_s, stall_timeout_s=stall_timeout_s)
         try:
-            while not self._stopping.wait(LOOK_INTERVAL_S):
+            while not self._stopping.wait(POLL_INTERVAL_S):
                 gone = next((stub for stub in self._stubs if is_gone(stub)), None)
-                if gone is not None and self._stopping.wait(LOOK_INTERVAL_S):  # it may be Triton's end that ended it
+                if gone is not None and self._stopping.wait(POLL_INTERVAL_S):  # it may be Triton's end that ended it
                     return None
                 status = process.exit_status()
                 if status is not None:
-                    return f"Triton ended by itself (status {status}: {process.last_complaint() or 'it said nothing'})"
+                    return f"Triton ended by itself (status {status}: {process.last_error() or 'it said nothing'})"
                 if gone is not None:
                     return f"the process of {gone.model} ({gone.pid}) is gone"
-                complaint = watch.look()
-                if complaint is not None:
-                    return f"the server is no longer of use ({complaint})"
+                failure = watch.check()
+                if failure is not None:
+                    return f"the server is unhealthy ({failure})"
             return None
         finally:
             watch.close()
-
-
-def _silent(_line: str) -> None:
-    """Says nothing."""
 
 
 def _short(path: Path) -> str:

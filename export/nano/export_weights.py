@@ -18,12 +18,13 @@ from typing import Any
 import onnxruntime
 import torch
 
+from export.graphs import DETECTOR_SIDE_PX
 from export.nano.evaluate import held_out_figures, sharpness_figures
 from export.nano.pictures import load_bank
 from export.nano.training import load_checkpoint
 from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
-from export.onnx_export import DETECTOR_SIDE_PX, Difference, example_pictures, export_detector, export_nano_matte
+from export.onnx_export import Difference, example_pictures, export_detector, export_nano_matte
 from export.weights_io import YOLOV8N_SHA256, load_ultralytics
 from runtime.digest import sha256_of
 

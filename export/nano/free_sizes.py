@@ -18,7 +18,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from export.onnx_export import DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, example_pictures
+from export.graphs import DETECTOR_OUTPUTS, DETECTOR_SIDE_PX
+from export.onnx_export import example_pictures
 from runtime.digest import sha256_of
 
 SOURCE, TARGET = "yolov8_seg.onnx", "yolov8_seg_free.onnx"

@@ -21,8 +21,6 @@ PATCH_CHANNELS = (24, 24, 16, 12, 8)
 #: Per stage: kernels of its deformable ASPP and the width of each of its branches; none at fine scales.
 ASPP_KERNELS: tuple[tuple[int, ...], ...] = ((1, 3, 7), (1, 3, 7), (1, 3), (), ())
 ASPP_WIDTHS = (48, 32, 24, 0, 0)
-#: Height and width of the input must be multiples of this.
-SIZE_STEP_PX = 32
 
 
 def conv_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:

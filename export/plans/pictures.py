@@ -48,8 +48,15 @@ class Pictures(NamedTuple):
     names: list[str]
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Up to `MOST` picture files of a folder, by name.
+def import_pipeline() -> None:
+    """Make the modules of `pipeline` and `cutaway` importable, as they are where the server imports them."""
+    for folder in (CHECKOUT / "client", PIPELINE):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+
+
+def find_pictures(folder: Path, most: int = MOST) -> list[Path]:
+    """Up to `most` picture files of a folder, by name.
 
     Raises:
         PicturesMissing: see there.
@@ -59,7 +66,7 @@ def find_pictures(folder: Path) -> list[Path]:
         raise PicturesMissing(
             f"{folder} has no pictures ({', '.join(SUFFIXES)}); name a folder that has: --pictures DIR"
         )
-    return found[:MOST]
+    return found[:most]
 
 
 def take_pictures(files: list[Path], detector: Detector, side_px: int) -> Pictures:
@@ -73,8 +80,7 @@ def take_pictures(files: list[Path], detector: Detector, side_px: int) -> Pictur
     Raises:
         PicturesMissing: a file cannot be read.
     """
-    if str(PIPELINE) not in sys.path:
-        sys.path.insert(0, str(PIPELINE))
+    import_pipeline()
     from cutaway.contract.errors import InputError
     from pipeline.crop import crop_rect
     from pipeline.decode import decode

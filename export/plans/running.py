@@ -5,7 +5,6 @@ As small as it can be: each call takes its memory and gives it back, since a com
 
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ class PlanRun:
     def __init__(self, trt: Any, plan: Path) -> None:
         self._trt = trt
         self._cuda = load_cuda()
-        self._stream = self._ask(self._cuda.cudaStreamCreate())
+        self._stream = checked(self._cuda, self._cuda.cudaStreamCreate())
         self._logger = trt.Logger(trt.Logger.ERROR)
         load_plugins(trt, self._logger)
         self._runtime = trt.Runtime(self._logger)
@@ -55,50 +54,38 @@ class PlanRun:
         Raises:
             PlanProblem: TensorRT or CUDA fails.
         """
-        images = np.ascontiguousarray(images)
-        if not self._context.set_input_shape(INPUT, images.shape):
+        images, cuda, context = np.ascontiguousarray(images), self._cuda, self._context
+        if not context.set_input_shape(INPUT, images.shape):
             raise PlanProblem(f"the plan does not take pictures of shape {images.shape}")
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
-        arrays = {name: images if name == INPUT else self._empty(name) for name in names}
+        outputs = {
+            name: np.empty(tuple(context.get_tensor_shape(name)), self._trt.nptype(self._engine.get_tensor_dtype(name)))
+            for name in names
+            if name != INPUT
+        }
         memory: dict[str, int] = {}
-        kinds = self._cuda.cudaMemcpyKind
+        to_gpu, to_host = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         try:
-            for name, array in arrays.items():
-                memory[name] = self._ask(self._cuda.cudaMalloc(array.nbytes))
-                self._context.set_tensor_address(name, memory[name])
-            self._copy(memory[INPUT], images.ctypes.data, images.nbytes, kinds.cudaMemcpyHostToDevice)
-            if not self._context.execute_async_v3(int(self._stream)):
+            for name, array in {INPUT: images, **outputs}.items():
+                memory[name] = checked(cuda, cuda.cudaMalloc(array.nbytes))
+                context.set_tensor_address(name, memory[name])
+            checked(cuda, cuda.cudaMemcpyAsync(memory[INPUT], images.ctypes.data, images.nbytes, to_gpu, self._stream))
+            if not context.execute_async_v3(int(self._stream)):
                 raise PlanProblem("TensorRT could not run the plan; the GPU may have too little memory")
-            for name, array in arrays.items():
-                if name != INPUT:
-                    self._copy(array.ctypes.data, memory[name], array.nbytes, kinds.cudaMemcpyDeviceToHost)
-            self._ask(self._cuda.cudaStreamSynchronize(self._stream))
+            for name, array in outputs.items():
+                checked(
+                    cuda, cuda.cudaMemcpyAsync(array.ctypes.data, memory[name], array.nbytes, to_host, self._stream)
+                )
+            checked(cuda, cuda.cudaStreamSynchronize(self._stream))
         finally:
             for pointer in memory.values():
-                self._cuda.cudaFree(pointer)
-        return {name: array for name, array in arrays.items() if name != INPUT}
-
-    def _empty(self, name: str) -> NDArray[Any]:
-        shape = tuple(self._context.get_tensor_shape(name))
-        return np.empty(shape, self._trt.nptype(self._engine.get_tensor_dtype(name)))
-
-    def _copy(self, target: int, source: int, count_bytes: int, kind: Any) -> None:
-        self._ask(self._cuda.cudaMemcpyAsync(target, source, count_bytes, kind, self._stream))
-
-    def _ask(self, answer: tuple[Any, ...]) -> Any:
-        """What a function of CUDA gave beside its status.
-
-        Raises:
-            PlanProblem: the status is not success.
-        """
-        return checked(self._cuda, answer)
+                cuda.cudaFree(pointer)
+        return outputs
 
     def __enter__(self) -> "PlanRun":
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         # In this order: the context lives in the engine, and the engine in the runtime.
         del self._context, self._engine, self._runtime
         self._cuda.cudaStreamDestroy(self._stream)
@@ -129,7 +116,11 @@ def cuda_version() -> str | None:
 
 
 def checked(cuda: Any, answer: tuple[Any, ...]) -> Any:
-    """What a function of CUDA gave beside its status; see `PlanRun._ask`."""
+    """What a function of CUDA gave beside its status.
+
+    Raises:
+        PlanProblem: the status is not success.
+    """
     status, *values = answer
     if status != cuda.cudaError_t.cudaSuccess:
         _, words = cuda.cudaGetErrorString(status)

@@ -27,10 +27,11 @@ from runtime.checks import RuntimeProblem, check_machine, free_ports
 from runtime.compose import PIPELINE, Composed, read_config
 from runtime.digest import sha256_of
 from runtime.gpus import Gpu, Host
-from runtime.health import Answer, Probe, Verdict
+from runtime.health import Answer, HealthStatus, Probe
 from runtime.process import _environment, stubs_of
 from tests.docker.parts import ROOT, script
 from tests.plan_records import a_record
+from tests.runtime.leftovers import wait_for
 
 serve, healthcheck, export = script("serve"), script("healthcheck"), script("export")
 KEY = "a-key-of-these-tests"
@@ -187,10 +188,10 @@ def test_a_profile_alone_means_all_of_it() -> None:
 @pytest.mark.parametrize("command", ["models", "fetch", "onnx"])
 def test_weights_go_where_the_container_can_write(command: str) -> None:
     """The checkout in the image, where they go by themselves, is read-only. Who names a place gets it."""
-    given = export.arguments([command, "general", "--lock", "mine.json"])
     place = "--output" if command == "fetch" else "--weights"
+    given = export.arguments([command, "general", place, "mine"])
     assert given[given.index(place) + 1] == "/var/cache/cutaway/weights"
-    assert given.index("--lock") < len(given) - 2 and given[-3:] == ["general", "--lock", "mine.json"]
+    assert given.index(place) < len(given) - 2 and given[-3:] == ["general", place, "mine"]
 
 
 def test_an_empty_setting_of_the_network_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,30 +250,30 @@ def test_settings_of_the_cpu_server_are_arguments_that_it_knows(tmp_path: Path, 
 class Server:
     """Answers a probe as told."""
 
-    verdict: Verdict
+    status: HealthStatus
     counts: list[int | None]
 
     def finished(self) -> int | None:
         return self.counts.pop(0)
 
     def canary(self, _timeout_s: float) -> Answer:
-        return Answer(self.verdict, "")
+        return Answer(self.status, "")
 
 
 @pytest.mark.parametrize(
-    ("verdict", "counts", "well"),
+    ("status", "counts", "well"),
     [
-        (Verdict.WELL, [3], True),
-        (Verdict.BUSY, [3], True),
-        (Verdict.BROKEN, [3], False),
-        (Verdict.SILENT, [3, 3], False),
-        (Verdict.SILENT, [3, 4], True),
-        (Verdict.SILENT, [None], False),
-        (Verdict.SILENT, [3, None], False),
+        (HealthStatus.HEALTHY, [3], True),
+        (HealthStatus.OVERLOADED, [3], True),
+        (HealthStatus.FAILED, [3], False),
+        (HealthStatus.TIMEOUT, [3, 3], False),
+        (HealthStatus.TIMEOUT, [3, 4], True),
+        (HealthStatus.TIMEOUT, [None], False),
+        (HealthStatus.TIMEOUT, [3, None], False),
     ],
 )
-def test_health_is_a_picture_or_progress(verdict: Verdict, counts: list[int | None], well: bool) -> None:
-    assert healthcheck.healthy(Server(verdict, counts))[0] is well
+def test_health_is_a_picture_or_progress(status: HealthStatus, counts: list[int | None], well: bool) -> None:
+    assert healthcheck.healthy(Server(status, counts))[0] is well
 
 
 # ----------------------------------------------------------------------- the GPU image's command, on the bundled Triton
@@ -317,7 +318,7 @@ class Running:
         """Supervise in a thread that adds the exit status to `outcome`."""
 
         def run() -> None:
-            options = {"patience_s": 1.0, "canary_interval_s": canary_interval_s}
+            options = {"grace_period_s": 1.0, "canary_interval_s": canary_interval_s}
             outcome.append(serve.supervise(self.triton, self.probe, stopping, **options))
 
         thread = threading.Thread(target=run)
@@ -401,10 +402,9 @@ def test_the_canary_notices_a_dead_pipeline_though_triton_says_ready(
 def test_a_process_that_dies_is_noticed_without_a_canary(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     stopping, outcome = threading.Event(), list[int]()
     watcher = running.supervise(3600.0, stopping, outcome)
-    watcher.join(2 * serve.LOOK_INTERVAL_S + 0.5)
-    assert watcher.is_alive()
+    assert wait_for(lambda: "the models are loaded" in capsys.readouterr().err)
     running.kill("birefnet_trt")
-    watcher.join(30)
+    watcher.join(60)
     stopping.set()
     assert outcome == [1]
     assert "the process of birefnet_trt (" in capsys.readouterr().err
@@ -415,11 +415,11 @@ def test_the_end_that_was_asked_for_is_no_failure(running: Running) -> None:
     stopping = threading.Event()
     stopping.set()
     running.triton.terminate()
-    assert serve.supervise(running.triton, running.probe, stopping, patience_s=30.0) == 0
+    assert serve.supervise(running.triton, running.probe, stopping, grace_period_s=30.0) == 0
     assert running.triton.returncode == 0
 
 
 def test_an_end_that_nobody_asked_for_is_a_failure() -> None:
     for status, told in ((3, 3), (0, 1)):
         gone = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"])
-        assert serve.supervise(gone, Probe("127.0.0.1", 9), threading.Event(), patience_s=1.0) == told
+        assert serve.supervise(gone, Probe("127.0.0.1", 9), threading.Event(), grace_period_s=1.0) == told

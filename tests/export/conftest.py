@@ -41,5 +41,7 @@ def hub(client_of_the_hub: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1024)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _s: None)  # between its tries
     with loopback_hub() as running:
         yield filled(running)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.detector_agreement import CHECKOUT, QUIET, import_pipeline
+from export.detector_agreement import QUIET
 from export.networks.yolov8 import HEAD_LAYERS, YoloV8
+from export.plans.pictures import CHECKOUT, import_pipeline
 from export.verify_detector import read_pictures
 
 BUNDLED = CHECKOUT / "export" / "weights" / "nano" / "yolov8_seg.onnx"

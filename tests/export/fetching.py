@@ -12,14 +12,12 @@ from functools import cache
 from pathlib import Path
 
 from export.catalog import HUB, RELEASE, Weights
-from export.download import Patience
-from export.fetch import Settings
+from export.fetching import Settings
 from tests.export.loopback_hub import LoopbackHub, Repository
 
 COMMIT, LATER = "a" * 40, "b" * 40
 REPOSITORY, ASSETS = "owner/BiRefNet_x", "owner/assets"
 TOKEN = "hf_s3cr3tT0kenThatNeverShows"
-AT_ONCE = Patience(tries=3, first_wait_s=0.0)
 MIB = 1 << 20
 
 
@@ -40,12 +38,16 @@ def archive(values: int = 3 * MIB, seed: int = 2) -> bytes:
     return buffer.getvalue()
 
 
-MATTE = Weights("birefnet-x", HUB, "lite", "model.safetensors", "MIT", 1, REPOSITORY, "main")
-DETECTOR = Weights("yolov8n-seg", RELEASE, "yolov8n-seg", "yolov8n-seg.pt", "AGPL-3.0", 1, ASSETS, "v1")
-
-
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+MATTE = Weights("birefnet-x", HUB, "lite", "model.safetensors", "MIT", 1, REPOSITORY, "main")
+
+
+DETECTOR = Weights(
+    "yolov8n-seg", RELEASE, "yolov8n-seg", "yolov8n-seg.pt", "AGPL-3.0", 1, ASSETS, "v1", sha256=digest(archive())
+)
 
 
 def known(weights: Weights, content: bytes) -> Weights:
@@ -61,10 +63,10 @@ def filled(hub: LoopbackHub) -> LoopbackHub:
 
 
 def settings(hub: LoopbackHub, place: Path, **changes: object) -> Settings:
-    usual = Settings(place / "weights", place / "lock.json", hub=hub.url, releases=hub.url, patience=AT_ONCE)
+    usual = Settings(place / "weights", hub=hub.url, releases=hub.url)
     return replace(usual, **changes)  # type: ignore[arg-type]
 
 
 def files_in(folder: Path) -> set[str]:
-    """Names of the files in the folder of weights, without the one that keeps a second fetch out."""
-    return {each.name for each in folder.iterdir()} - {".fetching"} if folder.exists() else set()
+    """Names of the files in the folder of weights, without the one that keeps a second fetch out, and the pins."""
+    return {each.name for each in folder.iterdir()} - {".writing", "SHA256SUMS"} if folder.exists() else set()

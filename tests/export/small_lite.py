@@ -70,6 +70,6 @@ def publish(hub: LoopbackHub) -> None:
 def arguments(hub: LoopbackHub, place: Path) -> list[str]:
     """What `python -m export models lite` is given to do all of it in one folder."""
     (place / "catalog.toml").write_text(CATALOG)
-    where = {"catalog": "catalog.toml", "weights": "weights", "lock": "lock.json", "models": "models"}
+    where = {"catalog": "catalog.toml", "weights": "weights", "models": "models"}
     named = [text for option, name in where.items() for text in (f"--{option}", str(place / name))]
     return [*named, "--mirror", hub.url]

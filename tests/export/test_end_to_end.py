@@ -16,7 +16,7 @@ from cutaway import Client
 from export.__main__ import main
 from export.onnx_export import example_pictures
 from runtime.server import Server, ServerOptions
-from runtime.weights import BUNDLED, load_networks
+from runtime.weights import BUNDLED, load_networks, read_checksums
 from tests.export.fetching import filled
 from tests.export.loopback_hub import loopback_hub
 from tests.export.small_lite import CATALOG, SIDE_PX, arguments, as_published, publish
@@ -56,8 +56,8 @@ def test_the_card_says_what_the_files_are(made: Path) -> None:
     """Weights and their digest, licence, side, and how far the graphs are from PyTorch."""
     card = json.loads((made / "profile.json").read_text())
     matte: dict[str, Any] = card["models"]["birefnet_trt"]
-    lock = json.loads((made.parents[1] / "lock.json").read_text())
-    assert matte["weights_sha256"] == lock["birefnet-lite.safetensors"]["sha256"]
+    pinned = read_checksums(made.parents[1] / "weights")
+    assert matte["weights_sha256"] == pinned["birefnet-lite.safetensors"]
     assert (card["profile"], matte["licence"], matte["side_px"], matte["network"]) == ("lite", "MIT", SIDE_PX, "lite")
     assert {(each["output"], each["batch"]) for each in matte["against_pytorch"]} == {("alphas", 1), ("alphas", 3)}
     assert all(each["largest"] <= 1 for each in matte["against_pytorch"])
@@ -71,7 +71,7 @@ def test_the_folder_is_whole(made: Path) -> None:
     graphs = {"yolov8_seg_free.onnx"} | {
         f"{model}{kind}.onnx" for model in ("birefnet_trt", "yolov8_seg") for kind in ("", ".fp16")
     }
-    assert {each.name for each in made.iterdir()} == graphs | {"SHA256SUMS", "profile.json", ".exporting"}
+    assert {each.name for each in made.iterdir()} == graphs | {"SHA256SUMS", "profile.json", ".writing"}
     assert set(load_networks(made)) == {"birefnet_trt", "yolov8_seg", "yolov8_seg_free"}
     for name in graphs:
         model = onnx.load(made / name)
@@ -81,7 +81,7 @@ def test_the_folder_is_whole(made: Path) -> None:
 
 def test_the_bundled_profile_is_whole_where_it_is_made_again(tmp_path: Path) -> None:
     """Its folder is served in place of the bundled one, so streams would be slower without the free detector."""
-    given = ["--models", tmp_path / "models", "--weights", tmp_path / "weights", "--lock", tmp_path / "lock.json"]
+    given = ["--models", tmp_path / "models", "--weights", tmp_path / "weights"]
     assert main(["models", "nano", *map(str, given), "--no-plan"]) == 0
     made, bundled = load_networks(tmp_path / "models" / "nano"), load_networks(BUNDLED / "nano")
     assert {name: each.sha256 for name, each in made.items()} == {name: each.sha256 for name, each in bundled.items()}
@@ -96,7 +96,7 @@ def test_tensorrt_that_does_not_load_is_one_line(
     (package / "__init__.py").write_text('import ctypes\nctypes.CDLL("libnvinfer_that_is_not_here.so.10")\n')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("export.models.BINDINGS", ("tensorrt_bindings",))
-    given = ["--models", str(tmp_path / "models"), "--weights", str(tmp_path), "--lock", str(tmp_path / "lock.json")]
+    given = ["--models", str(tmp_path / "models"), "--weights", str(tmp_path)]
     assert main(["models", "nano", *given]) == 2
     said = capsys.readouterr().err
     assert "TensorRT's package tensorrt_bindings is installed and does not load (libnvinfer_that_is_not_here" in said
@@ -135,7 +135,7 @@ def test_making_again_replaces_nothing_before_all_is_well(made: Path, tmp_path: 
     (tmp_path / "birefnet-lite.safetensors").write_bytes(b"not the weights")
     before = {each.name: each.stat().st_mtime_ns for each in made.glob("*.onnx")}
     (place / "catalog.toml").write_text(CATALOG)
-    given = ["--catalog", place / "catalog.toml", "--lock", place / "lock.json", "--models", place / "models"]
+    given = ["--catalog", place / "catalog.toml", "--models", place / "models"]
     assert main(["onnx", "lite", *map(str, given), "--weights", str(tmp_path)]) == 2
     assert {each.name: each.stat().st_mtime_ns for each in made.glob("*.onnx")} == before
     assert not list(made.glob(".making*"))

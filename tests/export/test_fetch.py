@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("huggingface_hub")
 
-from export.download import (
+from export.fetching import (
     DiskTrouble,
     FetchError,
     NotThere,
     WrongContent,
     check_address,
+    fetch_weights,
     host_of,
     writing,
 )
-from export.fetch import alone_in, fetch_weights
-from export.pins import PinsError
+from export.locking import alone_in
 from tests.export.fetching import (
     COMMIT,
     DETECTOR,
@@ -53,39 +53,29 @@ def test_from_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
 
 
 def test_from_a_release(hub: LoopbackHub, tmp_path: Path) -> None:
-    path = fetch_weights(known(DETECTOR, archive()), settings(hub, tmp_path))
+    path = fetch_weights(DETECTOR, settings(hub, tmp_path))
     assert path.name == "yolov8n-seg.pt"
     assert path.read_bytes() == archive()
-    assert not (tmp_path / "lock.json").exists(), "the catalogue knows the digest: nothing is to be pinned"
+    assert not (path.parent / "SHA256SUMS").exists(), "the catalogue knows the digest: nothing is to be pinned"
 
 
-def test_a_first_download_is_pinned_and_later_ones_are_held_to_it(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_first_download_is_pinned_and_later_ones_are_held_to_it(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = fetch_weights(MATTE, settings(hub, tmp_path))
-    assert json.loads((tmp_path / "lock.json").read_text()) == {
-        "birefnet-x.safetensors": {
-            "sha256": digest(safetensors()),
-            "size_bytes": len(safetensors()),
-            "source": REPOSITORY,
-            "revision": COMMIT,
-        }
-    }
-    # The branch moves on. The pinned commit is fetched all the same.
+    sums = path.parent / "SHA256SUMS"
+    assert sums.read_text() == f"{digest(safetensors())}  birefnet-x.safetensors\n"
+    assert f'sha256 = "{digest(safetensors())}", revision = "{COMMIT}"' in capsys.readouterr().out
+    # The branch moves on. What the first download was is what later ones have to be.
     hub.repositories[REPOSITORY].files[LATER] = {"model.safetensors": safetensors(seed=9)}
     hub.repositories[REPOSITORY].branches["main"] = LATER
     path.unlink()
-    assert fetch_weights(MATTE, settings(hub, tmp_path)).read_bytes() == safetensors()
+    with pytest.raises(WrongContent, match=r"To take the new one, change its line in .*/SHA256SUMS"):
+        fetch_weights(MATTE, settings(hub, tmp_path))
+    # As the first run said: with commit and digest in the catalogue the old one is fetched all the same.
+    pinned = replace(known(MATTE, safetensors()), revision=COMMIT)
+    assert fetch_weights(pinned, settings(hub, tmp_path)).read_bytes() == safetensors()
     assert hub.hub.received[-1].path == f"/{REPOSITORY}/resolve/{COMMIT}/model.safetensors"
-
-
-def test_a_pin_leaves_the_others_alone(hub: LoopbackHub, tmp_path: Path) -> None:
-    for weights in (MATTE, DETECTOR):
-        fetch_weights(weights, settings(hub, tmp_path))
-    pins = json.loads((tmp_path / "lock.json").read_text())
-    assert {name: pin["sha256"] for name, pin in pins.items()} == {
-        "birefnet-x.safetensors": digest(safetensors()),
-        "yolov8n-seg.pt": digest(archive()),
-    }
-    assert (pins["yolov8n-seg.pt"]["source"], pins["yolov8n-seg.pt"]["revision"]) == ("owner/assets", "v1")
 
 
 def test_a_file_that_was_changed_at_the_hub_is_refused_before_it_is_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -108,7 +98,7 @@ def test_a_release_asset_that_was_changed_is_refused(hub: LoopbackHub, tmp_path:
 
 
 def test_a_digest_of_the_catalogue_is_held_to(hub: LoopbackHub, tmp_path: Path) -> None:
-    with pytest.raises(WrongContent, match=r"nothing was fetched\. To take the new one, change export/catalog\.toml"):
+    with pytest.raises(WrongContent, match=r"nothing was fetched\. To take the new one, .* export/catalog\.toml"):
         fetch_weights(known(MATTE, b"another"), settings(hub, tmp_path))
     assert hub.cdn.received == []
 
@@ -116,27 +106,13 @@ def test_a_digest_of_the_catalogue_is_held_to(hub: LoopbackHub, tmp_path: Path) 
 def test_what_the_hub_says_of_a_first_download_is_held_to(hub: LoopbackHub, tmp_path: Path) -> None:
     """The CDN, or what stands before it, gives other bytes of the same length."""
     fetch_weights(MATTE, settings(hub, tmp_path)).unlink()
-    (tmp_path / "lock.json").unlink()
+    (tmp_path / "weights" / "SHA256SUMS").unlink()
     (served,) = hub.served
     hub.served[served] = safetensors(seed=9)
     with pytest.raises(WrongContent, match="bad checksum"):
         fetch_weights(MATTE, settings(hub, tmp_path))
     assert files_in(tmp_path / "weights") == set()
-    assert not (tmp_path / "lock.json").exists()
-
-
-def test_a_lock_file_that_contradicts_the_catalogue(hub: LoopbackHub, tmp_path: Path) -> None:
-    fetch_weights(MATTE, settings(hub, tmp_path))
-    with pytest.raises(WrongContent, match="delete its entry in the lock file if the catalogue is right"):
-        fetch_weights(known(MATTE, b"another"), settings(hub, tmp_path))
-
-
-@pytest.mark.parametrize("text", ["[]", "{", '{"a.pt": {"sha256": "12"}}', '{"a.pt": 3}'])
-def test_a_lock_file_that_is_none(hub: LoopbackHub, tmp_path: Path, text: str) -> None:
-    (tmp_path / "lock.json").write_text(text)
-    with pytest.raises(PinsError, match="is not a lock file of weights"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-    assert (tmp_path / "lock.json").read_text() == text
+    assert not (tmp_path / "weights" / "SHA256SUMS").exists()
 
 
 def test_what_is_there_is_checked_and_not_fetched_again(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -157,27 +133,11 @@ def test_a_file_of_unknown_origin_is_not_overwritten(hub: LoopbackHub, tmp_path:
     path.parent.mkdir()
     path.write_bytes(b"somebody's own")
     with pytest.raises(
-        WrongContent, match=r"is another file than 127\.0\.0\.1 has; delete it, or keep it under another"
+        WrongContent, match=r"another file: .*; 127\.0\.0\.1 has another one; delete it, or keep it under another"
     ):
         fetch_weights(MATTE, settings(hub, tmp_path))
     assert path.read_bytes() == b"somebody's own"
-    assert not (tmp_path / "lock.json").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"<html>" * 20, safetensors()[:-1], safetensors() + b"x"])
-def test_a_file_of_another_form_is_never_pinned(hub: LoopbackHub, tmp_path: Path, content: bytes) -> None:
-    hub.repositories[REPOSITORY].files[COMMIT] = {"model.safetensors": content}
-    with pytest.raises(WrongContent, match=r"is no safetensors file|bytes, where its header says"):
-        fetch_weights(MATTE, settings(hub, tmp_path))
-    assert files_in(tmp_path / "weights") == set()
-    assert not (tmp_path / "lock.json").exists()
-
-
-def test_an_archive_of_another_form_is_never_pinned(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.assets["owner/assets/v1/yolov8n-seg.pt"] = safetensors()
-    with pytest.raises(WrongContent, match="is no PyTorch archive"):
-        fetch_weights(DETECTOR, settings(hub, tmp_path))
-    assert files_in(tmp_path / "weights") == set()
+    assert not (tmp_path / "weights" / "SHA256SUMS").exists()
 
 
 def test_the_token_goes_to_the_hub_and_no_further(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -204,11 +164,10 @@ def test_from_a_folder_without_a_network(tmp_path: Path, place: str) -> None:
     path = fetch_weights(MATTE, nobody)
     assert path.read_bytes() == safetensors()
     assert files_in(path.parent) == {path.name}
-    pinned = json.loads((tmp_path / "lock.json").read_text())[path.name]
-    assert (pinned["sha256"], pinned["source"], pinned["revision"]) == (digest(safetensors()), "folder", None)
+    assert (path.parent / "SHA256SUMS").read_text() == f"{digest(safetensors())}  {path.name}\n"
     path.unlink()
     source.write_bytes(safetensors(seed=9))
-    with pytest.raises(WrongContent, match="bad checksum"):
+    with pytest.raises(WrongContent, match="than was pinned"):
         fetch_weights(MATTE, nobody)
     assert files_in(path.parent) == set()
     assert source.exists()
@@ -238,7 +197,7 @@ def test_a_disk_with_too_little_room_is_seen_before_anything_is_fetched(
         fetch_weights(MATTE, settings(hub, tmp_path))
     assert hub.cdn.received == []
     with pytest.raises(DiskTrouble, match="has 2 MiB free"):
-        fetch_weights(DETECTOR, settings(hub, tmp_path))
+        fetch_weights(replace(DETECTOR, size_bytes=3 * MIB), settings(hub, tmp_path))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -248,9 +207,10 @@ def test_each_kind_of_a_full_disk(tmp_path: Path, number: int) -> None:
 
 
 def test_two_fetches_do_not_write_the_same_folder(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(FetchError, match="another fetch is writing to"), alone_in(tmp_path):
+    busy = FetchError("busy")
+    with alone_in(tmp_path, busy), pytest.raises(FetchError, match="busy"), alone_in(tmp_path, busy):
         pass
-    with alone_in(tmp_path):
+    with alone_in(tmp_path, busy):
         pass
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("huggingface_hub")
 from export.__main__ import main
 from export.catalog import load_catalog
 from tests.export.fetching import (
+    COMMIT,
     MIB,
     REPOSITORY,
     TOKEN,
@@ -35,12 +36,12 @@ def table(tmp_path: Path) -> Path:
     """A catalogue of one profile that the hub has; the detector's digest is known."""
     text = SMALL.replace("owner/name", REPOSITORY)
     path = tmp_path / "catalog.toml"
-    path.write_text(text + f'sha256 = "{digest(archive())}"\n')
+    path.write_text(text.replace("0" * 64, digest(archive())))
     return path
 
 
 def arguments(tmp_path: Path, table: Path, *more: str) -> list[str]:
-    fixed = ["--catalog", str(table), "--output", str(tmp_path / "weights"), "--lock", str(tmp_path / "lock.json")]
+    fixed = ["--catalog", str(table), "--output", str(tmp_path / "weights")]
     return ["fetch", "lite", *fixed, *more]
 
 
@@ -52,9 +53,8 @@ def test_a_profile_from_a_mirror(
     assert files_in(tmp_path / "weights") == {"birefnet-lite.safetensors", "yolov8n-seg.pt"}
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert lines[0] == (
-        f"birefnet-lite.safetensors: first seen, pinned to SHA-256 {digest(safetensors())} in {tmp_path / 'lock.json'}"
-    )
+    sums = tmp_path / "weights" / "SHA256SUMS"
+    assert lines[0].startswith(f"birefnet-lite.safetensors: first seen, pinned in {sums};")
     assert "birefnet-lite.safetensors: 3 MiB from 127.0.0.1, SHA-256" in lines[1]
     assert lines[1].endswith(", MIT")
     assert lines[2].endswith(", AGPL-3.0")
@@ -74,7 +74,6 @@ def test_a_token_of_the_environment_opens_a_gated_repository_and_never_shows(
     hub.repositories[REPOSITORY].gated = True
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv(name, f" {TOKEN}\n")
-    monkeypatch.setattr("export.fetch.DEFAULT_RELEASES", hub.url)
     assert main(arguments(tmp_path, table)) == 2
     captured = capsys.readouterr()
     assert "is gated, and the account of your token has no access" in captured.err
@@ -119,7 +118,8 @@ def test_errors_are_one_line_and_exit_status_2(
     monkeypatch.setenv("HF_ENDPOINT", "http://example.org")
     assert main(arguments(tmp_path, table)) == 2
     assert "HF_ENDPOINT must be an https:// address" in one_line(capsys)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # which is read at import
     assert main(arguments(tmp_path, table)) == 2
     assert "HF_HUB_OFFLINE forbids the network; unset it, or take the files from a folder" in one_line(capsys)
 
@@ -131,7 +131,7 @@ def test_weights_of_the_shipped_catalogue_are_held_to_its_digests(
     lite = load_catalog().profile("lite").matte
     hub.repositories[str(lite.repository)] = hub.repositories[REPOSITORY]
     hub.repositories[REPOSITORY].branches[str(lite.revision)] = "a" * 40
-    command = ["fetch", "lite", "--output", str(tmp_path / "w"), "--lock", str(tmp_path / "lock.json")]
+    command = ["fetch", "lite", "--output", str(tmp_path / "w")]
     assert main([*command, "--mirror", hub.url]) == 2
     assert "has another model.safetensors of ZhengPeng7/BiRefNet_lite than was pinned" in one_line(capsys)
 
@@ -141,9 +141,9 @@ def test_offline_from_a_folder_that_another_machine_filled(
 ) -> None:
     assert main(arguments(tmp_path, table, "--mirror", hub.url)) == 0
     asked = len(hub.hub.received)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     there = tmp_path / "there"
-    command = ["fetch", "lite", "--catalog", str(table), "--output", str(there), "--lock", str(tmp_path / "lock.json")]
+    command = ["fetch", "lite", "--catalog", str(table), "--output", str(there)]
     assert main([*command, "--from", str(tmp_path / "weights")]) == 0
     assert (there / "birefnet-lite.safetensors").read_bytes() == safetensors()
     assert (there / "yolov8n-seg.pt").read_bytes() == archive()
@@ -195,7 +195,10 @@ def test_stopped_by_hand(hub: LoopbackHub, tmp_path: Path, table: Path) -> None:
         let_go.wait(30)
         return reply
 
-    hub.faults += [breaks_after(MIB), hangs]
+    # More than the 10 MB that are gathered before they are written.
+    large = safetensors(14 * MIB)
+    hub.repositories[REPOSITORY].files[COMMIT] = {"model.safetensors": large}
+    hub.faults += [breaks_after(12 * MIB), hangs]
     running = subprocess.Popen(
         [sys.executable, "-m", "export", *arguments(tmp_path, table, "--mirror", hub.url)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "client")))},
@@ -212,4 +215,7 @@ def test_stopped_by_hand(hub: LoopbackHub, tmp_path: Path, table: Path) -> None:
             running.kill()
     assert (running.returncode, errors) == (130, "export: stopped; run it again to go on from here\n")
     (part,) = files_in(tmp_path / "weights")
-    assert (tmp_path / "weights" / part).stat().st_size == MIB
+    assert (tmp_path / "weights" / part).stat().st_size == 10 * MIB
+    assert main(arguments(tmp_path, table, "--mirror", hub.url)) == 0
+    assert hub.cdn.received[2].headers["range"] == f"bytes={10 * MIB}-"
+    assert (tmp_path / "weights" / "birefnet-lite.safetensors").read_bytes() == large

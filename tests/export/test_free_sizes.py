@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from export.graphs import DETECTOR_OUTPUTS
 from export.nano.free_sizes import SOURCE, TARGET, free_sizes, same_results
-from export.onnx_export import DETECTOR_OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "export" / "weights" / "nano"

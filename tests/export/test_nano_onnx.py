@@ -11,16 +11,11 @@ import pytest
 import torch
 
 from export.check_pictures import check_pictures
+from export.graphs import CANDIDATES, DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, MATTE_OUTPUTS, DetectorGraph, MatteGraph
 from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
 from export.onnx_export import (
-    CANDIDATES,
-    DETECTOR_OUTPUTS,
-    DETECTOR_SIDE_PX,
-    MATTE_OUTPUTS,
     OPSET,
-    DetectorGraph,
-    MatteGraph,
     NothingToCompare,
     _same_candidates,
     compare,

@@ -15,15 +15,6 @@ from export.onnx_models import CHECKSUMS, _swap
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_bundled_network_is_not_made_anew_with_another_operator(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The file has GridSample; a card that said otherwise would lie."""
-    assert main(["onnx", "nano", "--models", str(tmp_path), "--deform", "native"]) == 2
-    assert "bundled as a file with GridSample" in capsys.readouterr().err
-    assert not (tmp_path / "nano").exists()
-
-
 def test_what_to_fetch_is_told_as_it_has_to_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the detector and the folders that were asked for; before anything is exported."""
     given = ["--models", str(tmp_path), "--weights", str(tmp_path / "w"), "--detector", "x"]
@@ -44,7 +35,7 @@ def test_no_room_on_the_disk(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"export: {tmp_path / 'nano'} cannot be written: ")
     assert done.stderr.count("\n") == 1
-    assert {each.name for each in (tmp_path / "nano").iterdir()} == {".exporting"}
+    assert {each.name for each in (tmp_path / "nano").iterdir()} == {".writing"}
 
 
 def test_a_folder_that_is_being_replaced_is_not_whole(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from export.plans.builder import PlanProblem, TensorRTMissing, check_version, lo
 from export.plans.gate import Verdict
 from export.plans.graph import Graph
 from export.plans.running import PlanRun, cuda_version, load_cuda
-from export.plans.watching import Progress, stoppable
+from export.plans.watching import stoppable
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
 from runtime.gpus import Gpu, Host, look_at_host
@@ -176,10 +176,7 @@ def test_the_container_asks_for_what_there_is() -> None:
     given = script("export").arguments(["general", "--detector", "x"])
     parsed = make_parser(given[0]).parse_args(given)
     assert (parsed.profile, parsed.detector) == ("general", "x")
-    assert (str(parsed.weights), str(parsed.lock)) == (
-        "/var/cache/cutaway/weights",
-        "/var/cache/cutaway/weights.lock.json",
-    )
+    assert str(parsed.weights) == "/var/cache/cutaway/weights"
 
 
 # ------------------------------------------------------------------------------------------------ CUDA, progress
@@ -195,25 +192,13 @@ def test_running_without_a_gpu_gives_cudas_own_words(folder: Path) -> None:
         PlanRun(None, folder / f"{MATTE}.plan")
 
 
-def test_progress_is_the_innermost_step() -> None:
-    progress = Progress("birefnet_trt", io.StringIO())
-    assert progress.line() == "birefnet_trt: building, 0 s"
-    progress.enter("Building engine", 6)
-    progress.enter("Timing graph nodes", 210)
-    progress.step("Timing graph nodes", 33)
-    assert progress.line() == "birefnet_trt: Timing graph nodes 34/210, 0 s"
-    progress.leave("Timing graph nodes")
-    progress.step("never entered", 3)
-    assert progress.line() == "birefnet_trt: Building engine 0/6, 0 s"
-
-
 def test_ctrl_c_asks_to_stop_and_is_raised_afterwards() -> None:
-    progress = Progress("test", io.StringIO())
+    stopped = threading.Event()
 
     def build() -> None:
-        with stoppable(progress):
+        with stoppable(stopped):
             os.kill(os.getpid(), signal.SIGINT)
-            built.append(progress.stopped.wait(5))
+            built.append(stopped.wait(5))
 
     built: list[bool] = []
     with pytest.raises(KeyboardInterrupt):

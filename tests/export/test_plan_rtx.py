@@ -21,7 +21,7 @@ from export.onnx_export import example_pictures, export_birefnet
 from export.plan import Reference
 from export.plans.builder import NodeRefused, Options, OutOfMemory, PlanProblem, build, configure, load_tensorrt
 from export.plans.graph import Graph, GraphRefused, read_graph
-from export.plans.watching import Progress, make_logger
+from export.plans.watching import make_logger
 from export.precision import cast_pictures_first, to_half
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
@@ -49,8 +49,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(graph: Graph, log: Path, **options: Any) -> Any:
-    with Progress("test") as progress:
-        return build(load_tensorrt("rtx"), graph, Options(compute_capabilities=TARGETS, **options), log, None, progress)
+    return build(load_tensorrt("rtx"), graph, Options(compute_capabilities=TARGETS, **options), log, None)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -281,7 +280,7 @@ def test_a_target_that_is_not_known_is_named(nano: Path, tmp_path: Path) -> None
     graph = read_graph(nano / f"{DETECTOR}.onnx")
     options = Options(compute_capabilities=("9.0",))
     with pytest.raises(PlanProblem, match=r"not build for compute capability 9\.0, but for 7\.5, .*8\.9"):
-        build(load_tensorrt("rtx"), graph, options, tmp_path / "log", None, Progress("test"))
+        build(load_tensorrt("rtx"), graph, options, tmp_path / "log", None)
 
 
 def test_ctrl_c_stops_a_build(nano: Path, tmp_path: Path) -> None:

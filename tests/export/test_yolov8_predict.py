@@ -184,7 +184,7 @@ def test_command_says_what_is_amiss(
     assert main(["verify-detector", "--weights", str(weights)]) == 2
     assert "holds no model" in capsys.readouterr().err
     assert main(["verify-detector", "--weights", str(weights), "--pictures", str(tmp_path)]) == 2
-    assert "no picture in" in capsys.readouterr().err
+    assert "has no pictures" in capsys.readouterr().err
     monkeypatch.setattr(detector_agreement, "PACKAGES", ("ultralytics_that_is_not_there",))
     assert main(["verify-detector", "--weights", str(weights)]) == 2
     error = capsys.readouterr().err

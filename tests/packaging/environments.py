@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ALL_VARIABLE = "CUTAWAY_TEST_EVERY_PYTHON"
 """Where it is set, the wheel is installed for every supported Python that is found, else for the running one."""

@@ -49,14 +49,14 @@ def test_supported_platform(libc: tuple[str, str]) -> None:
     checks.check_platform("Linux", "x86_64", libc)
 
 
-@pytest.mark.parametrize("version", [(3, 9), (3, 13), (2, 7), (4, 0)])
+@pytest.mark.parametrize("version", [(3, 10), (3, 13), (2, 7), (4, 0)])
 def test_wrong_python(version: tuple[int, int]) -> None:
     with pytest.raises(RuntimeProblem) as problem:
         checks.check_python(version)
-    assert f"needs Python 3.10 to 3.12, and this is Python {version[0]}.{version[1]}" in one_line(problem)
+    assert f"needs Python 3.11 or 3.12, and this is Python {version[0]}.{version[1]}" in one_line(problem)
 
 
-@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12)])
+@pytest.mark.parametrize("version", [(3, 11), (3, 12)])
 def test_right_python(version: tuple[int, int]) -> None:
     checks.check_python(version)
 

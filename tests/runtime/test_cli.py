@@ -18,7 +18,7 @@ from cutaway.contract.limits import PROFILES
 from runtime.server import ServerOptions
 from runtime.weights import profile_folder
 from tests.runtime.conftest import ROOT, Command
-from tests.runtime.leftovers import assert_nothing_left, processes_of, wait_for
+from tests.runtime.leftovers import GONE_S, assert_nothing_left, processes_of, wait_for
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def test_killed_supervisor_leaves_nothing(serve: Callable[..., Command]) -> None
     assert len(processes_of(command.cache_dir)) == 7  # the keeper, tritonserver, five models
     command.process.kill()
     command.process.wait()
-    assert_nothing_left(command.cache_dir, seconds=5)
+    assert_nothing_left(command.cache_dir, seconds=GONE_S)
 
 
 @pytest.mark.triton
@@ -70,7 +70,7 @@ def test_killed_process_group_leaves_nothing(serve: Callable[..., Command]) -> N
     for pid in (command.process.pid, int(triton[0])):
         os.kill(pid, signal.SIGKILL)
     command.process.wait()
-    assert_nothing_left(command.cache_dir, seconds=5)
+    assert_nothing_left(command.cache_dir, seconds=GONE_S)
 
 
 @pytest.mark.triton
@@ -84,11 +84,11 @@ def test_ended_while_starting(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert wait_for(lambda: any("bin/tritonserver" in words.split()[0] for words in processes_of(cache_dir)), 20)
+    assert wait_for(lambda: any("bin/tritonserver" in words.split()[0] for words in processes_of(cache_dir)))
     starting.send_signal(signal.SIGTERM)
-    _, complaint = starting.communicate(timeout=20)
+    _, failure = starting.communicate(timeout=GONE_S)
     assert starting.returncode == 0
-    assert complaint == ""
+    assert failure == ""
     assert_nothing_left(cache_dir)
 
 

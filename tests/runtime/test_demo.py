@@ -1,7 +1,14 @@
-"""`make demo` with any pictures: cut-outs and one sheet are written, what cannot be cut is told, the server is gone."""
+"""`make demo`: any pictures in, cut-outs and one sheet out; a checkout in any path, a container with little.
+
+What cannot be cut is a line, and the server is gone afterwards.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +18,10 @@ from runtime.checks import RuntimeProblem
 from runtime.demo import find_pictures, run_demo
 from runtime.server import ServerOptions
 from runtime.sheet import COLUMNS, MAX_ROWS, Row, draw_sheet
+from tests.runtime.conftest import ROOT
 from tests.runtime.leftovers import assert_nothing_left
+
+DEMO = [sys.executable, "-m", "runtime", "demo", "samples/astronaut.jpg"]
 
 
 @pytest.mark.triton
@@ -47,6 +57,57 @@ def test_demo(tmp_path: Path, samples: list[Path]) -> None:
     assert any("broken.jpg: CORRUPT_IMAGE" in line for line in lines)
     assert f"6 cut-outs in {output}/" in lines[-1]
     assert_nothing_left(tmp_path / "cache")
+
+
+@pytest.mark.triton
+def test_a_checkout_in_any_path(tmp_path: Path) -> None:
+    """Space, bracket, apostrophe, a letter beyond ASCII, and what a shell takes for more than a letter."""
+    checkout = tmp_path / "photos & [cut-outs] of d'Été; $HOME"
+    checkout.mkdir()
+    for name in ("runtime", "client", "model_repository", "samples", "models", "export/weights/nano"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        DEMO,
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout / "client"), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 cut-outs in demo-output/" in done.stdout
+    assert (checkout / "demo-output" / "astronaut-people.png").is_file()
+    assert (checkout / ".cache" / "runtime" / "servers").is_dir()
+    assert not list(tmp_path.glob("cutaway-*"))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small /dev/shm")
+def test_a_container_with_little(tmp_path: Path) -> None:
+    """64 MiB of shared memory, a home folder that cannot be written, neither a compiler nor git."""
+    home = tmp_path / "home"
+    home.mkdir()
+    script = (
+        'mount -t tmpfs -o size=64m tmpfs /dev/shm && mount -t tmpfs -o ro tmpfs "$HOME" || exit 77\n'
+        'PATH="$1"; shift; exec "$@" -o "$OUTPUT"'
+    )
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sh").symlink_to("/bin/sh")
+    (tools / "bash").symlink_to(shutil.which("bash") or "/bin/bash")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", str(tools), *DEMO, f"--cache-dir={tmp_path / 'cache'}"],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(home), "OUTPUT": str(tmp_path / "output")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("this container may not mount")
+    assert done.returncode == 0, done.stderr
+    assert "warning: /dev/shm has 6" in done.stdout
+    assert "3 cut-outs in " in done.stdout
 
 
 def test_sheet(tmp_path: Path) -> None:

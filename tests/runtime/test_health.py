@@ -1,4 +1,4 @@
-"""A dead server is told from a busy one, and a busy one is left to its work. No Triton here: a clock that is set."""
+"""Health checks: an unhealthy server is told from a busy one, which gets no canary. No Triton here: a manual clock."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cutaway.contract.errors import InferenceError, NoPersonDetected, Overloaded
 from cutaway.contract.limits import INPUT_LIMITS
 from PIL import Image
 
-from runtime.health import Answer, Verdict, Watch, canary_picture, judge
+from runtime.health import Answer, HealthMonitor, HealthStatus, canary_picture, judge
 
-WELL = Answer(Verdict.WELL)
-BUSY = Answer(Verdict.BUSY, "Exceeds maximum queue size")
-SILENT = Answer(Verdict.SILENT, "no answer")
-BROKEN = Answer(Verdict.BROKEN, "the pipeline failed")
+HEALTHY = Answer(HealthStatus.HEALTHY)
+OVERLOADED = Answer(HealthStatus.OVERLOADED, "Exceeds maximum queue size")
+TIMEOUT = Answer(HealthStatus.TIMEOUT, "no answer")
+FAILED = Answer(HealthStatus.FAILED, "the pipeline failed")
 
 
 class Server:
@@ -24,7 +24,7 @@ class Server:
 
     def __init__(self) -> None:
         self.done = 0
-        self.answer = WELL
+        self.answer = HEALTHY
         self.canaries = 0
         self.now = 0.0
 
@@ -33,9 +33,9 @@ class Server:
 
     def canary(self, timeout_s: float) -> Answer:
         self.canaries += 1
-        if self.answer.verdict is Verdict.SILENT:
+        if self.answer.status is HealthStatus.TIMEOUT:
             self.now += timeout_s
-        if self.answer.verdict is Verdict.WELL:
+        if self.answer.status is HealthStatus.HEALTHY:
             self.done += 2
         return self.answer
 
@@ -46,73 +46,73 @@ def server() -> Server:
 
 
 @pytest.fixture
-def watch(server: Server) -> Watch:
-    return Watch(server, interval_s=10, patience_s=60, clock=lambda: server.now)
+def watch(server: Server) -> HealthMonitor:
+    return HealthMonitor(server, interval_s=10, stall_timeout_s=60, clock=lambda: server.now)
 
 
-def look_for(watch: Watch, server: Server, seconds: float) -> str | None:
+def look_for(watch: HealthMonitor, server: Server, seconds: float) -> str | None:
     """Let so much time pass, looking once a second."""
     end = server.now + seconds
     while server.now < end:
         server.now += 1
         for _ in range(200):
-            complaint = watch.look()
-            if complaint is not None:
-                return complaint
+            failure = watch.check()
+            if failure is not None:
+                return failure
             if watch._pending is None:
                 break
             time.sleep(0.0005)
     return None
 
 
-def test_idle_server_is_asked_every_interval(watch: Watch, server: Server) -> None:
+def test_idle_server_is_asked_every_interval(watch: HealthMonitor, server: Server) -> None:
     assert look_for(watch, server, 100) is None
     assert 7 <= server.canaries <= 10
 
 
-def test_busy_server_is_not_asked(watch: Watch, server: Server) -> None:
+def test_busy_server_is_not_asked(watch: HealthMonitor, server: Server) -> None:
     for _ in range(100):
         server.done += 1
         assert look_for(watch, server, 1) is None
     assert server.canaries == 0
 
 
-def test_dead_model_is_noticed_at_the_first_canary(watch: Watch, server: Server) -> None:
+def test_dead_model_is_noticed_at_the_first_canary(watch: HealthMonitor, server: Server) -> None:
     look_for(watch, server, 25)
-    server.answer = Answer(Verdict.BROKEN, "Stub process 'birefnet_trt_0_0' is not healthy.")
+    server.answer = Answer(HealthStatus.FAILED, "Stub process 'birefnet_trt_0_0' is not healthy.")
     before = server.canaries
     assert "not healthy" in str(look_for(watch, server, 30))
     assert server.canaries == before + 1
 
 
-def test_one_failure_is_asked_about_again(watch: Watch, server: Server) -> None:
-    server.answer = BROKEN
+def test_one_failure_is_asked_about_again(watch: HealthMonitor, server: Server) -> None:
+    server.answer = FAILED
     assert look_for(watch, server, 11) is None
-    server.answer = WELL
+    server.answer = HEALTHY
     assert look_for(watch, server, 60) is None
-    server.answer = BROKEN
+    server.answer = FAILED
     assert look_for(watch, server, 30) == "the pipeline failed"
 
 
-def test_full_queue_is_not_death_while_pictures_get_done(watch: Watch, server: Server) -> None:
-    server.answer = BUSY
+def test_full_queue_is_not_death_while_pictures_get_done(watch: HealthMonitor, server: Server) -> None:
+    server.answer = OVERLOADED
     for _ in range(300):
         server.done += 1
         assert look_for(watch, server, 1) is None
 
 
-def test_full_queue_without_progress_is_death(watch: Watch, server: Server) -> None:
+def test_full_queue_without_progress_is_death(watch: HealthMonitor, server: Server) -> None:
     look_for(watch, server, 25)
-    server.answer = BUSY
+    server.answer = OVERLOADED
     began = server.now
-    assert look_for(watch, server, 200) == BUSY.message
+    assert look_for(watch, server, 200) == OVERLOADED.message
     assert 40 <= server.now - began <= 80
 
 
-def test_silence_is_death_only_without_progress(watch: Watch, server: Server) -> None:
+def test_silence_is_death_only_without_progress(watch: HealthMonitor, server: Server) -> None:
     look_for(watch, server, 25)
-    server.answer = SILENT
-    assert look_for(watch, server, 200) == SILENT.message
+    server.answer = TIMEOUT
+    assert look_for(watch, server, 200) == TIMEOUT.message
 
 
 def answer_body(error: str) -> bytes:
@@ -120,21 +120,21 @@ def answer_body(error: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "verdict"),
+    ("status", "body", "health"),
     [
-        (200, b"", Verdict.WELL),
-        (400, answer_body(NoPersonDetected("Nobody.").to_json()), Verdict.WELL),
-        (503, answer_body("[request id: canary] Exceeds maximum queue size"), Verdict.BUSY),
-        (503, answer_body("Request timeout expired"), Verdict.BUSY),
-        (503, answer_body(Overloaded("Too much.").to_json()), Verdict.BUSY),
-        (500, answer_body("Stub process 'x' is not healthy."), Verdict.BROKEN),
-        (500, answer_body(InferenceError("It broke.").to_json()), Verdict.BROKEN),
-        (502, b"<html>", Verdict.BROKEN),
-        (400, b'"text"', Verdict.BROKEN),
+        (200, b"", HealthStatus.HEALTHY),
+        (400, answer_body(NoPersonDetected("Nobody.").to_json()), HealthStatus.HEALTHY),
+        (503, answer_body("[request id: canary] Exceeds maximum queue size"), HealthStatus.OVERLOADED),
+        (503, answer_body("Request timeout expired"), HealthStatus.OVERLOADED),
+        (503, answer_body(Overloaded("Too much.").to_json()), HealthStatus.OVERLOADED),
+        (500, answer_body("Stub process 'x' is not healthy."), HealthStatus.FAILED),
+        (500, answer_body(InferenceError("It broke.").to_json()), HealthStatus.FAILED),
+        (502, b"<html>", HealthStatus.FAILED),
+        (400, b'"text"', HealthStatus.FAILED),
     ],
 )
-def test_answers(status: int, body: bytes, verdict: Verdict) -> None:
-    assert judge(status, body).verdict is verdict
+def test_answers(status: int, body: bytes, health: HealthStatus) -> None:
+    assert judge(status, body).status is health
 
 
 def test_canary_is_a_picture_within_the_limits() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from runtime.checks import SHM
-from runtime.runs import LOGS_KEPT, Run, default_cache_dir, open_run
+from runtime.checks import SHM, RuntimeProblem
+from runtime.runs import LOGS_KEPT, PLAIN_PATH, Run, default_cache_dir, open_run
 
 
 @pytest.fixture
@@ -72,6 +74,44 @@ def test_the_last_logs_are_kept(tmp_path: Path) -> None:
         folders.append(run.folder)
     assert sum(folder.exists() for folder in folders) == LOGS_KEPT + 1
     assert folders[-1].exists()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files, for this test alone."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a space", "[bracket]", "d'apostrophe", "Été", "$HOME;&"])
+def test_triton_is_given_a_plain_path(tmp_path: Path, temporary: Path, name: str) -> None:
+    run = open_run(tmp_path / name)
+    leave_traces(run)
+    assert PLAIN_PATH.fullmatch(str(run.repository))
+    assert run.repository.samefile(run.folder / "repository")
+    assert run.repository.parent.parent.stat().st_mode & 0o077 == 0
+    run.close()
+    assert not list(temporary.iterdir())
+    assert sorted(path.name for path in run.folder.iterdir()) == ["lock", "server.log"]
+
+
+def test_the_plain_path_of_a_dead_server_is_cleared(tmp_path: Path, temporary: Path) -> None:
+    run = open_run(tmp_path / "a space")
+    os.close(run.lock)
+    open_run(tmp_path / "a space").close()
+    assert not list(temporary.iterdir())
+
+
+def test_without_a_plain_path_it_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(RuntimeProblem, match=r"special characters, .* --cache-dir DIR"):
+        open_run(tmp_path / "a space")
+    assert not list((tmp_path / "a space" / "servers").iterdir())
 
 
 def test_cache_folder_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

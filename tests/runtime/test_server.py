@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cutaway
+import numpy as np
 import pytest
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
 
+from runtime import runs
 from runtime import server as server_module
 from runtime.checks import RuntimeProblem
 from runtime.process import is_gone
 from runtime.server import Server, ServerOptions
-from tests.runtime.leftovers import assert_nothing_left, processes_of, wait_for
+from tests.integration.levers import pending
+from tests.runtime.leftovers import GONE_S, assert_nothing_left, processes_of, wait_for
 
 pytestmark = pytest.mark.triton
 
@@ -37,23 +43,28 @@ class TritonPythonModel:
         return []
 """
 
-SLOW = """
+GATED = """
 import time
+from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
-        time.sleep(1.0)
-        text = np.array([b"{}"], np.object_)
+        while not Path("{gate}").exists():
+            time.sleep(0.01)
+        text = np.array([b"{{}}"], np.object_)
         tensors = [
             pb_utils.Tensor("images", text),
             pb_utils.Tensor("boxes", np.zeros((0, 4), np.float32)),
             pb_utils.Tensor("scores", np.zeros(0, np.float32)),
             pb_utils.Tensor("report", text),
         ]
+        with open("{gate}", "a") as file:
+            file.write("picture\\n" * len(requests))
         return [pb_utils.InferenceResponse(tensors) for _ in requests]
 """
+"""Answers once the file `gate` is there, and writes a line into it before each answer."""
 
 
 @pytest.fixture
@@ -67,7 +78,7 @@ def running(tmp_path: Path, lines: list[str]) -> Iterator[Server]:
     """A server to be harmed."""
     with Server(ServerOptions(cache_dir=tmp_path / "cache", instances=1), say=lines.append) as server:
         yield server
-    assert_nothing_left(tmp_path / "cache", seconds=5)  # killed ones may be about to end
+    assert_nothing_left(tmp_path / "cache", seconds=GONE_S)  # killed ones may be about to end
 
 
 def cut(server: Server, picture: Path) -> cutaway.CutResult:
@@ -85,22 +96,22 @@ def test_not_ready_while_the_pipeline_fails(tmp_path: Path, broken_repository: C
 
 
 def test_not_ready_before_both_canaries_are_answered(tmp_path: Path, broken_repository: Callable[[str], Path]) -> None:
-    """The stand-in takes a second per picture, and one goes through detection and one through matting."""
-    options = ServerOptions(cache_dir=tmp_path / "cache", source=broken_repository(SLOW))
+    """One goes through detection and one through matting."""
+    gate = tmp_path / "gate"
+    options = ServerOptions(cache_dir=tmp_path / "cache", source=broken_repository(GATED.format(gate=gate)))
     server = Server(options)
-    ready_at = []
-    probe_ready = server_module.Probe.ready
-
-    def noted(probe: server_module.Probe) -> bool:
-        ready = probe_ready(probe)
-        if ready:
-            ready_at.append(time.monotonic())
-        return ready
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_module.Probe, "ready", noted)
-        with server:
-            assert time.monotonic() - ready_at[0] >= 2.0
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    try:
+        assert wait_for(lambda: server.probe.ready()), "Triton is not ready"
+        assert starting.is_alive(), "it was ready before a picture was answered"
+        gate.touch()
+        starting.join(GONE_S)
+        assert gate.read_text() == "picture\n" * 2
+    finally:
+        gate.touch()
+        starting.join()
+        server.stop()
 
 
 def test_model_that_cannot_start(tmp_path: Path, broken_repository: Callable[[str], Path]) -> None:
@@ -114,13 +125,25 @@ def test_model_that_cannot_start(tmp_path: Path, broken_repository: Callable[[st
     assert_nothing_left(tmp_path / "cache")
 
 
+def test_a_model_process_that_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Python itself cannot start in it: Triton waits for it for ever, and the server says so in a line."""
+    stub = tmp_path / "stub.sh"
+    stub.write_text("#!/bin/sh\necho the lens is missing >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(runs, "MODEL_PROCESS", stub)
+    monkeypatch.setattr(server_module, "START_PROGRESS_INTERVAL_S", 0.5)
+    with pytest.raises(RuntimeProblem, match="a model's process ended while starting: the lens is missing; see "):
+        Server(ServerOptions(cache_dir=tmp_path / "cache")).start()
+    assert_nothing_left(tmp_path / "cache")
+
+
 def test_killed_model_processes_come_back(running: Server, lines: list[str], samples: list[Path]) -> None:
-    """Each of the three in turn: noticed within a second, told, restarted, and a good answer after."""
+    """Each of the three in turn: noticed by its process, restarted, and a good answer after."""
     for number, model in enumerate(("yolov8_seg", "birefnet_trt", "ensemble_pipeline"), start=1):
         victim = next(stub for stub in running.process.stubs() if stub.model == model)
         os.kill(victim.pid, signal.SIGKILL)
-        assert wait_for(lambda: any("is gone" in line for line in lines), 1.0), lines
-        assert wait_for(lambda: running.restarts == number, 30), lines  # noqa: B023
+        assert wait_for(lambda: any("is gone" in line for line in lines)), lines
+        assert wait_for(lambda: running.restarts == number), lines  # noqa: B023
         assert is_gone(victim)
         assert f"the process of {model} ({victim.pid}) is gone; restarting the server" in " ".join(lines)
         assert "ready again after" in lines[-1]
@@ -141,7 +164,7 @@ def test_killed_triton_comes_back(running: Server, lines: list[str], samples: li
     # One that cannot notice that Triton is gone: nothing of it may be left all the same.
     os.kill(running.process.stubs()[0].pid, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
-    assert wait_for(lambda: running.restarts == 1, 30), lines
+    assert wait_for(lambda: running.restarts == 1), lines
     assert any("Triton ended by itself (status" in line for line in lines)
     assert len(cut(running, samples[0]).cutouts) == 1
 
@@ -149,7 +172,7 @@ def test_killed_triton_comes_back(running: Server, lines: list[str], samples: li
 def test_restarting_is_given_up(running: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MAX_RESTARTS", 1)
     os.kill(running.process.pid, signal.SIGKILL)
-    assert wait_for(lambda: running.restarts == 1, 30)
+    assert wait_for(lambda: running.restarts == 1)
     os.kill(running.process.pid, signal.SIGKILL)
     running.wait()
     assert "given up after 1 restarts within 10 minutes" in str(running.failure)
@@ -173,12 +196,12 @@ def test_overload_is_refused_and_is_not_death(tmp_path: Path, samples: list[Path
         assert server.restarts == 0
 
 
-def test_waiting_request_is_given_up_after_its_own_timeout(tmp_path: Path, samples: list[Path]) -> None:
+def test_waiting_request_is_given_up_after_its_own_timeout(
+    tmp_path: Path, samples: list[Path], broken_repository: Callable[[str], Path]
+) -> None:
     """The queue's default timeout makes Triton heed the caller's shorter one."""
-    import numpy as np
-    import tritonclient.http
-    from tritonclient.utils import InferenceServerException
-
+    gate = tmp_path / "gate"
+    gate.touch()
     data = np.array([samples[0].read_bytes()], np.object_)
 
     def infer(timeout_us: int | None) -> str:
@@ -191,11 +214,20 @@ def test_waiting_request_is_given_up_after_its_own_timeout(tmp_path: Path, sampl
                 return str(error.message())
             return "served"
 
-    with Server(ServerOptions(cache_dir=tmp_path / "cache", instances=1)) as server, ThreadPoolExecutor(3) as pool:
-        first = [pool.submit(infer, None) for _ in range(2)]
-        time.sleep(0.05)
-        assert "Request timeout expired" in infer(10_000)
-        assert [future.result() for future in first] == ["served", "served"]
+    source = broken_repository(GATED.format(gate=gate))
+    options = ServerOptions(cache_dir=tmp_path / "cache", instances=1, source=source, canary_interval_s=3600.0)
+    with Server(options) as server, ThreadPoolExecutor(3) as pool:
+        gate.unlink()
+        try:
+            patient = [pool.submit(infer, None) for _ in range(2)]
+            assert wait_for(lambda: pending(server) == 1)
+            hasty = pool.submit(infer, 10_000)
+            assert wait_for(lambda: hasty.done() or pending(server) == 2)
+            time.sleep(0.05)  # longer than its timeout
+        finally:
+            gate.touch()
+        assert "Request timeout expired" in hasty.result()
+        assert [future.result() for future in patient] == ["served", "served"]
 
 
 def test_two_servers_side_by_side(tmp_path: Path, samples: list[Path]) -> None:
@@ -215,9 +247,6 @@ def test_two_servers_side_by_side(tmp_path: Path, samples: list[Path]) -> None:
 
 def test_dangerous_apis_are_closed(running: Server) -> None:
     """Nobody registers shared memory, unloads models or turns the log up from outside."""
-    import tritonclient.http
-    from tritonclient.utils import InferenceServerException
-
     with tritonclient.http.InferenceServerClient(running.http_address) as client:
         assert client.is_model_ready("ensemble_pipeline")
         for call in (

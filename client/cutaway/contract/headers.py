@@ -80,7 +80,7 @@ class PictureHeader:
         height_px: height as stored, before any EXIF rotation.
         bits_per_sample: 1 to 16; 8 where the format has nothing else.
         scans: how often a JPEG's decoder passes over the pixels; 1 for everything else.
-        end_bytes: of a JPEG or PNG without its end marker: the length of what belongs to the picture. Whether all rows
+        end_bytes: of a JPEG without its end marker: the length of what belongs to the picture. Whether all rows
             are there is known after decoding only. None where the end marker is there.
     """
 
@@ -124,7 +124,7 @@ def check_picture(
         TooManyPixels, ResolutionTooLarge, ResolutionTooSmall: the dimensions.
         ImageBomb: width·height·4 is over the limits' `ratio_free_bytes`, and over the ratio to the file's bytes; or a
             JPEG has absurdly many scans.
-        CorruptImage: the file ends before its picture does. A JPEG or PNG that lacks nothing but its end marker
+        CorruptImage: the file ends before its picture does. A JPEG that lacks nothing but its end marker
             passes, see :attr:`PictureHeader.end_bytes`.
     """
     if not data:
@@ -317,8 +317,7 @@ def _parse_png(data: bytes) -> tuple[PictureHeader, bool]:
         raise CorruptImage("The PNG's header fails its checksum.")
     if bits not in _PNG_BIT_DEPTHS.get(colour, ()):
         raise CorruptImage("The PNG's header contradicts itself.")
-    end_bytes = None if data.find(_PNG_END, 33) >= 0 else len(data)
-    return PictureHeader("png", width, height, bits, end_bytes=end_bytes), end_bytes is None or b"IDAT" in data
+    return PictureHeader("png", width, height, bits), data.find(_PNG_END, 33) >= 0
 
 
 def _parse_webp(data: bytes) -> tuple[PictureHeader, bool]:

@@ -91,7 +91,7 @@ def decode(data: bytes, media_type: str | None = None, max_decompression_ratio: 
 def _decode(data: bytes, header: PictureHeader) -> Picture:
     notices: list[Notice] = []
     if header.format == "png":
-        data, notices = readable_png(data, header)
+        data, notices = readable_png(data)
     elif header.format == "jpeg":
         data, notices = readable_jpeg(data, header)
     with Image.open(io.BytesIO(data), formats=[_PILLOW_FORMATS[header.format]]) as image:

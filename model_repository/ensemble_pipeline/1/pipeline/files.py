@@ -18,7 +18,6 @@ from pipeline.notices import Notice
 MAX_PROFILE_BYTES = 16 * 1024 * 1024
 """An ICC profile in a PNG may unfold to this size: the largest in use, for printing, have four megabytes."""
 
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_READ = (b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 """Chunks beside the critical ones that say something about pixels. Text, in which tools keep whole workflows, is not
 among them: Pillow unfolds it, refuses the picture where it is long, and would turn the picture by its XMP."""
@@ -29,36 +28,23 @@ _BEFORE_END = re.compile(r"extraneous bytes before marker 0xd9|^Premature end of
 """Strays in the end marker's place, a vendor's trailer for example: by then all rows are decoded."""
 
 
-def readable_png(data: bytes, header: PictureHeader) -> tuple[bytes, list[Notice]]:
-    """A PNG without the chunks that no decoder needs, with its end marker.
-
-    Raises:
-        CorruptImage: it ends inside its picture.
-    """
+def readable_png(data: bytes) -> tuple[bytes, list[Notice]]:
+    """A PNG without the chunks that no decoder needs."""
     notices: list[Notice] = []
     kept: list[bytes] = [data[:8]]
-    position, dropped = 8, header.end_bytes is not None
+    position = 8
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data):
-            if kind == b"IDAT" and header.end_bytes is not None:
-                raise CorruptImage("The PNG ends before its picture does.")
             break
-        critical = kind[0] & 0x20 == 0
         chunk = data[position:end]
+        critical = kind[0] & 0x20 == 0
         if critical or (kind in _PNG_READ and _is_sound(kind, chunk, notices)):
             kept.append(chunk)
-        else:
-            dropped = True
         position = end
         if kind == b"IEND":
             break
-    if not dropped:
-        return data, notices
-    if header.end_bytes is not None:
-        kept.append(_PNG_END)
-        notices.append(_end_missing("PNG"))
     return b"".join(kept), notices
 
 
@@ -75,7 +61,7 @@ def readable_jpeg(data: bytes, header: PictureHeader) -> tuple[bytes, list[Notic
     fault = jpeg_fault(data)
     if fault and not _BEFORE_END.search(fault):
         judge_fault(fault, notices)
-    return data, [*notices, _end_missing("JPEG")]
+    return data, [*notices, Notice("END_MARKER_MISSING", "The JPEG has no end marker; all of its rows were there.")]
 
 
 def jpeg_fault(data: bytes) -> str:
@@ -112,7 +98,3 @@ def _is_sound(kind: bytes, chunk: bytes, notices: list[Notice]) -> bool:
         if not sound:
             notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is damaged and was ignored."))
     return sound
-
-
-def _end_missing(kind: str) -> Notice:
-    return Notice("END_MARKER_MISSING", f"The {kind} has no end marker; all of its rows were there.")

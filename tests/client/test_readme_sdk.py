@@ -39,7 +39,7 @@ PAGES = [
     ROOT / "docs" / "hosted-fallback.md",
 ]
 HTTP_STATUSES = {"INVALID_ARGUMENT": "400", "UNAVAILABLE": "503", "INTERNAL": "500", "CANCELLED": "–"}
-"""Of Triton, by its gRPC status. Nobody gets the one of a cancelled request."""
+"""Of Triton, by its gRPC status; whoever cancels gets none."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROMISE = re.compile(r"# → (.*)$", re.MULTILINE)
 VARIABLES = ("CUTAWAY_URL", "CUTAWAY_TOKEN", "CUTAWAY_API_KEY", "HF_TOKEN", "HUGGINGFACE_TOKEN", "REPLICATE_API_TOKEN")
@@ -177,8 +177,8 @@ def errors_table() -> list[str]:
         cls = ERRORS_BY_CODE[code]
         again = "no" if not row.retry else f"after {row.retry_after_s:g} s"
         rows.append(
-            f"| `{code}` | `{cls.__name__}` | {_builtin(cls)} | {int(row.tier)} | {again} | {row.grpc_status} "
-            f"| {HTTP_STATUSES[row.grpc_status]} | {row.http_status} | {row.user_action} |"
+            f"| `{code}` | `{cls.__name__}` | {_builtin(cls)} | {int(row.tier)} | {again} "
+            f"| {row.grpc_status}, {HTTP_STATUSES[row.grpc_status]} | {row.user_action} |"
         )
     return rows
 

@@ -14,7 +14,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream
   tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-precision bench-onnx bench-gpu lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,8 +50,8 @@ $(VENV)/.export: requirements/export.txt requirements/oracle.txt requirements/rt
 	@touch $@
 
 # rembg and the bundled Triton want different numpys, so what the project is compared with has an environment of its own.
-$(VENV)-bench/.installed: requirements/bench.txt
-	$(PYTHON) -m venv $(VENV)-bench
+$(VENV)-bench/.installed: requirements/bench.txt | $(PY)
+	$(PY) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/bench.txt
 	@touch $@
 
@@ -118,15 +118,15 @@ bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, an
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
 
-bench-precision: $(VENV)/.export  ## what half precision costs, by what stays float32
-	$(PY) -m benchmarks.precision
-
 bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
 	$(PY) -m benchmarks.birefnet_onnx
 
 # What .export installs is torch's build for CUDA where PyPI has it for this machine; onnxruntime-gpu is your choice.
 bench-gpu: $(VENV)/.export  ## the matting networks on a GPU, in PyTorch and ONNX Runtime: make bench-gpu [GPU_ARGS="--network swin-t"]
 	$(PY) -m benchmarks.gpu_models $(GPU_ARGS)
+
+size: $(VENV)/.dev  ## lines and words before and after, from git: make size [AGAINST=8634530]
+	@$(PY) -m benchmarks.size $(if $(AGAINST),--against $(AGAINST))
 
 lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
@@ -149,7 +149,8 @@ load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it star
 	@$(PY) -m loadtest $(LOAD)
 
 stress-overload: $(VENV)/.loadtest  ## three times as many requests as the server can do
-	$(PY) -m loadtest.stress.overload
+	$(PY) -m loadtest overload --seconds 180 --min-peak-share 0.8 --max-error-rate 0 --max-refusal-p99-ms 250 \
+	  --max-p99-ms 5000 --max-rss-mb-per-minute 20
 
 stress-soak: $(VENV)/.loadtest  ## 5,000 mixed and bad requests, and whether anything grows
 	$(PY) -m loadtest.stress.soak

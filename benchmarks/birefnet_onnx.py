@@ -1,11 +1,10 @@
-"""BiRefNet's ONNX file against the one with ONNX's own DeformConv: time, memory, batches (`make bench-onnx`).
+"""BiRefNet's ONNX file against the one with ONNX's own DeformConv: time and memory (`make bench-onnx`).
 
 Both are made of the same network here and run in ONNX Runtime as the server runs them: its session's options and its
 allocator's settings. Every run has a process of its own, the two files take turns, and memory is the process's
 highest (VmHWM): above what it had before the file was opened, and in all. Weights are those of the rule of
-`python -m export verify`, random, with offsets over whole pixels; what is measured does not depend on them. Then the
-project's file answers a batch of four and the same four pictures alone; and the larger network is exported and run
-once. Needs torch (`make test-export` installs it).
+`python -m export verify`, random, with offsets over whole pixels; what is measured does not depend on them. Needs torch
+(`make test-export` installs it).
 
 The report goes into bench-output/birefnet_onnx.md and .json.
 """
@@ -13,7 +12,6 @@ The report goes into bench-output/birefnet_onnx.md and .json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import json
 import os
@@ -22,140 +20,74 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.machine import load_before, machine, publish, sentence, versions
+from benchmarks.floor import onnx_model
+from benchmarks.machine import head, load_before, publish, say, sentence
 from runtime.devices import cores
 from runtime.process import ALLOCATOR
 
 MIB = 2**20
-FILES = {"grid": "project's file", "native": "DeformConv"}
-BATCH = 4
-TARGETS = {"time": 0.8, "memory": 0.6, "gap": 1, "large_gib": 20.0}
-"""At most: seconds and memory of the project's file as a share of the other's; grey levels between a picture in a batch
-and alone; gibibytes for the export and one run of the larger network."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    if options.step:
-        print(json.dumps(STEPS[options.step[0]](*options.step[1:])))
-        return 0
-    load, warning = load_before()
-    if warning:
-        _say(warning)
-    with tempfile.TemporaryDirectory(prefix="cutaway-bench-") as folder:
-        report = measure(Path(folder), options, load)
-    publish(options.output, "birefnet_onnx", report, markdown(report))
-    return 0
+FILES = ("grid", "native")
+"""The project's file, and DeformConv's."""
+TARGETS = {"seconds": 0.8, "peak MiB above the empty process": 0.6, "peak MiB in all": 0.6}
+"""At most: of the project's file as a share of the other's."""
 
 
 def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str, Any]:
-    """All figures, as JSON values; the files are written into `folder` and each is deleted when it is done with."""
+    """All figures, as JSON values; the files are written into `folder`."""
     side, threads = str(options.side), str(options.threads)
-    exports = {}
-    for deform in FILES:
-        _say(f"exporting lite with deform={deform}")
-        exports[deform] = _step("export", "lite", side, str(folder / f"{deform}.onnx"), deform, threads)
-    runs: dict[str, list[dict[str, Any]]] = {deform: [] for deform in FILES}
+    paths = {deform: str(folder / f"{deform}.onnx") for deform in FILES}
+    exports = {deform: _step("export", side, paths[deform], deform, threads) for deform in FILES}
+    runs: dict[str, list[dict[str, float]]] = {deform: [] for deform in FILES}
     for number in range(options.rounds):
         for deform in FILES if number % 2 == 0 else reversed(FILES):
-            run = _step("run", str(folder / f"{deform}.onnx"), str(options.repeats), threads)
-            runs[deform].append(run)
-            seconds = statistics.median(run["seconds"])
-            _say(f"round {number + 1}, {deform}: {seconds:.2f} s, peak {run['peak_bytes'] / MIB:.0f} MiB")
-    (folder / "native.onnx").unlink()
-    batch = _step("batch", str(folder / "grid.onnx"), threads)
-    _say(f"a batch of {BATCH} against singles: largest difference {batch['largest']}")
-    (folder / "grid.onnx").unlink()
-    large: dict[str, Any] = {}
-    if options.large:
-        _say("exporting general")
-        path = str(folder / "large.onnx")
-        large = {"export": _step("export", "general", side, path, "grid", threads)}
-        large["run"] = _step("run", path, "1", threads)
+            runs[deform].append(_step("run", paths[deform], threads))
+            say(f"round {number + 1}, {deform}: {runs[deform][-1]['seconds']:.2f} s")
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("onnxruntime", "onnx", "torch", "numpy")),
+        **head(("onnxruntime", "onnx", "torch", "numpy"), load),
         "side_px": options.side,
         "rounds": options.rounds,
         "threads": options.threads,
-        "targets": TARGETS,
         "exports": exports,
         "runs": runs,
-        "batch": batch,
-        "large": large,
     }
 
 
 # ------------------------------------------------------------------------------------ steps, each its own process
 
 
-def export_step(variant: str, side: str, path: str, deform: str, threads: str) -> dict[str, Any]:
-    """Write a file; its size, how long it took and the process's highest memory."""
+def export_step(side: str, path: str, deform: str, threads: str) -> dict[str, Any]:
+    """Write a file; its size and that of the weights."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(int(threads))
-    network = importlib.import_module("export.verify").filled(variant)
-    begun = time.perf_counter()
+    network = importlib.import_module("export.verify").filled("lite")
     importlib.import_module("export.onnx_export").write_birefnet(network, int(side), Path(path), deform)
+    weights = sum(4 * parameter.numel() for parameter in network.parameters())
+    return {"file MiB": Path(path).stat().st_size / MIB, "weights MiB": weights / MIB}
+
+
+def run_step(path: str, threads: str) -> dict[str, float]:
+    """Open a file and run it on one picture. CPU seconds are of all threads: other work shows less in them."""
+    before = _peak_mib()
+    session = onnx_model().open_session(Path(path), "cpu", int(threads))
+    picture = _picture(int(session.get_inputs()[0].shape[1]))
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+    session.run(None, {"images": picture})
     return {
         "seconds": time.perf_counter() - begun,
-        "peak_bytes": _memory_bytes("VmHWM"),
-        "file_bytes": Path(path).stat().st_size,
-        "weights_bytes": sum(4 * parameter.numel() for parameter in network.parameters()),
+        "CPU seconds": time.process_time() - cpu_begun,
+        "peak MiB above the empty process": _peak_mib() - before,
+        "peak MiB in all": _peak_mib(),
     }
 
 
-def run_step(path: str, repeats: str, threads: str) -> dict[str, Any]:
-    """Open a file and run it on one picture: once to warm up where there are more runs than one, then as often as said.
-
-    Seconds are wall time, `cpu_seconds` those of all threads: other work on the machine shows less in them.
-    """
-    before_bytes = _memory_bytes("VmHWM")
-    session = _open(path, threads)
-    loaded_bytes = _memory_bytes("VmHWM")
-    pictures = _pictures(session, 1)
-    seconds, cpu_seconds, peaks_bytes = [], [], []
-    for _ in range(int(repeats) + (int(repeats) > 1)):
-        begun, cpu_begun = time.perf_counter(), time.process_time()
-        session.run(None, {"images": pictures})
-        seconds.append(time.perf_counter() - begun)
-        cpu_seconds.append(time.process_time() - cpu_begun)
-        peaks_bytes.append(_memory_bytes("VmHWM"))
-    kept = slice(len(seconds) - int(repeats), None)
-    return {
-        "seconds": seconds[kept],
-        "cpu_seconds": cpu_seconds[kept],
-        "before_bytes": before_bytes,
-        "loaded_bytes": loaded_bytes,
-        "peak_bytes": peaks_bytes[0],
-        "peak_of_all_runs_bytes": peaks_bytes[-1],
-    }
-
-
-def batch_step(path: str, threads: str) -> dict[str, Any]:
-    """The largest difference between the pictures of a batch and the same pictures alone, in grey levels."""
-    session = _open(path, threads)
-    pictures = _pictures(session, BATCH)
-    alone = [session.run(None, {"images": pictures[i : i + 1]})[0] for i in range(BATCH)]
-    begun = time.perf_counter()
-    together = session.run(None, {"images": pictures})[0]
-    gap = np.abs(together.astype(int) - np.concatenate(alone).astype(int))
-    return {
-        "seconds": time.perf_counter() - begun,
-        "largest": int(gap.max()),
-        "differing": float((gap > 0).mean()),
-        "peak_bytes": _memory_bytes("VmHWM"),
-    }
-
-
-STEPS: dict[str, Any] = {"export": export_step, "run": run_step, "batch": batch_step}
+STEPS: dict[str, Any] = {"export": export_step, "run": run_step}
 
 
 def _step(*step: str) -> dict[str, Any]:
@@ -168,99 +100,46 @@ def _step(*step: str) -> dict[str, Any]:
     return found
 
 
-def _open(path: str, threads: str) -> Any:
-    """A session with the options of the server's own."""
-    # The server's module speaks to Triton through this one, which exists inside Triton alone.
-    sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
-    open_session: Any = importlib.import_module("runtime.onnx_model.model").open_session
-    return open_session(Path(path), "cpu", int(threads))
-
-
-def _pictures(session: Any, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Waves of different lengths with noise, uint8 [count, side, side, 3]."""
-    side = int(session.get_inputs()[0].shape[1])
+def _picture(side: int) -> NDArray[np.uint8]:
+    """Waves of different lengths with noise, uint8 [1, side, side, 3]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side] / side
-    pictures = np.empty((count, side, side, 3), np.uint8)
-    for picture in pictures:
-        for channel in range(3):
-            across, down = rng.uniform(5, 60, 2)
-            waves = 128 + 90 * np.sin(across * x + down * y) + rng.normal(0, 8, (side, side))
-            picture[..., channel] = np.clip(waves, 0, 255)
-    return pictures
+    channels = []
+    for _ in range(3):
+        across, down = rng.uniform(5, 60, 2)
+        channels.append(128 + 90 * np.sin(across * x + down * y) + rng.normal(0, 8, (side, side)))
+    return np.asarray(np.clip(np.stack(channels, axis=-1)[None], 0, 255), np.uint8)
 
 
-def _memory_bytes(name: str) -> int:
+def _peak_mib() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 # -------------------------------------------------------------------------------------------------- the report
 
 
-def figures(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """One value for each run, by name: seconds, MiB."""
-    return {
-        "seconds": [statistics.median(run["seconds"]) for run in runs],
-        "CPU seconds": [statistics.median(run["cpu_seconds"]) for run in runs],
-        "peak MiB above the empty process": [(run["peak_bytes"] - run["before_bytes"]) / MIB for run in runs],
-        "peak MiB in all": [run["peak_bytes"] / MIB for run in runs],
-        "peak MiB in all, after further runs": [run["peak_of_all_runs_bytes"] / MIB for run in runs],
-        "of it when the file is open": [run["loaded_bytes"] / MIB for run in runs],
-    }
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: medians with their spread, ratios, verdicts, the machine."""
-    targets, batch, large = report["targets"], report["batch"], report["large"]
-    ours, theirs = figures(report["runs"]["grid"]), figures(report["runs"]["native"])
-    side = report["side_px"]
     lines = [
         f"# BiRefNet in ONNX Runtime, {report['date'][:10]}",
         "",
-        f"Swin-T, {side}×{side}, batch 1, {report['threads']} threads, {report['rounds']} rounds, on "
-        f"{sentence(report)}",
+        f"Swin-T, {report['side_px']}×{report['side_px']}, batch 1, {report['threads']} threads, on {sentence(report)}",
         "",
-        "Median of the rounds (lowest–highest); each run in a fresh process, with the server's session options (no "
-        "arena, no memory pattern) and allocator settings. Peaks are of the first run; "
-        "further runs find a heap with gaps.",
+        f"Median of {report['rounds']} rounds (lowest–highest); each run in a fresh process, with the server's session "
+        "options (no arena, no memory pattern) and allocator settings.",
         "",
-        "| | project's file | DeformConv | ratio |",
-        "|---|--:|--:|--:|",
+        "| | project's file | DeformConv | ratio | at most |",
+        "|---|--:|--:|--:|---|",
     ]
-    for name in ours:
-        ratio = statistics.median(ours[name]) / statistics.median(theirs[name])
-        lines.append(f"| {name} | {_spread(ours[name])} | {_spread(theirs[name])} | {ratio:.2f} |")
-    sizes = {deform: export["file_bytes"] / MIB for deform, export in report["exports"].items()}
-    weights = report["exports"]["grid"]["weights_bytes"] / MIB
-    lines += [f"| file, MiB (weights: {weights:.0f}) | {sizes['grid']:.0f} | {sizes['native']:.0f} | |", ""]
-    for name, target in (
-        ("seconds", targets["time"]),
-        ("peak MiB above the empty process", targets["memory"]),
-        ("peak MiB in all", targets["memory"]),
-    ):
-        ratio = statistics.median(ours[name]) / statistics.median(theirs[name])
-        lines.append(f"- {name}: {ratio:.2f} of DeformConv's; at most {target} is wanted: {_verdict(ratio, target)}.")
-    lines.append(
-        f"- A batch of {BATCH} against {BATCH} singles: largest difference {batch['largest']} of 255, in "
-        f"{batch['differing']:.1e} of the pixels; at most {targets['gap']} is wanted: "
-        f"{_verdict(batch['largest'], targets['gap'])}."
-    )
-    if large:
-        export, run = large["export"], large["run"]
-        highest = max(export["peak_bytes"], run["peak_bytes"]) / 2**30
-        lines.append(
-            f"- Swin-L, {side}×{side}: exported in {export['seconds']:.0f} s within "
-            f"{export['peak_bytes'] / 2**30:.1f} GiB ({export['file_bytes'] / MIB:.0f} MiB, weights "
-            f"{export['weights_bytes'] / MIB:.0f}), run once in {run['seconds'][0]:.1f} s within "
-            f"{run['peak_bytes'] / 2**30:.1f} GiB; at most {targets['large_gib']:.0f} GiB are wanted: "
-            f"{_verdict(highest, targets['large_gib'])}."
-        )
+    for name in report["runs"]["grid"][0]:
+        ours, theirs = ([run[name] for run in report["runs"][deform]] for deform in FILES)
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        wanted = f"{TARGETS[name]}: {'met' if ratio <= TARGETS[name] else 'missed'}" if name in TARGETS else ""
+        lines.append(f"| {name} | {_spread(ours)} | {_spread(theirs)} | {ratio:.2f} | {wanted} |")
+    sizes = " | ".join(f"{report['exports'][deform]['file MiB']:.0f}" for deform in FILES)
+    lines.append(f"| file, MiB (weights: {report['exports']['grid']['weights MiB']:.0f}) | {sizes} | | |")
     return "\n".join([*lines, ""])
-
-
-def _verdict(value: float, target: float) -> str:
-    return "met" if value <= target else "missed"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -268,24 +147,24 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def _say(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.birefnet_onnx", description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("--side", type=int, default=1024, metavar="PX", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="processes for each file (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="timed runs in each process (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=min(cores(), 16), help="default: as many as there are cores")
-    parser.add_argument("--no-large", dest="large", action="store_false", help="leave the larger network out")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output"
-    )
-    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
-    return parser
+def main(arguments: Sequence[str] | None = None) -> int:
+    doc = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.birefnet_onnx", description=doc)
+    add = parser.add_argument
+    add("--side", type=int, default=1024, metavar="PX", help="default: %(default)s")
+    add("--rounds", type=int, default=3, help="processes for each file (default: %(default)s)")
+    add("--threads", type=int, default=min(cores(), 16), help="default: as many as there are cores")
+    add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
+    add("--step", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.step:
+        print(json.dumps(STEPS[options.step[0]](*options.step[1:])))
+        return 0
+    load = load_before()
+    with tempfile.TemporaryDirectory(prefix="cutaway-bench-") as folder:
+        report = measure(Path(folder), options, load)
+    publish(options.output, "birefnet_onnx", report, markdown(report))
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from benchmarks.machine import load_before, machine, sentence, versions
+from benchmarks.machine import head, load_before, say, sentence
 from benchmarks.quality import FOUND_IOU, PIPELINE, ROOT, load_models
 
 LARGE_WH = (6000, 4000)
@@ -128,17 +127,18 @@ def main() -> None:
         "pedestrians in 24 megapixels": lambda: large(pedestrians(data), data),
         "objects and scenes without people": lambda: empty(data),
     }
-    print(sentence({"machine": machine(load_before()[0]), "versions": versions(("onnxruntime",))}))
+    print(sentence(head(("onnxruntime",), load_before())))
     print("\n| pictures | people | found before | found now | false before | false now | detector calls |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name, scenes in sets.items():
+        say(name)
         before, now = Count(), Count()
 
         def counted(images: Picture, into: Count = now) -> Any:
             into.calls += len(images)
             return detector(images)
 
-        for picture, truth in tqdm(islice(scenes(), arguments.pictures), desc=name, file=sys.stderr):
+        for picture, truth in islice(scenes(), arguments.pictures):
             square, placement = letterbox(picture)
             raw = {key: values[0] for key, values in detector(square[None]).items()}
             before.add(truth, read_detections(raw, placement, MIN_CONFIDENCE).boxes)

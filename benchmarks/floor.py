@@ -40,7 +40,7 @@ class Floor:
 
     def __init__(self, networks: dict[str, Path], threads: int) -> None:
         _keep_memory()
-        open_session = _onnx_model().open_session
+        open_session = onnx_model().open_session
         self._detector = open_session(networks["yolov8_seg"], "cpu", threads)
         self._matter = open_session(networks["birefnet_trt"], "cpu", threads)
         sys.path.insert(0, str(PIPELINE))
@@ -97,7 +97,7 @@ def _keep_memory() -> None:
             raise RuntimeProblem(f"glibc does not take {name}={value}")
 
 
-def _onnx_model() -> ModuleType:
+def onnx_model() -> ModuleType:
     """The module that runs networks in Triton. Its functions for ONNX Runtime need nothing of Triton's."""
     sys.modules.setdefault("triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
     spec = importlib.util.spec_from_file_location("onnx_model", ONNX_MODEL)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from runtime.checks import TRITON_VERSION
 from runtime.devices import cores
@@ -31,16 +35,40 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "triton": TRITON_VERSION,
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: version for name in packages if (version := _version(name))},
     }
 
 
-def load_before() -> tuple[float, str]:
-    """The load of the last minute, and a warning where it spoils figures, else ""."""
+def _version(package: str) -> str:
+    """ "" where it is not there as a package: in a container Cutaway itself lies there as files."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def head(packages: Sequence[str], load: float) -> dict[str, Any]:
+    """What every report begins with: date, machine, versions; JSON values."""
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": date, "machine": machine(load), "versions": versions(packages)}
+
+
+def say(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Median (10th to 90th percentile)."""
+    low, middle, high = np.percentile(values, [10, 50, 90])
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def load_before() -> float:
+    """The load of the last minute; it is said where it spoils figures."""
     load = os.getloadavg()[0]
-    if load <= BUSY_LOAD:
-        return load, ""
-    return load, f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high"
+    if load > BUSY_LOAD:
+        say(f"warning: the machine is busy already (load {load:.1f}): absolute figures will be too high")
+    return load
 
 
 def sentence(report: dict[str, Any]) -> str:
@@ -51,24 +79,6 @@ def sentence(report: dict[str, Any]) -> str:
         f"{host['cpu']} ({host['cores']} cores, {host['memory_gib']} GiB; load before the run {host['load_before']}). "
         f"{packages}."
     )
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process and its living descendants have taken so far."""
-    parents: dict[int, int] = {}
-    ticks: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-        ticks[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
-    total, generation = 0, {pid}
-    while generation:
-        total += sum(ticks.get(each, 0) for each in generation)
-        generation = {child for child, parent in parents.items() if parent in generation}
-    return total / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_name() -> str:

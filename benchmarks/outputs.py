@@ -15,11 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.machine import load_before, machine, sentence, versions
+from benchmarks.machine import head, load_before, sentence
 from benchmarks.quality import PIPELINE, ROOT, load_models
 
 SIZES = {"1 megapixel": 1_000_000, "12 megapixels": 12_000_000}
-FORMS = {
+FORMS: dict[str, dict[str, str | int]] = {
     "png": {"output": "png"},
     "webp": {"output": "webp"},
     "layers": {"output": "layers"},
@@ -42,7 +42,7 @@ def main() -> None:
     from pipeline.run import run
 
     models = load_models(ROOT / "export" / "weights" / "nano")
-    print(sentence({"machine": machine(load_before()[0]), "versions": versions(("onnxruntime", "pillow"))}))
+    print(sentence(head(("onnxruntime", "pillow"), load_before())))
     print("\n| | form | kB | refine and encode, ms | of png |\n|---|---|--:|--:|--:|")
     for size, pixels in SIZES.items():
         with Image.open(arguments.picture) as image:

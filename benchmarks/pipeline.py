@@ -9,7 +9,6 @@ the machine, the date and the versions, in bench-output/pipeline.md and .json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import statistics
 import sys
@@ -24,15 +23,15 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-from benchmarks.machine import load_before, machine, publish, sentence, versions
+from benchmarks.machine import head, load_before, publish, say, sentence, spread
 from runtime.checks import RuntimeProblem
+from runtime.compose import DETECTOR, MATTING
 from runtime.demo import SAMPLES, find_pictures
 from runtime.devices import cores
 from runtime.health import statistics as model_statistics
 from runtime.server import Server, ServerOptions
 from runtime.weights import load_networks
 
-DETECTOR, MATTER = "yolov8_seg", "birefnet_trt"
 PIXELS = 1_000_000
 JPEG_QUALITY = 90
 WARM_UP_ROUNDS = 3
@@ -40,6 +39,7 @@ PAUSE_S = 0.03
 """Between two measurements: threads of the one before have gone to sleep by then."""
 COUNTING_S = 0.3
 """Triton counts a picture a moment after it has answered."""
+PACKAGES = ("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")
 TARGET_RATIO = 1.25
 TARGET_MS = 250.0
 
@@ -60,55 +60,21 @@ class Picture:
 class Times:
     """Milliseconds of one picture, one entry per round."""
 
-    models: dict[str, list[float]] = field(default_factory=lambda: {DETECTOR: [], MATTER: []})
+    models: dict[str, list[float]] = field(default_factory=lambda: {DETECTOR: [], MATTING: []})
     stages: dict[str, list[float]] = field(default_factory=dict)
     pipeline: list[float] = field(default_factory=list)
 
     @property
-    def models_together(self) -> list[float]:
-        """Both networks, round by round."""
-        return [sum(times) for times in zip(*self.models.values(), strict=True)]
-
-    @property
     def ratio(self) -> float:
         """The pipeline's median against the median of its networks together."""
-        return statistics.median(self.pipeline) / statistics.median(self.models_together)
+        return statistics.median(self.pipeline) / statistics.median(_together(self.models))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        report = measure(
-            ServerOptions(
-                profile=options.profile,
-                weights=options.weights,
-                instances=options.instances,
-                threads=options.threads,
-                device="cpu",
-                # The server's own small pictures would come in between.
-                canary_interval_s=3600.0,
-            ),
-            find_pictures(options.pictures or [SAMPLES]),
-            rounds=options.rounds,
-            threads=options.threads,
-            say=lambda line: print(f"bench: {line}", flush=True),
-        )
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(options.output, "pipeline", report, markdown(report))
-    return 0
-
-
-def measure(
-    options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int, say: Callable[[str], None]
-) -> dict[str, Any]:
+def measure(options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     checked = load_networks(options.weights_dir)
-    networks = {name: _session(checked[name].path, threads) for name in (DETECTOR, MATTER)}
+    networks = {name: open_session(checked[name].path, threads) for name in (DETECTOR, MATTING)}
     with Server(options, say=say) as server, cutaway.Client(server.grpc_url) as client:
         pictures = [_prepare(path, client, server) for path in paths]
         times = {picture.name: Times() for picture in pictures}
@@ -116,10 +82,20 @@ def measure(
         for number in range(-WARM_UP_ROUNDS, rounds):
             for picture in pictures:
                 _round(picture, networks, client, times[picture.name] if number >= 0 else Times(), number % 2 == 0)
-    return _report(options, pictures, times, rounds, threads, load)
+    return {
+        **head(PACKAGES, load),
+        "profile": options.profile,
+        "rounds": rounds,
+        "threads": threads,
+        "pictures": [
+            {key: value for key, value in asdict(picture).items() if key != "data"}
+            | {"ratio": times[picture.name].ratio, "ms": asdict(times[picture.name])}
+            for picture in pictures
+        ],
+    }
 
 
-def _session(path: Path, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, threads: int) -> ort.InferenceSession:
     """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -134,86 +110,53 @@ def _prepare(path: Path, client: cutaway.Client, server: Server) -> Picture:
     width, height = round(upright.width * scale), round(upright.height * scale)
     buffer = io.BytesIO()
     upright.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    counts = {name: _inferences(server, name) for name in (DETECTOR, MATTER)}
+
+    def counted() -> dict[str, int]:
+        return {name: int(model_statistics(server.probe, name)["inference_count"]) for name in (DETECTOR, MATTING)}
+
+    before = counted()
     people = len(client.cut(buffer.getvalue()).report.people)
     time.sleep(COUNTING_S)
-    batches = {name: _inferences(server, name) - before for name, before in counts.items()}
+    batches = {name: count - before[name] for name, count in counted().items()}
     return Picture(path.name, buffer.getvalue(), width, height, people, batches)
 
 
-def _inferences(server: Server, model: str) -> int:
-    return int(model_statistics(server.probe, model)["inference_count"])
-
-
 def _round(
-    picture: Picture,
-    networks: dict[str, ort.InferenceSession],
-    client: cutaway.Client,
-    times: Times,
-    models_first: bool,
+    picture: Picture, networks: dict[str, ort.InferenceSession], client: cutaway.Client, times: Times, first: bool
 ) -> None:
-    steps: list[Callable[[], None]] = [
-        lambda: _run_models(picture, networks, times),
-        lambda: _run_pipeline(picture, client, times),
-    ]
-    if not models_first:
-        steps.reverse()
-    for step in steps:
+    """Both ways once; `first` are the networks alone."""
+
+    def models() -> None:
+        for name, session in networks.items():
+            side = session.get_inputs()[0].shape[1]
+            batch = np.full((picture.batches[name], side, side, 3), 114, np.uint8)
+            begun = time.perf_counter()
+            session.run(None, {"images": batch})
+            times.models[name].append((time.perf_counter() - begun) * 1000)
+            time.sleep(PAUSE_S)
+
+    def pipeline() -> None:
+        begun = time.perf_counter()
+        result = client.cut(picture.data)
+        times.pipeline.append((time.perf_counter() - begun) * 1000)
+        for stage, ms in result.timings_ms.items():
+            times.stages.setdefault(stage, []).append(ms)
+
+    steps: list[Callable[[], None]] = [models, pipeline]
+    for step in steps if first else reversed(steps):
         step()
         time.sleep(PAUSE_S)
 
 
-def _run_models(picture: Picture, networks: dict[str, ort.InferenceSession], times: Times) -> None:
-    for name, session in networks.items():
-        side = session.get_inputs()[0].shape[1]
-        batch = np.full((picture.batches[name], side, side, 3), 114, np.uint8)
-        begun = time.perf_counter()
-        session.run(None, {"images": batch})
-        times.models[name].append((time.perf_counter() - begun) * 1000)
-        time.sleep(PAUSE_S)
-
-
-def _run_pipeline(picture: Picture, client: cutaway.Client, times: Times) -> None:
-    begun = time.perf_counter()
-    result = client.cut(picture.data)
-    times.pipeline.append((time.perf_counter() - begun) * 1000)
-    for stage, ms in result.timings_ms.items():
-        times.stages.setdefault(stage, []).append(ms)
-
-
-def _report(
-    options: ServerOptions,
-    pictures: Sequence[Picture],
-    times: dict[str, Times],
-    rounds: int,
-    threads: int,
-    load: float,
-) -> dict[str, Any]:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
-        "profile": options.profile,
-        "rounds": rounds,
-        "threads": threads,
-        "targets": {"ratio": TARGET_RATIO, "one_person_ms": TARGET_MS},
-        "pictures": [
-            {key: value for key, value in asdict(picture).items() if key != "data"}
-            | {"jpeg_bytes": len(picture.data), "ratio": times[picture.name].ratio}
-            | {
-                "ms": {
-                    "models": times[picture.name].models,
-                    "stages": times[picture.name].stages,
-                    "pipeline": times[picture.name].pipeline,
-                }
-            }
-            for picture in pictures
-        ],
-    }
+def _together(models: dict[str, list[float]]) -> list[float]:
+    """Both networks, round by round."""
+    return [sum(times) for times in zip(*models.values(), strict=True)]
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a page: a verdict, the medians, the machine."""
+    """The report as a page: the medians, a verdict, the machine."""
+    stages = list(report["pictures"][0]["ms"]["stages"])
+    columns = ["picture", "people", DETECTOR, MATTING, "models", "pipeline", "ratio", *stages]
     lines = [
         f"# Pipeline against its models, {report['date'][:10]}",
         "",
@@ -223,62 +166,61 @@ def markdown(report: dict[str, Any]) -> str:
         "Milliseconds: median (10th to 90th percentile). *Models* is the sum of both networks' own ONNX Runtime time "
         "in the same rounds, *pipeline* the round trip over gRPC as the caller sees it.",
         "",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
     ]
-    stages = list(report["pictures"][0]["ms"]["stages"])
-    head = ["picture", "people", DETECTOR, MATTER, "models", "pipeline", "ratio", *stages]
-    lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for picture in report["pictures"]:
         ms = picture["ms"]
-        together = [sum(each) for each in zip(*ms["models"].values(), strict=True)]
         cells = [
             f"{picture['name']}, {picture['width_px']} × {picture['height_px']}",
             str(picture["people"]),
-            *(f"{_spread(ms['models'][name])} ×{picture['batches'][name]}" for name in (DETECTOR, MATTER)),
-            _spread(together),
-            _spread(ms["pipeline"]),
+            *(f"{spread(ms['models'][name])} ×{picture['batches'][name]}" for name in (DETECTOR, MATTING)),
+            spread(_together(ms["models"])),
+            spread(ms["pipeline"]),
             f"**{picture['ratio']:.2f}**",
             *(f"{statistics.median(ms['stages'][stage]):.1f}" for stage in stages),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_verdicts(report), ""]
-    return "\n".join(lines)
-
-
-def _verdicts(report: dict[str, Any]) -> list[str]:
-    targets = report["targets"]
     worst = max(picture["ratio"] for picture in report["pictures"])
-    verdicts = [
-        f"- Pipeline against models: {worst:.2f} at worst; at most {targets['ratio']} is wanted: "
-        f"{'met' if worst <= targets['ratio'] else 'missed'}."
-    ]
+    verdict = "met" if worst <= TARGET_RATIO else "missed"
+    lines += ["", f"- Pipeline against models: {worst:.2f} at worst; at most {TARGET_RATIO} is wanted: {verdict}."]
     alone = [statistics.median(each["ms"]["pipeline"]) for each in report["pictures"] if each["people"] == 1]
     if alone:
-        verdicts.append(
-            f"- One person, one megapixel, JPEG: {max(alone):.0f} ms at worst; at most {targets['one_person_ms']:.0f} "
-            f"on two cores is wanted: {'met' if max(alone) <= targets['one_person_ms'] else 'missed'}."
+        verdict = "met" if max(alone) <= TARGET_MS else "missed"
+        lines.append(
+            f"- One person, one megapixel, JPEG: {max(alone):.0f} ms at worst; at most {TARGET_MS:.0f} on two cores is "
+            f"wanted: {verdict}."
         )
-    return verdicts
+    return "\n".join([*lines, ""])
 
 
-def _spread(values: Sequence[float]) -> str:
-    low, high = np.percentile(values, [10, 90])
-    return f"{statistics.median(values):.0f} ({low:.0f}–{high:.0f})"
-
-
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("pictures", nargs="*", type=Path, help="pictures or folders (default: samples/)")
-    parser.add_argument("--profile", default="nano", help="the model pair (default: nano)")
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="as of python -m runtime serve")
-    parser.add_argument("--rounds", type=int, default=30, help="measurements per picture (default: 30)")
-    parser.add_argument(
-        "--threads", type=int, default=min(cores(), 16), help="threads of one network's run, in both (default: cores)"
+    add = parser.add_argument
+    add("pictures", nargs="*", type=Path, help="pictures or folders (default: samples/)")
+    add("--profile", default="nano", help="the model pair (default: nano)")
+    add("--weights", type=Path, metavar="DIR", help="as of python -m runtime serve")
+    add("--rounds", type=int, default=30, help="measurements per picture (default: 30)")
+    add("--threads", type=int, default=min(cores(), 16), help="of one network's run, in both (default: cores)")
+    add("--instances", type=int, help="pipelines of the server (default: by cores)")
+    add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
+    given = parser.parse_args(arguments)
+    options = ServerOptions(
+        profile=given.profile,
+        weights=given.weights,
+        instances=given.instances,
+        threads=given.threads,
+        device="cpu",
+        canary_interval_s=3600.0,  # the server's own small pictures would come in between
     )
-    parser.add_argument("--instances", type=int, help="pipelines of the server (default: by cores)")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output"
-    )
-    return parser
+    try:
+        pictures = find_pictures(given.pictures or [SAMPLES])
+        report = measure(options, pictures, rounds=given.rounds, threads=given.threads)
+    except RuntimeProblem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    publish(given.output, "pipeline", report, markdown(report))
+    return 0
 
 
 if __name__ == "__main__":

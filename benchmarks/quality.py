@@ -2,7 +2,6 @@
 
     python -m benchmarks.quality --data ../shared/people
     python -m benchmarks.quality --split train-heldout            # what constants are tuned on
-    python -m benchmarks.quality --url grpc://localhost:8001      # through a running server
 
 A picture in which nobody is found counts as an empty mask. Alphas are compared at half: 128 of 255 and more is the
 person. Writes `quality.json`, `quality.md` and `worst.png` (the ten worst pictures, each as it is, with its true and
@@ -14,19 +13,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import click
 import cv2
 import numpy as np
 from cutaway.contract.errors import NoPersonDetected
 from numpy.typing import NDArray
 from PIL import Image
+
+from benchmarks.machine import publish, say
+from benchmarks.pipeline import open_session
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "model_repository" / "ensemble_pipeline" / "1"
@@ -61,27 +61,13 @@ Cutter = Callable[[bytes, Subject], list[Piece]]
 
 @dataclass(frozen=True)
 class PictureResult:
-    """What was measured on one picture; the instance figures are None where the truth has no instances."""
+    """What was measured on one picture; `people` is 0 where the truth has no instances."""
 
     folder: str
     name: str
     union_iou: float
-    people: int | None = None
-    found: int | None = None
+    people: int = 0
     instance_ious: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class FolderResult:
-    """The figures of a folder of pictures."""
-
-    folder: str
-    pictures: int
-    union_mean: float
-    union_median: float
-    people: int | None
-    found_share: float | None
-    instance_mean: float | None
 
 
 # ------------------------------------------------------------------------------------------------ cutting out
@@ -110,19 +96,11 @@ def in_process(weights: Path) -> Cutter:
     return cut
 
 
-def load_models(weights: Path, threads: int = THREADS) -> Any:
-    """The two networks as ONNX Runtime sessions on the CPU, for `pipeline.run` (a `pipeline.run.Models`)."""
-    import onnxruntime
+def load_models(weights: Path) -> Any:
+    """The two networks as ONNX Runtime sessions on the CPU, for `pipeline.run`."""
     from pipeline.run import Models
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-
-    def session(name: str) -> Any:
-        return onnxruntime.InferenceSession(weights / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-
-    detector, matter = session("yolov8_seg"), session("birefnet_trt")
+    detector, matter = (open_session(weights / f"{name}.onnx", THREADS) for name in ("yolov8_seg", "birefnet_trt"))
     names = [output.name for output in detector.get_outputs()]
     return Models(
         lambda images: dict(zip(names, detector.run(None, {"images": images}), strict=True)),
@@ -130,22 +108,6 @@ def load_models(weights: Path, threads: int = THREADS) -> Any:
         matter.get_inputs()[0].shape[1],
         {"profile": weights.name},
     )
-
-
-def through_server(url: str) -> Cutter:
-    """The pipeline behind a running server."""
-    from cutaway import Client
-
-    client = Client(url)
-
-    def cut(data: bytes, subject: Subject) -> list[Piece]:
-        try:
-            result = client.cut(data, subject=subject, output="mask")
-        except NoPersonDetected:
-            return []
-        return [_piece(cutout.box, cutout.frame, cutout.image) for cutout in result.cutouts]
-
-    return cut
 
 
 def _piece(box: Sequence[float], frame: Sequence[int], image: bytes) -> Piece:
@@ -167,7 +129,7 @@ def measure(folder: Path, name: str, cut: Cutter) -> tuple[PictureResult, Mask]:
         return PictureResult(label, name, iou(found, truth)), found
     instances = _read(instances_path)
     ious, people = match_people(cut(data, "each"), instances)
-    return PictureResult(label, name, iou(found, truth), people, len(ious), tuple(ious)), found
+    return PictureResult(label, name, iou(found, truth), people, tuple(ious)), found
 
 
 def match_people(pieces: list[Piece], instances: NDArray[np.uint8]) -> tuple[list[float], int]:
@@ -224,19 +186,20 @@ def mask_box(mask: Mask) -> Box:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def summarize(results: Sequence[PictureResult]) -> FolderResult:
+def summarize(results: Sequence[PictureResult]) -> dict[str, Any]:
+    """The figures of a folder; those of people are None where the truth has none."""
     unions = [result.union_iou for result in results]
-    instance_ious = [value for result in results for value in result.instance_ious]
-    people = sum(result.people or 0 for result in results)
-    return FolderResult(
-        results[0].folder,
-        len(results),
-        float(np.mean(unions)),
-        float(np.median(unions)),
-        people or None,
-        sum(result.found or 0 for result in results) / people if people else None,
-        float(np.mean(instance_ious)) if instance_ious else None,
-    )
+    ious = [value for result in results for value in result.instance_ious]
+    people = sum(result.people for result in results)
+    return {
+        "folder": results[0].folder,
+        "pictures": len(results),
+        "union_mean": float(np.mean(unions)),
+        "union_median": float(np.median(unions)),
+        "people": people,
+        "found_share": len(ious) / people if people else None,
+        "instance_mean": float(np.mean(ious)) if ious else None,
+    }
 
 
 # --------------------------------------------------------------------------------------------------- pictures
@@ -262,10 +225,11 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
 
 def sheet(data: Path, worst: Sequence[tuple[PictureResult, Mask]]) -> Image.Image:
-    """The worst pictures, two to a row: the picture, the true mask in green, the found one in red."""
+    """The worst pictures, one below the other: the picture, the true mask in green, the found one in red."""
     tiles = [_tile(data, result, found) for result, found in worst]
-    rows = [np.hstack(list(_same_width(tiles[start : start + 2], tiles))) for start in range(0, len(tiles), 2)]
-    return Image.fromarray(np.vstack(rows))
+    width = max(tile.shape[1] for tile in tiles)
+    padded = [np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), constant_values=255) for tile in tiles]
+    return Image.fromarray(np.vstack(padded))
 
 
 def _tile(data: Path, result: PictureResult, found: Mask) -> NDArray[np.uint8]:
@@ -287,76 +251,57 @@ def _tinted(picture: NDArray[np.uint8], mask: Mask, colour: tuple[int, int, int]
     return tinted
 
 
-def _same_width(row: list[NDArray[np.uint8]], tiles: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    width = max(tile.shape[1] for tile in tiles)
-    row = row + [np.full_like(tiles[0], 255)] * (2 - len(row))
-    for tile in row:
-        padding = ((0, 0), (0, max(0, width - tile.shape[1])), (0, 0))
-        yield np.pad(tile, padding, constant_values=255)[:, :width]
-
-
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def table(figures: Sequence[FolderResult]) -> str:
+def table(figures: Sequence[dict[str, Any]]) -> str:
     """The figures as a Markdown table."""
-    lines = [
-        "| pictures | number | union IoU mean | median | people | found | their mask IoU |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    lines = ["| pictures | number | union IoU mean | median | people | found | their mask IoU |", f"|---|{'--:|' * 6}"]
     for row in figures:
-        instances = (
-            f"{row.people} | {row.found_share:.1%} | {row.instance_mean or 0:.3f}"
-            if row.people and row.found_share is not None
-            else "– | – | –"
+        cells = [row["folder"], row["pictures"], f"{row['union_mean']:.3f}", f"{row['union_median']:.3f}"]
+        found = (
+            [row["people"], f"{row['found_share']:.1%}", f"{row['instance_mean'] or 0:.3f}"] if row["people"] else "–––"
         )
-        lines.append(f"| {row.folder} | {row.pictures} | {row.union_mean:.3f} | {row.union_median:.3f} | {instances} |")
+        lines.append(f"| {' | '.join(map(str, [*cells, *found]))} |")
     return "\n".join(lines)
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "people", help="photographs with masks")
-    parser.add_argument("--split", choices=SPLITS, default="eval", help="which of them")
-    parser.add_argument("--limit", type=int, help="only the first so many of each folder")
-    parser.add_argument("--weights", type=Path, default=ROOT / "export" / "weights" / "nano", help="ONNX files")
-    parser.add_argument("--url", help="measure through this server instead of in this process")
-    parser.add_argument("--output", type=Path, default=ROOT / "quality-output", help="where the results go")
-    return parser.parse_args(given)
-
-
 def main(given: Sequence[str] | None = None) -> int:
-    args = arguments(given)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--data", type=Path, default=ROOT / ".." / "shared" / "people", help="photographs with masks")
+    add("--split", choices=SPLITS, default="eval", help="which of them")
+    add("--limit", type=int, help="only the first so many of each folder")
+    add("--weights", type=Path, default=ROOT / "export" / "weights" / "nano", help="ONNX files")
+    add("--output", type=Path, default=ROOT / "quality-output", help="where the results go")
+    args = parser.parse_args(given)
     folders = [args.data / name for name in SPLITS[args.split]]
     missing = [str(folder) for folder in folders if not (folder / "images").is_dir()]
     if missing:
         print(f"Skipped: there are no photographs at {', '.join(missing)}. Name their folder with --data.")
         return 0
-    if not args.url and not (args.weights / "birefnet_trt.onnx").is_file():
+    if not (args.weights / "birefnet_trt.onnx").is_file():
         print(f"Skipped: there are no ONNX files in {args.weights}. Name their folder with --weights.")
         return 0
-    cut = through_server(args.url) if args.url else in_process(args.weights)
+    cut = in_process(args.weights)
     measured: list[tuple[PictureResult, Mask]] = []
     figures = []
     for folder in folders:
         names = picture_names(folder, args.split, args.limit)
-        with click.progressbar(names, label=folder.name, show_pos=True, file=sys.stderr) as shown:
-            results = [measure(folder, name, cut) for name in shown]
+        say(f"{folder.name}: {len(names)} pictures")
+        results = [measure(folder, name, cut) for name in names]
         measured += results
         figures.append(summarize([result for result, _ in results]))
     measured.sort(key=lambda pair: pair[0].union_iou)
-    args.output.mkdir(parents=True, exist_ok=True)
     report = {
         "split": args.split,
-        "models": args.url or args.weights.name,
-        "folders": [asdict(row) for row in figures],
+        "models": args.weights.name,
+        "folders": figures,
         "pictures": [asdict(result) for result, _ in measured],
     }
-    (args.output / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.output / "quality.md").write_text(table(figures) + "\n")
+    publish(args.output, "quality", report, table(figures) + "\n")
     sheet(args.data, measured[:WORST]).save(args.output / "worst.png")
-    print(table(figures))
-    print(f"\nThe {WORST} worst pictures: {args.output / 'worst.png'}")
+    print(f"The {WORST} worst pictures: {args.output / 'worst.png'}")
     return 0
 
 

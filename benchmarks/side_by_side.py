@@ -12,7 +12,6 @@ The report goes into bench-output/side-by-side.md, .json and .png.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
 import io
 import json
@@ -21,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from benchmarks.contenders import Contender, handmade, ours, rembg
+from benchmarks.contenders import PEERS, Contender, ours, peer
 from benchmarks.floor import STAGES, Floor
-from benchmarks.machine import load_before, machine, publish, versions
+from benchmarks.machine import head, load_before, publish, say
+from benchmarks.pipeline import PACKAGES
 from benchmarks.side_by_side_report import draw, markdown
 from runtime.checks import RuntimeProblem
 from runtime.compose import CHECKOUT
@@ -58,14 +59,8 @@ what is not theirs goes (a flag, say), so theirs is meant to differ."""
 
 @dataclass(frozen=True)
 class Work:
-    """Photographs of one size.
-
-    Attributes:
-        megapixels: the size.
-        pictures: JPEG files.
-        cutouts: for each the RGBA cut-out (H, W, 4) uint8 that has to be written.
-        asks: how many answers each client waits for in a round.
-    """
+    """Photographs of one size: JPEG files, for each the RGBA cut-out (H, W, 4) uint8 that has to be written, and how
+    many answers each client waits for in a round."""
 
     megapixels: float
     pictures: list[bytes]
@@ -75,18 +70,11 @@ class Work:
 
 @dataclass
 class Run:
-    """What was measured of one contender, size and number of clients; one entry per round.
-
-    Attributes:
-        latencies_ms: of every request.
-        per_second: answers per second.
-        cpu_ms: CPU time of the server for an answer.
-        stages_ms: what the server said of each answer's stages, where it says such things; at one client only.
-    """
+    """What was measured of one contender, size and number of clients, one entry per round: latency of every request,
+    answers per second and, at one client only, what the server said of its stages."""
 
     latencies_ms: list[list[float]] = field(default_factory=list)
     per_second: list[list[float]] = field(default_factory=list)
-    cpu_ms: list[list[float]] = field(default_factory=list)
     stages_ms: list[list[dict[str, float]]] = field(default_factory=list)
 
 
@@ -96,27 +84,13 @@ Floors = dict[float, dict[str, list[list[float]]]]
 """Milliseconds by megapixels and stage, a list for each round."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        report = measure(options, say=lambda line: print(f"bench: {line}", flush=True))
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(options.output, "side-by-side", report, markdown(report))
-    draw(report, options.output / "side-by-side.png")
-    return 0
-
-
-def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON values.
 
     Raises:
         RuntimeProblem: something does not start, or does not do what it is measured for.
     """
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     layout = plan(cores(), options.instances, options.threads)
     server_options = ServerOptions(
         profile=options.profile,
@@ -134,16 +108,14 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     with ExitStack() as stack:
         server = stack.enter_context(Server(server_options, say=say))
         contenders = stack.enter_context(ours(server))
-        for start in (rembg, handmade):
-            log = options.output / f"{start.__name__}.log"
-            contenders.append(stack.enter_context(start(options.peers_python, networks["birefnet_trt"], log)))
+        for each in PEERS:
+            started = peer(*each, options.peers_python, networks["birefnet_trt"], options.output)
+            contenders.append(stack.enter_context(started))
         works = [_work(size, find_pictures(options.pictures or [SAMPLES]), contenders[0]) for size in options.sizes]
         differences = [_check(contender, work, floor) for work in works for contender in contenders]
-        runs, floors, rounds = _rounds(contenders, works, floor, options, say)
+        runs, floors, rounds = _rounds(contenders, works, floor, options)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
+        **head(PACKAGES, load),
         "peer_versions": peer_versions,
         "profile": options.profile,
         "instances": layout.instances,
@@ -223,7 +195,6 @@ def _rounds(
     works: Sequence[Work],
     floor: Floor,
     options: argparse.Namespace,
-    say: Callable[[str], None],
 ) -> tuple[Runs, Floors, int]:
     """Also the number of rounds, which is smaller than asked for where time was up."""
     clients: Sequence[int] = options.clients
@@ -269,9 +240,7 @@ def in_turn(steps: Sequence[Callable[[], None]], number: int) -> list[Callable[[
 def _ask(contender: Contender, work: Work, clients: int, run: Run) -> None:
     asks = work.asks if clients > 1 else max(len(work.pictures), work.asks)
     contender.stages_ms.clear()
-    cpu_before = contender.cpu_s()
     latencies_ms, wall_s = volley(contender.cut, work.pictures, clients, asks)
-    run.cpu_ms.append([(contender.cpu_s() - cpu_before) * 1000 / len(latencies_ms)])
     if clients == 1:
         run.stages_ms.append(list(contender.stages_ms))
     run.latencies_ms.append(latencies_ms)
@@ -292,12 +261,6 @@ def volley(
 ) -> tuple[list[float], float]:
     """Let so many clients ask at once, each again as soon as it has its answer.
 
-    Args:
-        cut: what is asked.
-        pictures: taken in turn.
-        clients: threads that ask.
-        asks: how often each asks.
-
     Returns:
         The milliseconds of each request, and the seconds from the first question to the last answer.
 
@@ -305,29 +268,22 @@ def volley(
         Exception: the first that a request raised.
     """
     latencies_ms: list[float] = []
-    errors: list[BaseException] = []
     start = threading.Barrier(clients + 1)
 
     def client(number: int) -> None:
         start.wait()
-        try:
-            for ask in range(asks):
-                begun = time.perf_counter()
-                cut(pictures[(number + ask) % len(pictures)])
-                latencies_ms.append((time.perf_counter() - begun) * 1000)
-        except BaseException as error:
-            errors.append(error)
+        for ask in range(asks):
+            begun = time.perf_counter()
+            cut(pictures[(number + ask) % len(pictures)])
+            latencies_ms.append((time.perf_counter() - begun) * 1000)
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    start.wait()
-    begun = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return latencies_ms, time.perf_counter() - begun
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(client, number) for number in range(clients)]
+        start.wait()
+        begun = time.perf_counter()
+        for future in futures:
+            future.result()
+        return latencies_ms, time.perf_counter() - begun
 
 
 def _peer_versions(python: Path) -> dict[str, str]:
@@ -348,29 +304,33 @@ def _peer_versions(python: Path) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.side_by_side", description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("pictures", nargs="*", type=Path, help="pictures or folders (default: samples/)")
-    parser.add_argument("--profile", default="nano", help="the model pair (default: nano)")
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="as of python -m runtime serve")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="no round begins after this time (default: 60)")
-    parser.add_argument(
-        "--sizes", type=float, nargs="+", default=SIZES_MP, metavar="MEGAPIXELS", help="(default: 0.3 1 4 12)"
-    )
-    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, metavar="N", help="(default: 1 8)")
-    parser.add_argument("--instances", type=int, help="pipelines of the server (default: by cores)")
-    parser.add_argument(
-        "--threads", type=int, help="of one network's run, in the server and the floor (default: by cores)"
-    )
-    parser.add_argument(
-        "--peers-python", type=Path, default=PEERS_PYTHON, metavar="FILE", help="Python of the others' environment"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output"
-    )
+    doc = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.side_by_side", description=doc)
+    add = parser.add_argument
+    add("pictures", nargs="*", type=Path, help="pictures or folders (default: samples/)")
+    add("--profile", default="nano", help="the model pair (default: nano)")
+    add("--weights", type=Path, metavar="DIR", help="as of python -m runtime serve")
+    add("--rounds", type=int, default=5, help="(default: 5)")
+    add("--minutes", type=float, default=60.0, help="no round begins after this time (default: 60)")
+    add("--sizes", type=float, nargs="+", default=SIZES_MP, metavar="MEGAPIXELS", help="(default: 0.3 1 4 12)")
+    add("--clients", type=int, nargs="+", default=CLIENTS, metavar="N", help="(default: 1 8)")
+    add("--instances", type=int, help="pipelines of the server (default: by cores)")
+    add("--threads", type=int, help="of one network's run, in the server and the floor (default: by cores)")
+    add("--peers-python", type=Path, default=PEERS_PYTHON, metavar="FILE", help="Python of the others' environment")
+    add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
     return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        report = measure(options)
+    except RuntimeProblem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    publish(options.output, "side-by-side", report, markdown(report))
+    draw(report, options.output / "side-by-side.png")
+    return 0
 
 
 if __name__ == "__main__":

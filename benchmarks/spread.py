@@ -7,25 +7,23 @@ not requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 DRAWS = 2000
 SURE = 0.95
 Statistic = Callable[[Sequence[float]], float]
+Rounds = Sequence[Sequence[float]]
+"""The values of each round, at least one round with a value."""
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A value and the interval that holds it in 95 of 100 such runs."""
 
     value: float
     low: float
     high: float
-
-    def to_dict(self) -> dict[str, float]:
-        return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 def median(values: Sequence[float]) -> float:
@@ -36,27 +34,21 @@ def percentile_99(values: Sequence[float]) -> float:
     return float(np.percentile(values, 99))
 
 
-def figure(rounds: Sequence[Sequence[float]], statistic: Statistic = median) -> Figure:
-    """A statistic of all values together.
-
-    Args:
-        rounds: the values of each round, at least one round with a value.
-        statistic: of the values of several rounds.
-    """
-    return _interval(len(rounds), lambda drawn: statistic(_pooled(rounds, drawn)))
+def figure(rounds: Rounds, statistic: Statistic = median) -> Figure:
+    """A statistic of all values together."""
+    return _interval(rounds, lambda drawn: statistic(_pooled(rounds, drawn)))
 
 
-def ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], statistic: Statistic = median) -> Figure:
+def ratio(above: Rounds, below: Rounds, statistic: Statistic = median) -> Figure:
     """A statistic of some values against that of others, measured in the same rounds."""
-    return _interval(len(above), lambda drawn: statistic(_pooled(above, drawn)) / statistic(_pooled(below, drawn)))
+    return _interval(above, lambda drawn: statistic(_pooled(above, drawn)) / statistic(_pooled(below, drawn)))
 
 
-def _pooled(rounds: Sequence[Sequence[float]], drawn: Sequence[int]) -> list[float]:
+def _pooled(rounds: Rounds, drawn: Sequence[int]) -> list[float]:
     return [value for index in drawn for value in rounds[index]]
 
 
-def _interval(rounds: int, of: Callable[[Sequence[int]], float]) -> Figure:
-    rng = np.random.default_rng(0)
-    draws = [of(drawn.tolist()) for drawn in rng.integers(0, rounds, (DRAWS, rounds))]
+def _interval(rounds: Rounds, of: Callable[[Sequence[int]], float]) -> Figure:
+    draws = [of(drawn.tolist()) for drawn in np.random.default_rng(0).integers(0, len(rounds), (DRAWS, len(rounds)))]
     low, high = np.quantile(draws, [(1 - SURE) / 2, (1 + SURE) / 2])
-    return Figure(of(range(rounds)), float(low), float(high))
+    return Figure(of(range(len(rounds))), float(low), float(high))

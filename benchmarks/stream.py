@@ -1,9 +1,8 @@
 """How quick and how steady a stream is (`make bench-stream`).
 
 In every round one frame of 640 × 480 goes through the detector alone, in this process and at the size that the stream
-gives it, and through a real server: raw and as JPEG, with `cutaway.Stream` as a caller has it, and with bare
-tritonclient as single calls and as one bidirectional gRPC stream. Which comes first changes from round to round. Then
-frames are handed over faster than they can be served, and those that come back are counted.
+gives it, and through a real server with `cutaway.Stream`, raw and as JPEG. Which comes first changes from round to
+round. Then frames are handed over faster than they can be served, and those that come back are counted.
 
 Steadiness is told by two numbers, with smoothing and without: how much the alpha changes from frame to frame where
 only a camera's noise does, and how far the alpha of somebody who moves is from the one that the last frame has alone,
@@ -13,9 +12,7 @@ as a part of what the movement itself changes.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
-import queue
 import statistics
 import sys
 import time
@@ -29,11 +26,12 @@ import numpy as np
 import onnxruntime as ort
 import tritonclient.grpc as triton
 from cutaway.contract.limits import STREAM_OPTIONS
-from cutaway.stream import STREAM
 from numpy.typing import NDArray
 
-from benchmarks.machine import load_before, machine, publish, sentence, versions
+from benchmarks.machine import head, load_before, publish, say, sentence
+from benchmarks.pipeline import PACKAGES, open_session
 from runtime.checks import RuntimeProblem
+from runtime.compose import STREAM
 from runtime.demo import SAMPLES
 from runtime.devices import cores
 from runtime.server import Server, ServerOptions
@@ -49,61 +47,31 @@ STEP_PX = 16
 """How far somebody moves from frame to frame: half a picture's width in a second."""
 OFFERED_FPS = 60.0
 PAUSE_S = 0.02
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 WARM_UP_ROUNDS = 3
 TARGET_FPS = 15.0
 
 Frame = NDArray[np.uint8]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=60, help="measurements of each way (default: 60)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of counting frames, for each form (default: 10)")
-    parser.add_argument("--threads", type=int, default=min(cores(), 16), help="of the detector (default: cores)")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output"
-    )
-    given = parser.parse_args(arguments)
-
-    def say(line: str) -> None:
-        print(f"bench: {line}", flush=True)
-
-    try:
-        report = measure(rounds=given.rounds, seconds=given.seconds, threads=given.threads, say=say)
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(given.output, "stream", report, markdown(report))
-    return 0
-
-
-def measure(*, rounds: int, seconds: float, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(*, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
-    load, warning = load_before()
-    if warning:
-        say(warning)
+    load = load_before()
     options = ServerOptions(threads=threads, device="cpu", canary_interval_s=3600.0)
-    session = _session(load_networks(options.weights_dir)[FREE_DETECTOR].path, threads)
+    session = open_session(load_networks(options.weights_dir)[FREE_DETECTOR].path, threads)
     scene = _scene()
     frames = [_noisy(scene, seed) for seed in range(FRAMES)]
     with Server(options, say=say) as server:
         say(f"{rounds} rounds")
         ms, stages = _latencies(server, session, frames, rounds)
-        rates = {}
-        for form in ("raw", "jpeg"):
-            say(f"{seconds:g} s of {form} frames at {OFFERED_FPS:g} per second")
-            rates[form] = _rate(server, frames, form, seconds)
-        say("steadiness")
+        forms: dict[str, list[Any]] = {"raw": list(frames), "jpeg": [_jpeg(frame) for frame in frames]}
+        say(f"{seconds:g} s of frames at {OFFERED_FPS:g} per second, raw and as JPEG; steadiness")
+        rates = {form: _rate(server, images, seconds) for form, images in forms.items()}
         steadiness = _steadiness(server, scene)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(load),
-        "versions": versions(("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")),
+        **head(PACKAGES, load),
         "rounds": rounds,
         "threads": threads,
-        "frame": [WIDTH, HEIGHT],
-        "detector": list(DETECTOR_WH),
         "ms": ms,
         "stages": stages,
         "rates": rates,
@@ -117,19 +85,18 @@ def measure(*, rounds: int, seconds: float, threads: int, say: Callable[[str], N
 def _latencies(
     server: Server, session: ort.InferenceSession, frames: list[Frame], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Milliseconds of one frame by way, and of the server's stages in the first one, an entry per round."""
+    """Milliseconds of one frame by way, and of the server's stages of a raw one, an entry per round."""
     files = [_jpeg(frame) for frame in frames]
     canvas = [cv2.resize(frame, DETECTOR_WH, interpolation=cv2.INTER_LINEAR)[None] for frame in frames]
     stages: dict[str, list[float]] = {}
     with (
-        cutaway.Stream(server.grpc_url, timeout_s=PATIENCE_S) as raw,
-        cutaway.Stream(server.grpc_url, timeout_s=PATIENCE_S) as jpeg,
-        _Bare(server.grpc_address) as bare,
+        cutaway.Stream(server.grpc_url, timeout_s=TIMEOUT_S) as raw,
+        cutaway.Stream(server.grpc_url, timeout_s=TIMEOUT_S) as jpeg,
     ):
 
         def through(stream: cutaway.Stream, image: Any, stages: dict[str, list[float]]) -> None:
             stream.submit(image)
-            done = stream.latest(PATIENCE_S)
+            done = stream.latest(TIMEOUT_S)
             if done is None or done.untouched or done.report is None:
                 raise RuntimeProblem(f"a frame came back untouched: {done and done.error}")
             for stage, taken_ms in done.report.timings_ms.items():
@@ -139,10 +106,6 @@ def _latencies(
             "detector alone": lambda index: session.run(None, {"images": canvas[index]}),
             "raw": lambda index: through(raw, frames[index], stages),
             "jpeg": lambda index: through(jpeg, files[index], {}),
-            "raw, bare calls": lambda index: bare.call(frames[index]),
-            "raw, bare and bidirectional": lambda index: bare.stream(frames[index]),
-            "jpeg, bare calls": lambda index: bare.call(files[index]),
-            "jpeg, bare and bidirectional": lambda index: bare.stream(files[index]),
         }
         ms: dict[str, list[float]] = {way: [] for way in ways}
         names = list(ways)
@@ -157,70 +120,17 @@ def _latencies(
     return ms, {stage: values[WARM_UP_ROUNDS:] for stage, values in stages.items()}
 
 
-class _Bare:
-    """tritonclient without the SDK: single calls, and one bidirectional gRPC stream."""
-
-    def __init__(self, address: str) -> None:
-        self._client = triton.InferenceServerClient(address)
-        self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
-        self._begun: set[int] = set()
-
-    def __enter__(self) -> _Bare:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.stop_stream()
-        self._client.close()
-
-    def call(self, frame: Frame | bytes) -> Any:
-        return self._client.infer(**self._message(frame, 1))
-
-    def stream(self, frame: Frame | bytes) -> Any:
-        self._client.async_stream_infer(**self._message(frame, 2))
-        result, error = self._answers.get(timeout=PATIENCE_S)
-        if error is not None:
-            raise RuntimeProblem(f"the gRPC stream failed: {error}")
-        return result
-
-    def _message(self, frame: Frame | bytes, sequence: int) -> dict[str, Any]:
-        if isinstance(frame, bytes):
-            tensor, output = triton.InferInput("file", [1], "BYTES"), "jpeg"
-            tensor.set_data_from_numpy(np.array([frame], np.object_))
-        else:
-            tensor, output = triton.InferInput("frame", list(frame.shape), "UINT8"), "frame"
-            tensor.set_data_from_numpy(frame)
-        begins = sequence not in self._begun
-        self._begun.add(sequence)
-        return {
-            "model_name": STREAM,
-            "inputs": [tensor],
-            "outputs": [triton.InferRequestedOutput(name) for name in (output, "report")],
-            "sequence_id": sequence,
-            "sequence_start": begins,
-        }
-
-
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads."""
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
-    return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-
-
 # -------------------------------------------------------------------------------------------------- many, and the mask
 
 
-def _rate(server: Server, frames: list[Frame], form: str, seconds: float) -> dict[str, float]:
+def _rate(server: Server, images: list[Any], seconds: float) -> dict[str, float]:
     """What becomes of more frames than can be served."""
-    images: list[Any] = list(frames) if form == "raw" else [_jpeg(frame) for frame in frames]
-    with cutaway.Stream(server.grpc_url, timeout_s=PATIENCE_S) as stream:
+    with cutaway.Stream(server.grpc_url, timeout_s=TIMEOUT_S) as stream:
         stream.submit(images[0])
-        stream.latest(PATIENCE_S)
+        stream.latest(TIMEOUT_S)
         before, begun = stream.statistics, time.perf_counter()
         for number in itertools.count():
-            now = time.perf_counter() - begun
-            if now >= seconds:
+            if time.perf_counter() - begun >= seconds:
                 break
             stream.submit(images[number % len(images)])
             stream.latest()
@@ -300,11 +210,10 @@ def _jpeg(frame: Frame) -> bytes:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
-    width, height = report["frame"]
     lines = [
         f"# Streams, {report['date'][:10]}",
         "",
-        f"{width} × {height}, {report['rounds']} rounds, {report['threads']} threads, nano, on {sentence(report)}",
+        f"{WIDTH} × {HEIGHT}, {report['rounds']} rounds, {report['threads']} threads, nano, on {sentence(report)}",
         "",
         "| one frame, milliseconds | median | 10th to 90th percentile | 95th |",
         "|---|--:|--:|--:|",
@@ -315,8 +224,8 @@ def markdown(report: dict[str, Any]) -> str:
     stages = ", ".join(f"{stage} {statistics.median(values):.1f}" for stage, values in report["stages"].items())
     lines += [
         "",
-        f"*Detector alone* is its own ONNX Runtime time at {report['detector'][0]} × {report['detector'][1]}. "
-        f"Of a raw frame, in the server: {stages} ms.",
+        f"*Detector alone* is its own ONNX Runtime time at {DETECTOR_WH[0]} × {DETECTOR_WH[1]}. Of a raw frame, in the "
+        f"server: {stages} ms.",
         "",
         f"| frames at {OFFERED_FPS:g} per second | served per second | dropped | latency, median | 95th |",
         "|---|--:|--:|--:|--:|",
@@ -333,6 +242,23 @@ def markdown(report: dict[str, Any]) -> str:
     verdict = "met" if worst >= TARGET_FPS else "missed"
     lines += ["", f"- At least {TARGET_FPS:g} frames per second are wanted: {worst:.1f}: {verdict}.", ""]
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description=(__doc__ or "").split("\n\n")[0])
+    add = parser.add_argument
+    add("--rounds", type=int, default=60, help="measurements of each way (default: 60)")
+    add("--seconds", type=float, default=10.0, help="of counting frames, for each form (default: 10)")
+    add("--threads", type=int, default=min(cores(), 16), help="of the detector (default: cores)")
+    add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
+    given = parser.parse_args(arguments)
+    try:
+        report = measure(rounds=given.rounds, seconds=given.seconds, threads=given.threads)
+    except RuntimeProblem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    publish(given.output, "stream", report, markdown(report))
+    return 0
 
 
 if __name__ == "__main__":

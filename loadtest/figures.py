@@ -1,4 +1,4 @@
-"""The figures of a run, from its log and its samples. JSON values only, so that they can be kept and compared."""
+"""The figures of a phase, from Locust's statistics and from samples of the server. JSON values only."""
 
 from __future__ import annotations
 
@@ -7,122 +7,117 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from loadtest.driving import Phase, Seen
-from loadtest.records import Record
-from loadtest.scenarios import OVERLOADED, SERVED
+from loadtest.scenarios import OVERLOADED, Scenario
 from loadtest.watching import Processes, Sample
+
+Row = dict[str, Any]
+"""A row of Locust's statistics, as its `--json-file` has it."""
 
 PERCENTILES = (50, 95, 99)
 WINDOWS = 10
+STAGE = "stage"
+"""The method of rows with milliseconds of the server's stages."""
 OUTSIDE = "queue and wire"
 """What is left of a request's time beside its stages: it waits in queues, travels, and is packed and unpacked."""
+SENDER, LATE = "sender", "late"
+"""The row of how much later than intended requests were sent; it counts them in the seconds in which they were."""
+CODE = " → "
+"""Between a request's kind and the error code that came back."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of a phase: Locust's rows, and looks at the server."""
+
+    phase: Scenario
+    rows: list[Row]
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def answers(self) -> list[Row]:
+        return [row for row in self.rows if row["method"] not in (STAGE, SENDER)]
 
 
 def figures(seen: Seen) -> dict[str, Any]:
     """All figures of a phase."""
-    records = seen.records
-    begun_s, ended_s = window(seen.phase, records)
-    inside = [record for record in records if begun_s <= record.done_s <= ended_s]
-    seconds = ended_s - begun_s
-    served = [record for record in records if record.served]
-    wrong = [record for record in records if not record.expected]
+    served = [row for row in seen.answers if not code_of(row)]
+    refused = [row for row in seen.answers if code_of(row)]
+    late = [row for row in seen.rows if row["method"] == SENDER]
+    answers, failures = (sum(row[name] for row in seen.answers) for name in ("num_requests", "num_failures"))
+    begun_s, ended_s = window(seen)
+    seconds = max(1, ended_s - begun_s)
     return {
         "phase": asdict(seen.phase),
-        "begun_s": begun_s,
         "seconds": seconds,
-        "answers": len(records),
-        "served": len(served),
-        "expected_refusals": sum(record.expected and not record.served for record in records),
-        "failures": len(wrong),
-        "failure_share": len(wrong) / len(records),
-        "throughput_per_s": sum(record.served for record in inside) / seconds,
-        "answers_per_s": len(inside) / seconds,
-        "offered_per_s": sum(begun_s <= record.intended_s <= ended_s for record in records) / seconds,
-        "sent_mb_per_s": sum(record.sent_bytes for record in inside) / 1e6 / seconds,
-        "answered_mb_per_s": sum(record.answered_bytes for record in inside) / 1e6 / seconds,
-        "latency_ms": spread([record.latency_ms for record in served]),
-        "refusal_ms": spread([record.latency_ms for record in records if record.code == OVERLOADED]),
-        "late_ms": spread([record.late_ms for record in records]),
-        "kinds": _by(records, lambda record: f"{record.kind} ({record.way})"),
-        "errors": _errors(records),
-        "stages_ms": stages(served),
+        "sent": sum(row["num_requests"] for row in late),
+        "answers": answers,
+        "served": sum(row["num_requests"] for row in served),
+        "expected_refusals": sum(row["num_requests"] - row["num_failures"] for row in refused),
+        "failures": failures,
+        "failure_share": failures / answers,
+        "throughput_per_s": _inside(served, begun_s, ended_s) / seconds,
+        "answers_per_s": _inside(seen.answers, begun_s, ended_s) / seconds,
+        "sent_per_s": _inside(late, begun_s, ended_s) / seconds,
+        "latency_ms": spread(served),
+        "refusal_ms": spread([row for row in refused if code_of(row) == OVERLOADED]),
+        "late_ms": spread(late),
+        "codes": _codes(refused),
+        "stages_ms": {row["name"]: spread([row]) for row in seen.rows if row["method"] == STAGE},
         "models": models(seen.samples),
         "server": server(seen.samples),
     }
 
 
-def window(phase: Phase, records: Sequence[Record]) -> tuple[float, float]:
-    """From when to when requests were sent, Unix time. What is answered after that counts for times, not for rates."""
-    begun_s = min(record.intended_s for record in records)
-    last_s = max(record.done_s for record in records)
-    if phase.requests or not phase.seconds:
-        return begun_s, last_s
-    return begun_s, begun_s + phase.seconds
+def code_of(row: Row) -> str:
+    """The error code that a row is of; "" for pictures."""
+    return str(row["name"]).partition(CODE)[2]
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Count, mean, percentiles and largest; None where there is nothing."""
-    if not values:
+def window(seen: Seen) -> tuple[int, int]:
+    """The first and last second, Unix time, in which requests were sent. What is answered later counts for times and
+    not for rates."""
+    seconds = [int(second) for row in seen.rows if row["method"] == SENDER for second in row["num_reqs_per_sec"]]
+    return min(seconds), max(seconds)
+
+
+def _inside(rows: Iterable[Row], begun_s: int, ended_s: int) -> int:
+    """Without the first second: it is seldom whole, and begins before the first answer."""
+    return sum(
+        count for row in rows for second, count in row["num_reqs_per_sec"].items() if begun_s < int(second) <= ended_s
+    )
+
+
+def spread(rows: Iterable[Row]) -> dict[str, float] | None:
+    """Count, mean, percentiles (nearest rank) and largest of all times in rows, ms; None where there is nothing."""
+    times: collections.Counter[float] = collections.Counter()
+    for row in rows:
+        for ms, count in row["response_times"].items():
+            times[float(ms)] += count
+    total = times.total()
+    if not total:
         return None
-    percentiles = {f"p{number}": percentile(values, number) for number in PERCENTILES}
-    return {"count": len(values), "mean": statistics.fmean(values), **percentiles, "max": max(values)}
+    ordered = sorted(times)
+    reached = list(itertools.accumulate(times[ms] for ms in ordered))
+    percentiles = {
+        f"p{number}": next(ms for ms, count in zip(ordered, reached, strict=True) if count >= total * number / 100)
+        for number in PERCENTILES
+    }
+    return {"count": total, "mean": sum(ms * times[ms] for ms in times) / total, **percentiles, "max": ordered[-1]}
 
 
-def percentile(values: Sequence[float], number: float) -> float:
-    """The smallest value that at least `number` percent do not exceed: one that was measured, never one in between."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * number / 100) - 1)]
-
-
-def _by(records: Sequence[Record], key: Callable[[Record], str]) -> list[dict[str, Any]]:
-    groups: dict[str, list[Record]] = collections.defaultdict(list)
-    for record in records:
-        groups[key(record)].append(record)
-    return [
-        {
-            "name": name,
-            "answers": len(group),
-            "served": sum(record.served for record in group),
-            "failures": sum(not record.expected for record in group),
-            "latency_ms": spread([record.latency_ms for record in group]),
-        }
-        for name, group in sorted(groups.items())
-    ]
-
-
-def _errors(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Answers other than pictures, and pictures where an error would have been right, by code."""
-    groups: dict[tuple[str, bool], list[Record]] = collections.defaultdict(list)
-    for record in records:
-        if not record.served or not record.expected:
-            groups[record.code or "served", record.expected].append(record)
-    return [
-        {
-            "code": code,
-            "expected": expected,
-            "count": len(group),
-            "latency_ms": spread([record.latency_ms for record in group]),
-            "example": next((f"{record.kind}: {record.message}" for record in group if record.message), ""),
-        }
-        for (code, expected), group in sorted(groups.items())
-    ]
-
-
-def stages(served: Iterable[Record]) -> dict[str, dict[str, float]]:
-    """Milliseconds per stage of all pictures served, and what was spent outside of them."""
-    columns: dict[str, list[float]] = collections.defaultdict(list)
-    timed = [record for record in served if "total" in record.stages_ms]
-    named = {stage: None for record in timed for stage in record.stages_ms if stage != "total"}
-    for record in timed:
-        for stage in named:
-            columns[stage].append(record.stages_ms.get(stage, 0.0))
-        columns[OUTSIDE].append(record.latency_ms - record.stages_ms["total"])
-    return {stage: found for stage, values in columns.items() if (found := spread(values)) is not None}
+def _codes(refused: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """Answers by error code, and how many of them were wrong."""
+    codes: dict[str, dict[str, int]] = {}
+    for row in refused:
+        found = codes.setdefault(code_of(row), {"answers": 0, "wrong": 0})
+        found["answers"] += row["num_requests"]
+        found["wrong"] += row["num_failures"]
+    return dict(sorted(codes.items()))
 
 
 def models(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -154,49 +149,23 @@ def server(samples: Sequence[Sample]) -> dict[str, float] | None:
     if len(looks) < 2:
         return None
     (first_s, first), (last_s, last) = looks[0], looks[-1]
+    # A queue takes its full memory only when it was emptied and filled a few times; then nothing may grow.
+    late = looks[min(-2, -len(looks) // 4) :]
+    names = ("rss_mb", "threads", "fds", "shm_mb")
+    ends = {
+        f"{name}_{when}": getattr(look, name) for name in names for when, look in (("first", first), ("last", last))
+    }
     return {
         "cpu_percent": 100 * (last.cpu_s - first.cpu_s) / (last_s - first_s),
-        "rss_mb_first": first.rss_mb,
         "rss_mb_most": max(look.rss_mb for _, look in looks),
-        "rss_mb_last": last.rss_mb,
-        "threads_first": first.threads,
-        "threads_last": last.threads,
-        "fds_first": first.fds,
-        "fds_last": last.fds,
-        "shm_mb_first": first.shm_mb,
-        "shm_mb_last": last.shm_mb,
+        "rss_mb_per_minute": 60 * slope([at_s for at_s, _ in late], [look.rss_mb for _, look in late])[0],
+        **ends,
     }
 
 
 def processes_over_time(samples: Sequence[Sample]) -> list[tuple[float, Processes]]:
+    """Unix time and what was seen."""
     return [(sample.at_s, sample.processes) for sample in samples if sample.processes is not None]
-
-
-def cpu_over_time(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """Unix time and percent of one core between one look and the next."""
-    looks = processes_over_time(samples)
-    return [
-        (now_s, 100 * (now.cpu_s - before.cpu_s) / (now_s - before_s))
-        for (before_s, before), (now_s, now) in itertools.pairwise(looks)
-        if now_s > before_s
-    ]
-
-
-def per_second(records: Sequence[Record], begun_s: float) -> dict[str, list[int]]:
-    """Answers in each second by outcome: served, refused as overloaded, otherwise refused as expected, wrong."""
-    last = max(int(record.done_s - begun_s) for record in records)
-    counts = {name: [0] * (last + 1) for name in ("served", "overloaded", "refused as expected", "wrong")}
-    for record in records:
-        counts[outcome(record)][max(0, int(record.done_s - begun_s))] += 1
-    return counts
-
-
-def outcome(record: Record) -> str:
-    if record.code == OVERLOADED:
-        return "overloaded"
-    if not record.expected:
-        return "wrong"
-    return "served" if record.code == SERVED else "refused as expected"
 
 
 def slope(xs: Sequence[float], ys: Sequence[float], *, relative: bool = False) -> tuple[float, float]:
@@ -208,13 +177,8 @@ def slope(xs: Sequence[float], ys: Sequence[float], *, relative: bool = False) -
 
 @dataclass(frozen=True)
 class Rise:
-    """How memory grows.
-
-    Attributes:
-        mb: added and kept in 1,000 answers, 2^20 bytes.
-        error_mb: its standard error.
-        floors_mb: what there was at least, in one stretch of the time after the other.
-    """
+    """How memory grows (2^20 bytes): in 1,000 answers, the standard error of that, and what there was at least in one
+    stretch of the time after the other."""
 
     mb: float
     error_mb: float
@@ -227,19 +191,14 @@ def memory_rise(seen: Seen, skip_share: float, which: Callable[[str], bool] = la
     What a large picture needs for a moment comes and goes, hundreds of megabytes in one process or the other, and would
     hide a leak. So the time is cut into windows, each process is taken at its least in each, and a line is laid through
     the sums (least squares).
-
-    Args:
-        seen: the phase.
-        skip_share: this share of the answers is left out at the start.
-        which: of the processes, by their names.
+    A share of the answers is left out at the start; `which` chooses processes by their names.
     """
-    done_s = np.sort([record.done_s for record in seen.records])
     kept = _after_warm_up(seen, skip_share)
     size = max(1, len(kept) // WINDOWS)
     windows = [kept[start : start + size] for start in range(0, len(kept), size)][:WINDOWS]
     if len(windows) < 3:
         return None
-    middles = [statistics.fmean(float(np.searchsorted(done_s, at_s)) for at_s, _ in window) for window in windows]
+    middles = [statistics.fmean(answers for answers, _ in window) for window in windows]
     floors = [_least((look for _, look in window), which) for window in windows]
     rise, height = slope(middles, floors)
     xs, off = np.asarray(middles), np.asarray(floors) - (height + rise * np.asarray(middles))
@@ -254,21 +213,25 @@ def levels(seen: Seen, skip_share: float) -> tuple[dict[str, float], dict[str, f
     if len(kept) < 2:
         return None
     first, second = (
-        {
-            "threads": max(look.threads for look in half),
-            "fds": max(look.fds for look in half),
-            "shm_mb": max(look.shm_mb for look in half),
-        }
+        {name: max(getattr(look, name) for look in half) for name in ("threads", "fds", "shm_mb")}
         for half in (kept[: len(kept) // 2], kept[len(kept) // 2 :])
     )
     return first, second
 
 
-def _after_warm_up(seen: Seen, skip_share: float) -> list[tuple[float, Processes]]:
-    """When (Unix time) and what was seen of the processes, from so large a share of the answers on to the last one."""
-    done_s = np.sort([record.done_s for record in seen.records])
-    first_s = done_s[min(len(done_s) - 1, math.ceil(skip_share * len(done_s)))]
-    return [(at_s, look) for at_s, look in processes_over_time(seen.samples) if first_s <= at_s < done_s[-1]]
+def _after_warm_up(seen: Seen, skip_share: float) -> list[tuple[int, Processes]]:
+    """How many answers there were and what was seen of the processes, from so large a share of the answers on to the
+    second of the last one."""
+    per_second: collections.Counter[int] = collections.Counter()
+    for row in seen.answers:
+        per_second.update({int(second): count for second, count in row["num_reqs_per_sec"].items()})
+    total, last_s = per_second.total(), max(per_second)
+    looks = [
+        (sum(count for second, count in per_second.items() if second < int(at_s)), look)
+        for at_s, look in processes_over_time(seen.samples)
+        if at_s < last_s + 1
+    ]
+    return [(answers, look) for answers, look in looks if answers >= skip_share * total]
 
 
 def _least(looks: Iterable[Processes], which: Callable[[str], bool]) -> float:

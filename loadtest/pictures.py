@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from cutaway.contract.limits import INPUT_LIMITS
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,46 +30,56 @@ TILE_RATIO = 0.75
 """Width by height of one person's place in a crowd."""
 
 
+BAD_OPTIONS: tuple[dict[str, str], ...] = (
+    {"subject": "everybody"},
+    {"min_confidence": "1.5"},
+    {"background": "#GGGGGG"},
+    {"padding_px": "-1"},
+)
+"""Request parameters that are answered with INVALID_OPTION."""
+
+
+def _kept(make: Callable[..., bytes]) -> Callable[..., bytes]:
+    """What is in the cache, or what `make` returns, kept for the next run."""
+
+    @functools.wraps(make)
+    def kept(*arguments: float) -> bytes:
+        path = CACHE / f"{'-'.join([make.__name__, *(f'{each:g}' for each in arguments)])}.jpg"
+        if not path.exists():
+            CACHE.mkdir(parents=True, exist_ok=True)
+            # Several processes may make it at once; each puts a whole file into its place.
+            part = path.with_name(f"{path.name}.{os.getpid()}")
+            part.write_bytes(make(*arguments))
+            part.replace(path)
+        return path.read_bytes()
+
+    return kept
+
+
+@_kept
 def portrait(megapixels: float, variant: int = 0) -> bytes:
     """A JPEG of one person. `variant` chooses the sample (even, odd) and from 2 on mirrors it."""
-    return _kept(f"portrait-{megapixels:g}-{variant}", lambda: _portrait(megapixels, variant))
+    return _jpeg(_scaled(_person(variant), megapixels))
 
 
-def crowd(people: int, megapixels: float) -> bytes:
-    """A JPEG of so many people side by side, in rows, 4:3 or wider."""
-    return _kept(f"crowd-{people}-{megapixels:g}", lambda: _crowd(people, megapixels))
-
-
+@_kept
 def thing(megapixels: float) -> bytes:
     """A JPEG of a thing, without a person."""
-    return _kept(f"thing-{megapixels:g}", lambda: _jpeg(_scaled(_sample("astronaut.jpg").crop(THING_BOX), megapixels)))
+    return _jpeg(_scaled(_sample("astronaut.jpg").crop(THING_BOX), megapixels))
 
 
+@_kept
 def frame(number: int) -> bytes:
     """A JPEG of 640×480 of one person, who moves a little to the right from one number to the next."""
-    return _kept(f"frame-{number}", lambda: _frame(number))
-
-
-def pixels_of(data: bytes) -> int:
-    with Image.open(io.BytesIO(data)) as image:
-        return int(image.width * image.height)
-
-
-def _portrait(megapixels: float, variant: int) -> bytes:
-    image = _sample(PEOPLE_SAMPLES[variant % len(PEOPLE_SAMPLES)])
-    if variant // len(PEOPLE_SAMPLES) % 2:
-        image = ImageOps.mirror(image)
-    return _jpeg(_scaled(image, megapixels))
-
-
-def _frame(number: int) -> bytes:
     image = Image.new("RGB", FRAME_SIZE, (90, 110, 100))
     person = ImageOps.fit(_sample("astronaut.jpg"), (FRAME_SIZE[1], FRAME_SIZE[1]), Image.Resampling.BICUBIC)
     image.paste(person, (FRAME_STEP_PX * number, 0))
     return _jpeg(image)
 
 
-def _crowd(people: int, megapixels: float) -> bytes:
+@_kept
+def crowd(people: int, megapixels: float) -> bytes:
+    """A JPEG of so many people side by side, in rows, 4:3 or wider."""
     rows = max(1, round(math.sqrt(people * TILE_RATIO * 3 / 4)))
     columns = math.ceil(people / rows)
     tile_width = math.sqrt(megapixels * 1e6 * TILE_RATIO / (rows * columns))
@@ -74,12 +87,30 @@ def _crowd(people: int, megapixels: float) -> bytes:
     sheet = Image.new("RGB", (columns * size[0], rows * size[1]), (128, 128, 128))
     for index in range(people):
         row, column = divmod(index, columns)
-        image = _sample(PEOPLE_SAMPLES[index % len(PEOPLE_SAMPLES)])
-        if index // len(PEOPLE_SAMPLES) % 2:
-            image = ImageOps.mirror(image)
-        tile = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-        sheet.paste(tile, (column * size[0], row * size[1]))
+        sheet.paste(ImageOps.fit(_person(index), size, Image.Resampling.BICUBIC), (column * size[0], row * size[1]))
     return _jpeg(sheet)
+
+
+def bad_files() -> dict[str, bytes]:
+    """Files by the error code that is the right answer to them."""
+    good = portrait(0.3)
+    noise = np.random.default_rng(1)
+    small = INPUT_LIMITS.min_side_px // 2
+    wide = INPUT_LIMITS.max_long_side_px + 1
+    return {
+        "INVALID_FORMAT": b"%PDF-1.7 no picture at all" + noise.bytes(20_000),
+        "CORRUPT_IMAGE": good[: len(good) // 2],
+        "RESOLUTION_TOO_SMALL": _png(noise.integers(0, 256, (small, small, 3), np.uint8)),
+        "RESOLUTION_TOO_LARGE": _png(noise.integers(0, 256, (INPUT_LIMITS.min_side_px, wide, 3), np.uint8)),
+        "IMAGE_BOMB": _png(np.zeros((4000, 4000), np.uint8)),
+        "FILE_TOO_LARGE": good + bytes(INPUT_LIMITS.max_file_bytes),
+        "NO_PERSON_DETECTED": _png(noise.integers(0, 256, (240, 320, 3), np.uint8)),
+    }
+
+
+def _person(variant: int) -> Image.Image:
+    image = _sample(PEOPLE_SAMPLES[variant % len(PEOPLE_SAMPLES)])
+    return ImageOps.mirror(image) if variant // len(PEOPLE_SAMPLES) % 2 else image
 
 
 def _sample(name: str) -> Image.Image:
@@ -102,13 +133,7 @@ def _jpeg(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _kept(name: str, make: Callable[[], bytes]) -> bytes:
-    """What is in the cache, or what `make` returns, kept for the next run."""
-    path = CACHE / f"{name}.jpg"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        # Several processes may make it at once; each puts a whole file into its place.
-        part = path.with_name(f"{path.name}.{os.getpid()}")
-        part.write_bytes(make())
-        part.replace(path)
-    return path.read_bytes()
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

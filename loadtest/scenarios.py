@@ -8,33 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS
-
 from loadtest import pictures
-from loadtest.bad_pictures import BAD_OPTIONS, bad_files
 
-Loop = Literal["closed", "open"]
-SERVED = ""
-"""The code of an answer that is no error."""
-OVERLOADED = "OVERLOADED"
+SERVED, OVERLOADED = "", "OVERLOADED"
+"""The code of an answer that is no error, and that of load that was shed."""
+DETECTION_OUTPUTS = ("boxes", "scores", "report")
+CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
 PIPELINE = "ensemble_pipeline"
 STREAMS = "stream_pipeline"
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request.
-
-    Attributes:
-        kind: what it is called in the report.
-        data: the encoded picture.
-        parameters: of the request, as they travel.
-        expects: the codes that are right answers; `SERVED` for a picture.
-        outputs: what is asked back.
-        model: who is asked.
-        input: what the picture is called there.
-        framed: requests of one user are frames of one stream, with a correlation id of its own.
-    """
+    """One request: an encoded picture for an input of a model, parameters as they travel, the codes that are right
+    answers (`SERVED` for a picture); where `framed`, one user's are frames of one stream with a correlation id."""
 
     kind: str
     data: bytes = field(repr=False)
@@ -52,7 +39,7 @@ Mix = Sequence[tuple[int, Ask]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a user may change about the pictures; None leaves it to the scenario."""
+    """What the command line may change about the pictures; None leaves it to the scenario."""
 
     megapixels: tuple[float, ...] | None = None
     people: int | None = None
@@ -64,32 +51,6 @@ class Sizes:
 
     def or_else(self, *megapixels: float) -> tuple[float, ...]:
         return self.megapixels or megapixels
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One row of the table.
-
-    Attributes:
-        name: on the command line.
-        help: one line for `--help`.
-        mix: makes the requests.
-        loop: "closed": each user sends when the answer before is there. "open": requests arrive by chance (Poisson),
-            whether or not the server keeps up.
-        users: of a closed loop.
-        seconds: how long it runs.
-        ramp: users, or the rate, grow from nearly none over the whole time.
-        requests: it ends after so many instead; 0 does not count.
-    """
-
-    name: str
-    help: str
-    mix: Callable[[Sizes], Mix]
-    loop: Loop = "closed"
-    users: int = 4
-    seconds: float = 30.0
-    ramp: bool = False
-    requests: int = 0
 
 
 def _single(sizes: Sizes) -> Mix:
@@ -144,9 +105,12 @@ def _mixed(sizes: Sizes) -> Mix:
 
 def _hostile(sizes: Sizes) -> Mix:
     good = [(8, ask) for _, ask in _single(Sizes(sizes.or_else(0.3, 1.0)))]
-    bad = [(2, Ask(f"bad: {code}", data, expects=frozenset({code}))) for code, data in bad_files().items()]
+    bad = [(2, Ask(f"bad: {code}", data, expects=frozenset({code}))) for code, data in pictures.bad_files().items()]
     portrait = pictures.portrait(0.3)
-    options = [(1, Ask("bad: INVALID_OPTION", portrait, wrong, frozenset({"INVALID_OPTION"}))) for wrong in BAD_OPTIONS]
+    options = [
+        (1, Ask("bad: INVALID_OPTION", portrait, wrong, frozenset({"INVALID_OPTION"})))
+        for wrong in pictures.BAD_OPTIONS
+    ]
     return [*good, *bad, *options]
 
 
@@ -171,27 +135,54 @@ def _soak(sizes: Sizes) -> Mix:
     ]
 
 
+_OWN = (_single, _crowd, _each, _products, _stream, _mixed, _hostile, _overload, _soak)
+MIXES: dict[str, Callable[[Sizes], Mix]] = {"ramp": _single, **{mix.__name__.lstrip("_"): mix for mix in _OWN}}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the table; a phase of a run is one with what the command line changed.
+
+    Attributes:
+        loop: "closed": each user sends when the answer before is there. "open": requests arrive by chance (Poisson),
+            whether or not the server keeps up.
+        users: of a closed loop.
+        rate: requests per second of an open loop, on average.
+        ramp: users, or the rate, grow from nearly none over all the seconds.
+        requests: it ends after so many instead; 0 does not count.
+        phase: its name, where a run has several.
+    """
+
+    name: str
+    help: str
+    loop: Literal["closed", "open"] = "closed"
+    users: int = 4
+    rate: float = 1.0
+    seconds: float = 30.0
+    ramp: bool = False
+    requests: int = 0
+    phase: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.phase or self.name
+
+
+_OVERLOAD = "one person; first as much as the server can do, then three times that (--factor)"
+_STREAM = "frames of 640×480, each user a stream; the next one goes out when one is back"
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
-        Scenario("single", "pictures of one person", _single),
-        Scenario("crowd", "six people in each picture (--people), together in one cut-out", _crowd),
-        Scenario("each", "four people in each picture (--people), a cut-out for each", _each),
-        Scenario("products", "things instead of people (subject=all)", _products),
-        Scenario(
-            "stream", "frames of 640×480, each user a stream; the next one goes out when one is back", _stream, users=2
-        ),
-        Scenario("mixed", "sizes from 0.3 to 12 megapixels, all subjects, several forms of output", _mixed),
-        Scenario("hostile", "bad files and options among good ones; a wrong error code is a failure", _hostile),
-        Scenario("ramp", "one person; users, or the rate, grow over the time", _single, users=12, ramp=True),
-        Scenario(
-            "overload",
-            "one person; first as much as the server can do, then three times that (--factor)",
-            _overload,
-            users=8,
-            seconds=60.0,
-        ),
-        Scenario("soak", "5,000 mixed and bad requests (--requests)", _soak, seconds=3600.0, requests=5000),
+        Scenario("single", "pictures of one person"),
+        Scenario("crowd", "six people in each picture (--people), together in one cut-out"),
+        Scenario("each", "four people in each picture (--people), a cut-out for each"),
+        Scenario("products", "things instead of people (subject=all)"),
+        Scenario("stream", _STREAM, users=2),
+        Scenario("mixed", "sizes from 0.3 to 12 megapixels, all subjects, several forms of output"),
+        Scenario("hostile", "bad files and options among good ones; a wrong error code is a failure"),
+        Scenario("ramp", "one person; users, or the rate, grow over the time", users=12, ramp=True),
+        Scenario("overload", _OVERLOAD, users=8, seconds=60.0),
+        Scenario("soak", "5,000 mixed and bad requests (--requests)", seconds=3600.0, requests=5000),
     )
 }
 

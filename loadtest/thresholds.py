@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-Figures = dict[str, Any]
+Figure = Callable[[dict[str, Any]], float | None]
+"""Finds the figure in a run; None where the run has none."""
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """One option.
-
-    Attributes:
-        option: without the dashes.
-        help: for `--help`.
-        figure: finds the figure in a run; None where the run has none.
-        most: whether the limit is an upper one.
-    """
+class Threshold(NamedTuple):
+    """One option; its limit is an upper one where its name begins with "max"."""
 
     option: str
     help: str
-    figure: Callable[[Figures], float | None]
-    most: bool = True
+    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,12 @@ class Verdict:
     option: str
     limit: float
     figure: float | None
-    kept: bool
+
+    @property
+    def kept(self) -> bool:
+        if self.figure is None:
+            return False
+        return self.figure <= self.limit if self.option.startswith("max") else self.figure >= self.limit
 
     @property
     def text(self) -> str:
@@ -42,18 +39,17 @@ class Verdict:
         return f"--{self.option} {self.limit:g}: {reached}: {'kept' if self.kept else 'MISSED'}"
 
 
-def _percentile(name: str, part: str = "latency_ms") -> Callable[[Figures], float | None]:
+def _percentile(name: str, part: str = "latency_ms") -> Figure:
     return lambda run: run["result"][part][name] if run["result"][part] else None
 
 
-def _peak_share(run: Figures) -> float | None:
+def _peak_share(run: dict[str, Any]) -> float | None:
     peak = run["phases"][0]["throughput_per_s"]
     return run["result"]["throughput_per_s"] / peak if len(run["phases"]) > 1 and peak else None
 
 
-def _rss_growth(run: Figures) -> float | None:
-    server = run["result"]["server"]
-    return None if server is None else server["rss_mb_last"] - server["rss_mb_first"]
+def _server(name: str, minus: str = "") -> Figure:
+    return lambda run: (found := run["result"]["server"]) and found[name] - found.get(minus, 0)
 
 
 THRESHOLDS = (
@@ -61,10 +57,11 @@ THRESHOLDS = (
     Threshold("max-p95-ms", "95th percentile", _percentile("p95")),
     Threshold("max-p99-ms", "99th percentile", _percentile("p99")),
     Threshold("max-refusal-p99-ms", "99th percentile of refusals (OVERLOADED)", _percentile("p99", "refusal_ms")),
-    Threshold("min-throughput", "pictures per second", lambda run: run["result"]["throughput_per_s"], most=False),
+    Threshold("min-throughput", "pictures per second", lambda run: run["result"]["throughput_per_s"]),
     Threshold("max-error-rate", "share of wrong answers, 0 to 1", lambda run: run["result"]["failure_share"]),
-    Threshold("min-peak-share", "overload: throughput as a share of the peak, 0 to 1", _peak_share, most=False),
-    Threshold("max-rss-growth-mb", "memory of the server, from first to last", _rss_growth),
+    Threshold("min-peak-share", "overload: throughput as a share of the peak, 0 to 1", _peak_share),
+    Threshold("max-rss-growth-mb", "server memory, last against first", _server("rss_mb_last", "rss_mb_first")),
+    Threshold("max-rss-mb-per-minute", "server memory, in the last quarter", _server("rss_mb_per_minute")),
 )
 
 
@@ -74,17 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{threshold.option}", type=float, metavar="X", help=threshold.help)
 
 
-def judge(run: Figures, options: argparse.Namespace) -> list[Verdict]:
+def judge(run: dict[str, Any], options: argparse.Namespace) -> list[Verdict]:
     """The verdicts on those thresholds that were asked for."""
-    verdicts = []
-    for threshold in THRESHOLDS:
-        limit = getattr(options, threshold.option.replace("-", "_"))
-        if limit is not None:
-            figure = threshold.figure(run)
-            kept = figure is not None and (figure <= limit if threshold.most else figure >= limit)
-            verdicts.append(Verdict(threshold.option, limit, figure, kept))
-    return verdicts
-
-
-def all_kept(verdicts: Sequence[Verdict]) -> bool:
-    return all(verdict.kept for verdict in verdicts)
+    limits = ((each, getattr(options, each.option.replace("-", "_"))) for each in THRESHOLDS)
+    return [Verdict(each.option, limit, each.figure(run)) for each, limit in limits if limit is not None]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib
 import os
 import re
 import socket
 import time
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from runtime.checks import SHM
 from runtime.process import stubs_of
@@ -30,7 +30,6 @@ COUNTERS = (
 _RSS = re.compile(r"^Rss(Anon|File|Shmem):\s+(\d+) kB$", re.MULTILINE)
 _SHM_PREFIX = re.compile(r"shm-region-prefix-name=([^\0]+)")
 TRITON_SHM_PREFIX = "triton_python_backend_shm_region_"
-"""Triton's own, where it is not told another."""
 TRITON = "triton"
 """How Triton's own process is called among the server's."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -38,13 +37,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Processes:
-    """The server's processes together.
+    """The server's processes together: CPU seconds since they were started, threads, open files, memory (2^20 bytes).
 
     Attributes:
-        cpu_s: seconds of CPU time since they were started.
-        rss_mb: memory that they have, 2^20 bytes; what they share counts in each of them.
-        threads, fds: how many.
-        shm_mb: what the model processes and Triton share in /dev/shm, 2^20 bytes.
+        rss_mb: what they share counts in each of them.
+        shm_mb: what the model processes and Triton share in /dev/shm.
         parts_mb: the memory of each that is its own, by name and process id: without what lies in /dev/shm, which
             counts for a process from when it first looks at a page that has long been there.
     """
@@ -59,56 +56,21 @@ class Processes:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look.
-
-    Attributes:
-        at_s: Unix time.
-        models: Triton's counters by model, see `COUNTERS`; empty where it publishes none.
-        processes: None for a server elsewhere.
-    """
+    """One look (Unix time): Triton's counters by model (`COUNTERS`), and the processes of a server on this machine."""
 
     at_s: float
     models: dict[str, dict[str, float]] = field(default_factory=dict)
     processes: Processes | None = None
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
-
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file with one in each line."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        processes = values.pop("processes")
-        found.append(Sample(**values, processes=Processes(**processes) if processes else None))
-    return found
-
-
-class Watcher:
-    """Looks at one server.
-
-    Args:
-        metrics_url: Triton's metrics; "" where there are none.
-        pid: of the tritonserver on this machine; None for a server elsewhere.
-    """
-
-    def __init__(self, metrics_url: str, pid: int | None) -> None:
-        self._metrics_url, self._pid = metrics_url, pid
-
-    def look(self) -> Sample:
-        return Sample(time.time(), self._models(), None if self._pid is None else processes_of(self._pid))
-
-    def _models(self) -> dict[str, dict[str, float]]:
-        if not self._metrics_url:
-            return {}
-        try:
-            with urllib.request.urlopen(self._metrics_url, timeout=METRICS_TIMEOUT_S) as answer:
-                return parse_metrics(answer.read().decode())
-        except OSError:  # a server under load may be slow to answer; the next look will do
-            return {}
+def look(metrics_url: str, pid: int | None) -> Sample:
+    """What there is to see now: "" for no metrics, None for a server elsewhere."""
+    models: dict[str, dict[str, float]] = {}
+    if metrics_url:
+        # A server under load may be slow to answer; the next look will do.
+        with contextlib.suppress(OSError), urllib.request.urlopen(metrics_url, timeout=METRICS_TIMEOUT_S) as answer:
+            models = parse_metrics(answer.read().decode())
+    return Sample(time.time(), models, None if pid is None else processes_of(pid))
 
 
 def parse_metrics(text: str) -> dict[str, dict[str, float]]:
@@ -135,21 +97,18 @@ def processes_of(triton: int) -> Processes | None:
             rss_kb += sum(taken_kb.values())
             parts_mb[f"{name} {pid}"] = (taken_kb["Anon"] + taken_kb["File"]) / 1024
             fds += len(list((folder / "fd").iterdir()))
+        shm_mb = shm_bytes(triton) / 2**20
     except (OSError, KeyError):  # one that is just ending has no memory any more
         return None
-    return Processes(ticks / ticks_per_s, rss_kb / 1024, threads, fds, shm_bytes(triton) / 2**20, parts_mb)
+    return Processes(ticks / ticks_per_s, rss_kb / 1024, threads, fds, shm_mb, parts_mb)
 
 
 def shm_bytes(triton: int) -> int:
     """What the regions of the Python backend take in /dev/shm, of the tritonserver with this id."""
-    try:
-        command = Path("/proc", str(triton), "cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return 0
+    command = Path("/proc", str(triton), "cmdline").read_bytes().decode(errors="replace")
     named = _SHM_PREFIX.search(command)
-    prefix = named[1] if named else TRITON_SHM_PREFIX
     total = 0
-    for region in SHM.glob(f"{prefix}*"):
+    for region in SHM.glob(f"{named[1] if named else TRITON_SHM_PREFIX}*"):
         with contextlib.suppress(OSError):
             total += region.stat().st_blocks * 512
     return total
@@ -157,34 +116,16 @@ def shm_bytes(triton: int) -> int:
 
 def pid_at(address: str) -> int | None:
     """The process on this machine that listens at host:port, where it can be seen; None for one elsewhere."""
+    psutil: Any = importlib.import_module("psutil")  # comes with Locust
     host, _, port = address.rpartition(":")
     if host not in LOOPBACK:
         return None
-    sockets = {f"socket:[{inode}]" for inode in _listening(int(port))}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                links = {str(link.readlink()) for link in (folder / "fd").iterdir()}
-            except OSError:
-                continue
-            if links & sockets:
-                return int(folder.name)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port):
+                    return int(process.pid)
     return None
-
-
-def _listening(port: int) -> Sequence[str]:
-    """Inodes of the sockets that listen on a TCP port."""
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                found.append(fields[9])
-    return found
 
 
 def free_port() -> int:

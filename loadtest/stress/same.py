@@ -11,58 +11,40 @@ import io
 import random
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from cutaway.result import DETECTION_OUTPUTS
 from numpy.typing import NDArray
 from PIL import Image
 
 from loadtest import pictures
-from loadtest.driving import Target
 from loadtest.figures import models
-from loadtest.running import own_server, say
-from loadtest.scenarios import SERVED, Ask
+from loadtest.running import Target, own_server
+from loadtest.scenarios import DETECTION_OUTPUTS, SERVED, Ask
 from loadtest.stress.common import Claim, Found, script_main
-from loadtest.watching import Watcher
-from loadtest.ways import Grpc, Http, Reply, Way
+from loadtest.watching import look
+from loadtest.ways import Reply, Way
 from runtime.server import ServerOptions
 
 MAX_DIFFERENCE = 1
 """Of 255."""
 MAX_BOX_PX = 0.5
-TIMEOUT_S = 60.0
 
 
 @dataclass
 class Compared:
-    """What the comparison of all answers came to.
-
-    Attributes:
-        answers: how many.
-        identical: of them, byte for byte.
-        difference: the largest of any pixel, of 255.
-        box_px: the largest of any box, in pixels.
-        strange: what was altogether another answer, in words.
-    """
+    """What the comparison of all answers came to: how many were identical, byte for byte, the largest difference of any
+    pixel (of 255) and of any box (pixels), and what was altogether another answer, in words."""
 
     answers: int = 0
     identical: int = 0
     difference: int = 0
     box_px: float = 0.0
     strange: list[str] = field(default_factory=list)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return script_main("same", (__doc__ or "").split("\n\n")[0], _options, measure, arguments)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=8, help="callers at once (default: 8)")
-    parser.add_argument("--rounds", type=int, default=3, help="so often each caller asks everything (default: 3)")
 
 
 def asks() -> list[Ask]:
@@ -85,22 +67,21 @@ def asks() -> list[Ask]:
 def measure(options: argparse.Namespace, _folder: Path) -> Found:
     # As many pipelines as callers: the networks then have requests of several callers waiting, and batch them.
     server = ServerOptions(profile=options.profile, instances=min(8, options.threads))
-    with own_server(server, ("grpc", "http"), say) as target:
-        return compare(target, asks(), threads=options.threads, rounds=options.rounds, say=say)
+    with own_server(server, ("grpc", "http")) as target:
+        return compare(target, asks(), threads=options.threads, rounds=options.rounds)
 
 
-def compare(target: Target, wanted: Sequence[Ask], *, threads: int, rounds: int, say: Callable[[str], None]) -> Found:
+def compare(target: Target, wanted: Sequence[Ask], *, threads: int, rounds: int) -> Found:
     """Ask alone, then together, and judge."""
-    with _closing(Grpc(target.grpc, TIMEOUT_S)) as way:
+    with closing(Way("gRPC", target.grpc)) as way:
         alone = [way.send(ask, f"alone-{number}") for number, ask in enumerate(wanted)]
-    watcher = Watcher(target.metrics_url, target.pid)
-    before = watcher.look()
+    before = look(target.metrics_url, target.pid)
     found, lock = Compared(), threading.Lock()
 
     def caller(number: int) -> None:
-        way: Way = Grpc(target.grpc, TIMEOUT_S) if number % 2 == 0 else Http(target.http, TIMEOUT_S)
-        with _closing(way):
-            chance = random.Random(number)
+        way = Way("gRPC", target.grpc) if number % 2 == 0 else Way("HTTP", target.http)
+        chance = random.Random(number)
+        with closing(way):
             for turn in range(rounds):
                 for index in chance.sample(range(len(wanted)), len(wanted)):
                     # `send` itself finds an answer that bears another request's id.
@@ -108,11 +89,9 @@ def compare(target: Target, wanted: Sequence[Ask], *, threads: int, rounds: int,
                     with lock:
                         add(found, wanted[index].kind, alone[index], reply)
 
-    say(f"{len(wanted)} requests alone, then {threads} callers with {rounds} rounds of them")
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(caller, range(threads)))
-    batches = models([before, watcher.look()])
-    return judge(found, batches)
+    return judge(found, models([before, look(target.metrics_url, target.pid)]))
 
 
 def add(found: Compared, kind: str, alone: Reply, reply: Reply) -> None:
@@ -125,33 +104,26 @@ def add(found: Compared, kind: str, alone: Reply, reply: Reply) -> None:
         found.identical += 1
         return
     same = True
-    for name in ("boxes", "scores"):
-        mine, other = reply.outputs[name], alone.outputs[name]
-        if mine.shape != other.shape:
-            found.strange.append(f"{kind}: {name} of shape {mine.shape} instead of {other.shape}")
+    arrays, others = _arrays(reply), _arrays(alone)
+    for name in {**arrays, **others}:
+        mine, other = arrays.get(name), others.get(name)
+        if mine is None or other is None or mine.shape != other.shape:
+            found.strange.append(f"{kind}: {name} is of another shape, or one of the answers has none")
             return
-        if mine.size:
-            same &= bool(np.array_equal(mine, other))
+        if not np.array_equal(mine, other):
+            same, apart = False, float(np.abs(mine - other).max())
             if name == "boxes":
-                found.box_px = max(found.box_px, float(np.abs(mine - other).max()))
-    files, others = list(reply.outputs.get("images", ())), list(alone.outputs.get("images", ()))
-    if len(files) != len(others):
-        found.strange.append(f"{kind}: {len(files)} cut-outs instead of {len(others)}")
-        return
-    for file, other in zip(files, others, strict=True):
-        if file != other:
-            same = False
-            mine, theirs = _pixels(file), _pixels(other)
-            if mine.shape != theirs.shape:
-                found.strange.append(f"{kind}: a cut-out of shape {mine.shape} instead of {theirs.shape}")
-                return
-            found.difference = max(found.difference, int(np.abs(mine - theirs).max()))
-    found.identical += same
+                found.box_px = max(found.box_px, apart)
+            elif name != "scores":
+                found.difference = max(found.difference, int(apart))
+    found.identical += same and list(reply.outputs.get("images", ())) == list(alone.outputs.get("images", ()))
 
 
-def _pixels(file: bytes) -> NDArray[np.int16]:
-    with Image.open(io.BytesIO(file)) as image:
-        return np.asarray(image).astype(np.int16)
+def _arrays(reply: Reply) -> dict[str, NDArray[np.float32]]:
+    """Boxes, scores and the pixels of each cut-out."""
+    images = enumerate(reply.outputs.get("images", ()))
+    pixels = {f"cut-out {number}": np.asarray(Image.open(io.BytesIO(file)), np.float32) for number, file in images}
+    return {name: np.asarray(reply.outputs[name], np.float32) for name in ("boxes", "scores")} | pixels
 
 
 def judge(found: Compared, batches: dict[str, dict[str, float]]) -> Found:
@@ -170,19 +142,9 @@ def judge(found: Compared, batches: dict[str, dict[str, float]]) -> Found:
         Claim(f"every box is within {MAX_BOX_PX:g} px of it", f"{found.box_px:.3f} px", found.box_px <= MAX_BOX_PX),
         Claim("requests were batched meanwhile", f"mean batch of the matting network {matting:.2f}", matting > 1.0),
     ]
-    return Found(claims, {"compared": vars(found), "models": batches}, "", {})
-
-
-class _closing:  # noqa: N801 - like contextlib's, which wants an annotation that mypy cannot follow through a Protocol
-    def __init__(self, way: Way) -> None:
-        self._way = way
-
-    def __enter__(self) -> Way:
-        return self._way
-
-    def __exit__(self, *_: object) -> None:
-        self._way.close()
+    return Found(claims, {"compared": vars(found), "models": batches})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = {"threads": (8, "callers at once"), "rounds": (3, "how often each caller asks everything")}
+    sys.exit(script_main("same", __doc__, measure, options))

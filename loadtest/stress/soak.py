@@ -10,56 +10,36 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from loadtest import figures, plots
-from loadtest.driving import Sending, Target
-from loadtest.running import Run, own_server, phases_of, run, say
-from loadtest.scenarios import SCENARIOS, Sizes
+from loadtest import figures
+from loadtest.running import Run, Target, own_server, phases_of, run, say
+from loadtest.scenarios import MIXES, Sizes
 from loadtest.stress.common import Claim, Found, script_main
 from loadtest.watching import TRITON, Processes, processes_of
-from loadtest.ways import Grpc, Http, Way
+from loadtest.ways import Way
 from runtime.server import ServerOptions
 
 MAX_RSS_MB_PER_1000 = 1.0
 SETTLE_S = 3.0
 """After the last answer: connections are closed, and what was freed is given back."""
 SKIP_SHARE = 0.25
-TIMEOUT_S = 60.0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return script_main("soak", (__doc__ or "").split("\n\n")[0], _options, measure, arguments)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--requests", type=int, default=5000, help="how many (default: 5000)")
-    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="rounds of everything before (default: 2)")
-    parser.add_argument("--users", type=int, default=4, help="at once, half of them over HTTP (default: 4)")
+ROUND_S = 240.0
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Found:
-    with own_server(ServerOptions(profile=options.profile), ("grpc", "http"), say) as target:
+    with own_server(ServerOptions(profile=options.profile), ("grpc", "http")) as target:
         assert target.pid is not None
         warmed = warm_up(target, options.users, options.warm_up)
         time.sleep(SETTLE_S)
         before = processes_of(target.pid)
-        done = run(
-            phases_of("soak", requests=options.requests, users=options.users),
-            scenario="soak",
-            sending=Sending(),
-            target=target,
-            folder=folder,
-            say=say,
-            load=0.0,
-        )
+        done = run(phases_of("soak", requests=options.requests, users=options.users), target, folder)
         time.sleep(SETTLE_S)
         after = processes_of(target.pid)
-    if before is None or after is None:
-        return Found([Claim("the server lives on", "its process is gone", False)], {}, "", {})
+    assert before is not None and after is not None, "the server's process is gone"
     return judge(done, before, after, warmed)
 
 
@@ -67,24 +47,24 @@ def warm_up(target: Target, users: int, rounds: int) -> int:
     """Ask everything before anything is measured: threads, connections, heaps and shared memory for the largest picture
     in each of the server's processes are then there. How many requests that were.
 
-    In each round all users first ask the same at the same time, one thing after the other, the largest last: so the
-    largest batches come, and the most of large pictures side by side, which chance brings late or never. Then each asks
-    everything in an order of its own, as in the run.
+    In each round all users first ask the same at the same time, the largest last: so the largest batches come, and the
+    most of large pictures side by side, which chance brings late or never. Then each asks everything in an order of
+    its own, as in the run.
     """
-    wanted = sorted((ask for _, ask in SCENARIOS["soak"].mix(Sizes())), key=lambda ask: len(ask.data))
+    wanted = sorted((ask for _, ask in MIXES["soak"](Sizes())), key=lambda ask: len(ask.data))
     say(f"warming up: {users} users, {rounds} rounds of {2 * len(wanted)} requests")
     together = threading.Barrier(users)
 
     def caller(number: int) -> None:
-        way: Way = Grpc(target.grpc, TIMEOUT_S) if number % 2 == 0 else Http(target.http, TIMEOUT_S)
+        way = Way("gRPC", target.grpc) if number % 2 == 0 else Way("HTTP", target.http)
         chance = random.Random(number)
-        for turn in range(rounds):
-            for index, ask in enumerate(wanted):
-                together.wait(users * TIMEOUT_S)
-                way.send(ask, f"warm-together-{number}-{turn}-{index}")
-            for index, ask in enumerate(chance.sample(wanted, len(wanted))):
-                way.send(ask, f"warm-{number}-{turn}-{index}")
-        way.close()
+        with closing(way):
+            for turn in range(rounds):
+                for index, ask in enumerate(wanted):
+                    together.wait(ROUND_S)
+                    way.send(ask, f"warm-together-{number}-{turn}-{index}")
+                for index, ask in enumerate(chance.sample(wanted, len(wanted))):
+                    way.send(ask, f"warm-{number}-{turn}-{index}")
 
     with ThreadPoolExecutor(users) as pool:
         list(pool.map(caller, range(users)))
@@ -102,17 +82,15 @@ def judge(done: Run, before: Processes, after: Processes, warmed: int) -> Found:
     levels = figures.levels(seen, SKIP_SHARE)
     # A thread, a file or a region that comes once, when something first happens, is there before the second half. What
     # comes with requests goes on coming, and stays when they have ended; a peak of connections does not.
-    for what, key, places in (("shared memory", "shm_mb", 1), ("threads", "threads", 0), ("open files", "fds", 0)):
+    for what, key in (("shared memory", "shm_mb"), ("threads", "threads"), ("open files", "fds")):
+        first, second = (half[key] for half in levels) if levels is not None else (0.0, float("inf"))
+        idle = getattr(before, key), getattr(after, key)
         claims.append(
             Claim(
                 f"{what}: no more in the second half of the time after the first {SKIP_SHARE:.0%} than in the first, "
                 "or none of it kept when idle",
-                "too few looks"
-                if levels is None
-                else f"at most {levels[0][key]:.{places}f}, then {levels[1][key]:.{places}f}; idle "
-                f"{getattr(before, key):.{places}f} before, {getattr(after, key):.{places}f} after",
-                levels is not None
-                and (levels[1][key] <= levels[0][key] or getattr(after, key) <= getattr(before, key)),
+                f"at most {first:.0f}, then {second:.0f}; idle {idle[0]:.0f} before, {idle[1]:.0f} after",
+                levels is not None and (second <= first or idle[1] <= idle[0]),
             )
         )
     claims.append(
@@ -123,19 +101,13 @@ def judge(done: Run, before: Processes, after: Processes, warmed: int) -> Found:
             result["failures"] == 0,
         )
     )
-    told = "; ".join(
-        f"{name}: {', '.join(f'{mb:.0f}' for mb in rise.floors_mb)}" for name, rise in rises.items() if rise is not None
-    )
+    found = {name: asdict(rise) for name, rise in rises.items() if rise is not None}
+    told = "; ".join(f"{name}: {', '.join(f'{mb:.0f}' for mb in rise['floors_mb'])}" for name, rise in found.items())
     return Found(
         claims,
-        {
-            "rise_mb_per_1000": {name: None if rise is None else asdict(rise) for name, rise in rises.items()},
-            "levels": levels,
-            **result,
-        },
+        {"rise_mb_per_1000": found, "levels": levels, **result},
         f"{warmed} requests before, to warm up. Memory of their own that the processes had at least, in each tenth of "
         f"the time after the first {SKIP_SHARE:.0%}, MB: {told}. {result['answers_per_s']:.1f} answers per second.",
-        {"memory": plots.svg(lambda axes: plots.server(axes, seen))},
     )
 
 
@@ -159,4 +131,9 @@ def _memory(name: str, rise: figures.Rise | None, before: Processes, after: Proc
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = {
+        "requests": (5000, "how many"),
+        "warm-up": (2, "rounds of everything before"),
+        "users": (4, "at once, half of them over HTTP"),
+    }
+    sys.exit(script_main("soak", __doc__, measure, options))

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_models
-from benchmarks.gpu_case import Case, build_torch, difference, run_case
-from benchmarks.precision import find_pictures, squares
+from benchmarks.gpu_models import Case, build_torch, difference, find_pictures, run_case, squares
 from export.networks.birefnet_config import VARIANTS, BiRefNetConfig
 from export.networks.swin import SwinConfig
 
@@ -27,7 +26,7 @@ def test_command_on_the_cpu(tmp_path: Path) -> None:
     rows = {(row["way"], row["batch"]): row for row in report["rows"]}
     assert set(rows) == {(f"ONNX Runtime {kind}", batch) for kind in ("float32", "half") for batch in (1, 2)}
     for (way, _), row in rows.items():
-        assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
+        assert len(row["ms"]) == 2 and min(row["ms"]) > 0
         assert row["memory_mib"] > 10
         assert (row["mean"] == 0) == (way == "ONNX Runtime float32")
         assert row["mean"] <= 0.2

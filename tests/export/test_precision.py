@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from benchmarks.half_graphs import (
+from benchmarks.gpu_models import find_pictures, squares
+from export.check_pictures import check_pictures
+from export.half_emulation import emulate
+from export.networks.deform import DeformableConv2d
+from export.onnx_export import export_graph
+from export.precision import KEEP, PARTS, PrecisionError, as_half, prepared, staying_float32, tensor_types, to_half
+from tests.export.half_graphs import (
     DEFAULT,
     Choice,
     compare_detections,
@@ -22,12 +28,6 @@ from benchmarks.half_graphs import (
     mattes,
     sampled_sides,
 )
-from benchmarks.precision import find_pictures, squares
-from export.check_pictures import check_pictures
-from export.half_emulation import emulate
-from export.networks.deform import DeformableConv2d
-from export.onnx_export import export_graph
-from export.precision import KEEP, PARTS, PrecisionError, as_half, prepared, staying_float32, tensor_types, to_half
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "export" / "weights" / "nano"
 MATTE, DETECTOR = WEIGHTS / "birefnet_trt.onnx", WEIGHTS / "yolov8_seg.onnx"

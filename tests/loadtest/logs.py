@@ -1,16 +1,19 @@
-"""Logs of load that nobody sent, with figures that can be reckoned by hand."""
+"""Statistics of load that nobody sent, with figures that can be reckoned by hand."""
 
 from __future__ import annotations
 
+import collections
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from loadtest.driving import Phase, Seen
-from loadtest.records import Record
+from loadtest.figures import LATE, SENDER, STAGE, Row, Seen
+from loadtest.scenarios import SCENARIOS, Scenario
 from loadtest.watching import Processes, Sample
 
-BEGUN_S = 1_800_000_000.0
+BEGUN_S = 1_800_000_000
 
 needs_locust = pytest.mark.skipif(
     importlib.util.find_spec("locust") is None,
@@ -18,37 +21,30 @@ needs_locust = pytest.mark.skipif(
 )
 
 
-def phase(**changes: object) -> Phase:
-    values: dict[str, object] = {
-        "name": "single",
-        "scenario": "single",
-        "loop": "closed",
-        "users": 2,
-        "rate": 1.0,
-        "seconds": 10.0,
+def phase(**changes: object) -> Scenario:
+    return replace(SCENARIOS["single"], users=2, seconds=10.0, **changes)  # type: ignore[arg-type]
+
+
+def row(
+    times_ms: Sequence[float], seconds: Sequence[int], name: str = "one person", method: str = "gRPC", failures: int = 0
+) -> Row:
+    """Requests that ended so many seconds after the beginning, as Locust's JSON has them: keys are text."""
+    return {
+        "name": name,
+        "method": method,
+        "num_requests": len(times_ms),
+        "num_failures": failures,
+        "response_times": {str(float(ms)): count for ms, count in collections.Counter(times_ms).items()},
+        "num_reqs_per_sec": {str(BEGUN_S + second): count for second, count in collections.Counter(seconds).items()},
     }
-    return Phase(**values | changes)  # type: ignore[arg-type]
 
 
-def record(
-    intended_s: float, latency_ms: float, code: str = "", *, late_ms: float = 0.0, expected: bool = True
-) -> Record:
-    """A request that was to be sent so many seconds after the beginning."""
-    return Record(
-        kind="one person",
-        way="gRPC",
-        code=code,
-        expected=expected,
-        intended_s=BEGUN_S + intended_s,
-        sent_s=BEGUN_S + intended_s + late_ms / 1000,
-        done_s=BEGUN_S + intended_s + latency_ms / 1000,
-        sent_bytes=200_000,
-        answered_bytes=0 if code else 500_000,
-        stages_ms={}
-        if code
-        else {"decode": 5.0, "detect": 30.0, "matte": 100.0, "refine": 10.0, "encode": 5.0, "total": 150.0},
-        message="" if expected else "said what it should not",
-    )
+def sent(seconds: Sequence[int], late_ms: float = 0.0) -> Row:
+    return row([late_ms] * len(seconds), seconds, LATE, SENDER)
+
+
+def stage(name: str, times_ms: Sequence[float]) -> Row:
+    return row(times_ms, [0] * len(times_ms), name, STAGE)
 
 
 def sample(after_s: float, runs: float, *, rss_mb: float = 500.0, cpu_s: float = 0.0) -> Sample:
@@ -64,5 +60,5 @@ def sample(after_s: float, runs: float, *, rss_mb: float = 500.0, cpu_s: float =
     return Sample(BEGUN_S + after_s, {"birefnet_trt": counters}, Processes(cpu_s, rss_mb, 40, 90, 64.0))
 
 
-def seen(records: list[Record], samples: list[Sample] | None = None, **changes: object) -> Seen:
-    return Seen(phase(**changes), records, samples or [])
+def seen(rows: list[Row], samples: list[Sample] | None = None, **changes: object) -> Seen:
+    return Seen(phase(**changes), rows, samples or [])

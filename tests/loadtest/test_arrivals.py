@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.arrivals import poisson
 from loadtest.pictures import portrait
-from loadtest.scenarios import SCENARIOS, Ask, Sizes, endless
+from loadtest.scenarios import MIXES, Ask, Sizes, endless
 
 
 def until(end_s: float, **arguments: float) -> list[float]:
@@ -64,6 +64,6 @@ def test_requests_come_as_often_as_their_weights_say() -> None:
 
 
 def test_sizes_of_pictures_are_those_asked_for() -> None:
-    asked = [ask for _, ask in SCENARIOS["single"].mix(Sizes((0.3, 0.6)))]
+    asked = [ask for _, ask in MIXES["single"](Sizes((0.3, 0.6)))]
     assert {ask.kind for ask in asked} == {"one person, 0.3 MP", "one person, 0.6 MP"}
     assert portrait(0.3) in {ask.data for ask in asked}

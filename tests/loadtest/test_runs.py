@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import records
 from loadtest.__main__ import main
+from loadtest.figures import CODE
 from runtime.health import statistics
 from runtime.server import Server, ServerOptions
 from tests.loadtest.logs import needs_locust
@@ -48,19 +48,18 @@ def test_a_closed_loop_of_several_processes(server: Server, tmp_path: Path, caps
         "single",
         "--seconds=4",
         "--users=4",
-        "--workers=2",
+        "--processes=2",
         "--megapixels=0.3",
         "--max-error-rate=0",
         "--max-p95-ms=60000",
     )
     assert status == 0
     result = found["result"]
-    log = records.read(folder / "single.requests.jsonl")
-    assert result["answers"] == result["served"] == len(log) >= 4
-    assert {record.way for record in log} == {"gRPC", "HTTP"}
-    assert max(record.done_s for record in log) > result["begun_s"]
+    rows = json.loads((folder / "single.json").read_text())
+    assert result["answers"] == result["served"] == result["sent"] >= 4
+    assert {row["method"] for row in rows} == {"gRPC", "HTTP", "stage", "sender"}
     # Triton counts a request only when it is over, and has counted as many.
-    assert result["models"]["ensemble_pipeline"]["requests"] == pytest.approx(len(log), abs=1)
+    assert result["models"]["ensemble_pipeline"]["requests"] == pytest.approx(result["answers"], abs=1)
     assert result["models"]["birefnet_trt"]["mean_batch"] >= 1.0
     assert result["stages_ms"]["matte"]["p50"] > 1.0
     assert result["server"]["rss_mb_most"] > 100
@@ -68,14 +67,14 @@ def test_a_closed_loop_of_several_processes(server: Server, tmp_path: Path, caps
         ["--max-p95-ms 60000", "kept"],
         ["--max-error-rate 0", "kept"],
     ]
-    assert "report.html" in capsys.readouterr().out
-    html = (folder / "report.html").read_text()
-    assert "The server&#x27;s CPU and memory" in html and "<svg" in html
+    assert "single.html" in capsys.readouterr().out
+    assert "one person, 0.3 MP" in (folder / "single.html").read_text()
+    assert f"Aggregated,{result['answers']}," in (folder / "single_stats.csv").read_text()
 
 
 def test_an_open_loop_counts_the_wait(server: Server, tmp_path: Path) -> None:
     """One request at a time may be under way, and far more arrive than that serves: the wait is in the times."""
-    status, found, folder = run(
+    status, found, _ = run(
         server,
         tmp_path,
         "single",
@@ -88,16 +87,15 @@ def test_an_open_loop_counts_the_wait(server: Server, tmp_path: Path) -> None:
         ways=("grpc",),
     )
     assert status == 1, "a missed threshold decides the exit status"
-    log = records.read(folder / "single.requests.jsonl")
-    assert found["result"]["offered_per_s"] == pytest.approx(40, rel=0.4)
-    sent = [record for record in log if record.served]
-    last = max(sent, key=lambda record: record.late_ms)
-    assert min(record.late_ms for record in sent) < 500 < last.late_ms, "somebody has waited for those before"
-    assert last.latency_ms == pytest.approx(last.late_ms + (last.done_s - last.sent_s) * 1000, abs=0.01)
-    assert found["result"]["latency_ms"]["max"] == pytest.approx(max(record.latency_ms for record in sent))
+    result = found["result"]
+    # The last of them waited for all before it, and that wait is in its time.
+    assert result["latency_ms"]["max"] > result["late_ms"]["max"] > result["late_ms"]["p50"]
+    assert result["latency_ms"]["max"] >= result["late_ms"]["max"] + result["stages_ms"]["matte"]["p50"] / 2
     # What never had its turn is no success, and is not left out either.
-    assert {record.code for record in log} == {"", "NOT_SENT"}
-    assert found["result"]["failures"] == len(log) - len(sent) > 0
+    assert result["sent"] == result["served"]
+    assert set(result["codes"]) == {"NOT_SENT"}
+    assert result["failures"] == result["answers"] - result["served"] == result["codes"]["NOT_SENT"]["wrong"] > 0
+    assert result["answers"] > 80, "forty arrived in each of four seconds"
 
 
 def test_the_hostile_scenario_finds_a_wrong_code(
@@ -110,15 +108,15 @@ def test_the_hostile_scenario_finds_a_wrong_code(
             lenient, tmp_path / "out", "hostile", "--requests=40", "--megapixels=0.3", "--users=3", "--max-error-rate=0"
         )
     assert status == 1
-    log = records.read(folder / "hostile.requests.jsonl")
-    assert len(log) == 40
-    wrong = {record.kind for record in log if not record.expected}
-    assert wrong == {"bad: IMAGE_BOMB"}
-    right = {record.code for record in log if record.expected and not record.served}
+    assert found["result"]["answers"] == 40
+    rows = [row for row in json.loads((folder / "hostile.json").read_text()) if row["method"] in ("gRPC", "HTTP")]
+    wrong = [row for row in rows if row["num_failures"]]
+    assert {row["name"].partition(CODE)[0] for row in wrong} == {"bad: IMAGE_BOMB"}
+    right = {code for code, each in found["result"]["codes"].items() if each["answers"] > each["wrong"]}
     assert {"INVALID_FORMAT", "CORRUPT_IMAGE", "FILE_TOO_LARGE", "RESOLUTION_TOO_SMALL", "NO_PERSON_DETECTED"} <= right
     assert {"RESOLUTION_TOO_LARGE", "INVALID_OPTION"} <= right
-    assert found["result"]["failures"] == sum(record.kind == "bad: IMAGE_BOMB" for record in log)
-    assert "WRONG" in capsys.readouterr().out or found["result"]["failure_share"] > 0
+    assert found["result"]["failures"] == sum(row["num_failures"] for row in wrong) > 0
+    assert "--max-error-rate 0: " in capsys.readouterr().out
 
 
 def test_a_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,3 +125,9 @@ def test_a_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "grpc://HOST[:PORT]" in capsys.readouterr().err
     assert main(["single", "--loop=open", "--url=grpc://localhost:1"]) == 2
     assert "--rate" in capsys.readouterr().err
+    assert (
+        main(["single", "--url=grpc://localhost:1", "--metrics-url=", "--such-an-option", f"--output={tmp_path}"]) == 2
+    )
+    assert "--such-an-option" in capsys.readouterr().err
+    assert main(["soak", "--requests=5", "--processes=2", "--url=grpc://localhost:1"]) == 2
+    assert "--processes" in capsys.readouterr().err

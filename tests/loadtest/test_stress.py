@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
 
-from loadtest import records
-from loadtest.driving import Target
+from loadtest.__main__ import main
+from loadtest.running import Target
 from loadtest.scenarios import Ask
-from loadtest.stress import overload, same, soak
+from loadtest.stress import same, soak
 from loadtest.ways import Reply
 from runtime.server import Server
-from tests.loadtest.logs import needs_locust, record
+from tests.loadtest.logs import needs_locust
 
 
 @pytest.mark.triton
 def test_answers_under_load_are_those_given_alone(server: Server) -> None:
     target = Target(server.grpc_address, server.http_address, server.metrics_url, server.process.pid)
-    found = same.compare(target, same.asks(), threads=3, rounds=1, say=print)
+    found = same.compare(target, same.asks(), threads=3, rounds=1)
     assert [claim.what for claim in found.claims if not claim.holds] == []
     assert found.figures["compared"]["answers"] == 3 * len(same.asks())
 
@@ -47,24 +48,25 @@ def test_an_answer_that_went_astray_is_noticed() -> None:
 @pytest.mark.triton
 @needs_locust
 def test_overload(tmp_path: Path) -> None:
-    """Times are for the script itself: here only who is served and who is refused."""
-    found = overload.measure(
-        argparse.Namespace(profile="nano", queue_size=3, seconds=8.0, factor=6.0, way="grpc"), tmp_path
-    )
-    result = found.figures["overload"]
+    """Times are for `make stress-overload` itself: here only who is served and who is refused."""
+    words = ["overload", "--queue-size=3", "--seconds=8", "--factor=6", "--max-error-rate=0", f"--output={tmp_path}"]
+    assert main(words) == 0
+    (report,) = tmp_path.glob("*/run.json")
+    found = json.loads(report.read_text())
+    assert [phase["phase"]["phase"] for phase in found["phases"]] == ["peak", ""]
+    result = found["result"]
     assert result["expected_refusals"] > 0
+    assert set(result["codes"]) == {"OVERLOADED"}
     assert result["failures"] == 0
     assert result["served"] > 0
     assert result["models"]["ensemble_pipeline"]["most_pending"] <= 3
-    (codes,) = (claim for claim in found.claims if "OVERLOADED only" in claim.what)
-    assert codes.holds
 
 
 @pytest.mark.triton
 @needs_locust
 def test_soak(tmp_path: Path) -> None:
     """All but the slope of memory, for which this is too short. What an earlier run left there is not counted."""
-    records.write(tmp_path / "soak.requests.jsonl", [record(0.0, 100.0), record(1.0, 100.0)])
+    (tmp_path / "soak.json").write_text("[]")
     found = soak.measure(argparse.Namespace(profile="nano", requests=30, users=2, warm_up=1), tmp_path)
     missed = [f"{claim.what}: {claim.figure}" for claim in found.claims if not claim.holds]
     assert [claim for claim in missed if "memory grows" not in claim] == []

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from loadtest import figures, thresholds
-from tests.loadtest.logs import record, sample, seen
+from tests.loadtest.logs import row, sample, seen, sent
 
 
 def options(*words: str) -> argparse.Namespace:
@@ -18,10 +18,14 @@ def options(*words: str) -> argparse.Namespace:
 
 def run_of(peak: int, served: int, *, failures: int = 0) -> dict:
     """Two phases of ten seconds with so many pictures each, all of 100 ms; refusals of 10 ms in the second."""
-    first = figures.figures(seen([record(number * 9 / peak, 100) for number in range(peak)]))
-    log = [record(number * 9 / served, 100) for number in range(served)] + [record(1, 10, "OVERLOADED")]
-    log += [record(2, 50, "INFERENCE_ERROR", expected=False)] * failures
-    second = figures.figures(seen(log, [sample(0, 1), sample(10, 20, rss_mb=530)]))
+    seconds = [0, 10]
+    first = figures.figures(
+        seen([sent(seconds), row([100] * peak, [1 + number * 9 // peak for number in range(peak)])])
+    )
+    rows = [sent(seconds), row([100] * served, [1 + number * 9 // served for number in range(served)])]
+    rows += [row([10], [1], "one person → OVERLOADED")]
+    rows += [row([50] * failures, [2] * failures, "one person → INFERENCE_ERROR", failures=failures)]
+    second = figures.figures(seen(rows, [sample(0, 1), sample(10, 20, rss_mb=530)]))
     return {"phases": [first, second], "result": second}
 
 
@@ -36,6 +40,7 @@ def run_of(peak: int, served: int, *, failures: int = 0) -> dict:
         ("--max-error-rate", 0.02, 0.01),
         ("--min-peak-share", 0.79, 0.81),
         ("--max-rss-growth-mb", 31, 29),
+        ("--max-rss-mb-per-minute", 181, 179),
     ],
 )
 def test_limits(option: str, kept: float, missed: float) -> None:
@@ -51,7 +56,6 @@ def test_only_what_was_asked_for_is_judged_and_one_is_enough_to_miss() -> None:
     assert thresholds.judge(run, options()) == []
     verdicts = thresholds.judge(run, options("--max-p50-ms", "500", "--min-throughput", "50"))
     assert [verdict.kept for verdict in verdicts] == [True, False]
-    assert not thresholds.all_kept(verdicts)
 
 
 def test_a_missing_figure_is_missed() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pipeline.foreground import clean_colours
 
-from benchmarks.pieces import SCENES, Colour, composed, edge_error, pymatting_estimate
+from tests.pipeline.scenes import SCENES, Colour, composed, edge_error, pymatting_estimate
 
 DARK_ON_LIGHT, _, SKIN_ON_GREEN = PAIRS = tuple(SCENES.values())
 Pair = tuple[Colour, Colour]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -23,7 +24,9 @@ def test_report(tmp_path: Path, samples: list[Path], capsys: pytest.CaptureFixtu
     assert {"decode", "detect", "matte", "refine", "encode", "total"} <= set(stages)
     for times in (picture["ms"]["pipeline"], *stages.values(), *picture["ms"]["models"].values()):
         assert len(times) == 2
-    assert picture["ratio"] > 0.5
+    # Which of the two is quicker is not for a test to say, on a machine that does other work as well.
+    together = [sum(each) for each in zip(*picture["ms"]["models"].values(), strict=True)]
+    assert picture["ratio"] == pytest.approx(median(picture["ms"]["pipeline"]) / median(together))
     assert {"cpu", "cores", "load_before"} <= set(report["machine"])
     assert {"triton", "onnxruntime", "numpy", "python"} <= set(report["versions"])
     page = (tmp_path / "pipeline.md").read_text()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +14,6 @@ from PIL import Image
 
 from benchmarks import side_by_side
 from benchmarks.floor import STAGES, Floor
-from benchmarks.machine import cpu_seconds
 from benchmarks.side_by_side import PEERS_PYTHON, in_turn, photograph, volley
 from benchmarks.spread import figure, percentile_99, ratio
 from runtime.server import ServerOptions
@@ -39,7 +34,7 @@ def test_report(tmp_path: Path, samples: list[Path]) -> None:
             (run,) = (each for each in report["runs"] if (each["clients"], each["contender"]) == (clients, name))
             assert len(run["latencies_ms"]) == len(run["per_second"]) == 2
             assert all(len(part) >= clients for part in run["latencies_ms"])
-            assert all(ms > 0 for part in (*run["latencies_ms"], *run["cpu_ms"]) for ms in part)
+            assert all(ms > 0 for part in run["latencies_ms"] for ms in part)
     (alone,) = (each for each in report["runs"] if (each["clients"], each["contender"]) == (1, names[0]))
     for latencies_ms, said in zip(alone["latencies_ms"], alone["stages_ms"], strict=True):
         assert all(0 < stages["total"] < ms for ms, stages in zip(latencies_ms, said, strict=True))
@@ -76,7 +71,7 @@ def test_floor_runs_the_networks(samples: list[Path]) -> None:
     assert alpha.max() > 245
     times = floor.run(picture, np.zeros((*alpha.shape, 4), np.uint8))
     assert tuple(times) == STAGES
-    assert times["detect"] > times["decode"]
+    assert min(times.values()) > 0
 
 
 def test_clients_ask_at_once_and_each_waits_for_its_answer() -> None:
@@ -135,15 +130,3 @@ def test_ratio_is_taken_within_rounds() -> None:
     assert (found.low, found.high) == (2.0, 2.0)
     assert ratio([[1.0, 9.0]], [[1.0, 3.0]], max).value == 3.0
     assert percentile_99(list(range(101))) == 99
-
-
-def test_cpu_of_children_counts() -> None:
-    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(60)"
-    parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            assert 0.25 <= cpu_seconds(process.pid) <= 3
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)

@@ -14,14 +14,13 @@ from benchmarks import stream
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stream.main(["--rounds=2", "--seconds=1", "-o", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "stream.json").read_text())
-    bare = {f"{form}, {way}" for form in ("raw", "jpeg") for way in ("bare calls", "bare and bidirectional")}
-    assert set(report["ms"]) == {"detector alone", "raw", "jpeg", *bare}
+    assert set(report["ms"]) == {"detector alone", "raw", "jpeg"}
     assert all(len(times) == 2 for times in (*report["ms"].values(), *report["stages"].values()))
     for form in ("raw", "jpeg"):
         rate = report["rates"][form]
-        assert rate["submitted"] > rate["dropped"]
+        assert rate["submitted"] > rate["dropped"] >= 0
         assert rate["untouched"] == 0
-        assert rate["fps"] > 0.5
+        assert rate["fps"] > 0
     without, smoothed = report["steadiness"].values()
     assert without["lag"] == 0
     assert smoothed["flicker"] < 0.4 * without["flicker"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import graphlib
 import importlib
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.half_emulation import emulate
-from export.precision import KEEP, PARTS, Part, prepared, staying_float32, to_half
+from export.precision import KEEP, Part, prepared, staying_float32, to_half
 
 THREADS = 2
 PERSON_SCORE = 0.25
@@ -31,31 +29,14 @@ Pictures = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays float32; `stepwise` as in `emulate`; `plain` takes ONNX Runtime's own converter instead."""
+    """What stays float32; `plain` takes ONNX Runtime's own converter instead."""
 
     name: str
     keep: tuple[Part, ...]
-    stepwise: bool = False
     plain: bool = False
 
 
-def only(part: Part) -> Choice:
-    return Choice(f"only {part} half", tuple(each for each in PARTS if each != part))
-
-
 DEFAULT = Choice(f"**the default**: {', '.join(KEEP)} float32", KEEP)
-CHOICES = (
-    Choice("everything half", ()),
-    Choice("everything half, norms and softmax in half steps", (), stepwise=True),
-    *(only(part) for part in PARTS),
-    DEFAULT,
-    Choice("the default, norms and softmax in half steps", KEEP, stepwise=True),
-    Choice("the default and norms, softmax float32", (*KEEP, "norms", "softmax")),
-    Choice("the default and offsets float32", (*KEEP, "offsets")),
-    Choice("the default's nodes by ONNX Runtime's converter", KEEP, plain=True),
-)
-DETECTOR_CHOICES = (Choice("everything half", ()), only("boxes"), DEFAULT)
-NOISE = "float32, the picture off by one grey level at random (for comparison)"
 
 
 @dataclass(frozen=True)
@@ -207,37 +188,6 @@ def compare_mattes(choice: str, found: Mattes, wanted: Mattes, sampled_px: Seque
     )
 
 
-def worth_trying(model: onnx.ModelProto, choices: Sequence[Choice]) -> list[Choice]:
-    """Those of the choices that make a difference to this graph."""
-    reasons = staying_float32(model, PARTS)
-    there = set(reasons.values()) & set(PARTS)
-    differing: dict[object, Choice] = {}
-    for choice in choices:
-        if there <= set(choice.keep):
-            continue
-        stepwise = choice.stepwise and bool(there & {"norms", "softmax"})
-        differing.setdefault((frozenset(choice.keep) & there, stepwise, choice.plain), choice)
-    return list(differing.values())
-
-
-def measure_matte(
-    source: Path, pictures: Pictures, say: Callable[[str], None], choices: Sequence[Choice] = CHOICES
-) -> list[MatteRow]:
-    """A row for noise in the picture, and one for each choice that makes a difference; each is told with `say`."""
-    plain = prepared(source)
-    sampled_px = sampled_sides(plain)
-    wanted = mattes(plain, pictures)
-    noise = np.random.default_rng(0).integers(-1, 2, pictures.shape)
-    shaken = np.clip(pictures.astype(np.int16) + noise, 0, 255).astype(np.uint8)
-    rows = [compare_mattes(NOISE, mattes(plain, shaken), wanted, sampled_px)]
-    for choice in worth_trying(plain, choices):
-        begun = time.perf_counter()
-        found = mattes(emulate(half_model(source, choice), choice.stepwise), pictures)
-        rows.append(compare_mattes(choice.name, found, wanted, sampled_px))
-        say(f"{choice.name}: mean {rows[-1].mean:.3f} ({time.perf_counter() - begun:.0f} s)")
-    return rows
-
-
 def sampled_sides(model: onnx.ModelProto) -> list[int]:
     """The side of the map that each GridSample reads, in pixels."""
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
@@ -247,17 +197,6 @@ def sampled_sides(model: onnx.ModelProto) -> list[int]:
         if len(value.type.tensor_type.shape.dim) == 4
     }
     return [sides[node.input[0]] for node in model.graph.node if node.op_type == "GridSample"]
-
-
-def measure_detector(
-    source: Path, pictures: Pictures, choices: Sequence[Choice] = DETECTOR_CHOICES
-) -> list[DetectorRow]:
-    wanted = detections(prepared(source), pictures)
-    rows = []
-    for choice in choices:
-        found = detections(emulate(half_model(source, choice), choice.stepwise), pictures)
-        rows.append(compare_detections(choice.name, found, wanted))
-    return rows
 
 
 Found = list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]

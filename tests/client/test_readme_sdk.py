@@ -35,7 +35,6 @@ DOCS = ROOT / "docs" / "client"
 PAGES = [
     ROOT / "client" / "README.md",
     *sorted(DOCS.glob("*.md")),
-    ROOT / "docs" / "errors.md",
     ROOT / "docs" / "hosted-fallback.md",
 ]
 HTTP_STATUSES = {"INVALID_ARGUMENT": "400", "UNAVAILABLE": "503", "INTERNAL": "500", "CANCELLED": "–"}

@@ -10,15 +10,30 @@ from typing import TYPE_CHECKING, Any
 from cutaway import __version__
 from cutaway.contract.errors import ServiceError
 from cutaway.contract.limits import METRIC_BUCKETS_S
-from cutaway.observe import Observation, ServedFacts, code_of, requests_of
+from cutaway.contract.options import CutOptions
+from cutaway.observe import Observation, ServedFacts, Unobserved, code_of, requests_of
 from cutaway.transports.base import parse_address
 
 if TYPE_CHECKING:
-    from opentelemetry.propagators.textmap import TextMapPropagator
-    from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry, Counter
 
-    from cutaway.contract.options import CutOptions
+
+class _Record(Unobserved):
+    """The events of a call; `facts` has tier 0 where nobody served."""
+
+    def __init__(self) -> None:
+        self.facts, self.sent_bytes, self.options = ServedFacts("none", 0), 0, dict[str, str]()
+        self.carried: dict[str, str] = {}
+
+    def headers(self) -> Mapping[str, str]:
+        return self.carried
+
+    def sent(self, n_bytes: int, options: CutOptions) -> None:
+        self.sent_bytes, self.options = n_bytes, {"subject": options.subject, "output": options.output}
+
+    def served(self, facts: ServedFacts) -> None:
+        self.facts = facts
 
 
 class OpenTelemetry:
@@ -30,28 +45,22 @@ class OpenTelemetry:
 
     Args:
         tracer_provider: the global one where None.
-        propagator: writes the context; W3C ``traceparent`` and ``tracestate`` where None.
-
-    Raises:
-        ImportError: opentelemetry-api is not installed.
+        propagator: a TextMapPropagator that writes the context; W3C ``traceparent`` and ``tracestate`` where None.
     """
 
-    def __init__(
-        self, tracer_provider: TracerProvider | None = None, propagator: TextMapPropagator | None = None
-    ) -> None:
+    def __init__(self, tracer_provider: TracerProvider | None = None, propagator: Any = None) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             raise ImportError("OpenTelemetry spans need opentelemetry-api: pip install 'cutaway[otel]'") from None
-        self._trace = trace
-        self._tracer = trace.get_tracer("cutaway", __version__, tracer_provider)
+        self._trace, self._tracer = trace, trace.get_tracer("cutaway", __version__, tracer_provider)
         self._propagator = propagator or TraceContextTextMapPropagator()
 
     @contextmanager
     def call(self, operation: str, request_id: str) -> Iterator[Observation]:
         """See :meth:`cutaway.observe.Observer.call`."""
-        trace = self._trace
+        trace, record = self._trace, _Record()
         with self._tracer.start_as_current_span(
             f"cutaway.{operation}",
             kind=trace.SpanKind.CLIENT,
@@ -60,10 +69,9 @@ class OpenTelemetry:
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
-            headers: dict[str, str] = {}
-            self._propagator.inject(headers, context=trace.set_span_in_context(span))
+            self._propagator.inject(record.carried, context=trace.set_span_in_context(span))
             try:
-                yield _Span(span, headers)
+                yield record
             except BaseException as error:
                 event = {"exception.type": f"{type(error).__module__}.{type(error).__qualname__}"}
                 if isinstance(error, ServiceError):  # about servers; other messages may name files
@@ -72,33 +80,20 @@ class OpenTelemetry:
                 span.set_attribute("error.type", code_of(error))
                 span.set_status(trace.Status(trace.StatusCode.ERROR, code_of(error)))
                 raise
-
-
-class _Span(Observation):
-    def __init__(self, span: Span, headers: Mapping[str, str]) -> None:
-        self._span = span
-        self._headers = headers
-
-    def headers(self) -> Mapping[str, str]:
-        return self._headers
-
-    def sent(self, n_bytes: int, options: CutOptions) -> None:
-        self._set(sent_bytes=n_bytes, subject=options.subject, output=options.output)
-
-    def served(self, facts: ServedFacts) -> None:
-        for entry in facts.tried:
-            event: dict[str, Any] = {"cutaway.provider": entry.provider, "cutaway.tier": entry.tier}
-            event |= {"error.type": entry.code, "cutaway.elapsed_ms": entry.elapsed_ms}
-            self._span.add_event("cutaway.tried", event)
-        self._set(provider=facts.provider, tier=facts.tier, requests=facts.requests, from_cache=facts.from_cache)
-        self._set(received_bytes=facts.n_bytes, people=facts.people, warnings=facts.warnings)
-        self._set(**{f"stage.{stage}_ms": float(ms) for stage, ms in facts.stage_ms.items()})
-        if facts.url:
-            address = parse_address(facts.url)
-            self._span.set_attributes({"server.address": address.host.strip("[]"), "server.port": address.port})
-
-    def _set(self, **values: str | float | tuple[str, ...]) -> None:
-        self._span.set_attributes({f"cutaway.{name}": value for name, value in values.items()})
+            finally:
+                facts = record.facts
+                values: dict[str, Any] = record.options and {"sent_bytes": record.sent_bytes, **record.options}
+                if facts.tier:
+                    names = ("provider", "tier", "requests", "from_cache", "people", "warnings")
+                    values |= {name: getattr(facts, name) for name in names} | {"received_bytes": facts.n_bytes}
+                    values |= {f"stage.{stage}_ms": float(ms) for stage, ms in facts.stage_ms.items()}
+                span.set_attributes({f"cutaway.{name}": value for name, value in values.items()})
+                for tried in facts.tried:
+                    event = {f"cutaway.{name}": getattr(tried, name) for name in ("provider", "tier", "elapsed_ms")}
+                    span.add_event("cutaway.tried", {"error.type": tried.code, **event})
+                if facts.url:
+                    address = parse_address(facts.url)
+                    span.set_attributes({"server.address": address.host.strip("[]"), "server.port": address.port})
 
 
 class Prometheus:
@@ -111,7 +106,6 @@ class Prometheus:
         registry: the library's global one where None.
 
     Raises:
-        ImportError: prometheus-client is not installed.
         ValueError: the registry has these metrics already: make one and give it to all clients.
     """
 
@@ -120,10 +114,10 @@ class Prometheus:
             import prometheus_client as prometheus
         except ImportError:
             raise ImportError("Prometheus metrics need prometheus-client: pip install 'cutaway[prometheus]'") from None
-        to: dict[str, Any] = {"registry": prometheus.REGISTRY if registry is None else registry}
+        registry = prometheus.REGISTRY if registry is None else registry
 
         def counter(name: str, help_text: str, *labels: str) -> Counter:
-            return prometheus.Counter(f"cutaway_{name}", help_text, ["operation", *labels], **to)
+            return prometheus.Counter(f"cutaway_{name}", help_text, ["operation", *labels], registry=registry)
 
         try:
             self._calls = counter("calls", "Calls that ended, by outcome.", "provider", "code")
@@ -132,9 +126,9 @@ class Prometheus:
             self._fallbacks = counter("fallbacks", "Calls that a hosted tier served.", "provider", "tier")
             self._retries = counter("retries", "Requests to own servers that were retries.")
             name, what, labels = "cutaway_call_seconds", "Seconds from a call to its end.", ["operation", "provider"]
-            self._seconds = prometheus.Histogram(name, what, labels, buckets=METRIC_BUCKETS_S, **to)
+            self._seconds = prometheus.Histogram(name, what, labels, buckets=METRIC_BUCKETS_S, registry=registry)
             name, what, labels = "cutaway_calls_in_progress", "Calls in progress.", ["operation"]
-            self._in_progress = prometheus.Gauge(name, what, labels, multiprocess_mode="livesum", **to)
+            self._in_progress = prometheus.Gauge(name, what, labels, multiprocess_mode="livesum", registry=registry)
         except ValueError as error:
             message = "this registry has Cutaway's metrics already: make one Prometheus() and give it to all clients"
             raise ValueError(message) from error
@@ -142,32 +136,21 @@ class Prometheus:
     @contextmanager
     def call(self, operation: str, request_id: str) -> Iterator[Observation]:  # noqa: ARG002
         """See :meth:`cutaway.observe.Observer.call`."""
-        counts, started, code = _Counts(), time.monotonic(), "OK"
+        record, started, code, requests = _Record(), time.monotonic(), "OK", 0
         with self._in_progress.labels(operation).track_inprogress():
             try:
-                yield counts
+                yield record
             except BaseException as error:
-                code, counts.requests = code_of(error), requests_of(error)
+                code, requests = code_of(error), requests_of(error)
                 raise
             finally:
-                self._calls.labels(operation, counts.provider, code).inc()
-                self._seconds.labels(operation, counts.provider).observe(time.monotonic() - started)
-                self._sent.labels(operation).inc(counts.sent_bytes)
-                self._received.labels(operation).inc(counts.received_bytes)
-                if counts.tier > 1:
-                    self._fallbacks.labels(operation, counts.provider, str(counts.tier)).inc()
-                self._retries.labels(operation).inc(max(0, counts.requests - 1))
-
-
-class _Counts(Observation):
-    provider = "none"
-    tier = requests = sent_bytes = received_bytes = 0
-
-    def sent(self, n_bytes: int, options: CutOptions) -> None:  # noqa: ARG002
-        self.sent_bytes = n_bytes
-
-    def served(self, facts: ServedFacts) -> None:
-        self.provider = "cache" if facts.from_cache else facts.provider
-        self.tier, self.received_bytes = facts.tier, facts.n_bytes
-        if facts.tier == 1:  # requests to hosted models are mostly polls
-            self.requests = facts.requests
+                facts = record.facts
+                provider = "cache" if facts.from_cache else facts.provider
+                requests = facts.requests if facts.tier == 1 else requests  # to hosted models most are polls
+                if facts.tier > 1:
+                    self._fallbacks.labels(operation, provider, str(facts.tier)).inc()
+                self._calls.labels(operation, provider, code).inc()
+                self._sent.labels(operation).inc(record.sent_bytes)
+                self._received.labels(operation).inc(facts.n_bytes)
+                self._retries.labels(operation).inc(max(0, requests - 1))
+                self._seconds.labels(operation, provider).observe(time.monotonic() - started)

@@ -13,9 +13,10 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cutaway import loop
 from cutaway.call import Settings
@@ -25,17 +26,9 @@ from cutaway.contract.options import parse_stream_options, to_parameters
 from cutaway.frames import FrameInput, StreamFrame, StreamStatistics, checked
 from cutaway.inputs import ImageInput, encode
 from cutaway.report import parse_report
-from cutaway.resilience import checked_timeout
 from cutaway.transports import Tls, open_transport
 from cutaway.transports.base import InferRequest, InputTensor, SequencePart, Transport
 from cutaway.transports.failures import malformed
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from numpy.typing import NDArray
-
-    from cutaway.transports.base import Tensor
 
 T = TypeVar("T")
 STREAM = "stream_pipeline"
@@ -67,27 +60,26 @@ class AsyncStream:
             async for done in stream:
                 ...
 
-    Arguments and errors are those of :class:`cutaway.Stream`. A stream is entered and used in one event loop.
+    Arguments, methods and errors are those of :class:`cutaway.Stream`. It is entered and used in one event loop.
     """
 
     def __init__(self, url: str = limits.DEFAULT_URL, **given: Unpack[StreamKeywords]) -> None:
         if unknown := given.keys() - StreamKeywords.__annotations__:
             raise TypeError(f"a stream has no argument {min(unknown)!r}")
-        connection: dict[str, Any] = {name: given.get(name) for name in ("token", "api_key", "headers", "tls")}
-        options = {name: given.get(name) for name in limits.STREAM_OPTIONS}
-        background: Any = options["background"]
-        is_words = background is None or (isinstance(background, str) and background.startswith(("#", "blur:")))
-        options["background"] = background if is_words else "picture"
+        rest: dict[str, Any] = {"timeout_s": limits.STREAM_TIMEOUT_S, **given}
+        options = {name: rest.pop(name, None) for name in limits.STREAM_OPTIONS}
+        background, self._background = options["background"], None
+        if background is not None and not (isinstance(background, str) and background.startswith(("#", "blur:"))):
+            options["background"], self._background = "picture", encode(background, verify=True).data
         parse_stream_options(options)
         self._parameters = to_parameters(options)
-        self._background = None if is_words else encode(background, verify=True).data
-        self._timeout_s = checked_timeout(given.get("timeout_s", limits.STREAM_TIMEOUT_S))
-        self._transport = given.get("transport") or open_transport(Settings(url, **connection).connections[0])
+        self._settings = Settings(url, **rest)
+        self._transport = self._settings.transport or open_transport(self._settings.connections[0])
         # Kept for good: a start under the same id takes the old place at the server.
         self._sequence_id = 1 + secrets.randbelow(2**62)
-        self._started = self._finished = self._in_flight = False
+        self._started = self._finished = False
         self._waiting: tuple[int, FrameInput, float] | None = None
-        self._done: deque[StreamFrame] = deque()
+        self._done: deque[StreamFrame] = deque(maxlen=limits.STREAM_RESULTS_KEPT)
         self._counts: Counter[str] = Counter()
         self._last: deque[tuple[float, float]] = deque(maxlen=limits.STREAM_STATISTICS_FRAMES)
         self._back_off_s = self._back_off_until = 0.0
@@ -114,12 +106,10 @@ class AsyncStream:
             async with asyncio.timeout(timeout_s):
                 while not self._done and not self._over and timeout_s > 0:
                     await self._change()
-        if not self._done:
-            return None
-        frame = self._done.pop()
-        self._counts["skipped"] += len(self._done)
+        self._counts["skipped"] += max(0, len(self._done) - 1)
+        frames = [*self._done]
         self._done.clear()
-        return frame
+        return frames[-1] if frames else None
 
     async def __aiter__(self) -> AsyncGenerator[StreamFrame, None]:
         """See :meth:`cutaway.Stream.__iter__`."""
@@ -147,11 +137,10 @@ class AsyncStream:
                 await self._worker
         if self._started:
             self._started = False
-            end = SequencePart(self._sequence_id, ends=True)
+            part = SequencePart(self._sequence_id, ends=True)
+            end = InferRequest(STREAM, b"", ("report",), inputs=(), sequence=part, timeout_s=END_TIMEOUT_S)
             with suppress(CutawayError):
-                await self._transport.infer(
-                    InferRequest(STREAM, b"", ("report",), inputs=(), sequence=end, timeout_s=END_TIMEOUT_S)
-                )
+                await self._transport.infer(end)
         await self._transport.aclose()
 
     def _put(self, image: FrameInput, at: float) -> int:
@@ -168,7 +157,7 @@ class AsyncStream:
         """Whether no further frame can be done."""
         if self._worker is None:
             raise RuntimeError("the stream was not entered: async with AsyncStream(…) as stream")
-        return self._worker.done() or (self._finished and self._waiting is None and not self._in_flight)
+        return self._worker.done()
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -179,15 +168,12 @@ class AsyncStream:
             if self._waiting is None:
                 await self._change()
                 continue
-            (number, image, at), self._waiting, self._in_flight = self._waiting, None, True
+            (number, image, at), self._waiting = self._waiting, None
             frame = replace(await self._serve(number, image), latency_ms=(time.perf_counter() - at) * 1000)
-            self._in_flight = False
             self._counts.update(done=1, untouched=frame.untouched, overloaded=frame.overloaded)
             self._last.append((time.perf_counter(), frame.latency_ms))
+            self._counts["skipped"] += len(self._done) == self._done.maxlen
             self._done.append(frame)
-            if len(self._done) > limits.STREAM_RESULTS_KEPT:
-                self._done.popleft()
-                self._counts["skipped"] += 1
             self._changed.set()
 
     async def _serve(self, number: int, image: FrameInput) -> StreamFrame:
@@ -195,8 +181,7 @@ class AsyncStream:
         while time.monotonic() >= self._back_off_until:
             starts, self._started = not self._started, True
             try:
-                outputs = await self._transport.infer(self._request(number, image, starts))
-                frame = self._read(number, image, outputs)
+                frame = await self._send(number, image, starts)
             except (InputError, RequestCancelled) as error:
                 return StreamFrame(number, image, True, error)
             except CutawayError as error:
@@ -212,40 +197,35 @@ class AsyncStream:
                 return frame
         return StreamFrame(number, image, True, self._failure)
 
-    def _request(self, number: int, image: FrameInput, starts: bool) -> InferRequest:
-        is_file = isinstance(image, bytes)
-        inputs = [InputTensor("file" if is_file else "frame", image)]
+    async def _send(self, number: int, image: FrameInput, starts: bool) -> StreamFrame:
+        """The server's answer; InferenceError where it is malformed."""
+        inputs = [InputTensor("file" if isinstance(image, bytes) else "frame", image)]
         if starts and self._background is not None:
             inputs.append(InputTensor("background", self._background))
-        return InferRequest(
+        wanted = "jpeg" if isinstance(image, bytes) else "frame"
+        request = InferRequest(
             STREAM,
             b"",
-            ("jpeg" if is_file else "frame", "report"),
+            (wanted, "report"),
             parameters=self._parameters if starts else {},
             request_id=f"frame-{number}",
-            timeout_s=self._timeout_s,
+            timeout_s=self._settings.timeout_s,
             inputs=tuple(inputs),
             sequence=SequencePart(self._sequence_id, begins=starts),
         )
-
-    @staticmethod
-    def _read(number: int, image: FrameInput, outputs: Mapping[str, Tensor]) -> StreamFrame:
-        """
-        Raises:
-            InferenceError: the answer is malformed.
-        """
-        reports, jpegs, raw = outputs.get("report"), outputs.get("jpeg"), outputs.get("frame")
+        outputs = await self._transport.infer(request)
+        reports, done = outputs.get("report"), outputs.get(wanted)
         if not isinstance(reports, list) or len(reports) != 1:
             raise malformed("it holds no report")
         report = parse_report(reports[0])
         untouched = report.raw.get("untouched") is True
         if isinstance(image, bytes):
-            if not isinstance(jpegs, list) or len(jpegs) != 1:
+            if not isinstance(done, list) or len(done) != 1:
                 raise malformed("it holds no JPEG")
-            return StreamFrame(number, image if untouched else jpegs[0], untouched, report=report)
-        if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8 or raw.shape != image.shape:
+            return StreamFrame(number, image if untouched else done[0], untouched, report=report)
+        if not isinstance(done, np.ndarray) or done.dtype != np.uint8 or done.shape != image.shape:
             raise malformed("its frame has another form than the one that was sent")
-        return StreamFrame(number, cast("NDArray[np.uint8]", raw), untouched, report=report)
+        return StreamFrame(number, cast(NDArray[np.uint8], done), untouched, report=report)
 
 
 class Stream:

@@ -363,6 +363,9 @@ UPSCALE_LIMITS = InputLimits(max_long_side_px=2560, max_short_side_px=1440)
 HOSTED_MAX_ANSWER_BYTES = 128 * MIB
 """A hosted answer is cut off beyond this: a noisy 59-megapixel PNG stays below it."""
 
+HOSTED_MAX_REQUESTS = 100
+"""Requests that one call may send to one provider, polls included. A minute of polling takes about 35."""
+
 COLD_START_TRIES = 5
 """Requests to a hosted model that answers that it is still loading, before its tier counts as failed."""
 

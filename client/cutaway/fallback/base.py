@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
+
+import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, invalid_option
 from cutaway.contract.headers import check_picture
-from cutaway.fallback import errors
-from cutaway.fallback.answers import Matte, Upscaled, alpha_of, own_work, upscaled_header
-from cutaway.fallback.model import Model, Secret
-from cutaway.fallback.requests import Call, Service, check_base_url
+from cutaway.fallback import answers
+from cutaway.fallback.answers import Matte, Upscaled
+from cutaway.fallback.requests import Call, Secret, check_base_url
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
 
-if TYPE_CHECKING:
-    import httpx
+UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
+BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
+
+_BRIA = re.compile(r"briaai/|fal-ai/bria/|.*rmbg", re.IGNORECASE)  # its weights' names, whoever serves them
+
+
+@dataclass(frozen=True)
+class Model:
+    """A hosted model: its `name` at its provider, the `licence` of its weights in words, whether that allows
+    `commercial` use, and the provider's `inputs` beside the picture."""
+
+    name: str
+    licence: str = UNKNOWN_LICENCE
+    commercial: bool = True
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_of(model: str | Model, known: Mapping[str, Model] | None = None) -> Model:
+    """The model of that name, in whatever case and with a version or not; Bria's weights have their licence always."""
+    if isinstance(model, str):
+        name = model.strip()
+        found = (known or {}).get(name.partition(":")[0].lower(), Model(name))
+        model = replace(found, name=name) if ":" in name else found
+    if model.licence == UNKNOWN_LICENCE and _BRIA.match(model.name):
+        model = replace(model, licence=BRIA_LICENCE, commercial=False)
+    return model
 
 
 class Settings(TypedDict, total=False):
@@ -32,14 +59,12 @@ class Settings(TypedDict, total=False):
     transport: httpx.AsyncBaseTransport | None
 
 
-class Provider(Service, ABC):
-    """A hosted model behind an HTTP API. Subclasses prepare requests and parse answers.
-
-    Objects are safe to share between threads and event loops. They can be pickled, unless a token was passed.
+class Provider(ABC):
+    """A hosted model behind an HTTP API; safe to share between threads and event loops.
 
     Args:
         base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
-        token: instead of the environment's.
+        token: instead of the environment's; an object with one cannot be pickled.
         timeout_s: seconds for one call, within the overall deadline.
         accept_noncommercial: you may use weights that are not for commercial use.
         retry: the retry policy of requests.
@@ -55,11 +80,13 @@ class Provider(Service, ABC):
         mattes: whether it serves mattes; `scales` are the factors by which it can upscale.
     """
 
+    name: ClassVar[str]
     tier: ClassVar[int]
     cost: ClassVar[str]
     default_url: ClassVar[str] = ""
     gone: ClassVar[str] = "The model or the address is not served any more: check model and base_url."
     token_variables: ClassVar[tuple[str, ...]] = ()
+    delivery_hosts: ClassVar[tuple[str, ...]] = ()
     mattes: bool = True
 
     def __init__(self, model: Model, upscalers: Mapping[int, Model], **settings: Unpack[Settings]) -> None:
@@ -70,19 +97,18 @@ class Provider(Service, ABC):
         for each in (model, *self._upscalers.values()):
             if not each.commercial and not settings.get("accept_noncommercial"):
                 details = {"name": "accept_noncommercial", "value": False, "allowed": "true"}
-                raise errors.LicenceNotAccepted(
+                raise answers.LicenceNotAccepted(
                     f"The weights of {each.name} may not be used commercially ({each.licence}). "
                     "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
                     details=details | {"model": each.name, "licence": each.licence},
                 )
         token = settings.get("token")
-        self._token = Secret(token, self.name) if token else self._token_of_environment()
         self._pickles = not token
+        self.token = Secret(token, self.name) if token else self._token_of_environment()
         self.base_url = (settings.get("base_url") or self.default_url).rstrip("/")
-        self._own = check_base_url(self.base_url, token=bool(self._token))
-        self._policy = settings.get("retry") or RetryPolicy()
-        self._budget = RetryBudget()
-        self._transport = settings.get("transport")
+        self.origin = check_base_url(self.base_url, token=bool(self.token))
+        self.policy, self.budget = settings.get("retry") or RetryPolicy(), RetryBudget()
+        self.transport = settings.get("transport")
 
     def _token_of_environment(self) -> Secret:
         found = (os.environ.get(name, "").strip() for name in self.token_variables)
@@ -91,33 +117,30 @@ class Provider(Service, ABC):
     def __getstate__(self) -> dict[str, Any]:
         if not self._pickles:
             raise TypeError("a token is not pickled: leave it to the environment of the other process")
-        return {name: value for name, value in vars(self).items() if name not in ("_token", "_budget")}
+        return vars(self) | {"token": None, "budget": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _token=self._token_of_environment(), _budget=RetryBudget())
+        vars(self).update(state, token=self._token_of_environment(), budget=RetryBudget())
 
     def __repr__(self) -> str:
         what = f"base_url={self.base_url!r}, model={self.model.name!r}, timeout_s={self.timeout_s:g}"
-        return f"{type(self).__name__}({what}, token={self._token!r})"
+        return f"{type(self).__name__}({what}, token={self.token!r})"
 
     async def matte(self, data: bytes, media_type: str, deadline: Deadline) -> Matte:
-        """The alpha of a picture.
+        """The alpha of an encoded picture of that media type, upright and within the input limits.
 
-        Args:
-            data: an encoded picture, upright and within the input limits.
-            media_type: its type ("image/jpeg").
-            deadline: overall; the provider's own `timeout_s` counts too, but not while a model is loading.
+        The deadline is overall; the provider's own `timeout_s` counts too, but not while a model is loading.
 
         Raises:
             InputError: the provider refuses the picture, which others would refuse, too.
-            ServerUnavailable, ProcessingTimeout, InferenceError: anything else; see :mod:`cutaway.fallback.errors`.
+            ServerUnavailable, ProcessingTimeout, InferenceError: anything else; see :mod:`cutaway.fallback.answers`.
         """
         header = check_picture(data, media_type)
         async with Call(self, self.model, deadline) as call:
             answer = await self._serve(call, data, media_type)
         # The answer is there and paid for, so that only the overall deadline counts from here.
-        read = partial(alpha_of, answer, (header.width_px, header.height_px), self.name)
-        alpha = await own_work(f"reading {self.name}'s answer", call.overall, read)
+        read = partial(answers.alpha_of, answer, (header.width_px, header.height_px), self.name)
+        alpha = await answers.own_work(f"reading {self.name}'s answer", call.overall, read)
         return Matte(alpha=alpha, **self._facts(call))
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
@@ -134,7 +157,7 @@ class Provider(Service, ABC):
         header = check_picture(data, media_type, limits=limits.UPSCALE_LIMITS)
         async with Call(self, self._upscalers[scale], deadline, scale) as call:
             answer = await self._serve(call, data, media_type)
-        larger = upscaled_header(answer, (header.width_px, header.height_px), scale, self.name)
+        larger = answers.upscaled_header(answer, (header.width_px, header.height_px), scale, self.name)
         facts = self._facts(call) | {"width_px": larger.width_px, "height_px": larger.height_px}
         return Upscaled(data=answer, media_type=larger.media_type, **facts)
 
@@ -142,19 +165,20 @@ class Provider(Service, ABC):
     async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
         """An encoded mask or cut-out of a picture of this media type; or the picture enlarged by `call.scale`."""
 
-    def _failure_of(self, response: httpx.Response) -> CutawayError | None:
+    def failure_of(self, response: httpx.Response) -> CutawayError | None:
+        """The typed error of an answer, or None for a success or a redirect."""
         denied = "Check that the token is valid and allows this model."
-        if self.token_variables and not self._token:
+        if self.token_variables and not self.token:
             denied = f"Set {self.token_variables[0]} to a token of {self.name}."
         advice = {401: denied, 402: "The account has no credit left.", 403: denied, 404: self.gone, 410: self.gone}
         action = advice.get(response.status_code, "Check the model and its inputs.")
-        return errors.of_status(response, self.name, self._token.scrub, action)
+        return answers.failure_of(response, self.name, self.token.scrub, action)
 
     def _model_failure(self, said: object) -> CutawayError:
-        return errors.of_model(said, self.name, self._token.scrub)
+        return answers.model_failure(said, self.name, self.token.scrub)
 
     def _facts(self, call: Call) -> dict[str, Any]:
         """The fields that results of all calls have."""
-        self._budget.succeeded()
+        self.budget.succeeded()
         facts = {"provider": self.name, "model": call.model.name, "licence": call.model.licence, "cost": self.cost}
         return facts | {"requests": call.requests, "elapsed_ms": call.overall.elapsed_s * 1000, "details": call.details}

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import Literal, Unpack
 from urllib.parse import quote, urlsplit
+
+import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, Overloaded, invalid_option
-from cutaway.fallback.answers import data_uri, decode_base64
-from cutaway.fallback.base import Provider, Settings
-from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import BRIA_LICENCE, Model, by_name
+from cutaway.fallback.answers import data_uri, decode_base64, form_of, invalid, json_of
+from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, Settings, model_of
 from cutaway.fallback.requests import Call, media_type
-
-if TYPE_CHECKING:
-    import httpx
-
-Route = Literal["hf-inference", "fal-ai", "endpoint"]
 
 FAL_POLL_S = 1.0
 MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")
@@ -40,11 +35,15 @@ class HuggingFace(Provider):
     - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``, with the permission to call inference providers.
     - *Cost*: by compute time against the account's monthly credit; a dedicated endpoint by the hour.
     - *Licence*: Bria's models are **not for commercial use** and need ``accept_noncommercial=True``; BiRefNet is MIT.
-    - *Routes*: ``hf-inference`` sends the file as it is; ``fal-ai`` queues a data URI and polls; ``endpoint`` posts to
-      ``base_url`` itself: BiRefNet is not served by the router, so it needs an endpoint of your own.
     - *Cold start*: a model that is loading answers 503 with ``estimated_time``; the request is repeated after it, five
-      times at most, within the overall deadline. The waits are not part of `timeout_s`, which begins anew after each,
-      and do not use the retry budget.
+      times at most, within the overall deadline. `timeout_s` begins anew after each wait.
+
+    Args:
+        model: "owner/model", or "fal-ai/…", or a :class:`Model` with its licence.
+        route: ``hf-inference`` sends the file as it is; ``fal-ai`` queues a data URI and polls; ``endpoint`` posts to
+            `base_url` itself: BiRefNet is not served by the router, so it needs an endpoint of your own.
+        upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
+        settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
 
     >>> HuggingFace("briaai/RMBG-2.0", route="fal-ai", accept_noncommercial=True)
     >>> HuggingFace("ZhengPeng7/BiRefNet", route="endpoint", base_url="https://abc.endpoints.huggingface.cloud")
@@ -62,26 +61,16 @@ class HuggingFace(Provider):
         self,
         model: str | Model = "briaai/RMBG-1.4",
         *,
-        route: Route = "hf-inference",
+        route: Literal["hf-inference", "fal-ai", "endpoint"] = "hf-inference",
         upscale_models: Mapping[int, str] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
-        """Set up; nothing is sent yet.
-
-        Args:
-            model: "owner/model" on Hugging Face, or "fal-ai/…", or a :class:`Model` with its licence.
-            route: how the model is reached, see above; "endpoint" needs `base_url`.
-            upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
-            settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
-        """
-        if route not in ("hf-inference", "fal-ai", "endpoint") or (route, settings.get("base_url")) == (
-            "endpoint",
-            None,
-        ):
+        if route not in ("hf-inference", "fal-ai") and not (route == "endpoint" and settings.get("base_url")):
             raise invalid_option("route", route, "hf-inference, fal-ai, or endpoint together with base_url")
-        upscalers = {} if route == "endpoint" else UPSCALE_MODELS if upscale_models is None else upscale_models
-        super().__init__(_known(model), {scale: _known(name) for scale, name in upscalers.items()}, **settings)
-        self.route: Route = route
+        named = UPSCALE_MODELS if upscale_models is None else upscale_models
+        upscalers = {} if route == "endpoint" else {scale: model_of(name, MODELS) for scale, name in named.items()}
+        super().__init__(model_of(model, MODELS), upscalers, **settings)
+        self.route = route
 
     async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
         """Post the picture, and again after the estimated time of a loading model."""
@@ -102,48 +91,38 @@ class HuggingFace(Provider):
 
     async def _queued(self, call: Call, data: bytes, kind: str) -> bytes:
         """fal's queue: submit, poll until completed, take the result."""
-        fal_id, query = FAL_IDS.get(call.model.name, call.model.name), "?_subdomain=queue"
+        path, query = f"/fal-ai/{quote(FAL_IDS.get(call.model.name, call.model.name))}", "?_subdomain=queue"
         form = {"image_url": data_uri(data, kind), "sync_mode": True}
         # Each submission is charged, so that one that may have been accepted is not repeated.
-        ticket = json_of(await call.send("POST", f"/fal-ai/{quote(fal_id)}{query}", json=form, repeatable=False))
-        address = ticket.get("response_url") if isinstance(ticket, dict) else None
-        if not isinstance(address, str):
+        ticket = form_of(await call.send("POST", f"{path}{query}", json=form, repeatable=False))
+        if not isinstance(ticket.get("response_url"), str):
             raise invalid(self.name, "no address to fetch the result from")
         # Only the path is used, because the address is fal's own and requests go through the router.
-        path = f"/fal-ai{quote(urlsplit(address).path)}"
+        path = f"/fal-ai{quote(urlsplit(ticket['response_url']).path)}"
         call.details["request_id"] = str(ticket.get("request_id", ""))[:100]
-        while (status := ticket.get("status") if isinstance(ticket, dict) else None) != "COMPLETED":
+        while (status := ticket.get("status")) != "COMPLETED":
             if status not in ("IN_QUEUE", "IN_PROGRESS"):
                 raise self._model_failure(f"status {status!r}")
             call.deadline.check(self.name, need_s=FAL_POLL_S)
             await asyncio.sleep(FAL_POLL_S)
-            ticket = json_of(await call.send("GET", f"{path}/status{query}"))
-        result = json_of(await call.send("GET", f"{path}{query}", max_bytes=limits.HOSTED_MAX_ANSWER_BYTES))
-        image = result.get("image") if isinstance(result, dict) else None
+            ticket = form_of(await call.send("GET", f"{path}/status{query}"))
+        image = form_of(await call.send("GET", f"{path}{query}", max_bytes=limits.HOSTED_MAX_ANSWER_BYTES)).get("image")
         if not isinstance(image, dict) or not isinstance(image.get("url"), str):
             raise invalid(self.name, "a result without a picture")
         return await call.fetch(image["url"])
 
-    def _failure_of(self, response: httpx.Response) -> CutawayError | None:
-        form = json_of(response) if response.status_code == 503 else None
-        estimated = form.get("estimated_time") if isinstance(form, dict) else None
+    def failure_of(self, response: httpx.Response) -> CutawayError | None:
+        estimated = form_of(response).get("estimated_time") if response.status_code == 503 else None
         if isinstance(estimated, (int, float)) and 0 <= estimated < float("inf"):
             details = {"provider": self.name, "status": 503, "estimated_time": float(estimated)}
             return _Loading(f"{self.name} is still loading the model.", details=details, retry_after=float(estimated))
-        return super()._failure_of(response)
+        return super().failure_of(response)
 
 
 class _Loading(Overloaded):
     """503 with an estimated time, which is not subject to the retry policy."""
 
     retry = False
-
-
-def _known(model: str | Model) -> Model:
-    """The model with its licence; names are case-insensitive, as at the service."""
-    if isinstance(model, Model):
-        return by_name(model)
-    return MODELS.get(model.strip().lower()) or by_name(Model(model.strip()))
 
 
 def parse(response: httpx.Response) -> bytes:

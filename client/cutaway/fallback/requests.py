@@ -1,4 +1,4 @@
-"""The requests of one call: allowed addresses, deadline, size of answers, and retries.
+"""The requests of one call: allowed addresses, the token, deadline, size of answers, and retries.
 
 An answer has the address of the file to fetch ("output": "https://…"), which an attacker could point into the caller's
 network (SSRF). So requests go to the provider's own origin, or by https to one of its few delivery hosts; each redirect
@@ -10,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InvalidOption, RateLimitExceeded
-from cutaway.fallback.answers import decode_base64
-from cutaway.fallback.errors import ProviderUnavailable, invalid
-from cutaway.fallback.model import Model, Secret
-from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
+from cutaway.fallback.answers import ProviderUnavailable, decode_base64, invalid
+from cutaway.resilience import Deadline, Retries
 from cutaway.transports.base import parse_address
 from cutaway.transports.connection import is_loopback, proxy_of
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from cutaway.fallback.base import Model, Provider
 
 logger = logging.getLogger("cutaway.providers")
 
@@ -39,6 +40,31 @@ MAX_JSON_BYTES = limits.MIB
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "cutaway"}
 
 Origin = tuple[str, str, int]
+_tls = functools.cache(ssl.create_default_context)  # reading the authorities takes time
+
+
+class Secret:
+    """A token that is masked in every representation, and in the error where a character in it is no token's."""
+
+    def __init__(self, value: str, of: str) -> None:
+        if not re.fullmatch(r"[\x21-\x7e]*", value.strip()):
+            details = {"name": "token", "value": "not shown", "allowed": "printable ASCII without spaces"}
+            raise InvalidOption(f"The token of {of} has to be {details['allowed']}.", details=details)
+        self._value = value.strip()
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "set" if self._value else "none"
+
+    def bearer(self) -> dict[str, str]:
+        """The ``Authorization`` header; none without a token."""
+        return {"Authorization": f"Bearer {self._value}"} if self._value else {}
+
+    def scrub(self, text: str) -> str:
+        """The text with the token masked, in case a service echoed it."""
+        return text.replace(self._value, "***") if self._value else text
 
 
 def origin_of(url: str) -> Origin | None:
@@ -75,69 +101,47 @@ def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provide
     return False
 
 
-class Service:
-    """What a call uses of its provider."""
-
-    name: ClassVar[str]
-    delivery_hosts: ClassVar[tuple[str, ...]] = ()
-    base_url: str
-    timeout_s: float
-    _own: Origin
-    _token: Secret
-    _policy: RetryPolicy
-    _budget: RetryBudget
-    _transport: httpx.AsyncBaseTransport | None
-
-    def _failure_of(self, response: httpx.Response) -> CutawayError | None:
-        """The typed error of an answer, or None where it is a success or a redirect of a download."""
-        raise NotImplementedError
-
-
 class Call:
-    """One call of a provider: its deadlines, retries and number of requests; an asynchronous context manager.
+    """One call of a provider, as an asynchronous context manager: the deadline `overall`, and within it `deadline`, the
+    provider's own timeout; retries, number of requests, and details for the result.
 
     Its connections are closed with it: they belong to an event loop, and the other side may close an idle one just as
     a request that costs money is sent.
-
-    Attributes:
-        overall: the whole call's deadline.
-        deadline: the provider's own timeout within it.
     """
 
-    def __init__(self, provider: Service, model: Model, deadline: Deadline, scale: int = 1) -> None:
-        self.overall = deadline.capped(deadline.left_s)
-        self.model, self.scale = model, scale
-        self.requests = 0
-        self.details: dict[str, Any] = {}
+    def __init__(self, provider: Provider, model: Model, deadline: Deadline, scale: int = 1) -> None:
+        self.model, self.scale, self.overall = model, scale, deadline.capped(deadline.left_s)
+        self.requests, self.details = 0, dict[str, Any]()
         self._provider = provider
         self.restart()
 
     def restart(self) -> None:
         """Restart the provider's own timeout, after a wait that is not part of it."""
         self.deadline = self.overall.capped(self._provider.timeout_s)
-        self._retries = Retries(self.deadline, self._provider._policy, self._provider._budget)
+        self._retries = Retries(self.deadline, self._provider.policy, self._provider.budget)
 
     async def __aenter__(self) -> Self:
         # The transport alone: httpx's client logs addresses with their query, which may hold a signature.
         proxy = proxy_of(parse_address(self._provider.base_url)) or None
-        self._transport = self._provider._transport or httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy)
+        self._transport = self._provider.transport or httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._transport is not self._provider._transport:
+        if self._transport is not self._provider.transport:
             await self._transport.aclose()
 
     async def send(self, method: str, url: str, *, repeatable: bool = True, **request: Any) -> httpx.Response:
         """Send a request as :meth:`once` does, with retries by the policy.
 
-        Args:
-            repeatable: False for requests that cost money each time: retried only where they certainly were not
-                accepted, without a connection or at a rate limit.
+        Requests that are not repeatable cost money each time: they are retried only where they certainly were not
+        accepted, without a connection or at a rate limit.
         """
         while True:
+            if self.requests >= limits.HOSTED_MAX_REQUESTS:
+                raise self.deadline.exceeded(self._provider.name)
             try:
                 response = await self.once(method, url, **request)
-                failure = self._provider._failure_of(response)
+                failure = self._provider.failure_of(response)
             except CutawayError as error:
                 failure = error
             if failure is None:
@@ -159,27 +163,25 @@ class Call:
         until: Callable[[bytes], bool] = lambda _: False,
         **content: Any,
     ) -> httpx.Response:
-        """Send one request, with the token to the provider's own origin only.
+        """Send one request to an address or a path below the provider's, with the token to its own origin only.
 
         Args:
-            url: an address, or a path below the provider's.
-            deadline: instead of the call's own, for the whole answer.
-            max_bytes: maximum size of the answer.
+            deadline: instead of the call's own; `max_bytes` bounds the answer.
             until: called with the body so far; True ends an answer that its server keeps open.
             content: `json`, `content` or `files` as httpx takes them.
 
         Raises:
             ProcessingTimeout, InvalidAnswer; ProviderUnavailable, with the detail `unsent` where no request was sent.
         """
-        provider = self._provider
+        provider, deadline = self._provider, deadline or self.deadline
         url = url if "://" in url else provider.base_url + url
-        own = check_target(url, provider._own, provider.delivery_hosts, provider.name)
-        sent = {**HEADERS, **(headers or {}), **(provider._token.bearer() if own else {})}
+        own = check_target(url, provider.origin, provider.delivery_hosts, provider.name)
+        sent = {**HEADERS, **(headers or {}), **(provider.token.bearer() if own else {})}
         request = httpx.Request(method, url, headers=sent, **content)
         self.requests += 1
         started, outcome = time.monotonic(), "no answer"
         try:
-            async with (deadline or self.deadline).limit(provider.name):
+            async with deadline.limit(provider.name):
                 answer = await self._transport.handle_async_request(request)
                 try:
                     body = await _body(answer, provider.name, max_bytes, until)
@@ -221,20 +223,14 @@ def media_type(response: httpx.Response) -> str:
 async def _body(answer: httpx.Response, provider: str, max_bytes: int, until: Callable[[bytes], bool]) -> bytes:
     if answer.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
         raise invalid(provider, "a compressed body, which was not asked for")
-    length = answer.headers.get("content-length", "")
+    length, data = answer.headers.get("content-length", ""), bytearray()
+    too_large = invalid(provider, f"more than {max_bytes:,} bytes")
     if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise invalid(provider, f"{int(length[:20]):,} bytes, at most {max_bytes:,} are taken")
-    data = bytearray()
+        raise too_large
     async for chunk in answer.aiter_bytes():
         data += chunk
         if len(data) > max_bytes:
-            raise invalid(provider, f"more than {max_bytes:,} bytes")
+            raise too_large
         if until(bytes(data)):
             break
     return bytes(data)
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """Cached, because reading the authorities takes time."""
-    return ssl.create_default_context()

@@ -194,7 +194,7 @@ def test_the_token_is_never_shown(
     assert TOKEN in peer.received[0].headers["authorization"]
     assert TOKEN not in shown(caught.value)
     assert TOKEN not in repr(provider)
-    assert TOKEN not in repr(provider._token) + str(provider._token)
+    assert TOKEN not in repr(provider.token) + str(provider.token)
     assert TOKEN not in caplog.text
     assert "POST http://127.0.0.1" in caplog.text
 

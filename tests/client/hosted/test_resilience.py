@@ -195,7 +195,7 @@ def test_a_success_brings_a_token_back(serve: Callable[..., Peer]) -> None:
     peer = serve(HubScript(Reply(500), png(mask())))
     provider = HuggingFace(base_url=peer.base_url, accept_noncommercial=True, retry=RetryPolicy(first_delay_s=0.001))
     asyncio.run(provider.matte(picture(), "image/png", Deadline(5)))
-    assert provider._budget.tokens == pytest.approx(4.1)
+    assert provider.budget.tokens == pytest.approx(4.1)
 
 
 def in_threads(work: Callable[[], Any], count: int) -> None:

@@ -62,6 +62,14 @@ def test_every_warning_is_described() -> None:
     assert issued | {"UNTOUCHED"} == described
 
 
+def test_every_module_of_the_sdk_is_described() -> None:
+    text = (ROOT / "client" / "README.md").read_text()
+    described = set(re.findall(r"`([a-z_]+)/?`", text[text.index("## Modules") : text.index("## Licences")]))
+    package = ROOT / "client" / "cutaway"
+    modules = {each.stem for each in package.iterdir() if each.suffix == ".py" or (each / "__init__.py").exists()}
+    assert {name for name in modules if not name.startswith("_")} <= described
+
+
 def test_every_metric_is_described() -> None:
     families = re.findall(
         r'^    "(cutaway_\w+)":', (SERVER / "ensemble_pipeline/1/metrics.py").read_text(), re.MULTILINE

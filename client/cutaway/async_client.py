@@ -6,12 +6,13 @@ import asyncio
 import pickle
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cutaway.call import PIPELINE, Call, ClientKeywords, Settings
 from cutaway.cancel import closed
-from cutaway.contract.errors import CutawayError, ProcessingTimeout
+from cutaway.contract.errors import CutawayError, ProcessingTimeout, ServerUnavailable
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
 from cutaway.contract.options import to_parameters
 from cutaway.fallback.chain import Served
@@ -329,14 +330,16 @@ async def _health_of(server: Server, deadline: Deadline) -> Health:
     health, transport = Health(server.url), server.transport
     try:
         ready = await transport.server_ready(deadline.left_s)
-        health = health.readiness(server=ready, model=await transport.model_ready(PIPELINE, deadline.left_s))
-        if health.error is not None:
-            return health
+        health = replace(health, server_ready=ready, model_ready=await transport.model_ready(PIPELINE, deadline.left_s))
+        if not (ready and health.model_ready):
+            raise ServerUnavailable(f"The {'pipeline' if ready else 'server'} at {server.url} is not ready.")
         begun = Deadline(deadline.left_s)
         parameters = to_parameters({"subject": "all"})
         outputs = await transport.infer(
             InferRequest(PIPELINE, canary(), CUT_OUTPUTS, parameters, "health", deadline.left_s)
         )
-        return health.came_back(read_cut(outputs, Origin("triton", "health", begun.elapsed_s * 1000)))
+        elapsed_ms = begun.elapsed_s * 1000
+        report = read_cut(outputs, Origin("triton", "health", elapsed_ms)).report
+        return replace(health, round_trip_ms=elapsed_ms, profile=report.profile, device=report.device)
     except CutawayError as error:
-        return health.failed(error)
+        return replace(health, error=error)

@@ -17,31 +17,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from cutaway.colour_match import matching, samples
+from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.contract.limits import (
-    COMPOSITE_LIMITS,
-    COMPOSITE_OUTPUTS,
-    COMPOSITE_QUALITY,
-    COMPOSITE_SCALE,
-    MEDIA_TYPES,
-    OPTIONS,
-)
 from cutaway.contract.options import parse_options
 from cutaway.decode import decode_upright
 from cutaway.drawing import (
-    Layer,
     Mapping,
     SizeWH,
     around,
-    blurred,
     draw,
     filled,
     fitted,
     flat,
-    layer_of,
     mirrored,
+    rgba_of,
+    visible_box,
     whole,
+    within,
 )
 from cutaway.inputs import ImageInput, decode_input
 from cutaway.report import Box, Frame
@@ -67,13 +60,21 @@ _SAVING: dict[str, dict[str, Any]] = {
 }
 
 
+def _checked(name: str, value: object, allowed: str, valid: bool) -> None:
+    if not valid:
+        raise invalid_option(name, value, allowed)
+
+
+def _is_number(value: object, least: float, most: float, kind: tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class Placement:
     """Position and size of cut-outs. Several are placed as a group, with their distances kept.
 
-        Placement()                                    # where they were
         Placement(anchor="bottom", scale=0.8)          # at the bottom, 80 % as high as the canvas
-        Placement(offset_px=(-40, 0), flip=True)       # a little to the left, mirrored
+        Placement(offset_px=(-40, 0), flip=True)       # a little to the left of where they were, mirrored
 
     Attributes:
         anchor: corner, edge ("bottom": its middle) or "center" of the canvas for their box. None keeps their position;
@@ -93,36 +94,28 @@ class Placement:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.anchor is not None and self.anchor not in ANCHORS:
-            raise invalid_option("anchor", self.anchor, ", ".join(ANCHORS))
-        least, most = COMPOSITE_SCALE
-        if self.scale is not None and not _is_number(self.scale, least, most):
-            raise invalid_option("scale", self.scale, f"{least:g} to {most:g}")
-        reach = COMPOSITE_LIMITS.max_long_side_px
-        offset: Any = self.offset_px
-        if not (isinstance(offset, (tuple, list)) and len(offset) == 2) or not all(
-            _is_number(part, -reach, reach) and part == int(part) for part in offset
-        ):
-            raise invalid_option("offset_px", offset, f"two whole numbers from {-reach} to {reach}")
+        _checked("anchor", self.anchor, ", ".join(ANCHORS), self.anchor is None or self.anchor in ANCHORS)
+        least, most = limits.COMPOSITE_SCALE
+        _checked(
+            "scale", self.scale, f"{least:g} to {most:g}", self.scale is None or _is_number(self.scale, least, most)
+        )
+        reach, pair = limits.COMPOSITE_LIMITS.max_long_side_px, isinstance(self.offset_px, (tuple, list))
+        valid = pair and len(self.offset_px) == 2 and all(_is_number(part, -reach, reach) for part in self.offset_px)
+        valid = valid and all(part == int(part) for part in self.offset_px)
+        _checked("offset_px", self.offset_px, f"two whole numbers from {-reach} to {reach}", valid)
 
 
 @dataclass(frozen=True)
 class Blur:
-    """The original, blurred, without the people that were cut out.
-
-    Attributes:
-        px: the Gaussian's standard deviation in pixels of the result, 1 to 100.
-
-    Raises:
-        InvalidOption: it is out of bounds.
-    """
+    """The original, blurred, without the people that were cut out: `px` is the Gaussian's standard deviation in pixels
+    of the result, a whole number from 1 to 100, or InvalidOption is raised."""
 
     px: int = 20
 
     def __post_init__(self) -> None:
-        least, most = OPTIONS["background"].minimum or 0, OPTIONS["background"].maximum or 0
-        if not isinstance(self.px, int) or not _is_number(self.px, least, most):
-            raise invalid_option("px", self.px, f"a whole number from {least:g} to {most:g}")
+        option = limits.OPTIONS["background"]
+        least, most = option.minimum or 0, option.maximum or 0
+        _checked("px", self.px, f"a whole number from {least:g} to {most:g}", _is_number(self.px, least, most, (int,)))
 
 
 @dataclass(frozen=True)
@@ -144,10 +137,9 @@ class Picture:
     fill: str = "#FFFFFF"
 
     def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise invalid_option("fit", self.fit, ", ".join(FITS))
-        if not isinstance(self.fill, str) or not re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill):
-            raise invalid_option("fill", self.fill, "transparent, #RRGGBB")
+        _checked("fit", self.fit, ", ".join(FITS), self.fit in FITS)
+        valid = isinstance(self.fill, str) and bool(re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill))
+        _checked("fill", self.fill, "transparent, #RRGGBB", valid)
 
 
 Onto: TypeAlias = str | Blur | Picture | ImageInput
@@ -189,7 +181,7 @@ def compose(
     place: Placement | Sequence[Placement] | None = None,
     match_colour: float = 0.0,
     output: str = "png",
-    quality: int = COMPOSITE_QUALITY,
+    quality: int = limits.COMPOSITE_QUALITY,
     size_px: tuple[int, int] | None = None,
 ) -> CompositeResult:
     """Put the cut-outs of a result onto something else.
@@ -209,68 +201,50 @@ def compose(
         OSError, TypeError, InputError: the picture behind, see :func:`cutaway.inputs.encode`.
         InferenceError: the cut-outs contradict their report.
     """
-    if not _is_number(match_colour, 0, 1):
-        raise invalid_option("match_colour", match_colour, "0 to 1")
-    if output not in COMPOSITE_OUTPUTS:
-        raise invalid_option("output", output, ", ".join(COMPOSITE_OUTPUTS))
-    if not isinstance(quality, int) or not _is_number(quality, 1, 100):
-        raise invalid_option("quality", quality, "1 to 100")
-    size_wh = check_size(size_px)
-    source_wh = cut.report.width_px, cut.report.height_px
-    layers = [layer_of(cutout) for cutout in cut.cutouts]
-    visible = [layer.box for layer in layers if layer.box is not None]
+    _checked("match_colour", match_colour, "0 to 1", _is_number(match_colour, 0, 1))
+    _checked("output", output, ", ".join(limits.COMPOSITE_OUTPUTS), output in limits.COMPOSITE_OUTPUTS)
+    _checked("quality", quality, "1 to 100", _is_number(quality, 1, 100, (int,)))
+    size_wh, source_wh = check_size(size_px), (cut.report.width_px, cut.report.height_px)
+    boxes = [visible_box(cutout) for cutout in cut.cutouts]
+    visible = [box for box in boxes if box is not None]
     together = place is None or isinstance(place, Placement)
-    places: list[Any] = [place or Placement()] * len(layers) if together else list(place)  # type: ignore[arg-type]
-    if len(places) != len(layers) or not all(isinstance(each, Placement) for each in places):
-        raise invalid_option("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(layers)}")
-    canvas, source, is_picture = _canvas(onto, original, source_wh, size_wh, layers)
-    check_dimensions(PictureHeader("png", *canvas.size), COMPOSITE_LIMITS)
-    if output == "jpeg" and canvas.mode == "RGBA":
-        raise invalid_option("output", output, "png or webp, since the result is transparent in places")
-    if match_colour and not is_picture:
-        raise invalid_option("match_colour", match_colour, "0, unless the cut-outs go onto another picture")
-    placed, frames = [], []
-    for layer, each in zip(layers, places, strict=True):
-        mapping, frame = Mapping(), (0, 0, 0, 0)
-        if layer.box is not None:
-            group = around(visible) if together else layer.box
-            mapping = mapping_for(group, source_wh, canvas.size, each, source)
-            frame = whole(mapping.box(layer.box, source_wh))
-        placed.append((layer, mapping))
-        frames.append(frame)
+    places: list[Any] = [place or Placement()] * len(boxes) if together else list(place)  # type: ignore[arg-type]
+    valid = len(places) == len(boxes) and all(isinstance(each, Placement) for each in places)
+    _checked("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
+    canvas, source, is_picture = _canvas(onto, original, source_wh, size_wh, cut)
+    check_dimensions(PictureHeader("png", *canvas.size), limits.COMPOSITE_LIMITS)
+    transparent = output == "jpeg" and canvas.mode == "RGBA"
+    _checked("output", output, "png or webp, since the result is transparent in places", not transparent)
+    allowed = "0, unless the cut-outs go onto another picture"
+    _checked("match_colour", match_colour, allowed, is_picture or not match_colour)
+    mappings = [
+        mapping_for(around(visible) if together else box, source_wh, canvas.size, each, source) if box else Mapping()
+        for box, each in zip(boxes, places, strict=True)
+    ]
+    frames = [
+        whole(mapping.box(box, source_wh)) if box else (0, 0, 0, 0)
+        for box, mapping in zip(boxes, mappings, strict=True)
+    ]
     colours = None
     if match_colour and visible:
-        part = _surroundings([frame for frame in frames if any(frame)], canvas.size)
+        x1, y1, x2, y2 = around([frame for frame in frames if any(frame)])
+        reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
+        part = within(whole((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y)), canvas.size)
         if part is not None:
-            own = [samples(layer.image()) for layer, _ in placed]
+            own = [samples(rgba_of(cutout)) for cutout in cut.cutouts]
             colours = matching(own, samples(canvas.crop(part)), match_colour)
-    for layer, mapping in placed:
-        draw(canvas, layer, mapping, source_wh, colours)
+    for cutout, mapping in zip(cut.cutouts, mappings, strict=True):
+        draw(canvas, cutout, mapping, source_wh, colours)
     buffer = io.BytesIO()
     canvas.save(buffer, output.upper(), **_SAVING[output], **({} if output == "png" else {"quality": quality}))
-    return CompositeResult(buffer.getvalue(), MEDIA_TYPES[output], canvas.width, canvas.height, tuple(frames), cut)
-
-
-def _surroundings(frames: Sequence[Frame], canvas_wh: SizeWH) -> Frame | None:
-    """The background around the cut-outs."""
-    x1, y1, x2, y2 = around(frames)
-    reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
-    x1, y1, x2, y2 = whole((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y))
-    part = max(0, x1), max(0, y1), min(canvas_wh[0], x2), min(canvas_wh[1], y2)
-    return part if part[0] < part[2] and part[1] < part[3] else None
+    return CompositeResult(buffer.getvalue(), limits.MEDIA_TYPES[output], *canvas.size, tuple(frames), cut)
 
 
 def mapping_for(
     box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement, as_background: Mapping | None = None
 ) -> Mapping:
-    """The mapping of a group of cut-outs onto a canvas.
-
-    Args:
-        box: around their visible pixels, in the source picture.
-        source_wh, canvas_wh: width and height of the source picture and the canvas.
-        place: the caller's placement.
-        as_background: the mapping of the source picture onto the canvas, where it is the background.
-    """
+    """The mapping of a group of cut-outs, `box` around their visible pixels, onto a canvas; `as_background` is that of
+    the source picture, where it is the background."""
     start = as_background or (
         Mapping() if source_wh == canvas_wh else _elsewhere(box, source_wh, canvas_wh, place.flip)
     )
@@ -309,11 +283,11 @@ def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
 
 
 def _canvas(
-    onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, layers: Sequence[Layer]
+    onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult
 ) -> tuple[PILImage, Mapping | None, bool]:
     """The background, RGB, or RGBA where it is transparent; the source picture's mapping onto it, where it is the
     background; and whether it is another picture, to which colours may be matched."""
-    from PIL import Image, ImageChops
+    from PIL import Image, ImageChops, ImageFilter
 
     if isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:"))):
         background = parse_options({"background": onto}).background
@@ -332,24 +306,21 @@ def _canvas(
         opaque.paste(image, (0, 0), image)
         image = opaque
     alpha = Image.new("L", image.size, 0)
-    for layer in layers:
-        frame = layer.cutout.frame
-        alpha.paste(ImageChops.lighter(alpha.crop(frame), layer.image().getchannel("A")), frame[:2])
+    for cutout in cut.cutouts:
+        own = rgba_of(cutout).getchannel("A")
+        alpha.paste(ImageChops.lighter(alpha.crop(cutout.frame), own), cutout.frame[:2])
     width, height = size_wh or source_wh
     scale = max(width / source_wh[0], height / source_wh[1])
     source = Mapping(scale, (width - scale * source_wh[0]) / 2, (height - scale * source_wh[1]) / 2)
-    return blurred(fitted(filled(image, alpha), (width, height), "cover", ""), onto.px), source, False
+    behind = fitted(filled(image, alpha), (width, height), "cover", "")
+    return behind.filter(ImageFilter.GaussianBlur(onto.px)), source, False
 
 
 def check_size(size_px: object) -> SizeWH | None:
     if size_px is None:
         return None
     parts: Any = size_px if isinstance(size_px, (tuple, list)) and len(size_px) == 2 else (None, None)
-    if not all(isinstance(part, int) and _is_number(part, 1, math.inf) for part in parts):
-        raise invalid_option("size_px", size_px, "a width and a height in whole pixels")
-    check_dimensions(PictureHeader("png", *parts), COMPOSITE_LIMITS)
+    valid = all(_is_number(part, 1, math.inf, (int,)) for part in parts)
+    _checked("size_px", size_px, "a width and a height in whole pixels", valid)
+    check_dimensions(PictureHeader("png", *parts), limits.COMPOSITE_LIMITS)
     return parts[0], parts[1]
-
-
-def _is_number(value: object, least: float, most: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most

@@ -1,8 +1,7 @@
-"""Layers and backgrounds of a composite: cut-outs drawn onto a canvas, pictures fitted and blurred."""
+"""Cut-outs drawn onto a canvas, and backgrounds fitted, filled and blurred."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,97 +61,68 @@ def whole(box: Box) -> Frame:
     return round(box[0]), round(box[1]), round(box[2]), round(box[3])
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One cut-out, which is decoded again to be drawn, so that many large ones do not fill the memory.
-
-    Attributes:
-        box: around its visible pixels, in pixels of the source picture; None without any.
-        extent: around the pixels that are not fully transparent, in pixels of the cut-out.
-    """
-
-    cutout: Cutout
-    box: Box | None = None
-    extent: Box | None = None
-
-    def image(self) -> PILImage:
-        """RGBA, of the frame's size."""
-        image, frame = self.cutout.pil(), self.cutout.frame
-        if image.size != (frame[2] - frame[0], frame[3] - frame[1]):
-            raise malformed("a cut-out has another size than its frame")
-        if image.mode != "RGBA":
-            wanted = "cut-outs on a transparent background, with output png or webp"
-            raise invalid_option("background", image.mode, wanted)
-        return image
+def within(frame: Frame, size_wh: SizeWH) -> Frame | None:
+    """The part of a frame on a canvas."""
+    x1, y1, x2, y2 = max(0, frame[0]), max(0, frame[1]), min(size_wh[0], frame[2]), min(size_wh[1], frame[3])
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def layer_of(cutout: Cutout) -> Layer:
-    """A cut-out as a layer.
+def rgba_of(cutout: Cutout) -> PILImage:
+    """A cut-out decoded, of its frame's size; done again each time, so that many large ones do not fill the memory.
 
     Raises:
         InvalidOption: it is opaque or a mask. InferenceError: it contradicts its report.
     """
-    alpha, (left, top) = Layer(cutout).image().getchannel("A"), cutout.frame[:2]
-    seen = alpha.point(lambda value: 255 if value >= VISIBLE_FROM else 0).getbbox()
-    box = seen and (seen[0] + left, seen[1] + top, seen[2] + left, seen[3] + top)
-    return Layer(cutout, box, alpha.getbbox())
+    image, frame = cutout.pil(), cutout.frame
+    if image.size != (frame[2] - frame[0], frame[3] - frame[1]):
+        raise malformed("a cut-out has another size than its frame")
+    if image.mode != "RGBA":
+        raise invalid_option("background", image.mode, "cut-outs on a transparent background, with output png or webp")
+    return image
 
 
-def draw(canvas: PILImage, layer: Layer, mapping: Mapping, source_wh: SizeWH, colours: Color3DLUT | None) -> None:
-    """Draw a layer onto a canvas in place, source over. Without scaling, channels of an RGB canvas are rounded once."""
+def visible_box(cutout: Cutout) -> Box | None:
+    """The box around a cut-out's visible pixels in the source picture; raises as :func:`rgba_of` does."""
+    seen = rgba_of(cutout).getchannel("A").point(lambda value: 255 if value >= VISIBLE_FROM else 0).getbbox()
+    left, top = cutout.frame[:2]
+    return seen and (seen[0] + left, seen[1] + top, seen[2] + left, seen[3] + top)
+
+
+def draw(canvas: PILImage, cutout: Cutout, mapping: Mapping, source_wh: SizeWH, colours: Color3DLUT | None) -> None:
+    """Draw a cut-out onto a canvas in place, source over. Without scaling, channels of an RGB canvas are rounded once.
+    The part that is not wholly transparent fills the nearest whole pixels, so that edges that the picture cut off stay
+    hard."""
     from PIL import Image
 
-    image, extent, scale, frame = layer.image(), layer.extent, mapping.scale, tuple(map(float, layer.cutout.frame))
-    if extent is None:
+    image = rgba_of(cutout)
+    if (extent := image.getchannel("A").getbbox()) is None:
         return
-    left, top = frame[:2]
+    left, top = cutout.frame[:2]
+    target = whole(mapping.box((extent[0] + left, extent[1] + top, extent[2] + left, extent[3] + top), source_wh))
+    x1, y1 = target[:2]
+    x2, y2 = max(target[2], x1 + 1), max(target[3], y1 + 1)
+    part = within((x1, y1, x2, y2), canvas.size)
+    if part is None:
+        return
     if mapping.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        extent, left = mirrored(extent, image.width), source_wh[0] - frame[2]
-    x = _axis((extent[0], extent[2]), image.width, scale, mapping.dx + scale * left, canvas.width)
-    y = _axis((extent[1], extent[3]), image.height, scale, mapping.dy + scale * top, canvas.height)
-    if x is None or y is None:
-        return
-    (x1, x2), (left, right), (first_x, last_x) = x
-    (y1, y2), (top, bottom), (first_y, last_y) = y
-    image = image.crop((first_x, first_y, last_x, last_y))
-    if scale != 1.0:
+        extent = image.width - extent[2], extent[1], image.width - extent[0], extent[3]
+    across, down = (extent[2] - extent[0]) / (x2 - x1), (extent[3] - extent[1]) / (y2 - y1)
+    start = extent[0] + (part[0] - x1) * across, extent[1] + (part[1] - y1) * down
+    end = min(extent[0] + (part[2] - x1) * across, extent[2]), min(extent[1] + (part[3] - y1) * down, extent[3])
+    if mapping.scale == 1.0:
+        image = image.crop(whole((*start, *end)))
+    else:
         # Pillow weights the colours of RGBA by alpha, so nothing comes through of what lies under transparent pixels. A
         # kernel with negative lobes overshoots, and draws a light rim around everything.
-        part = left - first_x, top - first_y, right - first_x, bottom - first_y
-        image = image.resize((x2 - x1, y2 - y1), Image.Resampling.HAMMING, box=part)
+        size = part[2] - part[0], part[3] - part[1]
+        image = image.resize(size, Image.Resampling.HAMMING, box=(*start, *end))
     if colours is not None:
         image = image.filter(colours)
     if canvas.mode == "RGBA":
-        canvas.alpha_composite(image, (x1, y1))
+        canvas.alpha_composite(image, part[:2])
     else:
-        canvas.paste(image, (x1, y1), image)
-
-
-def _axis(
-    extent: tuple[float, float], length: int, scale: float, shift: float, canvas_length: int
-) -> tuple[tuple[int, int], tuple[float, float], tuple[int, int]] | None:
-    """Along one axis: the pixels of the canvas that show what is not transparent of a cut-out of this length, the span
-    of the cut-out that they show, and its pixels that have a part in that; None off the canvas. An end that the
-    cut-out's own edge cut off lies at the nearest pixel and stays hard; a soft one gets the pixel it reaches into."""
-    low, high = (scale * end + shift for end in extent)
-    hard_low, hard_high = extent[0] <= 0, extent[1] >= length
-    start = round(low) if hard_low else math.floor(low)
-    end = max(round(high) if hard_high else math.ceil(high), start + 1)
-    start, end = max(0, start), min(canvas_length, end)
-    if start >= end:
-        return None
-    reach = 0 if scale == 1.0 else math.ceil(1 / min(scale, 1.0)) + 1  # the kernel's
-    span = (start - shift) / scale, (end - shift) / scale
-    first, last = math.floor(span[0]) - reach, math.ceil(span[1]) + reach
-    if hard_low:
-        span, first = (max(span[0], 0.0), span[1]), max(first, 0)
-    if hard_high:
-        span, last = (span[0], min(span[1], float(length))), min(last, length)
-    return (start, end), span, (first, last)
-
-
-# -------------------------------------------------------------------------------------------------------- backgrounds
+        canvas.paste(image, part[:2], image)
 
 
 def flat(size_wh: SizeWH, colour: str) -> PILImage:
@@ -175,13 +145,6 @@ def fitted(image: PILImage, size_wh: SizeWH, fit: str, fill: str) -> PILImage:
     place = (size_wh[0] - inner.width) // 2, (size_wh[1] - inner.height) // 2
     canvas.paste(inner, place, inner if inner.mode == "RGBA" and canvas.mode == "RGB" else None)
     return canvas
-
-
-def blurred(image: PILImage, px: int) -> PILImage:
-    """Blurred by a Gaussian of this standard deviation."""
-    from PIL import ImageFilter
-
-    return image.filter(ImageFilter.GaussianBlur(px))
 
 
 def filled(image: PILImage, alpha: PILImage) -> PILImage:

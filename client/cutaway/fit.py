@@ -19,6 +19,7 @@ from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
 from cutaway.decode import decode_upright, plain
+from cutaway.drawing import filled
 from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
 from cutaway.report import Box, Frame, Notice
 from cutaway.result import Cutout, CutResult, Detection
@@ -189,7 +190,7 @@ class Fitted:
 
     def _rendered(self, large: PILImage, solid: PILImage, frame: Frame, options: CutOptions) -> PILImage:
         """The original's pixels with the alpha of an enlarged cut-out, and with its colours where it is not solid."""
-        from PIL import Image
+        from PIL import Image, ImageFilter
 
         assert self.original is not None
         # Not `crop`, which applies Pillow's own bound of pixels.
@@ -204,9 +205,7 @@ class Fitted:
         if background.colour_rgb is not None:
             behind = Image.new("RGB", large.size, background.colour_rgb)
         else:
-            from cutaway.drawing import blurred, filled
-
-            behind = blurred(filled(own, alpha), background.blur_px or 0)
+            behind = filled(own, alpha).filter(ImageFilter.GaussianBlur(background.blur_px or 0))
         behind.paste(image, (0, 0), alpha)
         return behind
 

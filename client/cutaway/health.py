@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from io import BytesIO
 
-from cutaway.contract.errors import CutawayError, ServerUnavailable
+from PIL import Image
 
-if TYPE_CHECKING:
-    from cutaway.result import CutResult
+from cutaway.contract.errors import CutawayError
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,6 @@ class Health:
     def ok(self) -> bool:
         return self.round_trip_ms is not None
 
-    def readiness(self, *, server: bool, model: bool) -> Health:
-        """With the server's own readiness, and the error where it is not ready."""
-        what = "" if server and model else "The pipeline" if server else "The server"
-        error = ServerUnavailable(f"{what} at {self.url} is not ready.") if what else None
-        return replace(self, server_ready=server, model_ready=model, error=error)
-
-    def came_back(self, result: CutResult) -> Health:
-        return replace(
-            self,
-            round_trip_ms=result.elapsed_ms,
-            profile=result.report.profile,
-            device=result.report.device,
-        )
-
-    def failed(self, error: CutawayError) -> Health:
-        return replace(self, error=error)
-
 
 def combined(endpoints: Sequence[Health]) -> Health:
     """The health of a client with these servers."""
@@ -73,14 +53,6 @@ def combined(endpoints: Sequence[Health]) -> Health:
 @cache
 def canary() -> bytes:
     """A 64×64 PNG with some texture: the smallest valid picture."""
-    rows = b"".join(
-        b"\0" + bytes((x * 4, y * 4, (x ^ y) * 4)[c] for x in range(64) for c in range(3)) for y in range(64)
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in (
-            (b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)),
-            (b"IDAT", zlib.compress(rows)),
-            (b"IEND", b""),
-        )
-    )
+    file = BytesIO()
+    Image.radial_gradient("L").resize((64, 64)).save(file, "PNG")
+    return file.getvalue()

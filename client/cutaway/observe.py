@@ -71,23 +71,19 @@ class Observer(Protocol):
 @contextmanager
 def observed(observers: Sequence[Observer], operation: str, request_id: str) -> Iterator[Observation]:
     """The log and all observers as one, entered in the caller's context; raises nothing of its own."""
-    call = _Call()
-    log = call.log = {"operation": operation, "request_id": request_id, "provider": ""}
-    log |= {"sent_bytes": 0, "received_bytes": 0}
-    started, error = time.monotonic(), None
-    managers: list[tuple[Observer, AbstractContextManager[Observation]]] = []
+    log = {"operation": operation, "request_id": request_id, "provider": "", "sent_bytes": 0, "received_bytes": 0}
+    call, started, error = _Call(log, []), time.monotonic(), None
     for observer in observers:
         with _log_failure(observer):
             manager = observer.call(operation, request_id)
-            call.observations.append((observer, manager.__enter__()))
-            managers.append((observer, manager))
+            call.observations.append((observer, manager, manager.__enter__()))
     try:
         yield call
     except BaseException as raised:
         error = raised
         raise
     finally:
-        for observer, manager in reversed(managers):
+        for observer, manager, _ in reversed(call.observations):
             with _log_failure(observer, besides=error):
                 manager.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
         log |= {"code": code_of(error), "elapsed_ms": round((time.monotonic() - started) * 1000, 1)}
@@ -96,11 +92,10 @@ def observed(observers: Sequence[Observer], operation: str, request_id: str) -> 
         logger.debug(words, log, extra=log)
 
 
+@dataclass
 class _Call(Unobserved):
     log: dict[str, Any]
-
-    def __init__(self) -> None:
-        self.observations: list[tuple[Observer, Observation]] = []
+    observations: list[tuple[Observer, AbstractContextManager[Observation], Observation]]
 
     def headers(self) -> Mapping[str, str]:
         merged: dict[str, str] = {}
@@ -120,7 +115,7 @@ class _Call(Unobserved):
         self._each(lambda one: one.served(facts))
 
     def _each(self, event: Callable[[Observation], None]) -> None:
-        for observer, observation in self.observations:
+        for observer, _, observation in self.observations:
             with _log_failure(observer):
                 event(observation)
 

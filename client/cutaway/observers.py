@@ -97,13 +97,10 @@ class OpenTelemetry:
 
 
 class Prometheus:
-    """Counts calls in a Prometheus registry; needs ``pip install 'cutaway[prometheus]'``.
+    """Counts calls in a Prometheus registry, the global one where None; ``pip install 'cutaway[prometheus]'``.
 
     The label `code` is "OK" or an error's code; `provider` is "triton", "huggingface", "replicate", "space", "cache",
     or "none" where nobody served.
-
-    Args:
-        registry: the library's global one where None.
 
     Raises:
         ValueError: the registry has these metrics already: make one and give it to all clients.
@@ -125,10 +122,10 @@ class Prometheus:
             self._received = counter("received_bytes", "Bytes of the cut-outs.")
             self._fallbacks = counter("fallbacks", "Calls that a hosted tier served.", "provider", "tier")
             self._retries = counter("retries", "Requests to own servers that were retries.")
-            name, what, labels = "cutaway_call_seconds", "Seconds from a call to its end.", ["operation", "provider"]
-            self._seconds = prometheus.Histogram(name, what, labels, buckets=METRIC_BUCKETS_S, registry=registry)
-            name, what, labels = "cutaway_calls_in_progress", "Calls in progress.", ["operation"]
-            self._in_progress = prometheus.Gauge(name, what, labels, multiprocess_mode="livesum", registry=registry)
+            what = ("cutaway_call_seconds", "Seconds from a call to its end.", ["operation", "provider"])
+            self._seconds = prometheus.Histogram(*what, buckets=METRIC_BUCKETS_S, registry=registry)
+            what = ("cutaway_calls_in_progress", "Calls in progress.", ["operation"])
+            self._in_progress = prometheus.Gauge(*what, multiprocess_mode="livesum", registry=registry)
         except ValueError as error:
             message = "this registry has Cutaway's metrics already: make one Prometheus() and give it to all clients"
             raise ValueError(message) from error

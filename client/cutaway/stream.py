@@ -106,10 +106,12 @@ class AsyncStream:
             async with asyncio.timeout(timeout_s):
                 while not self._done and not self._over and timeout_s > 0:
                     await self._change()
-        self._counts["skipped"] += max(0, len(self._done) - 1)
-        frames = [*self._done]
+        if not self._done:
+            return None
+        self._counts["skipped"] += len(self._done) - 1
+        frame = self._done.pop()
         self._done.clear()
-        return frames[-1] if frames else None
+        return frame
 
     async def __aiter__(self) -> AsyncGenerator[StreamFrame, None]:
         """See :meth:`cutaway.Stream.__iter__`."""
@@ -188,9 +190,8 @@ class AsyncStream:
                 self._started = False
                 # Otherwise the server may only have ended this stream, or have restarted: it is started once more.
                 if starts or isinstance(error, ProcessingTimeout):
-                    self._failure = error
                     wait_s = max(2 * self._back_off_s, limits.STREAM_BACK_OFF_FIRST_S)
-                    self._back_off_s = min(wait_s, limits.STREAM_BACK_OFF_MAX_S)
+                    self._failure, self._back_off_s = error, min(wait_s, limits.STREAM_BACK_OFF_MAX_S)
                     self._back_off_until = time.monotonic() + self._back_off_s
             else:
                 self._back_off_s = 0.0
@@ -234,8 +235,7 @@ class Stream:
         with Stream("grpc://localhost:8001", background="#00FF00", channels="bgr") as stream:
             while True:
                 stream.submit(camera.read()[1])
-                done = stream.latest()
-                if done is not None:
+                if done := stream.latest():
                     show(done.image)
 
     `submit` never waits: where frames come faster than the server answers, the newest one is sent, and older ones are
@@ -281,11 +281,7 @@ class Stream:
         return self._call(self._stream._put, checked(frame), at)
 
     def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
-        """The newest frame that is done and not taken; older ones are skipped.
-
-        Args:
-            timeout_s: seconds to wait for one; None is returned after them.
-        """
+        """The newest frame that is done and not taken, older ones are skipped; None where there is none in time."""
         return loop.run(self._stream.latest(timeout_s))
 
     def __iter__(self) -> Iterator[StreamFrame]:

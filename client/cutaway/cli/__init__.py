@@ -28,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would stand among what the command says
     console.open_closed_streams()
     typed = sys.argv[1:] if arguments is None else list(arguments)
+    console.show_log(verbose=not {"-v", "--verbose"}.isdisjoint(typed))
     try:
-        with warnings.catch_warnings(), console.own_log(verbose=not {"-v", "--verbose"}.isdisjoint(typed)):
+        with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {message}", err=True)
             return int(command.main(typed, prog_name="cutaway", standalone_mode=False) or codes.OK)
@@ -37,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        console.say("interrupted", err=True)
+    except click.Abort:
         return codes.INTERRUPTED
     except SystemExit as end:  # click's: whoever read standard output, such as `head`, has gone, and misses nothing
         return int(end.code or codes.OK)

@@ -7,13 +7,15 @@ import io
 import json
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import click
+
+import cutaway
 
 
 def open_closed_streams() -> None:
@@ -47,26 +49,26 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def error_form(error: Exception) -> dict[str, Any]:
+    """The JSON fields of an error; FILE_ERROR is the code of errors of local files."""
+    if isinstance(error, cutaway.CutawayError):
+        return {**error.to_dict(), "request_id": error.request_id}
+    advice = "Check the path, what is there, and its permissions."
+    form = {"code": "FILE_ERROR", "message": reason(error), "tier": int(cutaway.Tier.HIGH), "user_action": advice}
+    return {**form, "retry_after": None, "details": {}, "request_id": ""}
+
+
 def say(text: str, *, err: bool = False) -> None:
     """Print a line without control sequences of names or servers; a stderr that cannot be written is ignored."""
-    try:
+    with suppress(*[OSError] if err else []):
         # Not click's echo, which sends UTF-8 to a terminal that knows ASCII only.
         line = "".join(letter if letter.isprintable() else "�" for letter in text)
         print(line, file=sys.stderr if err else sys.stdout, flush=True)
-    except OSError:
-        if not err:
-            raise
 
 
 def say_json(form: Mapping[str, Any]) -> None:
     """Print one object on one line, in ASCII for every terminal, pipe and undecodable file name."""
-    click.echo(json.dumps(form))
-
-
-def clear_bar() -> None:
-    """Remove a terminal's progress bar before a line is printed."""
-    if sys.stderr.isatty():
-        click.echo(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", nl=False, err=True)
+    click.echo(json.dumps(form, default=lambda it: dict(it) if isinstance(it, Mapping) else asdict(it)))
 
 
 class _LogLines(logging.Handler):
@@ -74,18 +76,9 @@ class _LogLines(logging.Handler):
         say(f"{'warning' if record.levelno >= logging.WARNING else record.name}: {record.getMessage()}", err=True)
 
 
-@contextmanager
-def own_log(*, verbose: bool) -> Iterator[None]:
+def show_log(*, verbose: bool) -> None:
     """Print the SDK's log: all of it, or only warnings of a failing cache, which fails no call."""
     logger, handler = logging.getLogger("cutaway"), _LogLines(logging.DEBUG if verbose else logging.WARNING)
     handler.addFilter(logging.Filter("cutaway" if verbose else "cutaway.cache"))
-    level, propagates = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+    logger.handlers = [handler]
     logger.setLevel(handler.level)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagates

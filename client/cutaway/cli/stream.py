@@ -23,9 +23,9 @@ CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
     *(click.Argument(["video"]), options.OVERWRITE, options.QUIET, options.JSON),
     option("-o", "--output", type=options.FILE, default="stream.mp4", help="What is written."),
     option("--background", default=STREAM_OPTIONS["background"].default, help="#RRGGBB, a picture, or blur:<px>."),
-    *(*options.table(FLAGS, STREAM_OPTIONS), *options.server(client=False)),
+    *(*options.table(FLAGS, STREAM_OPTIONS), *options.CONNECTION),
 )
-def stream(context: click.Context, /, video: str, output: Path, background: str, **given: Any) -> int:
+def stream(context: click.Context, video: str, output: Path, background: str, **given: Any) -> int:
     """Put a video's people before another background.
 
     VIDEO is a file, of which every frame is sent, or a camera's number, of which the latest one is, until Ctrl-C.
@@ -40,47 +40,45 @@ def stream(context: click.Context, /, video: str, output: Path, background: str,
     if output.exists() and not given["overwrite"]:
         raise click.UsageError(f"{output} is there already; --overwrite replaces it")
     live = video.isdecimal()
-    source = cv2.VideoCapture(int(video) if live else video)
-    if not source.isOpened():
-        say(f"{video}: {'there is no such camera' if live else 'no video that can be read'}", err=True)
-        return FAILED
-    arguments = options.reached(context, "timeout_s", "token", "headers", *FLAGS)
-    arguments.setdefault("timeout_s", STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S)
-    arguments["background"] = background if background.startswith(("#", "blur:")) else Path(background)
+    source, writer, code = cv2.VideoCapture(int(video) if live else video), cv2.VideoWriter(), OK
+    arguments: dict[str, Any] = {
+        "timeout_s": STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S,
+        "background": background,
+    }
+    if not background.startswith(("#", "blur:")):
+        arguments["background"] = Path(background)
     try:
+        arguments |= options.connection(context, "timeout_s", "token", "headers", *FLAGS)
         frames = cutaway.Stream(given["urls"][0], channels="bgr", **arguments)
     except (ValueError, OSError) as error:
         raise click.UsageError(getattr(error, "message", reason(error))) from None
-    writer: Any = None
-    code = OK
-    with frames:
-        try:
+    try:
+        with frames:
             while (read := source.read())[0]:
                 frames.submit(read[1])
                 done: Any = frames.latest(0.0 if live else PROCESSING_TIMEOUT_S)
                 if done is None:
                     continue
-                if writer is None:
+                if not writer.isOpened():
                     codec = cv2.VideoWriter_fourcc(*CODECS[output.suffix.lower()])
                     fps = source.get(cv2.CAP_PROP_FPS) or 25.0  # of cameras and files that do not say
-                    writer = cv2.VideoWriter(str(output), codec, fps, done.image.shape[1::-1])
+                    writer.open(str(output), codec, fps, done.image.shape[1::-1])
                 writer.write(done.image)
                 if done.untouched and frames.statistics.untouched == 1:
                     why = "the detector failed" if done.error is None else reason(done.error)
                     say(f"frame {done.id} and those that follow come back untouched: {why}", err=True)
-        except KeyboardInterrupt:
-            code = INTERRUPTED
-        finally:
-            source.release()
-            if writer is not None:
-                writer.release()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        source.release()
+        writer.release()
     told = frames.statistics
+    if code == OK and not told.done:
+        say(f"{video}: no frames can be read", err=True)
+        return FAILED
     if given["json"]:
         say_json({"output": str(output), **vars(told)})
     elif not given["quiet"]:
         lost = f"{told.dropped + told.skipped} dropped, {told.untouched} untouched"
         say(f"{output}: {told.done} frames, {told.fps:.1f} per second, {lost}")
-    if code == OK and not told.done:
-        say(f"{video}: no frames came", err=True)
-        return FAILED
     return code or (OK if not told.untouched else UNAVAILABLE if told.untouched == told.done else FAILED)

@@ -1,4 +1,7 @@
-"""What the documents tell people to type exists: make targets, files, links, commands and options; Python runs."""
+"""What the documents tell people to type exists: make targets, files, links, commands and options; Python runs.
+
+Warnings and the server's metrics are those of the code.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,63 @@ PAGES = sorted(
     if not any(part.startswith(".") or part.endswith("-output") for part in page.relative_to(ROOT).parts)
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]*)(?:#([^)]*))?\)")
+SERVER = ROOT / "model_repository"
+NAMED = re.compile(r"`((?:client|docs|docker|runtime|export|benchmarks|loadtest|tests|samples|requirements)/[\w./-]+)`")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
     return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
 
 
+def anchors(page: Path) -> set[str]:
+    """The fragments of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(BLOCK, "", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in LINK.findall(page.read_text()):
-        if "://" not in target and not target.startswith("mailto:"):
-            assert (page.parent / target).exists(), f"{page.name} points to {target}, which is not there"
+    for target, anchor in LINK.findall(page.read_text()):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} points to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} points to {target}#{anchor}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    for name in NAMED.findall(page.read_text()):
+        assert (ROOT / name).exists(), f"{page.name} names {name}, which is not there"
+
+
+def test_every_warning_is_described() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    described = set(re.findall(r"`([A-Z_]+)`", text[text.index("## Warnings") : text.index("## Input rules")]))
+    sources = [*SERVER.rglob("*.py"), *(ROOT / "client" / "cutaway").rglob("*.py")]
+    issued = {
+        code for file in sources for code in re.findall(r"""(?:Notice|warn)\(\s*"([A-Z_]+)\"""", file.read_text())
+    }
+    assert len(issued) > 10
+    assert issued | {"UNTOUCHED"} == described
+
+
+def test_every_module_of_the_sdk_is_described() -> None:
+    text = (ROOT / "client" / "README.md").read_text()
+    described = set(re.findall(r"`([a-z_]+)/?`", text[text.index("## Modules") : text.index("## Licences")]))
+    package = ROOT / "client" / "cutaway"
+    modules = {each.stem for each in package.iterdir() if each.suffix == ".py" or (each / "__init__.py").exists()}
+    assert {name for name in modules if not name.startswith("_")} <= described
+
+
+def test_every_metric_is_described() -> None:
+    families = re.findall(
+        r'^    "(cutaway_\w+)":', (SERVER / "ensemble_pipeline/1/metrics.py").read_text(), re.MULTILINE
+    )
+    described = re.findall(r"^\| `(cutaway_\w+)` \|", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
+    assert {name.removesuffix("_total") for name in described} == set(families)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

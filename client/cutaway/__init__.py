@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     )
     from cutaway.contract.limits import InputLimits, Tier
     from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
-    from cutaway.fetch import Fetched, Fetcher, FetchRefused
     from cutaway.frames import StreamFrame, StreamStatistics
     from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
@@ -50,121 +49,50 @@ if TYPE_CHECKING:
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
-    from cutaway.shared_memory import SharedMemory
     from cutaway.stream import AsyncStream, Stream
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AsyncClient": "async_client",
-    "AsyncStream": "stream",
-    "Cancel": "cancel",
-    "Client": "client",
-    "CorruptImage": "contract.errors",
-    "CutResult": "result",
-    "CutawayError": "contract.errors",
-    "Cutout": "result",
-    "Detection": "result",
-    "Fallback": "fallback",
-    "FetchRefused": "fetch",
-    "Fetched": "fetch",
-    "Fetcher": "fetch",
-    "FileTooLarge": "contract.errors",
-    "GpuMemoryExhausted": "contract.errors",
-    "Health": "health",
-    "ImageBomb": "contract.errors",
-    "InferenceError": "contract.errors",
-    "InputError": "contract.errors",
-    "InputLimits": "contract.limits",
-    "InsecureTokenWarning": "transports.connection",
-    "InvalidFormat": "contract.errors",
-    "InvalidOption": "contract.errors",
-    "LossyEncodingWarning": "inputs",
-    "ModelInfo": "transports.base",
-    "NeedsDetection": "fallback",
-    "NoPersonDetected": "contract.errors",
-    "NobodyServed": "fallback",
-    "Notice": "report",
-    "Outcome": "many",
-    "Overloaded": "contract.errors",
-    "ProcessingTimeout": "contract.errors",
-    "RateLimitExceeded": "contract.errors",
-    "Report": "report",
-    "RequestCancelled": "contract.errors",
-    "ResolutionTooLarge": "contract.errors",
-    "ResolutionTooSmall": "contract.errors",
-    "ResultCache": "cache",
-    "RetryPolicy": "resilience",
-    "ServerRefused": "contract.errors",
-    "ServerUnavailable": "contract.errors",
-    "ServiceError": "contract.errors",
-    "SharedMemory": "shared_memory",
-    "Stream": "stream",
-    "StreamFrame": "frames",
-    "StreamStatistics": "frames",
-    "Tier": "contract.limits",
-    "Tls": "transports.connection",
-    "TooManyPixels": "contract.errors",
-    "Tried": "fallback",
-    "UpscaleResult": "result",
+_NAMES = {
+    "async_client": "AsyncClient",
+    "cache": "ResultCache",
+    "cancel": "Cancel",
+    "client": "Client",
+    "contract.errors": (
+        "CorruptImage CutawayError FileTooLarge GpuMemoryExhausted ImageBomb InferenceError InputError "
+        "InvalidFormat InvalidOption NoPersonDetected Overloaded ProcessingTimeout RateLimitExceeded "
+        "RequestCancelled ResolutionTooLarge ResolutionTooSmall ServerRefused ServerUnavailable ServiceError "
+        "TooManyPixels"
+    ),
+    "contract.limits": "InputLimits Tier",
+    "fallback": "Fallback NeedsDetection NobodyServed Tried",
+    "frames": "StreamFrame StreamStatistics",
+    "health": "Health",
+    "inputs": "LossyEncodingWarning",
+    "many": "Outcome",
+    "report": "Notice Report",
+    "resilience": "RetryPolicy",
+    "result": "CutResult Cutout Detection UpscaleResult",
+    "stream": "AsyncStream Stream",
+    "transports.base": "ModelInfo",
+    "transports.connection": "InsecureTokenWarning Tls",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
+# fmt: off
 __all__ = [
-    "AsyncClient",
-    "AsyncStream",
-    "Cancel",
-    "Client",
-    "CorruptImage",
-    "CutResult",
-    "CutawayError",
-    "Cutout",
-    "Detection",
-    "Fallback",
-    "FetchRefused",
-    "Fetched",
-    "Fetcher",
-    "FileTooLarge",
-    "GpuMemoryExhausted",
-    "Health",
-    "ImageBomb",
-    "InferenceError",
-    "InputError",
-    "InputLimits",
-    "InsecureTokenWarning",
-    "InvalidFormat",
-    "InvalidOption",
-    "LossyEncodingWarning",
-    "ModelInfo",
-    "NeedsDetection",
-    "NoPersonDetected",
-    "NobodyServed",
-    "Notice",
-    "Outcome",
-    "Overloaded",
-    "ProcessingTimeout",
-    "RateLimitExceeded",
-    "Report",
-    "RequestCancelled",
-    "ResolutionTooLarge",
-    "ResolutionTooSmall",
-    "ResultCache",
-    "RetryPolicy",
-    "ServerRefused",
-    "ServerUnavailable",
-    "ServiceError",
-    "SharedMemory",
-    "Stream",
-    "StreamFrame",
-    "StreamStatistics",
-    "Tier",
-    "Tls",
-    "TooManyPixels",
-    "Tried",
-    "UpscaleResult",
+    "AsyncClient", "AsyncStream", "Cancel", "Client", "CorruptImage", "CutResult", "CutawayError", "Cutout",
+    "Detection", "Fallback", "FileTooLarge", "GpuMemoryExhausted", "Health", "ImageBomb", "InferenceError",
+    "InputError", "InputLimits", "InsecureTokenWarning", "InvalidFormat", "InvalidOption", "LossyEncodingWarning",
+    "ModelInfo", "NeedsDetection", "NoPersonDetected", "NobodyServed", "Notice", "Outcome", "Overloaded",
+    "ProcessingTimeout", "RateLimitExceeded", "Report", "RequestCancelled", "ResolutionTooLarge",
+    "ResolutionTooSmall", "ResultCache", "RetryPolicy", "ServerRefused", "ServerUnavailable", "ServiceError",
+    "Stream", "StreamFrame", "StreamStatistics", "Tier", "Tls", "TooManyPixels", "Tried", "UpscaleResult",
     "__version__",
 ]
+# fmt: on
 
 
 def __getattr__(name: str) -> Any:

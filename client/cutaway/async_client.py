@@ -1,48 +1,48 @@
-"""The client for asyncio: the same as :class:`cutaway.Client`, awaited."""
+"""The client for asyncio: a picture in, cut-outs back, or a typed error within the deadline."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING
+import pickle
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
-from cutaway.closing import ended_by_async
-from cutaway.contract.errors import CutawayError, ProcessingTimeout
-from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
+from cutaway.call import PIPELINE, Call, ClientKeywords, Settings
+from cutaway.cancel import closed
+from cutaway.contract.errors import CutawayError, ProcessingTimeout, ServerUnavailable
+from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
 from cutaway.contract.options import to_parameters
-from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints
 from cutaway.fallback.chain import Served
 from cutaway.health import Health, canary, combined
+from cutaway.loop import in_thread
 from cutaway.many import Outcome, run_many
-from cutaway.resilience import Deadline
+from cutaway.resilience import Deadline, checked_timeout
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
-from cutaway.threads import Threads
-from cutaway.transports.base import AsyncTransport, InferRequest, ModelInfo
+from cutaway.servers import Server, Servers
+from cutaway.transports import open_transport
+from cutaway.transports.base import InferRequest, ModelInfo
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Self, Unpack
 
-    from typing_extensions import Unpack
-
-    from cutaway.cache import ResultCache
     from cutaway.composite import CompositeResult, Onto, Placement
-    from cutaway.contract.limits import InputLimits
-    from cutaway.contract.options import CutOptions, OptionKeywords, WhoKeywords
-    from cutaway.fallback import Fallback
-    from cutaway.fallback.base import Provider
-    from cutaway.inputs import EncodedPicture, ImageInput
+    from cutaway.contract.options import OptionKeywords, WhoKeywords
+    from cutaway.inputs import ImageInput
     from cutaway.many import Progress
-    from cutaway.observe import Observer
-    from cutaway.resilience import RetryPolicy
-    from cutaway.shared_memory import SharedMemory
-    from cutaway.transports.base import MemoryKind
-    from cutaway.transports.connection import Tls
-    from cutaway.wire import Tensor
+    from cutaway.transports.base import Tensor
+
+T = TypeVar("T")
+
+MODELS = (PIPELINE, "birefnet_trt", "yolov8_seg")
 
 INLINE_BYTES = 1_000_000
 """The checks of an encoded file up to this size take less time than a thread's start, since they read its header."""
+
+CLOSE_GRACE_S = 1.0
+"""How long closing waits for the calls that it cancels, before it closes their connections."""
 
 
 class AsyncClient:
@@ -51,56 +51,30 @@ class AsyncClient:
         async with AsyncClient("grpc://localhost:8001") as client:
             result = await client.cut("photo.jpg")
 
-    Methods, arguments and errors are those of :class:`cutaway.Client`; a call is given up by cancelling its task, and
-    the server sees that. One client belongs to one event loop. What is computed or read from disk here runs in threads
-    of the client's own, and a read that does not end is left alone at the deadline.
+    Methods, arguments and errors are those of :class:`cutaway.Client`; cancelling a call's task cancels its request at
+    the server. One client belongs to one event loop. Pictures are read, decoded and composed in threads, and a read
+    that does not end is abandoned at the deadline.
     """
 
-    def __init__(
-        self,
-        urls: str | Sequence[str] = DEFAULT_URL,
-        *,
-        timeout_s: float | None = None,
-        token: str | None = None,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: Tls | None = None,
-        retry: RetryPolicy | None = None,
-        fallback: Fallback | Sequence[Provider] = (),
-        cache: ResultCache | None = None,
-        observers: Sequence[Observer] = (),
-        verify: bool = False,
-        max_decompression_ratio: float | None = None,
-        shared_memory: SharedMemory | MemoryKind | None = None,
-        transport: AsyncTransport | None = None,
-    ) -> None:
-        if transport is not None and shared_memory is not None:
-            raise ValueError("shared_memory is for the transports that come with the client")
-        self._settings = settings_of(
-            urls,
-            timeout_s=timeout_s,
-            token=token,
-            api_key=api_key,
-            headers=headers,
-            tls=tls,
-            retry=retry,
-            fallback=fallback,
-            cache=cache,
-            observers=observers,
-            verify=verify,
-            max_decompression_ratio=max_decompression_ratio,
-            shared_memory=shared_memory,
-        )
-        self._threads = Threads()
-        self._endpoints = AsyncEndpoints(
-            [
-                AsyncEndpoint(
-                    str(each.address), self._settings.open_async_transport(each) if transport is None else transport
-                )
-                for each in self._settings.connections
-            ],
-            always_ask=self._settings.fallback is None,
-        )
+    def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
+        self._given: tuple[Any, dict[str, Any]] = urls, dict(given)
+        self._settings = settings = Settings(urls, **given)
+        self._closed = False
+        self._running: dict[asyncio.Timeout, tuple[asyncio.Task[Any], asyncio.Future[None]]] = {}
+        members = []
+        for each in settings.connections:
+            members.append(Server(str(each.address), settings.transport or open_transport(each)))
+        self._servers = Servers(members, always_ask=settings.fallback is None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process: it connects anew, and has a retry budget and circuit breakers of its own."""
+        urls, given = self._given
+        for name, value in given.items():
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                raise TypeError(f"the client cannot be pickled, because of its {name}: {error}") from error
+        return partial(type(self), urls, **given), ()
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -122,10 +96,17 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """End the connections. Calls after this raise RuntimeError."""
-        self._settings.closed = True
-        self._settings.closing.cancel()
-        await self._endpoints.aclose()
+        """End calls under way with RequestCancelled, and the connections. Calls after this raise RuntimeError."""
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        # Others belong to the process that this one was forked from.
+        running = [each for each in self._running.items() if each[1][1].get_loop() is loop]
+        for scope, (task, _) in running:
+            if not task.cancelling():
+                scope.reschedule(loop.time())
+        if running:
+            await asyncio.wait([ended for _, (_, ended) in running], timeout=CLOSE_GRACE_S)
+        await self._servers.aclose()
 
     async def cut(
         self,
@@ -137,9 +118,10 @@ class AsyncClient:
         **options: Unpack[OptionKeywords],
     ) -> CutResult:
         """See :meth:`cutaway.Client.cut`."""
-        with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, options) as call:
+        with self.begin("cut", timeout_s, request_id, options) as call:
             await self._take(call, image, media_type)
-            return await self._cut(call)
+            await self._find_or_serve(call)
+            return await self._computed(call, call.cut_result)
 
     def cut_many(
         self,
@@ -152,14 +134,8 @@ class AsyncClient:
         **options: Unpack[OptionKeywords],
     ) -> AsyncGenerator[Outcome, None]:
         """See :meth:`cutaway.Client.cut_many`; for ``async for``. Pictures may come from an async iterable, too."""
-        self._settings.check_open()
-        if jobs < 1:
-            raise ValueError("jobs is at least 1")
-
-        async def work(image: ImageInput) -> CutResult:
-            return await self.cut(image, timeout_s=timeout_s, **options)
-
-        return run_many(work, images, jobs=jobs, ordered=ordered, progress=progress)
+        cut = self.many(jobs, timeout_s, options)
+        return run_many(cut, images, jobs=jobs, ordered=ordered, progress=progress)
 
     async def detect(
         self,
@@ -171,11 +147,10 @@ class AsyncClient:
         **options: Unpack[OptionKeywords],
     ) -> Detection:
         """See :meth:`cutaway.Client.detect`."""
-        with self._settings.begin("detect", DETECTION_OUTPUTS, timeout_s, request_id, options) as call:
+        with self.begin("detect", timeout_s, request_id, options) as call:
             await self._take(call, image, media_type)
-            if not await self._find_cached(call):
-                await self._keep(call, Served(await self._ask(call, DETECTION_OUTPUTS, call.deadline), "triton", 1))
-            return call.detection()
+            await self._find_or_serve(call)
+            return await self._computed(call, call.detection)
 
     async def composite(
         self,
@@ -195,23 +170,21 @@ class AsyncClient:
         """See :meth:`cutaway.Client.composite`."""
         from cutaway.composite import compose
 
-        with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, who) as call:
+        with self.begin("cut", timeout_s, request_id, who) as call:
             await self._take(call, image, media_type)
-            result = await self._cut(call)
-            return await self._threads.run(
-                "composing",
-                call.deadline,
-                lambda: compose(
-                    result,
-                    call.data,
-                    onto,
-                    place=place,
-                    match_colour=match_colour,
-                    output=output,
-                    quality=quality,
-                    size_px=size_px,
-                ),
+            await self._find_or_serve(call)
+            work = partial(
+                compose,
+                call.cut_result(restore=False),
+                call.data,
+                onto,
+                place=place,
+                match_colour=match_colour,
+                output=output,
+                quality=quality,
+                size_px=size_px,
             )
+            return await in_thread("composing", call.deadline, work)
 
     async def upscale(
         self,
@@ -223,89 +196,150 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> UpscaleResult:
         """See :meth:`cutaway.Client.upscale`."""
-        with self._settings.begin("upscale", (), timeout_s, request_id, {}) as call:
-            fallback = self._settings.fallback
-            if fallback is None:
-                raise no_upscaler()
-            await self._take(call, image, media_type, bounds=UPSCALE_LIMITS)
-            chain = fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
-            served = await ended_by_async(self._settings.closing, chain)
-            return call.upscale_result(served)
+        with self.begin("upscale", timeout_s, request_id, {}) as call:
+            await self._take(call, image, media_type)
+            return await self.serve_upscaled(call, scale)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """See :meth:`cutaway.Client.health`."""
-        self._settings.check_open()
-        deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        found = await asyncio.gather(*(self._health_of(endpoint, deadline) for endpoint in self._endpoints.members))
-        return combined(found)
+        deadline = self._deadline(timeout_s)
+        async with self._until_closed():
+            return combined(await asyncio.gather(*(_health_of(each, deadline) for each in self._servers.members)))
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """See :meth:`cutaway.Client.models`."""
-        self._settings.check_open()
-        deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        return tuple(await self._endpoints.models(MODELS, deadline))
+        deadline = self._deadline(timeout_s)
+        async with self._until_closed():
+            return tuple(await self._servers.models(MODELS, deadline))
 
-    async def _take(
-        self, call: Call, image: ImageInput, media_type: str | None, *, bounds: InputLimits | None = None
-    ) -> None:
-        def read() -> tuple[CutOptions, EncodedPicture]:
-            return call.read(image, media_type, bounds=bounds)
+    # ------------------------------------------------------------------------------- steps, shared with the Client
 
-        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not self._settings.verify:
-            call.taken(read())
-        else:
-            call.taken(await self._threads.run("reading the picture", call.deadline, read))
+    def begin(
+        self, operation: str, timeout_s: float | None, request_id: str | None, options: Mapping[str, Any]
+    ) -> Call:
+        """A call that has just begun; a context manager.
 
-    async def _cut(self, call: Call) -> CutResult:
-        if await self._find_cached(call):
-            return call.cut_result()
+        Raises:
+            RuntimeError: the client is closed.
+        """
+        self._check_open()
+        return Call(self._settings, operation, timeout_s, request_id, options)
+
+    def many(self, jobs: int, timeout_s: float | None, options: OptionKeywords) -> Callable[[ImageInput], Any]:
+        """The function that cuts each of many pictures.
+
+        Raises:
+            RuntimeError: the client is closed.
+            ValueError: `jobs` is below 1.
+        """
+        self._check_open()
+        if jobs < 1:
+            raise ValueError("jobs is at least 1")
+        return lambda image: self.cut(image, timeout_s=timeout_s, **options)
+
+    async def serve(self, call: Call) -> None:
+        """Serve a cut or a detection by an own server or the fallback."""
+
+        async def ask(outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
+            alone = outputs == DETECTION_OUTPUTS
+            with call.counting():
+                answer = await self._servers.infer(
+                    call.request(outputs, turn), turn, call.retries(turn), nobody_else=alone
+                )
+            return call.answered(answer, outputs)
+
         fallback = self._settings.fallback
-        if fallback is None:
-            served = Served(await self._ask(call, CUT_OUTPUTS, call.deadline), "triton", 1)
-        else:
-            chain = fallback.infer(
-                call.data,
-                call.media_type,
-                options=call.checked_options,
-                deadline=call.deadline,
-                primary=lambda turn: self._ask(call, CUT_OUTPUTS, turn),
-                detect=lambda turn: self._ask(call, DETECTION_OUTPUTS, turn),
-            )
-            served = await ended_by_async(self._settings.closing, chain)
-        await self._keep(call, served)
-        return call.cut_result()
-
-    async def _ask(self, call: Call, outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
-        with call.counting():
-            answer = await self._endpoints.infer(
-                call.request(outputs, turn), turn, call.retries(turn), nobody_else=outputs == DETECTION_OUTPUTS
-            )
-        return call.answered(answer, outputs)
-
-    async def _find_cached(self, call: Call) -> bool:
-        return self._settings.cache is not None and await self._threads.run(
-            "looking into the cache", call.deadline, call.find_cached
-        )
-
-    async def _keep(self, call: Call, served: Served[Mapping[str, Tensor]]) -> None:
-        call.take_served(served)
-        if self._settings.cache is not None and served.tier == 1:
-            with suppress(ProcessingTimeout):  # the answer is there
-                await self._threads.run("writing to the cache", call.deadline, call.store)
-
-    async def _health_of(self, endpoint: AsyncEndpoint, deadline: Deadline) -> Health:
-        health, transport = Health(endpoint.url), endpoint.transport
-        try:
-            server = await transport.server_ready(deadline.left_s)
-            health = health.readiness(server=server, model=await transport.model_ready(PIPELINE, deadline.left_s))
-            if health.error is not None:
-                return health
-            begun = Deadline(deadline.left_s)
-            outputs = await transport.infer(
-                InferRequest(
-                    PIPELINE, canary(), CUT_OUTPUTS, to_parameters({"subject": "all"}), "health", deadline.left_s
+        async with self._until_closed():
+            if fallback is None or call.outputs == DETECTION_OUTPUTS:
+                call.served(Served(await ask(call.outputs, call.deadline), "triton", 1))
+                return
+            call.served(
+                await fallback.infer(
+                    call.data,
+                    call.media_type,
+                    options=call.options,
+                    deadline=call.deadline,
+                    primary=partial(ask, CUT_OUTPUTS),
+                    detect=partial(ask, DETECTION_OUTPUTS),
                 )
             )
-            return health.came_back(read_cut(outputs, Origin("triton", "health", begun.elapsed_s * 1000)))
-        except CutawayError as error:
-            return health.failed(error)
+
+    async def serve_upscaled(self, call: Call, scale: int) -> UpscaleResult:
+        """Upscale a picture by the fallback."""
+        fallback = self._settings.fallback
+        assert fallback is not None
+        async with self._until_closed():
+            return call.upscaled(
+                await fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
+            )
+
+    async def _take(self, call: Call, image: ImageInput, media_type: str | None) -> None:
+        decodes = self._settings.verify or self._settings.fit
+        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not decodes:
+            call.take(image, media_type)
+        else:
+            read = partial(call.read, image, media_type)
+            call.taken(*await in_thread("reading the picture", call.deadline, read))
+
+    async def _find_or_serve(self, call: Call) -> None:
+        if self._settings.cache is None:
+            return await self.serve(call)
+        if not await in_thread("looking into the cache", call.deadline, call.find_cached):
+            await self.serve(call)
+            with suppress(ProcessingTimeout):  # the answer is there
+                await in_thread("writing to the cache", call.deadline, call.store)
+
+    async def _computed(self, call: Call, result: Callable[[], T]) -> T:
+        if call.needs_work:
+            return await in_thread("bringing the cut-outs to the original's size", call.deadline, result)
+        return result()
+
+    @asynccontextmanager
+    async def _until_closed(self) -> AsyncIterator[None]:
+        """Cancel the block when the client is closed.
+
+        Raises:
+            RequestCancelled: it is.
+        """
+        if self._closed:
+            raise closed()
+        task, ended = asyncio.current_task(), asyncio.get_running_loop().create_future()
+        assert task is not None
+        try:
+            async with asyncio.timeout(None) as scope:  # closing sets it to now
+                self._running[scope] = task, ended
+                yield
+        except TimeoutError:
+            if scope.expired():
+                raise closed() from None
+            raise
+        finally:
+            self._running.pop(scope, None)
+            ended.set_result(None)
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        self._check_open()
+        return Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
+
+async def _health_of(server: Server, deadline: Deadline) -> Health:
+    health, transport = Health(server.url), server.transport
+    try:
+        ready = await transport.server_ready(deadline.left_s)
+        health = replace(health, server_ready=ready, model_ready=await transport.model_ready(PIPELINE, deadline.left_s))
+        if not (ready and health.model_ready):
+            raise ServerUnavailable(f"The {'pipeline' if ready else 'server'} at {server.url} is not ready.")
+        begun = Deadline(deadline.left_s)
+        parameters = to_parameters({"subject": "all"})
+        outputs = await transport.infer(
+            InferRequest(PIPELINE, canary(), CUT_OUTPUTS, parameters, "health", deadline.left_s)
+        )
+        elapsed_ms = begun.elapsed_s * 1000
+        report = read_cut(outputs, Origin("triton", "health", elapsed_ms)).report
+        return replace(health, round_trip_ms=elapsed_ms, profile=report.profile, device=report.device)
+    except CutawayError as error:
+        return replace(health, error=error)

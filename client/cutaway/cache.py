@@ -1,5 +1,5 @@
-"""Answers that were given before, on disk: one file per answer, held against its SHA-256. Nothing is ever unpickled
-(diskcache does, CVE-2025-69872, and has had no release since 2023)."""
+"""A cache of answers on disk: one file per answer, checked by its SHA-256. Nothing is unpickled (diskcache does,
+CVE-2025-69872, and has had no release since 2023)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,19 @@ import json
 import logging
 import os
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
 from cutaway.contract import limits
 from cutaway.contract.options import CutOptions, parse_options
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from cutaway.wire import Tensor
+from cutaway.transports.base import Tensor
 
 logger = logging.getLogger("cutaway.cache")
 
@@ -35,24 +30,21 @@ FORMAT = 2
 
 
 class ResultCache:
-    """Answers by the picture's content and the options, on disk.
-
-        with ResultCache() as cache, Client(url, cache=cache) as client:
-            client.cut("photo.jpg")
-            client.cut("photo.jpg").from_cache  # True
+    """Answers by the picture's content and the options, on disk: ``Client(url, cache=ResultCache())``.
 
     Threads, processes and clients may share a folder. The disk fails no call: a damaged or foreign file is a miss, a
     full disk or a read-only folder is a warning in the log, once. Files are for their owner alone, because they hold
     people's pictures. Where a server's models were exchanged, :meth:`clear` it or change the namespace.
 
     Args:
-        folder: the user's cache folder where None; made where it is missing.
+        folder: ``$XDG_CACHE_HOME/cutaway`` or ``~/.cache/cutaway`` where None; made where it is missing.
         max_bytes: what the files may take, at least 1 MiB; what was not used longest is removed first.
         results_max_age_s: seconds for which an answer is given again.
-        namespace: caches with different ones never see each other's answers, though they share folder and size.
+        namespace: caches with different ones never see each other's answers; they share folder and size.
 
     Raises:
-        ValueError: a number makes no sense, or there is no folder and no home to put one into.
+        ValueError: a number makes no sense.
+        RuntimeError: there is no home to put a folder into.
     """
 
     def __init__(
@@ -65,13 +57,10 @@ class ResultCache:
     ) -> None:
         if max_bytes < limits.MIB or not results_max_age_s > 0:
             raise ValueError(f"max_bytes has to be at least {limits.MIB}, and results_max_age_s above 0")
-        self.folder = default_folder() if folder is None else Path(folder).absolute()
-        self.namespace, self._max_bytes, self._max_age_s = namespace, max_bytes, results_max_age_s
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutaway"
+        self.folder = Path(folder or default).absolute()
+        self._max_bytes, self._max_age_s, self._warned = max_bytes, results_max_age_s, False
         self._prefix = hashlib.sha256(namespace.encode()).hexdigest()[:16]
-        self._warned = False
-
-    def __repr__(self) -> str:
-        return f"<cutaway.ResultCache {self.folder}>"
 
     def __enter__(self) -> Self:
         return self
@@ -80,21 +69,16 @@ class ResultCache:
         self.close()
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Does nothing: no file is open between calls."""
 
     def key(
         self, data: bytes, options: CutOptions | Mapping[str, Any], outputs: Sequence[str], server: str | Sequence[str]
     ) -> str:
-        """SHA-256 in hex over everything that an answer depends on; defaults may be said or left out, and outputs and
-        servers come in any order.
-
-        Raises:
-            InvalidOption: an option is refused.
-        """
+        """SHA-256 in hex over all that an answer depends on; InvalidOption where an option is refused."""
         checked = options if isinstance(options, CutOptions) else parse_options(options)
         servers = sorted({server} if isinstance(server, str) else set(server))
         picture = hashlib.sha256(data).hexdigest()
-        depends_on = [FORMAT, self.namespace, servers, sorted(set(outputs)), asdict(checked), picture]
+        depends_on = [FORMAT, self._prefix, servers, sorted(set(outputs)), asdict(checked), picture]
         return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
@@ -102,18 +86,16 @@ class ResultCache:
         path = self._path(key)
         try:
             found = path.lstat()
-            mine = stat.S_ISREG(found.st_mode) and found.st_uid == getattr(os, "getuid", lambda: 0)()
-            if not mine or found.st_size > self._max_bytes or not self._in_time(found):
+            if not stat.S_ISREG(found.st_mode) or found.st_size > self._max_bytes or self._expired(found):
                 return None
             content = path.read_bytes()
-            os.utime(path, (time.time(), found.st_mtime))  # used now, and as old as before
-        except FileNotFoundError:
-            return None
+            os.utime(path, (time.time(), found.st_mtime))  # its use is now, its age unchanged
+            return _unpacked(content[32:]) if content[:32] == _digest(path, content[32:]) else None
         except OSError as error:
             self._warn(error)
-            return None
-        digest, body = content[:32], content[32:]
-        return _unpacked(body) if digest == _digest(path.name, body) else None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            pass  # another version's
+        return None
 
     def put(self, key: str, outputs: Mapping[str, Tensor]) -> None:
         """Keep outputs under a key, in place of what lies there.
@@ -121,15 +103,14 @@ class ResultCache:
         Raises:
             TypeError: an output is neither a list of bytes nor a float32 array.
         """
-        path, body = self._path(key), _packed(outputs)
+        path, body, part = self._path(key), json.dumps(_packed(outputs)).encode(), ""
         if len(body) + 32 > self._max_bytes:
             return
-        part = ""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, part = tempfile.mkstemp(".part", self._prefix, self.folder)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(_digest(path.name, body) + body)
+                file.write(_digest(path, body) + body)
             os.replace(part, path)  # noqa: PTH105 (atomic: readers find the old file or the new one)
             self._prune()
         except OSError as error:
@@ -146,47 +127,31 @@ class ResultCache:
     def _path(self, key: str) -> Path:
         return self.folder / f"{self._prefix}-{hashlib.sha256(key.encode()).hexdigest()}.answer"
 
-    def _in_time(self, found: os.stat_result) -> bool:
-        # From more than an hour ahead: the clock was set back, and the file may be of any age.
-        return -3600 <= time.time() - found.st_mtime <= self._max_age_s
+    def _expired(self, found: os.stat_result) -> bool:
+        return found.st_mtime < time.time() - self._max_age_s
 
     def _prune(self) -> None:
-        """Remove what is too old, parts that killed writers left included, and what was not used longest."""
+        """Remove expired files, partial ones of killed writers included, and the least recently used ones."""
         left, files = self._max_bytes, []
         for path in (*self.folder.glob("*.answer"), *self.folder.glob("*.part")):
             with suppress(FileNotFoundError):  # another process was faster
                 files.append((path.lstat(), path))
         for found, path in sorted(files, key=lambda file: -file[0].st_atime):
-            left -= found.st_size if path.suffix == ".answer" else 0
-            if not self._in_time(found) or (left < 0 and path.suffix == ".answer"):
+            left -= found.st_size
+            if left < 0 or self._expired(found):
                 path.unlink(missing_ok=True)
 
     def _warn(self, error: OSError) -> None:
-        if not self._warned:
+        if not self._warned and not isinstance(error, FileNotFoundError):
             self._warned = True
             logger.warning("the cache in %s cannot be used: %s; calls go on without it", self.folder, error)
 
 
-def default_folder() -> Path:
-    """Where this system keeps what programs can make again: ``~/.cache/cutaway`` on Linux.
-
-    Raises:
-        ValueError: there is no home.
-    """
-    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
-    if given and Path(given).is_absolute():
-        return Path(given) / "cutaway"
-    try:
-        return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cutaway"
-    except RuntimeError:
-        raise ValueError("there is no home to keep a cache in: name a folder") from None
+def _digest(path: Path, body: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + body).digest()  # a file moved to another key is invalid
 
 
-def _digest(name: str, body: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + body).digest()  # a file that was moved to another key answers nothing
-
-
-def _packed(outputs: Mapping[str, Tensor]) -> bytes:
+def _packed(outputs: Mapping[str, Tensor]) -> dict[str, Any]:
     packed: dict[str, Any] = {}
     for name, value in outputs.items():
         if isinstance(value, np.ndarray) and value.dtype == np.float32:
@@ -195,16 +160,13 @@ def _packed(outputs: Mapping[str, Tensor]) -> bytes:
             packed[name] = [base64.b64encode(item).decode() for item in value]
         else:
             raise TypeError(f"output {name!r} is neither a list of bytes nor a float32 array")
-    return json.dumps(packed).encode()
+    return packed
 
 
-def _unpacked(body: bytes) -> dict[str, Tensor] | None:
-    try:
-        return {
-            name: [base64.b64decode(item) for item in value]
-            if isinstance(value, list)
-            else np.frombuffer(base64.b64decode(value["data"]), "<f4").reshape(value["shape"]).astype(np.float32)
-            for name, value in json.loads(body).items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+def _unpacked(body: bytes) -> dict[str, Tensor]:
+    return {
+        name: [base64.b64decode(item) for item in value]
+        if isinstance(value, list)
+        else np.frombuffer(base64.b64decode(value["data"]), "<f4").reshape(value["shape"]).astype(np.float32)
+        for name, value in json.loads(body).items()
+    }

@@ -1,8 +1,7 @@
-"""Giving a call up from outside of it: from another thread, or from a signal handler."""
+"""Cancellation of synchronous calls, from another thread or a signal handler."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from cutaway.contract.errors import RequestCancelled
@@ -15,10 +14,9 @@ class Cancel:
         signal.signal(signal.SIGTERM, lambda *_: cancel.cancel())
         client.cut("photo.jpg", cancel=cancel)  # raises RequestCancelled at once, and the server stops working on it
 
-    One may be given to any number of calls, in any thread. It is spent when it was used: there is no way back.
-
-    There is no lock in here, since a signal handler that waits for a lock that its own thread holds waits for ever;
-    each operation on the dictionary is atomic, so every callback runs exactly once.
+    One may be given to any number of calls, in any thread, and is used once. It has no lock, because a signal handler
+    would deadlock on one that its own thread holds; operations on the dictionary are atomic, so that every callback
+    runs exactly once.
     """
 
     def __init__(self) -> None:
@@ -30,7 +28,7 @@ class Cancel:
         return self._cancelled
 
     def cancel(self) -> None:
-        """Cancel; callbacks run here, in the order in which they were given."""
+        """Cancel; callbacks run in this thread, in the order of their registration."""
         self._cancelled = True
         while self._callbacks:
             try:
@@ -41,9 +39,9 @@ class Cancel:
             callback()
 
     def on_cancel(self, callback: Callable[[], object]) -> Callable[[], None]:
-        """Have `callback` called when this is cancelled, at once where it is already; returns how to undo that.
+        """Register a callback, called at once where this is cancelled already; returns a function to unregister.
 
-        The callback must neither raise nor wait. It may still be running in another thread when the undoing returns.
+        It must neither raise nor wait, and may still run in another thread when it was unregistered.
         """
         key = object()
         self._callbacks[key] = callback
@@ -56,25 +54,6 @@ class Cancel:
             self._callbacks.pop(key, None)
 
         return unregister
-
-    def check(self) -> None:
-        """
-        Raises:
-            RequestCancelled: it is cancelled.
-        """
-        if self._cancelled:
-            raise cancelled()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep so long, or until this is cancelled; whether it is."""
-        bell = threading.Lock()
-        bell.acquire()
-        unregister = self.on_cancel(bell.release)
-        try:
-            bell.acquire(timeout=max(0.0, seconds))
-        finally:
-            unregister()
-        return self._cancelled
 
 
 def cancelled() -> RequestCancelled:

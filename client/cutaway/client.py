@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from cutaway.calls import DEFAULT_URL, MODELS, PIPELINE, Call, checked_timeout, no_upscaler, settings_of
-from cutaway.cancel import Cancel
-from cutaway.closing import ended_by
-from cutaway.contract.errors import CutawayError
-from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, UPSCALE_LIMITS
-from cutaway.contract.options import to_parameters
-from cutaway.endpoints import Endpoint, Endpoints
-from cutaway.fallback.chain import Served
-from cutaway.health import Health, canary, combined
-from cutaway.loop import run
+from cutaway import loop
+from cutaway.async_client import AsyncClient
+from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
 from cutaway.many import Outcome, iterate_many
-from cutaway.resilience import Deadline
-from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
-from cutaway.transports.base import InferRequest, ModelInfo, Transport
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Self, Unpack
 
-    from typing_extensions import Unpack
-
-    from cutaway.cache import ResultCache
+    from cutaway.call import Call, ClientKeywords
+    from cutaway.cancel import Cancel
     from cutaway.composite import CompositeResult, Onto, Placement
     from cutaway.contract.options import OptionKeywords, WhoKeywords
-    from cutaway.fallback import Fallback
-    from cutaway.fallback.base import Provider
+    from cutaway.health import Health
     from cutaway.inputs import ImageInput
     from cutaway.many import Progress
-    from cutaway.observe import Observer
-    from cutaway.resilience import RetryPolicy
-    from cutaway.shared_memory import SharedMemory
-    from cutaway.transports.base import MemoryKind
-    from cutaway.transports.connection import Tls
-    from cutaway.wire import Tensor
+    from cutaway.result import CutResult, Detection, UpscaleResult
+    from cutaway.transports.base import ModelInfo
 
 
 class Client:
@@ -50,85 +32,48 @@ class Client:
             result.save("cutouts")
 
     One client serves any number of threads at once and keeps its connections; clients share nothing with one another.
-    It connects when first used and may be used again after any error.
+    It connects when first used, may be used again after any error, and can be pickled: the copy has connections of its
+    own. It is :class:`cutaway.AsyncClient` over an event loop in a thread; pictures are read in the caller's.
 
     Args:
-        urls: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS. Several equal
-            servers take turns, and one that fails rests for a while.
-        timeout_s: seconds that a call may take in all, repeats and fallback included, unless the call says otherwise;
+        urls: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS. Calls go round robin
+            over several equal servers; one that fails repeatedly is left out until a probe succeeds.
+        timeout_s: seconds that a call may take in all, retries and fallback included, unless the call says otherwise;
             30, or 60 with a fallback.
         token: sent as ``Authorization: Bearer …``; ``$CUTAWAY_TOKEN`` where None.
         api_key: sent as ``X-API-Key``; ``$CUTAWAY_API_KEY`` where None.
         headers: sent with every request, as HTTP headers or gRPC metadata.
         tls: own certificate authority, client certificate.
-        retry: how often and after which waits what can help is repeated; ``RetryPolicy(retries=0)`` never repeats.
-        fallback: hosted models that are asked, in order, where no server of yours serves. Pictures then leave for them.
-        cache: answers of earlier calls with the same picture and options come from there.
-        observers: told of every call, such as :class:`cutaway.observers.OpenTelemetry`.
+        retry: how often and after which waits failed requests are sent again; ``RetryPolicy(retries=0)`` for never.
+        fallback: hosted models that are tried, in order, where none of your servers serves; they get the picture.
+        cache: has answers of earlier calls with the same picture and options.
+        observers: get the events of every call, such as :class:`cutaway.observers.OpenTelemetry`.
         verify: decode pictures wholly before they are sent. Off, damage inside is found by the server, with the same
             error and less work here.
-        max_decompression_ratio: takes the place of the table's, for servers whose operator raised it.
-        shared_memory: "system" or "cuda" sends pictures through shared memory, to servers on this machine that allow
-            it; one that does not is ServerRefused. See :class:`cutaway.SharedMemory`.
-        transport: in place of what the URL's scheme says; the client closes it.
+        strict: refuse a picture whose name or declared type disagrees with its bytes, instead of a warning.
+        fit: send a smaller copy of a picture over the limits, and put the alpha that comes back onto the original at
+            its full size, with a warning; a composite is of the copy. Off, such a picture is refused.
+        max_decompression_ratio: in place of the table's, for servers whose operator raised it.
+        transport: in place of the one for the URL's scheme; the client closes it.
+
+    ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` hold for gRPC and HTTP alike; loopback has no proxy.
 
     Raises:
         ValueError: a URL is no address, or a number makes no sense.
-        ImportError, RuntimeError: this machine has no such shared memory.
     """
 
-    def __init__(
-        self,
-        urls: str | Sequence[str] = DEFAULT_URL,
-        *,
-        timeout_s: float | None = None,
-        token: str | None = None,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: Tls | None = None,
-        retry: RetryPolicy | None = None,
-        fallback: Fallback | Sequence[Provider] = (),
-        cache: ResultCache | None = None,
-        observers: Sequence[Observer] = (),
-        verify: bool = False,
-        max_decompression_ratio: float | None = None,
-        shared_memory: SharedMemory | MemoryKind | None = None,
-        transport: Transport | None = None,
-    ) -> None:
-        if transport is not None and shared_memory is not None:
-            raise ValueError("shared_memory is for the transports that come with the client")
-        self._settings = settings_of(
-            urls,
-            timeout_s=timeout_s,
-            token=token,
-            api_key=api_key,
-            headers=headers,
-            tls=tls,
-            retry=retry,
-            fallback=fallback,
-            cache=cache,
-            observers=observers,
-            verify=verify,
-            max_decompression_ratio=max_decompression_ratio,
-            shared_memory=shared_memory,
-        )
-        self._endpoints = Endpoints(
-            [
-                Endpoint(str(each.address), self._settings.open_transport(each) if transport is None else transport)
-                for each in self._settings.connections
-            ],
-            always_ask=self._settings.fallback is None,
-        )
+    def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
+        self._client = AsyncClient(urls, **given)
 
     @property
     def urls(self) -> tuple[str, ...]:
         """The servers' addresses."""
-        return self._settings.urls
+        return self._client.urls
 
     @property
     def timeout_s(self) -> float:
         """Seconds that a call may take, unless it says otherwise."""
-        return self._settings.timeout_s
+        return self._client.timeout_s
 
     def __repr__(self) -> str:
         return f"<cutaway.Client {', '.join(self.urls)}>"
@@ -140,10 +85,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the connections. Calls after this raise RuntimeError."""
-        self._settings.closed = True
-        self._settings.closing.cancel()
-        self._endpoints.close()
+        """End calls under way with RequestCancelled, and the connections. Calls after this raise RuntimeError."""
+        loop.run(self._client.close())
 
     def cut(
         self,
@@ -160,26 +103,27 @@ class Client:
         Args:
             image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a binary file object, a data URI, a PIL
                 image, or an HWC uint8 [0, 255] array (RGB or RGBA).
-            media_type: what bytes are declared to be, such as "image/png"; a mismatch is refused.
+            media_type: the declared type of bytes, such as "image/png"; a mismatch is a warning, or with
+                `strict` an error.
             timeout_s: seconds for the whole call; the client's where None. A read that blocks (a pipe, a dead network
-                drive) and Pillow's decoding cannot be interrupted: time they take counts, but they are waited for.
-            request_id: for the server's log, up to 128 printable ASCII characters; made up where None.
-            cancel: gives the call up from another thread; the server sees it.
+                drive) and Pillow's decoding count, but cannot be interrupted.
+            request_id: for the server's log, up to 128 printable ASCII characters; random where None.
+            cancel: cancels the call from another thread, and its request at the server.
             options: see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.
 
         Raises:
-            InputError: the picture or an option is refused, mostly before anything is sent; NoPersonDetected where
-                people were asked for and there are none.
-            ProcessingTimeout: the seconds are over.
-            ServerUnavailable: nobody answers, the model is not there, the queue is full; NobodyServed where there was
-                a fallback and it failed, too.
-            InferenceError: a model failed, or the answer makes no sense.
+            InputError: the picture or an option is invalid, mostly before a request is sent; NoPersonDetected where no
+                person is found.
+            ProcessingTimeout: the deadline is exceeded.
+            ServerUnavailable: no answer, no such model, or a full queue; NobodyServed where the fallback failed, too.
+            InferenceError: a model failed, or the answer is malformed.
             RequestCancelled: `cancel` was used.
             OSError: the path cannot be read.
         """
-        with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, options) as call:
+        with self._client.begin("cut", timeout_s, request_id, options) as call:
             call.take(image, media_type)
-            return self._cut(call, cancel)
+            self._find_or_serve(call, cancel)
+            return call.cut_result()
 
     def cut_many(
         self,
@@ -199,33 +143,23 @@ class Client:
                     outcome.result.save(f"out/{outcome.source.stem}.png")
 
         Args:
-            images: pictures as :meth:`cut` takes them; taken as they are needed, an iterator in a thread of its own,
-                since it may have to wait. Where it raises, that ends the rest.
+            images: pictures as :meth:`cut` takes them, read lazily in a thread, since an iterator may block. Its
+                exception is raised after the outcomes before it.
             jobs: pictures in flight at once.
             ordered: outcomes in the order of the pictures instead of in that of completion.
-            progress: called with how many are done and how many there are (None where `images` has no length).
+            progress: called with the number of finished pictures and the total (None where `images` has no length).
             timeout_s: seconds for each picture.
-            cancel: ends it all.
+            cancel: cancels pictures in flight, and ends the iteration.
             options: as in :meth:`cut`.
 
         Returns:
-            An iterator of outcomes. Closing it, or leaving the loop, cancels what is in flight.
+            An iterator of outcomes. Closing it, or leaving the loop, cancels those in flight.
 
         Raises:
             ValueError: `jobs` is below 1.
             TypeError: `images` is one picture.
         """
-        self._settings.check_open()
-        if jobs < 1:
-            raise ValueError("jobs is at least 1")
-
-        async def cut(image: ImageInput) -> CutResult:
-            stop = Cancel()
-            try:
-                return await asyncio.to_thread(self.cut, image, timeout_s=timeout_s, cancel=stop, **options)
-            finally:
-                stop.cancel()
-
+        cut = self._client.many(jobs, timeout_s, options)
         return iterate_many(cut, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
 
     def detect(
@@ -242,10 +176,9 @@ class Client:
 
         Arguments and errors are those of :meth:`cut`; hosted models do not detect, so that there is no fallback.
         """
-        with self._settings.begin("detect", DETECTION_OUTPUTS, timeout_s, request_id, options) as call:
+        with self._client.begin("detect", timeout_s, request_id, options) as call:
             call.take(image, media_type)
-            if not call.find_cached():
-                call.keep(Served(self._ask(call, DETECTION_OUTPUTS, call.deadline, cancel), "triton", 1))
+            self._find_or_serve(call, cancel)
             return call.detection()
 
     def composite(
@@ -270,7 +203,7 @@ class Client:
             image: as in :meth:`cut`.
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
             place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
-            match_colour: how far their colours go towards those of the new background, 0 to 1.
+            match_colour: strength of the colour match with the new background, 0 to 1.
             output: "png", "webp" or "jpeg".
             quality: of a WebP or JPEG, 1 to 100.
             size_px: width and height of the result; those of the picture behind, or of the original, by default.
@@ -281,11 +214,11 @@ class Client:
         """
         from cutaway.composite import compose
 
-        with self._settings.begin("cut", CUT_OUTPUTS, timeout_s, request_id, who) as call:
+        with self._client.begin("cut", timeout_s, request_id, who) as call:
             call.take(image, media_type)
-            result = self._cut(call, cancel)
+            self._find_or_serve(call, cancel)
             return compose(
-                result,
+                call.cut_result(restore=False),
                 call.data,
                 onto,
                 place=place,
@@ -311,81 +244,29 @@ class Client:
             InvalidOption: another scale.
             InputError: the picture is refused.
             ServerUnavailable: no provider was named, or none served.
-            ProcessingTimeout: the seconds are over.
+            ProcessingTimeout: the deadline is exceeded.
             RequestCancelled: `cancel` was used.
         """
-        with self._settings.begin("upscale", (), timeout_s, request_id, {}) as call:
-            fallback = self._settings.fallback
-            if fallback is None:
-                raise no_upscaler()
-            call.take(image, media_type, bounds=UPSCALE_LIMITS)
-            with ended_by(cancel, self._settings.closing) as stop:
-                served = run(fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline), stop)
-            return call.upscale_result(served)
+        with self._client.begin("upscale", timeout_s, request_id, {}) as call:
+            call.take(image, media_type)
+            return loop.run(self._client.serve_upscaled(call, scale), cancel)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
-        """Send a small picture through the pipeline: Triton calls a pipeline ready whose process is long dead.
+        """Send a small picture through the pipeline: Triton reports a pipeline as ready whose process is dead.
 
-        Never raises for what is wrong with the server; the answer tells.
+        The server's errors are in the result and not raised.
         """
-        self._settings.check_open()
-        deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        members = self._endpoints.members
-        if len(members) == 1:
-            return self._health_of(members[0], deadline)
-        # Side by side, so that one that does not answer leaves the others their time.
-        with ThreadPoolExecutor(len(members), thread_name_prefix="cutaway") as pool:
-            return combined(list(pool.map(lambda each: self._health_of(each, deadline), members)))
+        return loop.run(self._client.health(timeout_s=timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
-        """The pipeline and the models that it calls, as the first server that answers has them.
+        """The pipeline and the models that it calls, of the first server that answers.
 
         Raises:
-            ServerUnavailable, ProcessingTimeout: nobody answers.
+            ServerUnavailable, ProcessingTimeout: no server answers.
         """
-        self._settings.check_open()
-        deadline = Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        return tuple(self._endpoints.models(MODELS, deadline))
+        return loop.run(self._client.models(timeout_s=timeout_s))
 
-    def _cut(self, call: Call, cancel: Cancel | None) -> CutResult:
-        if call.find_cached():
-            return call.cut_result()
-        fallback = self._settings.fallback
-        if fallback is None:
-            call.keep(Served(self._ask(call, CUT_OUTPUTS, call.deadline, cancel), "triton", 1))
-        else:
-            chain = fallback.infer(
-                call.data,
-                call.media_type,
-                options=call.checked_options,
-                deadline=call.deadline,
-                primary=lambda turn: asyncio.to_thread(self._ask, call, CUT_OUTPUTS, turn, cancel),
-                detect=lambda turn: asyncio.to_thread(self._ask, call, DETECTION_OUTPUTS, turn, cancel),
-            )
-            with ended_by(cancel, self._settings.closing) as stop:
-                call.keep(run(chain, stop))
-        return call.cut_result()
-
-    def _ask(self, call: Call, outputs: tuple[str, ...], turn: Deadline, cancel: Cancel | None) -> Mapping[str, Tensor]:
-        with call.counting():
-            answer = self._endpoints.infer(
-                call.request(outputs, turn), turn, call.retries(turn), cancel, nobody_else=outputs == DETECTION_OUTPUTS
-            )
-        return call.answered(answer, outputs)
-
-    def _health_of(self, endpoint: Endpoint, deadline: Deadline) -> Health:
-        health, transport = Health(endpoint.url), endpoint.transport
-        try:
-            server = transport.server_ready(deadline.left_s)
-            health = health.readiness(server=server, model=transport.model_ready(PIPELINE, deadline.left_s))
-            if health.error is not None:
-                return health
-            begun = Deadline(deadline.left_s)
-            outputs = transport.infer(
-                InferRequest(
-                    PIPELINE, canary(), CUT_OUTPUTS, to_parameters({"subject": "all"}), "health", deadline.left_s
-                )
-            )
-            return health.came_back(read_cut(outputs, Origin("triton", "health", begun.elapsed_s * 1000)))
-        except CutawayError as error:
-            return health.failed(error)
+    def _find_or_serve(self, call: Call, cancel: Cancel | None) -> None:
+        if not call.find_cached():
+            loop.run(self._client.serve(call), cancel)
+            call.store()

@@ -1,8 +1,8 @@
-"""Colours that fit a new background, within bounds.
+"""Colours that fit a new background, within bounds: the statistical transfer of Reinhard and others, "Color Transfer
+between Images" (IEEE Computer Graphics and Applications 21(5), 2001), in CIELAB.
 
-The statistical transfer of Reinhard, Ashikhmin, Gooch and Shirley, "Color Transfer between Images" (IEEE Computer
-Graphics and Applications 21(5), 2001), in CIELAB. Taken whole it turns people green before a meadow, so mean and spread
-move by bounded steps (`limits.MATCH_MAX_LIGHTNESS` and its like), and the caller's strength is a share of that.
+Taken whole it turns people green before a meadow, so mean and spread move by bounded steps
+(`limits.MATCH_MAX_LIGHTNESS` and its like), and the caller's strength is a share of that.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
     from PIL.ImageFilter import Color3DLUT
 
+Floats = NDArray[np.float64]
+
 OPAQUE_FROM = 250
 """Alpha from which a pixel shows nothing but the cut-out."""
 
 FEWEST_PIXELS = 64
-"""Fewer opaque pixels, or fewer of the background, say nothing about a picture."""
+"""Minimum of opaque pixels, and of the background's, for statistics."""
 
 SAMPLE_PX = 256
-"""Statistics are taken from a grid of at most so many pixels along each side: more change them by nothing visible."""
+"""Statistics are taken from a grid of at most so many pixels along each side: more make no visible difference."""
 
 DARK = 0.4
 """Share of full lightness below which a shift of colour fades out."""
@@ -35,32 +37,27 @@ TABLE_SIDE = 33
 """Points of the colour table along each axis; between them Pillow interpolates, to within one of 255."""
 
 # sRGB (IEC 61966-2-1) to CIE XYZ with the white D65, each row divided by the white's component.
-_TO_XYZ = np.array(
+_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-_TO_XYZ = _TO_XYZ / _TO_XYZ.sum(axis=1, keepdims=True)
-_FROM_XYZ = np.linalg.inv(_TO_XYZ)
+_TO_XYZ = _XYZ / _XYZ.sum(axis=1, keepdims=True)
 _LAB_EDGE = 6 / 29
-
-Floats = NDArray[np.float64]
 
 
 def to_lab(rgb: Floats) -> Floats:
     """sRGB (..., 3), 0 to 1 → CIELAB (..., 3) with D65: L 0 to 100, a and b about −110 to 110."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((np.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _TO_XYZ.T
-    f = np.where(xyz > _LAB_EDGE**3, np.cbrt(xyz), xyz / (3 * _LAB_EDGE**2) + 4 / 29)
-    x, y, z = np.moveaxis(f, -1, 0)
+    x, y, z = np.moveaxis(np.where(xyz > _LAB_EDGE**3, np.cbrt(xyz), xyz / (3 * _LAB_EDGE**2) + 4 / 29), -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def from_lab(lab: Floats) -> Floats:
     """CIELAB (D65) → sRGB, (..., 3), cut to 0 … 1 where a colour lies outside."""
-    lightness, a, b = np.moveaxis(lab, -1, 0)
-    y = (lightness + 16) / 116
-    f = np.stack([y + a / 500, y, y - b / 200], axis=-1)
+    y = (lab[..., 0] + 16) / 116
+    f = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
     xyz = np.where(f > _LAB_EDGE, f**3, 3 * _LAB_EDGE**2 * (f - 4 / 29))
-    linear = np.clip(xyz @ _FROM_XYZ.T, 0, 1)
+    linear = np.clip(xyz @ np.linalg.inv(_TO_XYZ).T, 0, 1)
     curved = 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
     return np.asarray(np.where(linear <= 0.0031308, linear * 12.92, curved), np.float64)
 
@@ -69,22 +66,17 @@ def samples(image: PILImage) -> Floats:
     """(N, 3) CIELAB of the opaque pixels of an RGB or RGBA picture, on a grid."""
     step_x, step_y = -(-image.width // SAMPLE_PX), -(-image.height // SAMPLE_PX)
     pixels: NDArray[np.uint8] = np.asarray(image)[step_y // 2 :: step_y, step_x // 2 :: step_x]
-    flat = pixels.reshape(-1, pixels.shape[2])
-    if flat.shape[1] == 4:
-        flat = flat[flat[:, 3] >= OPAQUE_FROM]
-    return to_lab(flat[:, :3] / 255.0)
+    opaque = pixels[..., 3] >= OPAQUE_FROM if pixels.shape[2] == 4 else np.ones(pixels.shape[:2], bool)
+    return to_lab(pixels[opaque][:, :3] / 255.0)
 
 
 def matching(cutouts: Sequence[Floats], behind: Floats, strength: float) -> Color3DLUT | None:
-    """A filter that brings cut-outs closer to what will be behind them; alpha stays as it is.
+    """A filter that matches the cut-outs' colours to the background's; None with too few pixels.
 
     Args:
         cutouts: the samples of every cut-out; all get the same filter.
-        behind: the samples of the background where they will stand.
-        strength: 0 changes nothing, 1 goes as far as the bounds allow.
-
-    Returns:
-        None where there is nothing to do, or too little to judge by.
+        behind: the samples of the background around their place.
+        strength: 0 for no change, 1 for the largest within the bounds.
     """
     from PIL import ImageFilter
 
@@ -95,11 +87,10 @@ def matching(cutouts: Sequence[Floats], behind: Floats, strength: float) -> Colo
     shift = behind.mean(axis=0) - mean
     shift[0] = np.clip(shift[0], -MATCH_MAX_LIGHTNESS, MATCH_MAX_LIGHTNESS)
     shift[1:] *= min(1.0, MATCH_MAX_CHROMA / max(float(np.hypot(shift[1], shift[2])), 1e-9))
-    spread, own_spread = behind.std(axis=0), own.std(axis=0)
-    # The two axes of colour are treated alike, so that hues stay what they are.
-    contrast = spread[0] / max(own_spread[0], 1e-3)
-    saturation = np.hypot(spread[1], spread[2]) / max(np.hypot(own_spread[1], own_spread[2]), 1e-3)
-    gain = np.clip(np.array([contrast, saturation, saturation]), 1 / MATCH_MAX_CONTRAST, MATCH_MAX_CONTRAST)
+    # Lightness, and the two axes of colour alike, so that hues stay what they are.
+    spread, own_spread = ((values[0], np.hypot(*values[1:])) for values in (behind.std(axis=0), own.std(axis=0)))
+    contrast, saturation = np.array(spread) / np.maximum(own_spread, 1e-3)
+    gain = np.clip([contrast, saturation, saturation], 1 / MATCH_MAX_CONTRAST, MATCH_MAX_CONTRAST)
 
     axis = np.linspace(0, 1, TABLE_SIDE)
     blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")  # red changes fastest

@@ -17,64 +17,72 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from cutaway.colour_match import matching, samples
+from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
-from cutaway.contract.limits import (
-    COMPOSITE_LIMITS,
-    COMPOSITE_OUTPUTS,
-    COMPOSITE_QUALITY,
-    COMPOSITE_SCALE,
-    MEDIA_TYPES,
-    OPTIONS,
-)
 from cutaway.contract.options import parse_options
 from cutaway.decode import decode_upright
+from cutaway.drawing import (
+    Mapping,
+    SizeWH,
+    around,
+    draw,
+    filled,
+    fitted,
+    flat,
+    mirrored,
+    rgba_of,
+    visible_box,
+    whole,
+    within,
+)
 from cutaway.inputs import ImageInput, decode_input
 from cutaway.report import Box, Frame
 from cutaway.result import EncodedResult
-from cutaway.wire import malformed
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
-    from PIL.ImageFilter import Color3DLUT
 
-    from cutaway.result import Cutout, CutResult
+    from cutaway.result import CutResult
 
 __all__ = ["ANCHORS", "Blur", "CompositeResult", "Onto", "Picture", "Placement", "compose"]
-
-SizeWH = tuple[int, int]
 
 ANCHORS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
 FITS = ("cover", "contain", "stretch")
 
-VISIBLE_FROM = 16
-"""Alpha from which a pixel counts for the place of a cut-out: faint haze far from it does not move it."""
-
 SURROUNDINGS = 0.5
-"""Colours are matched to what is around the place of the cut-outs: their box, grown on each side by this share."""
+"""Margin of the box of the cut-outs, on each side, whose colours are matched."""
 
-HOLE_FROM = 8
-"""Alpha from which the original behind a cut-out is filled before it is blurred, so that its colours do not bleed."""
+_SAVING: dict[str, dict[str, Any]] = {
+    "jpeg": {"subsampling": 0},
+    "webp": {"method": 2},
+    "png": {"compress_level": 1},
+}
 
-HOLE_SIDE_PX = 512
-"""Longer side of the copy on which it is filled: far from its edge a hole is smooth."""
+
+def _checked(name: str, value: object, allowed: str, valid: bool) -> None:
+    if not valid:
+        raise invalid_option(name, value, allowed)
+
+
+def _is_number(value: object, least: float, most: float, kind: tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where cut-outs stand and how large they are. Several are placed as a group, with their distances kept.
+    """Position and size of cut-outs. Several are placed as a group, with their distances kept.
 
-        Placement()                                    # where they were
-        Placement(anchor="bottom", scale=0.8)          # standing at the bottom, 80 % as high as the canvas
-        Placement(offset_px=(-40, 0), flip=True)       # a little to the left, mirrored
+        Placement(anchor="bottom", scale=0.8)          # at the bottom, 80 % as high as the canvas
+        Placement(offset_px=(-40, 0), flip=True)       # a little to the left of where they were, mirrored
 
     Attributes:
-        anchor: which corner, edge ("bottom": its middle) or "center" of the canvas their box is put to. None keeps them
-            where they were; on a canvas of another shape their height and distance from the ground keep their share of
-            the canvas, and what an edge of the picture cut off stays at that edge.
+        anchor: corner, edge ("bottom": its middle) or "center" of the canvas for their box. None keeps their position;
+            on a canvas of another shape height and distance from the bottom keep their share of the canvas, and a side
+            that an edge of the picture cut off stays at that edge.
         scale: height of their box as a share of the canvas' height, 0.01 to 4. None keeps the size described above.
-        offset_px: moves them right and down, in pixels of the canvas.
-        flip: mirrors them left to right, where they stand.
+        offset_px: shift to the right and down, in pixels of the canvas.
+        flip: mirrored left to right, in their place.
 
     Raises:
         InvalidOption: an attribute is out of bounds.
@@ -86,36 +94,28 @@ class Placement:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.anchor is not None and self.anchor not in ANCHORS:
-            raise invalid_option("anchor", self.anchor, ", ".join(ANCHORS))
-        least, most = COMPOSITE_SCALE
-        if self.scale is not None and not _is_number(self.scale, least, most):
-            raise invalid_option("scale", self.scale, f"{least:g} to {most:g}")
-        reach = COMPOSITE_LIMITS.max_long_side_px
-        offset: Any = self.offset_px
-        if not (isinstance(offset, (tuple, list)) and len(offset) == 2) or not all(
-            _is_number(part, -reach, reach) and part == int(part) for part in offset
-        ):
-            raise invalid_option("offset_px", offset, f"two whole numbers from {-reach} to {reach}")
+        _checked("anchor", self.anchor, ", ".join(ANCHORS), self.anchor is None or self.anchor in ANCHORS)
+        least, most = limits.COMPOSITE_SCALE
+        _checked(
+            "scale", self.scale, f"{least:g} to {most:g}", self.scale is None or _is_number(self.scale, least, most)
+        )
+        reach, pair = limits.COMPOSITE_LIMITS.max_long_side_px, isinstance(self.offset_px, (tuple, list))
+        valid = pair and len(self.offset_px) == 2 and all(_is_number(part, -reach, reach) for part in self.offset_px)
+        valid = valid and all(part == int(part) for part in self.offset_px)
+        _checked("offset_px", self.offset_px, f"two whole numbers from {-reach} to {reach}", valid)
 
 
 @dataclass(frozen=True)
 class Blur:
-    """The original, blurred, without whom was cut out of it.
-
-    Attributes:
-        px: the Gaussian's standard deviation in pixels of the result, 1 to 100.
-
-    Raises:
-        InvalidOption: it is out of bounds.
-    """
+    """The original, blurred, without the people that were cut out: `px` is the Gaussian's standard deviation in pixels
+    of the result, a whole number from 1 to 100, or InvalidOption is raised."""
 
     px: int = 20
 
     def __post_init__(self) -> None:
-        least, most = OPTIONS["background"].minimum or 0, OPTIONS["background"].maximum or 0
-        if not isinstance(self.px, int) or not _is_number(self.px, least, most):
-            raise invalid_option("px", self.px, f"a whole number from {least:g} to {most:g}")
+        option = limits.OPTIONS["background"]
+        least, most = option.minimum or 0, option.maximum or 0
+        _checked("px", self.px, f"a whole number from {least:g} to {most:g}", _is_number(self.px, least, most, (int,)))
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,10 @@ class Picture:
     """Another picture.
 
     Attributes:
-        image: as for :meth:`cutaway.Client.cut`, with the same limits. What is transparent in it stays so.
-        fit: for a result of another size: "cover" fills it and cuts off what is beyond, "contain" shows all, "stretch"
+        image: as for :meth:`cutaway.Client.cut`, with the same limits. Its transparent parts stay transparent.
+        fit: for a result of another size: "cover" fills it and crops, "contain" shows all, "stretch"
             fills it and distorts.
-        fill: "#RRGGBB" or "transparent": what "contain" leaves over.
+        fill: "#RRGGBB" or "transparent": the margins of "contain".
 
     Raises:
         InvalidOption: another `fit` or `fill`.
@@ -137,14 +137,13 @@ class Picture:
     fill: str = "#FFFFFF"
 
     def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise invalid_option("fit", self.fit, ", ".join(FITS))
-        if not isinstance(self.fill, str) or not re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill):
-            raise invalid_option("fill", self.fill, "transparent, #RRGGBB")
+        _checked("fit", self.fit, ", ".join(FITS), self.fit in FITS)
+        valid = isinstance(self.fill, str) and bool(re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill))
+        _checked("fill", self.fill, "transparent, #RRGGBB", valid)
 
 
 Onto: TypeAlias = str | Blur | Picture | ImageInput
-"""What cut-outs are put onto: "transparent", "#RRGGBB", "blur:<px>", :class:`Blur`, :class:`Picture`, or any picture as
+"""A composite's background: "transparent", "#RRGGBB", "blur:<px>", :class:`Blur`, :class:`Picture`, or any picture as
 the client takes it (a path, bytes, a PIL image, …), which covers the result."""
 
 
@@ -158,7 +157,7 @@ class CompositeResult(EncodedResult):
         width_px, height_px: its size.
         frames: x1, y1, x2, y2 around what is visible of each cut-out, in order, in pixels of the result; beyond its
             edges where a cut-out is, and without area where nothing of it is visible.
-        cut: the cut-outs, and who made them, how long it took and with which warnings.
+        cut: the result of the cut, with its origin, times and warnings.
     """
 
     data: bytes = field(repr=False)
@@ -182,7 +181,7 @@ def compose(
     place: Placement | Sequence[Placement] | None = None,
     match_colour: float = 0.0,
     output: str = "png",
-    quality: int = COMPOSITE_QUALITY,
+    quality: int = limits.COMPOSITE_QUALITY,
     size_px: tuple[int, int] | None = None,
 ) -> CompositeResult:
     """Put the cut-outs of a result onto something else.
@@ -190,9 +189,9 @@ def compose(
     Args:
         cut: cut-outs on transparent, decontaminated best: soft edges keep the old background's colour otherwise.
         original: the file that they were cut from; read for a blur only.
-        onto: what goes behind, see :data:`Onto`.
+        onto: the background, see :data:`Onto`.
         place: one for all cut-outs together, or one for each. None keeps them where they were, see :class:`Placement`.
-        match_colour: how far colours go towards those around their new place, 0 to 1; only onto another picture.
+        match_colour: strength of the colour match with the surroundings, 0 to 1; only onto another picture.
         output: "png", "webp" or "jpeg", which cannot be transparent.
         quality: of a WebP or JPEG, 1 to 100.
         size_px: width and height of the result. Otherwise those of the picture behind, or of the original.
@@ -202,76 +201,50 @@ def compose(
         OSError, TypeError, InputError: the picture behind, see :func:`cutaway.inputs.encode`.
         InferenceError: the cut-outs contradict their report.
     """
-    if not _is_number(match_colour, 0, 1):
-        raise invalid_option("match_colour", match_colour, "0 to 1")
-    if output not in COMPOSITE_OUTPUTS:
-        raise invalid_option("output", output, ", ".join(COMPOSITE_OUTPUTS))
-    if not isinstance(quality, int) or not _is_number(quality, 1, 100):
-        raise invalid_option("quality", quality, "1 to 100")
-    size_wh = check_size(size_px)
-    source_wh = cut.report.width_px, cut.report.height_px
-    places = [place or Placement()] * len(cut.cutouts) if place is None or isinstance(place, Placement) else list(place)
-    if len(places) != len(cut.cutouts) or not all(isinstance(each, Placement) for each in places):
-        raise invalid_option("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(cut.cutouts)}")
-    layers = [_layer(cutout) for cutout in cut.cutouts]
-    canvas, source, is_picture = _canvas(onto, original, source_wh, size_wh, layers)
-    check_dimensions(PictureHeader("png", *canvas.size), COMPOSITE_LIMITS)
-    if output == "jpeg" and canvas.mode == "RGBA":
-        raise invalid_option("output", output, "png or webp, since the result is transparent in places")
-    if match_colour and not is_picture:
-        raise invalid_option("match_colour", match_colour, "0, unless the cut-outs go onto another picture")
-    visible = [layer.box for layer in layers if layer.box is not None]
+    _checked("match_colour", match_colour, "0 to 1", _is_number(match_colour, 0, 1))
+    _checked("output", output, ", ".join(limits.COMPOSITE_OUTPUTS), output in limits.COMPOSITE_OUTPUTS)
+    _checked("quality", quality, "1 to 100", _is_number(quality, 1, 100, (int,)))
+    size_wh, source_wh = check_size(size_px), (cut.report.width_px, cut.report.height_px)
+    boxes = [visible_box(cutout) for cutout in cut.cutouts]
+    visible = [box for box in boxes if box is not None]
     together = place is None or isinstance(place, Placement)
+    places: list[Any] = [place or Placement()] * len(boxes) if together else list(place)  # type: ignore[arg-type]
+    valid = len(places) == len(boxes) and all(isinstance(each, Placement) for each in places)
+    _checked("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
+    canvas, source, is_picture = _canvas(onto, original, source_wh, size_wh, cut)
+    check_dimensions(PictureHeader("png", *canvas.size), limits.COMPOSITE_LIMITS)
+    transparent = output == "jpeg" and canvas.mode == "RGBA"
+    _checked("output", output, "png or webp, since the result is transparent in places", not transparent)
+    allowed = "0, unless the cut-outs go onto another picture"
+    _checked("match_colour", match_colour, allowed, is_picture or not match_colour)
     mappings = [
-        Mapping()
-        if layer.box is None
-        else mapping_for(_around(visible) if together else layer.box, source_wh, canvas.size, each, source)
-        for layer, each in zip(layers, places, strict=True)
+        mapping_for(around(visible) if together else box, source_wh, canvas.size, each, source) if box else Mapping()
+        for box, each in zip(boxes, places, strict=True)
     ]
-    boxes = [
-        None if layer.box is None else mapping.box(layer.box, source_wh)
-        for layer, mapping in zip(layers, mappings, strict=True)
+    frames = [
+        whole(mapping.box(box, source_wh)) if box else (0, 0, 0, 0)
+        for box, mapping in zip(boxes, mappings, strict=True)
     ]
-    colours = _colours(layers, [box for box in boxes if box], canvas, match_colour) if match_colour else None
-    for layer, mapping in zip(layers, mappings, strict=True):
-        _draw(canvas, layer, mapping, source_wh, colours)
-    frames = tuple((0, 0, 0, 0) if box is None else _whole(box) for box in boxes)
-    return CompositeResult(
-        _encoded(canvas, output, quality), MEDIA_TYPES[output], canvas.width, canvas.height, frames, cut
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------- places
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """How pixels of the source picture land on a canvas: x → scale · x + dx, y → scale · y + dy; first mirrored in the
-    picture where `flip` is set."""
-
-    scale: float = 1.0
-    dx: float = 0.0
-    dy: float = 0.0
-    flip: bool = False
-
-    def box(self, box: Box, source_wh: SizeWH) -> Box:
-        """Where a box of the source picture lands."""
-        x1, y1, x2, y2 = _mirrored(box, source_wh[0]) if self.flip else box
-        scale, dx, dy = self.scale, self.dx, self.dy
-        return scale * x1 + dx, scale * y1 + dy, scale * x2 + dx, scale * y2 + dy
+    colours = None
+    if match_colour and visible:
+        x1, y1, x2, y2 = around([frame for frame in frames if any(frame)])
+        reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
+        part = within(whole((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y)), canvas.size)
+        if part is not None:
+            own = [samples(rgba_of(cutout)) for cutout in cut.cutouts]
+            colours = matching(own, samples(canvas.crop(part)), match_colour)
+    for cutout, mapping in zip(cut.cutouts, mappings, strict=True):
+        draw(canvas, cutout, mapping, source_wh, colours)
+    buffer = io.BytesIO()
+    canvas.save(buffer, output.upper(), **_SAVING[output], **({} if output == "png" else {"quality": quality}))
+    return CompositeResult(buffer.getvalue(), limits.MEDIA_TYPES[output], *canvas.size, tuple(frames), cut)
 
 
 def mapping_for(
     box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement, as_background: Mapping | None = None
 ) -> Mapping:
-    """How a group of cut-outs comes onto a canvas.
-
-    Args:
-        box: around what is visible of them, in the source picture.
-        source_wh, canvas_wh: width and height of the source picture and the canvas.
-        place: the caller's wish.
-        as_background: how the source picture itself came onto the canvas, where it is the background.
-    """
+    """The mapping of a group of cut-outs, `box` around their visible pixels, onto a canvas; `as_background` is that of
+    the source picture, where it is the background."""
     start = as_background or (
         Mapping() if source_wh == canvas_wh else _elsewhere(box, source_wh, canvas_wh, place.flip)
     )
@@ -284,7 +257,7 @@ def mapping_for(
     if place.anchor is not None:
         x1 = _aligned(place.anchor, "left", "right", canvas_wh[0] - width)
         y1 = _aligned(place.anchor, "top", "bottom", canvas_wh[1] - height)
-    left, top, _, _ = _mirrored(box, source_wh[0]) if place.flip else box
+    left, top, _, _ = mirrored(box, source_wh[0]) if place.flip else box
     dx, dy = x1 + place.offset_px[0] - scale * left, y1 + place.offset_px[1] - scale * top
     if scale == 1.0:  # whole pixels, so that nothing is resampled
         dx, dy = float(round(dx)), float(round(dy))
@@ -292,8 +265,8 @@ def mapping_for(
 
 
 def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Mapping:
-    """Onto a canvas of another size: as high and as far from the ground as before, in shares of the canvas; not wider
-    than it; and flush with an edge that cut them off before."""
+    """Onto a canvas of another size: height and distance from the bottom keep their share of the canvas; not wider than
+    it; and flush with an edge that cut them off."""
     (width, height), (canvas_width, canvas_height) = source_wh, canvas_wh
     x1, y1, x2, y2 = box
     scale = min(canvas_height / height, canvas_width / (x2 - x1))
@@ -309,164 +282,22 @@ def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
     return 0.0 if start in anchor else spare if end in anchor else spare / 2
 
 
-def _mirrored(box: Box, width: float) -> Box:
-    return width - box[2], box[1], width - box[0], box[3]
-
-
-def _around(boxes: Sequence[Box]) -> Box:
-    x1, y1, x2, y2 = zip(*boxes, strict=True)
-    return min(x1), min(y1), max(x2), max(y2)
-
-
-def _whole(box: Box) -> Frame:
-    return round(box[0]), round(box[1]), round(box[2]), round(box[3])
-
-
-def _is_number(value: object, least: float, most: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
-
-
-def check_size(size_px: object) -> SizeWH | None:
-    if size_px is None:
-        return None
-    parts: Any = size_px if isinstance(size_px, (tuple, list)) and len(size_px) == 2 else (None, None)
-    if not all(isinstance(part, int) and _is_number(part, 1, math.inf) for part in parts):
-        raise invalid_option("size_px", size_px, "a width and a height in whole pixels")
-    check_dimensions(PictureHeader("png", *parts), COMPOSITE_LIMITS)
-    return parts[0], parts[1]
-
-
-# ------------------------------------------------------------------------------------------------------------- layers
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One cut-out, which is decoded again to be drawn, so that many large ones do not fill the memory.
-
-    Attributes:
-        box: what is visible of it, in pixels of the source picture; None where nothing is.
-        extent: everything that is not wholly transparent.
-    """
-
-    cutout: Cutout
-    box: Box | None
-    extent: Box | None
-
-    def image(self) -> PILImage:
-        """RGBA, of the frame's size."""
-        image, frame = self.cutout.pil(), self.cutout.frame
-        if image.size != (frame[2] - frame[0], frame[3] - frame[1]):
-            raise malformed("a cut-out has another size than its frame")
-        if image.mode != "RGBA":
-            wanted = "cut-outs on a transparent background, with output png or webp"
-            raise invalid_option("background", image.mode, wanted)
-        return image
-
-
-def _layer(cutout: Cutout) -> Layer:
-    alpha = Layer(cutout, None, None).image().getchannel("A")
-    left, top = cutout.frame[:2]
-    visible = alpha.point(lambda value: 255 if value >= VISIBLE_FROM else 0).getbbox()
-    box, extent = (
-        found and (found[0] + left, found[1] + top, found[2] + left, found[3] + top)
-        for found in (visible, alpha.getbbox())
-    )
-    return Layer(cutout, box, extent)
-
-
-def _colours(layers: Sequence[Layer], boxes: Sequence[Box], canvas: PILImage, strength: float) -> Color3DLUT | None:
-    if not boxes:
-        return None
-    x1, y1, x2, y2 = _around(boxes)
-    reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
-    x1, y1, x2, y2 = _whole((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y))
-    part = max(0, x1), max(0, y1), min(canvas.width, x2), min(canvas.height, y2)
-    if part[0] >= part[2] or part[1] >= part[3]:
-        return None
-    return matching([samples(layer.image()) for layer in layers], samples(canvas.crop(part)), strength)
-
-
-def _draw(canvas: PILImage, layer: Layer, mapping: Mapping, source_wh: SizeWH, colours: Color3DLUT | None) -> None:
-    """Draw a layer onto a canvas in place, source over. Without scaling, channels of an RGB canvas are rounded once."""
-    from PIL import Image
-
-    if layer.extent is None:
-        return
-    frame: Box = layer.cutout.frame
-    image, extent, scale = layer.image(), layer.extent, mapping.scale
-    if mapping.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        frame, extent = _mirrored(frame, source_wh[0]), _mirrored(extent, source_wh[0])
-    left, top = frame[:2]
-    x = _axis(extent[0] - left, extent[2] - left, image.width, scale, mapping.dx + scale * left, canvas.width)
-    y = _axis(extent[1] - top, extent[3] - top, image.height, scale, mapping.dy + scale * top, canvas.height)
-    if x is None or y is None:
-        return
-    image = image.crop((x.first, y.first, x.last, y.last))
-    if scale != 1.0:
-        box = (x.source[0] - x.first, y.source[0] - y.first, x.source[1] - x.first, y.source[1] - y.first)
-        # Pillow weights the colours of RGBA by alpha, so nothing comes through of what lies under transparent pixels. A
-        # kernel with negative lobes overshoots, and draws a light rim around everything.
-        image = image.resize((x.end - x.start, y.end - y.start), Image.Resampling.HAMMING, box=box)
-    if colours is not None:
-        image = image.filter(colours)
-    if canvas.mode == "RGBA":
-        canvas.alpha_composite(image, (x.start, y.start))
-    else:
-        canvas.paste(image, (x.start, y.start), image)
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One axis of a drawing: pixels `start` to `end` of the canvas show the span `source` of the cut-out, in which its
-    pixels `first` to `last` have a part; some lie beyond it, where there is nothing."""
-
-    start: int
-    end: int
-    source: tuple[float, float]
-    first: int
-    last: int
-
-
-def _axis(low: float, high: float, length: int, scale: float, shift: float, canvas_length: int) -> _Axis | None:
-    """For what is not transparent from `low` to `high` in a cut-out of this length. An end that the cut-out's own edge
-    cut off lies at the nearest pixel and stays hard; a soft one gets the pixel that it reaches into."""
-    hard_start, hard_end = low <= 0, high >= length
-    start, end = scale * low + shift, scale * high + shift
-    first_shown = round(start) if hard_start else math.floor(start)
-    last_shown = max(round(end) if hard_end else math.ceil(end), first_shown + 1)
-    first_shown, last_shown = max(0, first_shown), min(canvas_length, last_shown)
-    if first_shown >= last_shown:
-        return None
-    source = (first_shown - shift) / scale, (last_shown - shift) / scale
-    reach = 0 if scale == 1.0 else math.ceil(1 / min(scale, 1.0)) + 1  # the kernel's
-    first, last = math.floor(source[0]) - reach, math.ceil(source[1]) + reach
-    if hard_start:
-        source, first = (max(source[0], 0.0), source[1]), max(first, 0)
-    if hard_end:
-        source, last = (source[0], min(source[1], float(length))), min(last, length)
-    return _Axis(first_shown, last_shown, source, first, last)
-
-
-# -------------------------------------------------------------------------------------------------------- backgrounds
-
-
 def _canvas(
-    onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, layers: Sequence[Layer]
+    onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult
 ) -> tuple[PILImage, Mapping | None, bool]:
-    """What stands behind, RGB, or RGBA where it is transparent; how the source picture came onto it, where it is the
-    background; and whether it is another picture, whose light the cut-outs may take on."""
-    from PIL import Image, ImageChops
+    """The background, RGB, or RGBA where it is transparent; the source picture's mapping onto it, where it is the
+    background; and whether it is another picture, to which colours may be matched."""
+    from PIL import Image, ImageChops, ImageFilter
 
     if isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:"))):
         background = parse_options({"background": onto}).background
         if background.blur_px is None:
-            return _flat(size_wh or source_wh, onto), None, False
+            return flat(size_wh or source_wh, onto), None, False
         onto = Blur(background.blur_px)
     if not isinstance(onto, Blur):
         picture = onto if isinstance(onto, Picture) else Picture(onto)
         image = decode_input(picture.image)
-        return _fitted(image, size_wh or image.size, picture.fit, picture.fill), None, True
+        return fitted(image, size_wh or image.size, picture.fit, picture.fill), None, True
     image = decode_upright(original, check_picture(original))
     if image.size != source_wh:
         raise invalid_option("original", f"{image.width}×{image.height} pixels", "the picture that was cut")
@@ -475,87 +306,21 @@ def _canvas(
         opaque.paste(image, (0, 0), image)
         image = opaque
     alpha = Image.new("L", image.size, 0)
-    for layer in layers:
-        frame = layer.cutout.frame
-        alpha.paste(ImageChops.lighter(alpha.crop(frame), layer.image().getchannel("A")), frame[:2])
+    for cutout in cut.cutouts:
+        own = rgba_of(cutout).getchannel("A")
+        alpha.paste(ImageChops.lighter(alpha.crop(cutout.frame), own), cutout.frame[:2])
     width, height = size_wh or source_wh
     scale = max(width / source_wh[0], height / source_wh[1])
     source = Mapping(scale, (width - scale * source_wh[0]) / 2, (height - scale * source_wh[1]) / 2)
-    return _blurred(_fitted(_filled(image, alpha), (width, height), "cover", ""), onto.px), source, False
+    behind = fitted(filled(image, alpha), (width, height), "cover", "")
+    return behind.filter(ImageFilter.GaussianBlur(onto.px)), source, False
 
 
-def _flat(size_wh: SizeWH, colour: str) -> PILImage:
-    from PIL import Image
-
-    transparent = colour == "transparent"
-    return Image.new("RGBA", size_wh, (0, 0, 0, 0)) if transparent else Image.new("RGB", size_wh, colour)
-
-
-def _fitted(image: PILImage, size_wh: SizeWH, fit: str, fill: str) -> PILImage:
-    from PIL import Image, ImageOps
-
-    if image.size == size_wh:
-        return image
-    kernel = Image.Resampling.HAMMING if image.mode == "RGBA" else Image.Resampling.LANCZOS
-    if fit == "stretch":
-        return image.resize(size_wh, kernel)
-    if fit == "cover":
-        return ImageOps.fit(image, size_wh, kernel)
-    whole, canvas = ImageOps.contain(image, size_wh, kernel), _flat(size_wh, fill)
-    place = (size_wh[0] - whole.width) // 2, (size_wh[1] - whole.height) // 2
-    if whole.mode == canvas.mode == "RGBA":
-        canvas.alpha_composite(whole, place)
-    else:
-        canvas.paste(whole, place, whole if whole.mode == "RGBA" else None)
-    return canvas
-
-
-def blurred_without(image: PILImage, alpha: PILImage, px: int) -> PILImage:
-    """A picture (RGB) blurred by a Gaussian, without who stands in it (L, of the same size)."""
-    return _blurred(_filled(image, alpha), px)
-
-
-def _blurred(image: PILImage, px: int) -> PILImage:
-    from PIL import ImageFilter
-
-    return image.filter(ImageFilter.GaussianBlur(px))
-
-
-def _filled(image: PILImage, alpha: PILImage) -> PILImage:
-    """The picture with what was cut out filled from around it."""
-    from PIL import Image, ImageChops, ImageFilter
-
-    hole = alpha.point(lambda value: 255 if value >= HOLE_FROM else 0)
-    factor = -(-max(image.size) // HOLE_SIDE_PX)
-    # A little larger than what was cut out: next to it are pixels that still hold some of its colour.
-    small_hole = hole.reduce(factor).point(lambda value: 255 if value else 0).filter(ImageFilter.MaxFilter(5))
-    hole = small_hole.resize((small_hole.width * factor, small_hole.height * factor), Image.Resampling.NEAREST)
-    hole = hole.crop((0, 0, *image.size))
-    if hole.getextrema() in ((0, 0), (255, 255)):  # nothing is missing, or nothing is there to go by
-        return image
-    seen = image.copy()
-    seen.putalpha(ImageChops.invert(hole))
-    fill = _spread(seen.reduce(factor)).convert("RGB").resize(hole.size, Image.Resampling.BILINEAR)
-    return Image.composite(fill, image, hole)
-
-
-def _spread(image: PILImage) -> PILImage:
-    """An RGBA picture with its transparent parts filled from around them, from coarse to fine."""
-    from PIL import Image
-
-    if max(image.size) == 1 or image.getchannel("A").getextrema()[0] == 255:
-        return image
-    coarse = _spread(image.reduce(2)).resize(image.size, Image.Resampling.BILINEAR)
-    coarse.alpha_composite(image)
-    return coarse
-
-
-def _encoded(canvas: PILImage, output: str, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    options: dict[str, dict[str, Any]] = {
-        "jpeg": {"quality": quality, "subsampling": 0},
-        "webp": {"quality": quality, "method": 2},
-        "png": {"compress_level": 1},
-    }
-    canvas.save(buffer, output.upper(), **options[output])
-    return buffer.getvalue()
+def check_size(size_px: object) -> SizeWH | None:
+    if size_px is None:
+        return None
+    parts: Any = size_px if isinstance(size_px, (tuple, list)) and len(size_px) == 2 else (None, None)
+    valid = all(_is_number(part, 1, math.inf, (int,)) for part in parts)
+    _checked("size_px", size_px, "a width and a height in whole pixels", valid)
+    check_dimensions(PictureHeader("png", *parts), limits.COMPOSITE_LIMITS)
+    return parts[0], parts[1]

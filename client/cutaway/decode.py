@@ -52,21 +52,21 @@ def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
             return plain(upright(image))
     except (CorruptImage, MemoryError):
         raise
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+    except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
         raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
 
 
 def orientation_of(image: PILImage) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none that makes sense."""
+    """The EXIF orientation, 1 to 8; 1 where there is no valid one."""
     try:
         found = image.getexif().get(0x0112, 1)
-    except Exception:  # a damaged EXIF block is no reason to refuse the picture
+    except Exception:  # a damaged EXIF block is ignored
         return 1
     return found if found in _TURNS else 1
 
 
 def upright(image: PILImage) -> PILImage:
-    """The image turned by its EXIF orientation; the same object where nothing is to be turned."""
+    """The image turned by its EXIF orientation; the same object where it is upright."""
     turn = _TURNS.get(orientation_of(image))
     return image if turn is None else image.transpose(turn)
 
@@ -91,7 +91,7 @@ def own_alpha(image: PILImage) -> NDArray[np.uint8] | None:
 
 
 def to_srgb(image: PILImage) -> PILImage:
-    """A copy in RGB, converted from the image's own colour profile where it has one that works."""
+    """A copy in RGB, converted from the image's own colour profile where that is valid."""
     from PIL import Image, ImageCms
 
     profile = image.info.get("icc_profile")

@@ -19,6 +19,7 @@ from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
 from cutaway.decode import decode_upright, plain
+from cutaway.drawing import filled
 from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
 from cutaway.report import Box, Frame, Notice
 from cutaway.result import Cutout, CutResult, Detection
@@ -34,7 +35,7 @@ SMALLER = 0.7
 """Next scale of a copy that is over the limit of bytes even at the lowest quality: half the pixels."""
 
 SOFT_GAIN = 6
-"""From alpha 255 down to 212 colours go over from the original's to the server's, which have no background in them."""
+"""From alpha 255 down to 212 colours are blended from the original's to the server's, which are decontaminated."""
 
 WEBP_MAX_SIDE_PX = 16_383
 _HALF_A_THOUSANDTH_PX = 5e-4
@@ -97,11 +98,11 @@ def _size(picture: EncodedPicture) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What is sent, and the way back to the original.
+    """The file that is sent, and the original to restore.
 
     Attributes:
-        picture: the encoded file; its warnings belong into the result.
-        original: RGB or RGBA, upright, in sRGB; None where the picture goes as it is.
+        picture: the encoded file; its warnings are for the result.
+        original: RGB or RGBA, upright, in sRGB; None where the picture is sent as it is.
     """
 
     picture: EncodedPicture
@@ -176,24 +177,20 @@ class Fitted:
             # A kernel without negative lobes: one with them draws rims. Pillow weights the colours of RGBA by alpha.
             return image.resize(size, Image.Resampling.HAMMING, box=(left, top, right, bottom))
 
-        small = cutout.pil()
+        small = cutout.pil().convert("L" if options.output == "mask" else "RGBA")
         image = enlarged(small)
         if options.output != "mask":
             # Colours are the original's a pixel of the copy away from where alpha is soft: next to that they are mixed.
             solid = enlarged(small.getchannel("A").filter(ImageFilter.MinFilter(3)))
             image = self._rendered(image, solid, frame, options)
-        is_webp = options.output == "webp" and max(size) <= WEBP_MAX_SIDE_PX
-        file = io.BytesIO()
-        if is_webp:
-            image.save(file, "WEBP", quality=90, method=2)
-        else:
-            image.save(file, "PNG", compress_level=1)
-        form: Literal["png", "webp"] = "webp" if is_webp else "png"
+        form: Literal["png", "webp"] = "webp" if options.output == "webp" and max(size) <= WEBP_MAX_SIDE_PX else "png"
+        file, webp = io.BytesIO(), {"quality": 90, "method": 2}
+        image.save(file, form.upper(), **(webp if form == "webp" else {"compress_level": 1}))
         return replace(cutout, box=self._box(cutout.box), frame=frame, image=file.getvalue(), format=form)
 
     def _rendered(self, large: PILImage, solid: PILImage, frame: Frame, options: CutOptions) -> PILImage:
         """The original's pixels with the alpha of an enlarged cut-out, and with its colours where it is not solid."""
-        from PIL import Image
+        from PIL import Image, ImageFilter
 
         assert self.original is not None
         # Not `crop`, which applies Pillow's own bound of pixels.
@@ -208,9 +205,7 @@ class Fitted:
         if background.colour_rgb is not None:
             behind = Image.new("RGB", large.size, background.colour_rgb)
         else:
-            from cutaway.composite import blurred_without
-
-            behind = blurred_without(own, alpha, background.blur_px or 0)
+            behind = filled(own, alpha).filter(ImageFilter.GaussianBlur(background.blur_px or 0))
         behind.paste(image, (0, 0), alpha)
         return behind
 

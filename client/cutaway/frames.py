@@ -1,26 +1,21 @@
-"""What goes into a stream and what comes out of it."""
+"""Frames into and out of a stream, and their statistics."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cutaway.contract.errors import InvalidFormat, Overloaded
+from cutaway.contract.errors import CutawayError, InvalidFormat, Overloaded
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.limits import STREAM_LIMITS, UNTOUCHED, Tier
-from cutaway.report import Notice
+from cutaway.report import Notice, Report
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from cutaway.contract.errors import CutawayError
-    from cutaway.report import Report
-
-FrameInput: TypeAlias = Union[bytes, "NDArray[np.uint8]"]
+FrameInput: TypeAlias = bytes | NDArray[np.uint8]
 """An encoded file (JPEG mostly), or an array: HWC uint8 [0, 255] with 3 channels in the stream's order."""
 
 
@@ -31,7 +26,7 @@ class StreamFrame:
     Attributes:
         id: what `submit` returned.
         image: an array for an array, of the same shape; a JPEG's bytes for an encoded file.
-        untouched: whether the image is the submitted one; `error` or the report's warnings say why.
+        untouched: whether the image is the submitted one; the reason is `error` or a warning of the report.
         error: the error of a frame without an answer, or None. An InputError is about this frame alone.
         report: the server's people, milliseconds per stage and warnings; None without an answer.
         latency_ms: from `submit` until it was done.
@@ -40,17 +35,15 @@ class StreamFrame:
     id: int
     image: FrameInput = field(repr=False)
     untouched: bool
-    error: CutawayError | None
-    report: Report | None = field(repr=False)
-    latency_ms: float
+    error: CutawayError | None = None
+    report: Report | None = field(default=None, repr=False)
+    latency_ms: float = 0.0
 
     @property
     def warnings(self) -> tuple[Notice, ...]:
         """The report's; without an answer, one with the code `UNTOUCHED` and the error."""
-        if self.report is not None:
-            return self.report.warnings
-        if self.error is None:
-            return ()
+        if self.report is not None or self.error is None:
+            return self.report.warnings if self.report else ()
         message = f"The frame came back as it was: {self.error}"
         return (Notice(UNTOUCHED, message, Tier.MEDIUM, {**self.error.details, "code": self.error.code}),)
 
@@ -65,12 +58,9 @@ class StreamStatistics:
     """Counts of a stream's frames, and rates over the last `STREAM_STATISTICS_FRAMES`.
 
     Attributes:
-        submitted: frames that `submit` took.
-        done: frames that came back, untouched ones included.
-        dropped: frames that a newer one replaced before they were sent.
-        skipped: frames that were done and not taken in time.
-        untouched: frames that came back as they were.
-        overloaded: untouched ones that the server shed.
+        submitted, done: frames that `submit` took, and that came back.
+        dropped, skipped: frames that a newer one replaced before they were sent, and that were not taken in time.
+        untouched, overloaded: frames that came back as they were, and those of them that the server shed.
         fps: frames done per second.
         latency_p50_ms, latency_p95_ms, latency_p99_ms: percentiles from `submit` until a frame was done.
     """
@@ -98,11 +88,7 @@ class StreamStatistics:
 
 
 def checked(frame: FrameInput) -> FrameInput:
-    """A frame that passed the checks; an array is copied, since a camera's library reuses it.
-
-    Raises:
-        InputError: it is no frame within `STREAM_LIMITS`.
-    """
+    """A frame within `STREAM_LIMITS`, else an InputError; an array is copied, since a camera's library reuses it."""
     if isinstance(frame, bytes):
         check_picture(frame, limits=STREAM_LIMITS)
         return frame

@@ -1,4 +1,4 @@
-"""What callers hand over → an encoded file that may be sent.
+"""A caller's picture → an encoded file that passed the checks.
 
 The checks read the file's header (`contract.headers`, microseconds). A full decode is made on request only: it costs
 as much as the server's own, which answers with the same typed error.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class BinaryFile(Protocol):
-    """A file opened in binary mode, a ``BytesIO``, an upload: whatever gives bytes when read, and none at its end."""
+    """A file opened in binary mode, a ``BytesIO``, an upload: its `read` returns bytes, and none at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -42,7 +42,7 @@ class BinaryFile(Protocol):
 ImageInput: TypeAlias = Union[
     "str", "os.PathLike[str]", bytes, bytearray, memoryview, BinaryFile, "Image.Image", "NDArray[np.uint8]"
 ]
-"""A path, a data URI, an encoded file's bytes, a binary file object (read from where it stands), a PIL image, or an
+"""A path, a data URI, an encoded file's bytes, a binary file object (read from its position), a PIL image, or an
 array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
 
 BMP_UP_TO_BYTES = 4 * MIB
@@ -55,12 +55,12 @@ _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp"
 
 
 class LossyEncodingWarning(UserWarning):
-    """A PIL image or array was too large to be sent losslessly and went as a high-quality JPEG or WebP."""
+    """A PIL image or array was too large to be sent losslessly and was sent as a high-quality JPEG or WebP."""
 
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """An encoded file that passed the checks, what its header says, and warnings that belong into the result."""
+    """An encoded file that passed the checks, its header, and warnings for the result."""
 
     data: bytes
     header: PictureHeader
@@ -151,12 +151,11 @@ def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
     if isinstance(image, str) and image[:5].lower() == "data:":
         return _read_data_uri(image, max_bytes)
     if isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://")):
-        raise InvalidFormat(
-            "This is a web address, and those are not downloaded by themselves.",
-            details={"supported": list(INPUT_LIMITS.formats), "received": "a web address"},
-            user_action="Download it and hand over the bytes: client.cut(httpx.get(url).content). The documentation "
-            "has a recipe with limits of bytes and time.",
+        message = "This is a web address, and those are not downloaded by themselves."
+        advice = (
+            "Download it and hand over the bytes: client.cut(httpx.get(url).content). The documentation has a recipe."
         )
+        raise _refused(message, "a web address", advice, *INPUT_LIMITS.formats)
     if isinstance(image, (str, os.PathLike)):
         try:
             file = open(image, "rb")  # noqa: PTH123, SIM115 (a Path of ten megabytes costs a gigabyte)
@@ -183,7 +182,7 @@ def _check_size(size: int, max_bytes: int, what: str) -> None:
 
 
 def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
-    """What is left in a file object. Raw files, sockets and uploads may give less at a time than they are asked for."""
+    """The rest of a file object; raw files, sockets and uploads may return fewer bytes than requested at a time."""
     data = bytearray()
     while len(data) <= max_bytes:
         try:
@@ -194,18 +193,15 @@ def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
             raise BlockingIOError(errno.EAGAIN, "the file object has nothing to read yet: it must not be non-blocking")
         if not isinstance(part, (bytes, bytearray, memoryview)):
             if hasattr(part, "__await__") and hasattr(part, "close"):
-                part.close()  # a coroutine that is dropped would warn
+                part.close()  # a coroutine that is not awaited warns
             advice = "open it with open(path, 'rb'); where its read() is a coroutine, await it and hand over the bytes"
             raise TypeError(f"the file object gives {type(part).__name__} and not bytes: {advice}")
         if not part:
             break
         data += part
     if not data:
-        raise InvalidFormat(
-            "Nothing is left to read in the file object.",
-            details={"supported": list(INPUT_LIMITS.formats), "received": "an empty file"},
-            user_action="If it was read before, go back to its start with seek(0).",
-        )
+        advice = "If it was read before, go back to its start with seek(0)."
+        raise _refused("Nothing is left to read in the file object.", "an empty file", advice, *INPUT_LIMITS.formats)
     _check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
     return bytes(data)
 
@@ -247,11 +243,13 @@ def _read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
 
 
 def _malformed_uri(what: str) -> InvalidFormat:
-    return InvalidFormat(
-        f"The data URI {what}.",
-        details={"supported": ["data:image/…;base64,…", "data:image/…,…"], "received": "a malformed data URI"},
-        user_action="Write it as data:image/png;base64,… or hand over the bytes themselves.",
-    )
+    advice = "Write it as data:image/png;base64,… or hand over the bytes themselves."
+    forms = "data:image/…;base64,…", "data:image/…,…"
+    return _refused(f"The data URI {what}.", "a malformed data URI", advice, *forms)
+
+
+def _refused(message: str, received: str, user_action: str, *supported: str) -> InvalidFormat:
+    return InvalidFormat(message, details={"supported": list(supported), "received": received}, user_action=user_action)
 
 
 # ------------------------------------------------------------------------------------------------------------ pixels
@@ -263,7 +261,7 @@ def _damage_is_corrupt(what: str) -> Iterator[None]:
         yield
     except (InputError, Warning, MemoryError):
         raise
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file, or its metadata, drives them to
+    except Exception as error:  # Pillow's plugins raise many exceptions on damaged files or metadata
         raise CorruptImage(f"The {what} cannot be decoded.") from error
 
 
@@ -280,20 +278,15 @@ def pil_of(image: Any, limits: InputLimits) -> Image.Image:
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
             received = f"a {'×'.join(map(str, pixels.shape))} array of {pixels.dtype}"
-            raise InvalidFormat(
-                f"An array has to be height×width×3 (RGB) or ×4 (RGBA) of uint8; this is {received}.",
-                details={"supported": ["HWC uint8 RGB", "HWC uint8 RGBA"], "received": received},
-                user_action="Convert it first: values from 0 to 255 as uint8, channels last, in the order RGB.",
-            )
+            message = f"An array has to be height×width×3 (RGB) or ×4 (RGBA) of uint8; this is {received}."
+            advice = "Convert it first: values from 0 to 255 as uint8, channels last, in the order RGB."
+            raise _refused(message, received, advice, "HWC uint8 RGB", "HWC uint8 RGBA")
         check_dimensions(PictureHeader("png", pixels.shape[1], pixels.shape[0]), limits)  # before the copy
         return Image.fromarray(np.ascontiguousarray(pixels))
     check_dimensions(PictureHeader("png", *image.size), limits)
     if image.mode in ("F", "I"):
-        raise InvalidFormat(
-            f"A PIL image of mode {image.mode!r} is not taken.",
-            details={"supported": ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"], "received": image.mode},
-            user_action="Convert it first, for example with image.convert('RGB').",
-        )
+        message, advice = f"A PIL image of mode {image.mode!r} is not taken.", "Convert it first: image.convert('RGB')."
+        raise _refused(message, image.mode, advice, "RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16")
     with _damage_is_corrupt("PIL image"):
         image.load()
         return upright(image)
@@ -356,7 +349,7 @@ def _checked(data: bytes, limits: InputLimits) -> EncodedPicture:
 def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:
     buffer = io.BytesIO()
     if pil_format != "BMP":
-        # The pixels are upright, so no orientation may go along.
+        # The pixels are upright, so that the file must not have an orientation.
         parameters |= {"exif": b"", "icc_profile": image.info.get("icc_profile")}
     image.save(buffer, pil_format, **parameters)
     return buffer.getvalue()

@@ -1,4 +1,6 @@
-"""The event loop behind synchronous callers: one daemon thread per process, made anew after a fork.
+"""Between threads and event loops: the loop thread of synchronous callers, and threads for work that blocks a loop.
+
+There is one loop thread per process, a daemon, made anew after a fork.
 
 Anyio's blocking portal was tried in its place: in a forked child it waits for the parent's thread, and hangs.
 """
@@ -8,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from cutaway.cancel import cancelled
+from cutaway.contract.errors import ProcessingTimeout
+from cutaway.contract.limits import CLIENT_THREADS
 
 if TYPE_CHECKING:
     from cutaway.cancel import Cancel
+    from cutaway.resilience import Deadline
 
 T = TypeVar("T")
 
@@ -27,6 +33,7 @@ INTERRUPT_GRACE_S = 1.0
 _END = object()
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_threads: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 _of_parents: list[asyncio.AbstractEventLoop | None] = []
 
 
@@ -98,6 +105,48 @@ def iterate(generator: AsyncGenerator[T, None], cancel: Cancel | None = None) ->
 
 async def _closed(generator: AsyncGenerator[Any, None]) -> None:
     await generator.aclose()
+
+
+async def in_thread(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The work's result, from a daemon thread that is abandoned at the deadline: a read may never end.
+
+    Not asyncio's executor: it is everybody's, and the end of the loop waits for its threads.
+
+    Args:
+        doing: for the message, such as "reading the picture".
+
+    Raises:
+        ProcessingTimeout: the deadline is exceeded.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result(result) if error is None else ended.set_exception(error)
+
+    def main() -> None:
+        try:
+            outcome: tuple[Any, BaseException | None] = (work(), None)
+        except BaseException as error:
+            outcome = (None, error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    try:
+        async with (
+            asyncio.timeout(deadline.left_s) as scope,
+            _threads.setdefault(loop, asyncio.Semaphore(CLIENT_THREADS)),
+        ):
+            threading.Thread(target=copy_context().run, args=(main,), name="cutaway", daemon=True).start()
+            return await ended
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise ProcessingTimeout(
+            f"The {deadline.budget_s:.1f} s were over while {doing}.",
+            details={"elapsed_seconds": round(deadline.elapsed_s, 3)},
+        ) from None
 
 
 def running() -> asyncio.AbstractEventLoop:

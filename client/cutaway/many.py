@@ -12,31 +12,21 @@ from dataclasses import dataclass
 from itertools import chain, count, islice
 from os import PathLike
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from cutaway import loop
 from cutaway.cancel import Cancel, cancelled
+from cutaway.inputs import ImageInput
 from cutaway.result import CutResult
 
-if TYPE_CHECKING:
-    from cutaway.inputs import ImageInput
-
-T = TypeVar("T")
-Cut: TypeAlias = "Callable[[ImageInput], Awaitable[CutResult]]"
+Cut: TypeAlias = Callable[[ImageInput], Awaitable[CutResult]]
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the number of finished pictures, failed ones included, and the total (None where unknown)."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result or the error of one of many pictures.
-
-    Attributes:
-        index: position among the pictures given, from 0.
-        source: the picture as it was given.
-        result: the cut-outs, or None.
-        error: why there is no result, or None.
-    """
+    """The `result` or the `error` of the picture `source`, at position `index` (from 0) of those given."""
 
     index: int
     source: ImageInput
@@ -49,9 +39,9 @@ class Outcome:
 
     def unwrap(self) -> CutResult:
         """The result; raises the error where there is none."""
-        if self.result is None:
-            assert self.error is not None
+        if self.error is not None:
             raise self.error
+        assert self.result is not None
         return self.result
 
 
@@ -64,17 +54,10 @@ async def run_many(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> AsyncGenerator[Outcome, None]:
-    """Cut every picture, and yield outcomes; closing the generator cancels what is in flight.
+    """Cut at most `jobs` pictures at once, and yield outcomes; closing the generator cancels what is in flight.
 
-    Args:
-        images: taken lazily, at most 2 x `jobs` ahead of the outcomes; an async iterable in one task, any other in one
-            thread, since it may block. Its exception is raised after the outcomes of the pictures before.
-        jobs: pictures in flight.
-        ordered: in the order of the pictures instead of in that of completion.
-        cancel: ends it: pictures in flight fail with RequestCancelled, and no further one is taken.
-
-    Raises:
-        TypeError: `images` is one picture.
+    Pictures are taken lazily, at most 2 x `jobs` ahead; from an async iterable in one task, from any other, which may
+    block, in one thread. At `cancel` those in flight fail with RequestCancelled, and no further one is taken.
     """
     total, done, cancel = _length(images), 0, cancel or Cancel()
     ahead, running = asyncio.Semaphore(2 * jobs), asyncio.Semaphore(jobs)
@@ -82,31 +65,31 @@ async def run_many(
     waiting: dict[int, Outcome] = {}
 
     async def one(index: int, image: ImageInput) -> None:
+        outcome = Outcome(index, image, error=cancelled())
         try:
             async with running:
                 outcome = Outcome(index, image, await cut(image))
-        except asyncio.CancelledError:
-            if not cancel.cancelled:
-                raise
-            outcome = Outcome(index, image, error=cancelled())
         except Exception as error:
             outcome = Outcome(index, image, error=error)
-        finished.put_nowait(outcome)
+        finally:
+            finished.put_nowait(outcome)
 
-    async def take() -> Exception | None:  # type: ignore[return]
-        source = aiter(images) if isinstance(images, AsyncIterable) else _read_in_thread(images)
+    async def take() -> None:
+        source = images if isinstance(images, AsyncIterable) else _read_in_thread(images)
+        numbers, failure = count(), None
         async with asyncio.TaskGroup() as group:
             try:
-                for index in count():
+                await ahead.acquire()
+                async for image in source:
+                    group.create_task(one(next(numbers), image))
                     await ahead.acquire()
-                    group.create_task(one(index, await anext(source)))
-            except StopAsyncIteration:
-                return None
             except Exception as error:
-                return error  # and not raised in here, which would cancel the tasks
+                failure = error  # and not raised in here, which would cancel the tasks
             finally:
                 if isinstance(source, AsyncGenerator):
                     await source.aclose()
+        if failure is not None:
+            raise failure
 
     taker, event_loop = asyncio.create_task(take()), asyncio.get_running_loop()
     taker.add_done_callback(lambda _: finished.put_nowait(None))
@@ -120,8 +103,8 @@ async def run_many(
                     progress(done, total)
                 yield ready
                 ahead.release()
-        if not cancel.cancelled and (error := await taker):
-            raise error
+        if not cancel.cancelled:
+            await taker
     finally:
         unregister()
         taker.cancel()
@@ -131,7 +114,7 @@ async def run_many(
 def iterate_many(
     cut: Cut, images: Iterable[ImageInput], *, progress: Progress | None = None, **bounds: Any
 ) -> Generator[Outcome, None, None]:
-    """:func:`run_many` for synchronous callers: in the loop thread, with `progress` called in the caller's."""
+    """:func:`run_many` in the loop thread, with `progress` called in the caller's."""
     total = _length(images)
     with closing(loop.iterate(run_many(cut, images, **bounds))) as outcomes:
         for done, outcome in enumerate(outcomes, 1):
@@ -140,12 +123,9 @@ def iterate_many(
             yield outcome
 
 
-async def _read_in_thread(images: Iterable[T]) -> AsyncGenerator[T, None]:
-    """The items of an iterable that may block, each taken when it is needed.
-
-    In a daemon thread, because the interpreter waits at its end for a pool's, and a blocked one cannot be interrupted.
-    """
-    requests: SimpleQueue[Future[list[T]] | None] = SimpleQueue()
+async def _read_in_thread(images: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    """The items of an iterable, read lazily in a daemon thread: it may block, and the interpreter joins a pool's."""
+    requests: SimpleQueue[Future[list[Any]] | None] = SimpleQueue()
 
     def read() -> None:
         items = chain.from_iterable([images])  # iter(images) may block, too
@@ -158,7 +138,7 @@ async def _read_in_thread(images: Iterable[T]) -> AsyncGenerator[T, None]:
     threading.Thread(target=copy_context().run, args=(read,), name="cutaway-images", daemon=True).start()
     try:
         while True:
-            request: Future[list[T]] = Future()
+            request: Future[list[Any]] = Future()
             requests.put(request)
             if not (item := await asyncio.wrap_future(request)):
                 return

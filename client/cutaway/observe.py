@@ -6,20 +6,20 @@ events. Neither gets a token, a picture's content or the name of a caller's file
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import traceback
 import weakref
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from cutaway.contract.errors import CutawayError
+from cutaway.contract.options import CutOptions
 
 if TYPE_CHECKING:
-    from cutaway.contract.options import CutOptions
     from cutaway.fallback.chain import Tried
 
 logger = logging.getLogger("cutaway")
@@ -28,12 +28,8 @@ _reported: weakref.WeakSet[Any] = weakref.WeakSet()  # observers whose failure w
 
 @dataclass(frozen=True)
 class ServedFacts:
-    """Who served a call, and what that took.
-
-    The provider is "triton" (tier 1, with the server's `url`), "huggingface", "replicate" or "space" (2 to 4); `tried`
-    has the tiers that failed before. `requests` includes retries, `n_bytes` is the size of the cut-outs; `stage_ms`,
-    the number of `people` and the codes of `warnings` are those of the server's report.
-    """
+    """Who served a call: "triton" (tier 1, at `url`), "huggingface", "replicate" or "space" (2 to 4); `tried` has the
+    tiers that failed before, `n_bytes` is the size of the cut-outs, and `warnings` are the codes of the report's."""
 
     provider: str
     tier: int
@@ -47,8 +43,8 @@ class ServedFacts:
     warnings: tuple[str, ...] = ()
 
 
-class Observation(Protocol):
-    """The events of one call; the defaults do nothing."""
+class Unobserved:
+    """The events of one call, for observations that handle only some of them; these do nothing."""
 
     def headers(self) -> Mapping[str, str]:
         """Headers for the requests to own servers, such as a traceparent; names in lower case."""
@@ -61,53 +57,45 @@ class Observation(Protocol):
         """Somebody served; not called where the call fails."""
 
 
-class Unobserved(Observation):
-    """A base class for observations that handle only some of the events."""
+Observation: TypeAlias = Unobserved
 
 
 class Observer(Protocol):
     """Makes an observation of each call; shared between threads and tasks."""
 
     def call(self, operation: str, request_id: str) -> AbstractContextManager[Observation]:
-        """A call begins, and ends with the context manager, whose ``__exit__`` gets the call's error.
-
-        Args:
-            operation: "cut" (composites too), "detect" or "upscale".
-            request_id: the id in the server's log as well.
-        """
+        """The call, "cut" (composites too), "detect" or "upscale"; its error passes through the context manager."""
         ...
 
 
 @contextmanager
 def observed(observers: Sequence[Observer], operation: str, request_id: str) -> Iterator[Observation]:
     """The log and all observers as one, entered in the caller's context; raises nothing of its own."""
-    call = _Call(operation, request_id)
-    managers: list[tuple[Observer, AbstractContextManager[Observation]]] = []
+    log = {"operation": operation, "request_id": request_id, "provider": "", "sent_bytes": 0, "received_bytes": 0}
+    call, started, error = _Call(log, []), time.monotonic(), None
     for observer in observers:
         with _log_failure(observer):
             manager = observer.call(operation, request_id)
-            call.observations.append((observer, manager.__enter__()))
-            managers.append((observer, manager))
-    error: BaseException | None = None
+            call.observations.append((observer, manager, manager.__enter__()))
     try:
         yield call
     except BaseException as raised:
         error = raised
         raise
     finally:
-        exit_arguments = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-        for observer, manager in reversed(managers):
+        for observer, manager, _ in reversed(call.observations):
             with _log_failure(observer, besides=error):
-                manager.__exit__(*exit_arguments)
-        call.log_end(error)
+                manager.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        log |= {"code": code_of(error), "elapsed_ms": round((time.monotonic() - started) * 1000, 1)}
+        words = "%(operation)s %(request_id)s: %(code)s" + " from %(provider)s" * bool(log["provider"])
+        words += " in %(elapsed_ms).1f ms, %(sent_bytes)d bytes sent, %(received_bytes)d received"
+        logger.debug(words, log, extra=log)
 
 
-class _Call(Observation):
-    def __init__(self, operation: str, request_id: str) -> None:
-        self.observations: list[tuple[Observer, Observation]] = []
-        self._started = time.monotonic()
-        self._log = {"operation": operation, "request_id": request_id, "provider": ""}
-        self._log |= {"sent_bytes": 0, "received_bytes": 0}
+@dataclass
+class _Call(Unobserved):
+    log: dict[str, Any]
+    observations: list[tuple[Observer, AbstractContextManager[Observation], Observation]]
 
     def headers(self) -> Mapping[str, str]:
         merged: dict[str, str] = {}
@@ -115,26 +103,19 @@ class _Call(Observation):
         return merged
 
     def sent(self, n_bytes: int, options: CutOptions) -> None:
-        self._log["sent_bytes"] = n_bytes
+        self.log["sent_bytes"] = n_bytes
         self._each(lambda one: one.sent(n_bytes, options))
 
     def served(self, facts: ServedFacts) -> None:
-        self._log |= {"provider": "cache" if facts.from_cache else facts.provider, "received_bytes": facts.n_bytes}
+        self.log |= {"provider": "cache" if facts.from_cache else facts.provider, "received_bytes": facts.n_bytes}
         if facts.tier > 1:
             why = ", ".join(f"{entry.provider}: {entry.code}" for entry in facts.tried) or "no tier before it was tried"
             words = "%(operation)s %(request_id)s was served by %(provider)s (tier %(tier)d); %(why)s"
-            logger.warning(words, self._log | {"tier": facts.tier, "why": why})
+            logger.warning(words, self.log | {"tier": facts.tier, "why": why})
         self._each(lambda one: one.served(facts))
 
-    def log_end(self, error: BaseException | None) -> None:
-        elapsed_ms = round((time.monotonic() - self._started) * 1000, 1)
-        log = self._log | {"code": code_of(error), "elapsed_ms": elapsed_ms}
-        words = "%(operation)s %(request_id)s: %(code)s" + " from %(provider)s" * bool(log["provider"])
-        words += " in %(elapsed_ms).1f ms, %(sent_bytes)d bytes sent, %(received_bytes)d received"
-        logger.debug(words, log, extra=log)
-
     def _each(self, event: Callable[[Observation], None]) -> None:
-        for observer, observation in self.observations:
+        for observer, _, observation in self.observations:
             with _log_failure(observer):
                 event(observation)
 
@@ -159,11 +140,9 @@ def _log_failure(observer: Observer, *, besides: BaseException | None = None) ->
 
 def code_of(error: BaseException | None) -> str:
     """ "OK", the code in :data:`cutaway.contract.limits.ERROR_CODES`, or the exception's type: no message, no file."""
-    if error is None:
-        return "OK"
     if isinstance(error, CutawayError):
         return error.code
-    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+    return {type(None): "OK", CancelledError: "CANCELLED"}.get(type(error), type(error).__name__)
 
 
 def requests_of(error: BaseException | None) -> int:

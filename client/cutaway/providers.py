@@ -4,11 +4,16 @@
 >>> fallback = [HuggingFace("briaai/RMBG-1.4", accept_noncommercial=True), Replicate(), Space()]
 """
 
-from cutaway.fallback.answers import Matte, Upscaled
-from cutaway.fallback.base import Provider
-from cutaway.fallback.errors import InvalidAnswer, LicenceNotAccepted, ProviderRefused, ProviderUnavailable
+from cutaway.fallback.answers import (
+    InvalidAnswer,
+    LicenceNotAccepted,
+    Matte,
+    ProviderRefused,
+    ProviderUnavailable,
+    Upscaled,
+)
+from cutaway.fallback.base import Model, Provider
 from cutaway.fallback.huggingface import HuggingFace
-from cutaway.fallback.model import Model
 from cutaway.fallback.replicate import Replicate
 from cutaway.fallback.space import Space
 

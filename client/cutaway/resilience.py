@@ -1,11 +1,8 @@
-"""Deadlines, retries and the retry budget: how long to keep trying, and what is worth another try.
+"""Deadlines, retries and the retry budget; the numbers and their reasons are in `contract.limits`.
 
-The numbers stand in `contract.limits`, each with its reason. The rule itself is the one that well-run API clients
-share: repeat only what can help (unavailable, overloaded, 408, 409, 429, 5xx), wait longer each time, obey the
-server's ``Retry-After`` up to a cap, and never multiply the load on a service that is down.
-
-Tenacity was tried for this. It sleeps and calls by itself, once for synchronous and once for asynchronous code, knows
-no budget and no clock but its own; what was left for it to do is the dozen lines of :meth:`Retries.delay_s`.
+Retried are errors that can pass (unavailable, overloaded, 408, 409, 429, 5xx), with exponential back-off, the server's
+``Retry-After`` up to a maximum, and a budget that bounds the load on a service that is down. Tenacity has no budget and
+no clock to inject; without them it would replace the dozen lines of :meth:`Retries.delay_s`.
 """
 
 from __future__ import annotations
@@ -14,23 +11,20 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 
-T = TypeVar("T")
-Y = TypeVar("Y")
 Clock = Callable[[], float]
 
 
 class Deadline:
-    """A moment after which a call is given up, everything included.
+    """The time by which a whole call has to end.
 
     >>> overall = Deadline(30.0)
     >>> tier = overall.capped(10.0)      # ends with whichever is first
@@ -70,7 +64,7 @@ class Deadline:
         return Deadline(min(seconds, self.left_s), clock=self._clock)
 
     def check(self, what: str, *, need_s: float = 0.0) -> None:
-        """Go on only where more than `need_s` seconds are left.
+        """Check that more than `need_s` seconds are left.
 
         Raises:
             ProcessingTimeout: they are not; `what` did not answer in time.
@@ -80,7 +74,7 @@ class Deadline:
 
     @asynccontextmanager
     async def limit(self, what: str) -> AsyncIterator[None]:
-        """Cancel the block when the time is over.
+        """Cancel the block when the deadline is exceeded.
 
         Raises:
             ProcessingTimeout: it is; `what` did not answer in time.
@@ -105,11 +99,21 @@ class Deadline:
         return f"Deadline({self.left_s:.3f} s left of {self.budget_s:.3f})"
 
 
+def checked_timeout(timeout_s: float) -> float:
+    """
+    Raises:
+        ValueError: no finite number of seconds above 0.
+    """
+    if not 0 < timeout_s < float("inf"):
+        raise ValueError(f"a timeout is a number of seconds above 0, not {timeout_s}")
+    return timeout_s
+
+
 class RetryBudget:
     """Tokens that retries cost and successes bring back; safe to share between threads.
 
-    While everything fails nothing comes back, so n calls send at most n + `tokens` requests: 1.2 times as many from
-    the 25th call on. While most succeed, one call in ten may be repeated for ever.
+    While all calls fail, n calls send at most n + `tokens` requests: 1.2 times as many from the 25th call on. While
+    most succeed, one call in ten may be retried.
     """
 
     def __init__(
@@ -127,9 +131,9 @@ class RetryBudget:
         return self._tokens
 
     def take(self) -> bool:
-        """Pay for one retry; False where there is nothing left to pay with."""
+        """Take the token of one retry; False where the budget is used up."""
         with self._lock:
-            # Tenths add up to a little less than one.
+            # Ten floating-point tenths are a little less than one.
             if self._tokens < 1.0 - 1e-9:
                 return False
             self._tokens = max(0.0, self._tokens - 1.0)
@@ -143,9 +147,9 @@ class RetryBudget:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and after which waits; the defaults and their reasons stand in :mod:`cutaway.contract.limits`.
+    """Number and delays of retries; the defaults and their reasons are in :mod:`cutaway.contract.limits`.
 
-    >>> RetryPolicy(retries=0)                       # never repeat
+    >>> RetryPolicy(retries=0)                       # no retries
     >>> RetryPolicy(first_delay_s=0.1, max_delay_s=1)
     """
 
@@ -159,14 +163,14 @@ class RetryPolicy:
         """Seconds to wait after the failed attempt number `attempt` (0 is the first), or None to stop trying.
 
         Args:
-            retry_after_s: what the server asked for, if anything; it is obeyed as it is, without jitter.
+            retry_after_s: the server's ``Retry-After``, if any, which is used without jitter.
             draw: a random number in [0, 1).
         """
         if attempt >= self.retries:
             return None
         if retry_after_s is not None:
             return retry_after_s if retry_after_s <= self.retry_after_max_s else None
-        # The power is bounded, because 2.0**1024 is an error and not merely large.
+        # The exponent is bounded, because 2.0**1024 overflows.
         wait = min(self.max_delay_s, self.first_delay_s * 2.0 ** min(attempt, 30))
         return float(wait * (1.0 - self.jitter * draw()))
 
@@ -184,8 +188,8 @@ class Retries:
     def delay_s(self, error: CutawayError) -> float | None:
         """Seconds to wait before the next attempt, or None where the error is to be raised.
 
-        None when the same request cannot succeed later, the attempts or the budget are used up, the server asks for
-        more patience than the cap, or the wait would outlast the deadline.
+        None where the same request cannot succeed later, the attempts or the budget are used up, or the delay exceeds
+        the maximum ``Retry-After`` or the deadline.
         """
         if not error.retry:
             return None
@@ -197,86 +201,11 @@ class Retries:
 
 
 def asked_to_wait_s(error: CutawayError) -> float | None:
-    """What the server itself asked for: the table's suggestion for the code is advice to people, not a request."""
+    """The server's own ``Retry-After``; the table's value for the code is for people and not used for retries."""
     said = error.details.get("retry_after_seconds")
     if isinstance(said, (int, float)) and 0 <= said < float("inf"):
         return float(said)
     return error.asked_to_wait_s
-
-
-def drive(work: Generator[Y, Any, T], perform: Callable[[Y], Any]) -> T:
-    """Run a generator that yields what is to be done and is sent what came of it, to its result.
-
-    Whatever goes wrong, a KeyboardInterrupt included, is raised inside the generator, which may yield once more (to
-    undo what it began) before it lets it out. So a rule is written once, as a generator, and runs under threads and,
-    with :func:`drive_async`, under asyncio.
-    """
-    outcome: Any = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            step = work.send(outcome) if failure is None else work.throw(failure)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        outcome, failure = None, None
-        try:
-            outcome = perform(step)
-        except BaseException as error:
-            failure = error
-
-
-async def drive_async(work: Generator[Y, Any, T], perform: Callable[[Y], Awaitable[Any]]) -> T:
-    """The same as :func:`drive` where performing a step is awaited; a cancelled task is such a failure too."""
-    outcome: Any = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            step = work.send(outcome) if failure is None else work.throw(failure)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        outcome, failure = None, None
-        try:
-            outcome = await perform(step)
-        except BaseException as error:
-            failure = error
-
-
-def retry(call: Callable[[], T], retries: Retries, *, sleep: Callable[[float], None] = time.sleep) -> T:
-    """Call until it succeeds or another attempt is not worth it.
-
-    Raises:
-        CutawayError: the last attempt's.
-    """
-    result: T = drive(_retrying(retries), lambda wait: call() if wait is None else sleep(wait))
-    return result
-
-
-async def retry_async(
-    call: Callable[[], Awaitable[T]],
-    retries: Retries,
-    *,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> T:
-    """The same as :func:`retry`, for a coroutine function."""
-    result: T = await drive_async(_retrying(retries), lambda wait: call() if wait is None else sleep(wait))
-    return result
-
-
-def _retrying(retries: Retries) -> Generator[float | None, Any, Any]:
-    """Yields None for a call and seconds for a wait."""
-    while True:
-        try:
-            result = yield None
-        except CutawayError as error:
-            wait = retries.delay_s(error)
-            if wait is None:
-                raise
-            yield wait
-        else:
-            retries.budget.succeeded()
-            return result
 
 
 def parse_retry_after(value: str | None, *, now: Callable[[], datetime] | None = None) -> float | None:

@@ -1,26 +1,27 @@
-"""What comes back: cut-outs, boxes, scores and the report. What a server says is believed where it fits together."""
+"""Results: cut-outs, boxes, scores and the report, validated against one another."""
 
 from __future__ import annotations
 
 import io
+import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.contract.errors import InputError
 from cutaway.contract.headers import PictureHeader, picture_format, read_header
 from cutaway.decode import open_checked
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
-from cutaway.wire import Tensor, malformed
+from cutaway.transports.base import Tensor
+from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
-    import os
-
-    from PIL import Image
+    from PIL.Image import Image as PILImage
 
     from cutaway.fallback.chain import Tried
 
@@ -28,16 +29,17 @@ DETECTION_OUTPUTS = ("boxes", "scores", "report")
 CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
 
 PICTURE_SUFFIXES = (
-    *(".png", ".webp", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp"),
+    *(".png", ".webp", ".jpg", ".jpeg", ".jfif", ".zip", ".gif", ".bmp"),
     *(".tif", ".tiff", ".avif", ".heic", ".psd", ".svg", ".pdf"),
 )
-"""What makes a name that of a file and not of a folder; only the first two can be written."""
+"""Extensions that make a path a file's and not a folder's, whether or not it can be written."""
 
-_SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif")}
+_SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "zip": (".zip",)}
+_LAYERS = ("color.jpg", "alpha.png")
 
 
 class EncodedResult:
-    """A result that holds an encoded file: as a PIL image, as an array, saved, shown in a notebook."""
+    """A result with an encoded file: as a PIL image, as an array, saved, shown in a notebook."""
 
     data: bytes
     media_type: str
@@ -47,20 +49,20 @@ class EncodedResult:
 
     @property
     def extension(self) -> str:
-        """What the file's name should end with: ".png", ".jpg" or ".webp"."""
+        """The file's extension: ".png", ".jpg", ".webp" or ".zip"."""
         return _SUFFIXES[self._file()[1]][0]
 
-    def pil(self) -> Image.Image:
-        """The picture as a PIL image: RGBA, RGB where it is opaque, L for a mask.
+    def pil(self) -> PILImage:
+        """The picture as a PIL image: RGBA, RGB where it is opaque, L for a mask; a ZIP's layers put together.
 
         Raises:
             InferenceError: it cannot be decoded.
         """
-        data = self._file()[0]
         try:
-            image = open_checked(data, read_header(data))
-            image.load()
-        except Exception as error:  # Pillow's plugins raise whatever a damaged file drives them to
+            image, *alphas = (_opened(part) for part in _parts(*self._file()))
+            for alpha in alphas:
+                image.putalpha(alpha)
+        except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
             raise malformed("a picture cannot be decoded") from error
         return image
 
@@ -73,8 +75,8 @@ class EncodedResult:
         """Write the encoded file as it is.
 
         Raises:
-            ValueError: the name's extension says another format.
-            FileExistsError: the file is there and `overwrite` is False.
+            ValueError: the name has the extension of another format.
+            FileExistsError: the file exists and `overwrite` is False.
         """
         path, (data, form) = Path(path), self._file()
         if path.suffix.lower() not in _SUFFIXES[form]:
@@ -84,13 +86,29 @@ class EncodedResult:
         return path
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
         data, form = self._file()
         if form == "png":
             return data
         buffer = io.BytesIO()
         self.pil().save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
+
+
+def _parts(data: bytes, form: str) -> list[bytes]:
+    """The pictures of a file: itself, or the colours and the alpha of a ZIP, which are stored as they are."""
+    if form != "zip":
+        return [data]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = [archive.getinfo(name) for name in _LAYERS]
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # else it may be a bomb
+            raise malformed("the layers of a cut-out are compressed")
+        return [archive.read(entry) for entry in entries]
+
+
+def _opened(data: bytes) -> PILImage:
+    image = open_checked(data, read_header(data))
+    image.load()
+    return image
 
 
 @dataclass(frozen=True)
@@ -100,11 +118,11 @@ class Cutout(EncodedResult):
     Attributes:
         id: the person's id for subject "each" (0 is the largest), else 0.
         people: ids of the people in it; none for subject "all".
-        box: x1, y1, x2, y2 around all that was detected in it.
+        box: x1, y1, x2, y2 around all detections in it.
         score: the confidence of the least certain person in it, 0 to 1.
         frame: x1, y1, x2, y2 of the rectangle that this cut-out covers: paste it at the first two to put it back.
         image: the encoded file.
-        format: "png" or "webp".
+        format: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png.
     """
 
     id: int
@@ -113,7 +131,7 @@ class Cutout(EncodedResult):
     score: float
     frame: Frame
     image: bytes = field(repr=False)
-    format: Literal["png", "webp"]
+    format: Literal["png", "webp", "jpeg", "zip"]
 
     def _file(self) -> tuple[bytes, str]:
         return self.image, self.format
@@ -121,17 +139,17 @@ class Cutout(EncodedResult):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an answer came from, and what it took.
+    """The origin of an answer.
 
     Attributes:
-        provider: who served it: "triton", or the hosted "huggingface", "replicate" or "space".
+        provider: the one that served it: "triton", or the hosted "huggingface", "replicate" or "space".
         request_id: the id under which the server logged the request.
-        elapsed_ms: milliseconds from the call to the answer, as the caller saw them.
+        elapsed_ms: milliseconds from the call to the answer.
         tier: 1 for your own server, 2 to 4 for hosted models.
         url: the server that answered; "" for hosted models.
-        tried: why those before did not serve, in order.
-        requests: how many were sent to your own servers, repeats included.
-        from_cache: nobody was asked: it lay in the cache.
+        tried: the tiers that failed before, in order.
+        requests: requests to your own servers, retries included.
+        from_cache: whether the answer came from the cache, without a request.
     """
 
     provider: str
@@ -144,42 +162,28 @@ class Origin:
     from_cache: bool = False
 
 
+def _of_origin(name: str) -> Any:
+    return property(attrgetter(f"origin.{name}"))
+
+
 class _Served:
-    """An answer, whose origin's attributes are its own, too."""
+    """An answer with its origin's attributes."""
 
     origin: Origin
-
-    @property
-    def provider(self) -> str:
-        return self.origin.provider
-
-    @property
-    def tier(self) -> int:
-        return self.origin.tier
-
-    @property
-    def tried(self) -> tuple[Tried, ...]:
-        return self.origin.tried
-
-    @property
-    def request_id(self) -> str:
-        return self.origin.request_id
-
-    @property
-    def elapsed_ms(self) -> float:
-        return self.origin.elapsed_ms
+    provider: str = _of_origin("provider")
+    request_id: str = _of_origin("request_id")
+    elapsed_ms: float = _of_origin("elapsed_ms")
+    tier: int = _of_origin("tier")
+    tried: tuple[Tried, ...] = _of_origin("tried")
+    requests: int = _of_origin("requests")
+    from_cache: bool = _of_origin("from_cache")
 
 
 @dataclass(frozen=True, eq=False)
 class Detection(_Served):
-    """Who is where.
-
-    Attributes:
-        boxes: (N, 4) float32, x1, y1, x2, y2 in pixels of the upright picture, largest person first.
-        scores: (N,) float32, the detector's confidence, 0 to 1.
-        report: everything else the server tells.
-        origin: who served it and why not those before; its attributes are this object's, too.
-    """
+    """The people that were detected, largest first: `boxes` (N, 4) float32, x1, y1, x2, y2 in pixels of the upright
+    picture, `scores` (N,) float32, the detector's confidence, 0 to 1, the server's report, and the answer's origin,
+    whose attributes are this object's, too."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -187,16 +191,7 @@ class Detection(_Served):
     origin: Origin
 
     @property
-    def requests(self) -> int:
-        return self.origin.requests
-
-    @property
-    def from_cache(self) -> bool:
-        return self.origin.from_cache
-
-    @property
     def timings_ms(self) -> Mapping[str, float]:
-        """The server's milliseconds per stage."""
         return self.report.timings_ms
 
     @property
@@ -209,11 +204,8 @@ class Detection(_Served):
 
 @dataclass(frozen=True, eq=False)
 class CutResult(Detection):
-    """The cut-outs of one picture; boxes and scores are the detected people's, see :class:`Detection`.
-
-    Attributes:
-        cutouts: one with everybody for subject "people" and "all", one per person for "each".
-    """
+    """The cut-outs of one picture: one with everybody for subject "people" and "all", one per person for "each"; boxes
+    and scores are the detected people's, see :class:`Detection`."""
 
     cutouts: tuple[Cutout, ...]
 
@@ -226,25 +218,21 @@ class CutResult(Detection):
         return len(self.cutouts)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> list[Path]:
-        """Write the cut-outs.
+        """Write the cut-outs and return their paths.
 
         Args:
-            path: a file ("cutout.png"; several become "cutout-0.png", "cutout-1.png", …, numbered by id) or a
-                folder, which is made if it is not there ("cutouts/cutout.png" or "cutouts/cutout-0.png", …). A name
-                that ends as files of pictures do is a file, every other one a folder.
-            overwrite: whether files that are there may be replaced.
-
-        Returns:
-            The files written.
+            path: a file (a path with a picture's extension: "cutout.png", several become "cutout-0.png",
+                "cutout-1.png", …, numbered by id) or a folder, which is created if needed ("cutouts/cutout.png").
+            overwrite: whether existing files are replaced.
 
         Raises:
-            ValueError: the file's extension says another format than the cut-outs have.
-            FileExistsError: a file is there and `overwrite` is False.
+            ValueError: the path has the extension of another format than the cut-outs'.
+            FileExistsError: a file exists and `overwrite` is False.
         """
         path = Path(path)
         if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES:
             path.mkdir(parents=True, exist_ok=True)
-            path /= f"cutout.{self.cutouts[0].format}"
+            path /= f"cutout{self.cutouts[0].extension}"
         if len(self.cutouts) == 1:
             return [self.cutouts[0].save(path, overwrite=overwrite)]
         return [
@@ -258,18 +246,8 @@ class CutResult(Detection):
 
 @dataclass(frozen=True, eq=False)
 class UpscaleResult(EncodedResult, _Served):
-    """An enlarged picture.
-
-    Attributes:
-        data: the encoded file as the provider sent it.
-        media_type: what it is, such as "image/png".
-        width_px: its width.
-        height_px: its height.
-        model: what enlarged it.
-        licence: of the model's weights, in words.
-        cost: what a picture costs, in words.
-        origin: who served it and why not those before.
-    """
+    """An enlarged picture: the file as the provider sent it, the upscaling model, and in words the licence of its
+    weights and what a picture costs."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -282,70 +260,56 @@ class UpscaleResult(EncodedResult, _Served):
 
 
 def read_detection(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader | None = None) -> Detection:
-    """Build a detection from a server's outputs; see :func:`read_cut`.
-
-    Raises:
-        InferenceError: outputs are missing or contradict one another.
-    """
+    """Build a detection from a server's outputs; see :func:`read_cut`."""
     return Detection(*_detected(outputs, sent), origin)
 
 
 def read_cut(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader | None = None) -> CutResult:
-    """Build a result from a server's outputs. Pictures are held against the report by their headers, so that none is
-    decoded that is larger than what was cut.
+    """Build a result from a server's outputs. Cut-outs' headers are held against the report, so that none of another
+    size is decoded.
 
     Args:
-        sent: the header of the picture that was sent, whose size the report has to tell.
+        sent: the header of the picture that was sent, than which the report's may not be larger.
 
     Raises:
         InferenceError: outputs are missing or contradict one another.
     """
     boxes, scores, report = _detected(outputs, sent)
     images = outputs.get("images")
-    if not isinstance(images, list):
-        raise malformed("it holds no cut-outs")
-    if not images or len(images) != len(report.cutouts):
-        raise malformed(f"it holds {len(images)} cut-outs and its report tells of {len(report.cutouts)}")
-    cutouts = tuple(_cutout(entry, image) for entry, image in zip(report.cutouts, images, strict=True))
-    return CutResult(boxes, scores, report, origin, cutouts)
+    if not isinstance(images, list) or not images or len(images) != len(report.cutouts):
+        raise malformed("it does not hold the cut-outs of which its report tells")
+    return CutResult(boxes, scores, report, origin, tuple(map(_cutout, report.cutouts, images)))
 
 
-def _detected(
-    outputs: Mapping[str, Tensor], sent: PictureHeader | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32], Report]:
-    raw = outputs.get("report")
+def _detected(outputs: Mapping[str, Tensor], sent: PictureHeader | None) -> tuple[Any, Any, Report]:
+    boxes, scores, raw = (cast("Any", outputs.get(name)) for name in DETECTION_OUTPUTS)
     if not isinstance(raw, list) or len(raw) != 1:
         raise malformed("it holds no report")
-    boxes, scores = _floats(outputs.get("boxes")), _floats(outputs.get("scores"))
+    for found in (boxes, scores):
+        if not isinstance(found, np.ndarray) or found.dtype != np.float32 or not np.isfinite(found).all():
+            raise malformed("it holds no boxes or scores, or some that are not finite")
     if scores.ndim != 1 or boxes.shape != (len(scores), 4):
         raise malformed("its boxes and scores do not fit together")
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise malformed("its boxes or scores are not finite")
     report = parse_report(raw[0])
-    if sent is not None and {report.width_px, report.height_px} != {sent.width_px, sent.height_px}:
-        raise malformed("its report is of a picture of another size")
+    if sent is not None:
+        reported, was_sent = sorted((report.width_px, report.height_px)), sorted((sent.width_px, sent.height_px))
+        if reported[0] > was_sent[0] or reported[1] > was_sent[1]:
+            raise malformed("its report is of a larger picture")
     return boxes, scores, report
 
 
-def _floats(found: Tensor | None) -> NDArray[np.float32]:
-    if not isinstance(found, np.ndarray) or found.dtype != np.float32:
-        raise malformed("it holds no boxes or scores")
-    return found.astype(np.float32, copy=False)
-
-
 def _cutout(entry: CutoutEntry, image: bytes) -> Cutout:
-    found = picture_format(image)
-    if found not in ("png", "webp"):
-        raise malformed("a cut-out is neither PNG nor WebP")
+    form: Any = "zip" if image.startswith(b"PK\x03\x04") else picture_format(image)
+    if form not in ("png", "webp", "jpeg", "zip"):
+        raise malformed("a cut-out is neither PNG, WebP, JPEG nor ZIP")
     if entry.file_bytes != len(image):
         raise malformed("a cut-out has another length than its report says")
-    x1, y1, x2, y2 = entry.frame
     try:
-        header = read_header(image)
-    except InputError as error:
+        headers = [read_header(part) for part in _parts(image, form)]
+    except Exception as error:  # a damaged ZIP raises many
         raise malformed("a cut-out's header makes no sense") from error
-    if (header.width_px, header.height_px) != (x2 - x1, y2 - y1):
+    x1, y1, x2, y2 = entry.frame
+    size = entry.size or (x2 - x1, y2 - y1)
+    if any((header.width_px, header.height_px) != size for header in headers):
         raise malformed("a cut-out has another size than its frame")
-    return Cutout(
-        entry.id, entry.people, entry.box, entry.score, entry.frame, image, "png" if found == "png" else "webp"
-    )
+    return Cutout(entry.id, entry.people, entry.box, entry.score, entry.frame, image, form)

@@ -12,29 +12,23 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast
+from dataclasses import replace
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cutaway import loop
-from cutaway.calls import checked_timeout
+from cutaway.call import Settings
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_stream_options, to_parameters
 from cutaway.frames import FrameInput, StreamFrame, StreamStatistics, checked
 from cutaway.inputs import ImageInput, encode
 from cutaway.report import parse_report
-from cutaway.transports.base import AsyncTransport, InferRequest, InputTensor, SequencePart
-from cutaway.transports.connection import Tls
-from cutaway.wire import malformed
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from numpy.typing import NDArray
-
-    from cutaway.report import Report
-    from cutaway.wire import Tensor
+from cutaway.transports import Tls, open_transport
+from cutaway.transports.base import InferRequest, InputTensor, SequencePart, Transport
+from cutaway.transports.failures import malformed
 
 T = TypeVar("T")
 STREAM = "stream_pipeline"
@@ -42,37 +36,20 @@ END_TIMEOUT_S = 0.5
 """For the request that ends a stream; without it the server's own timeout ends it."""
 
 
-class StreamOptionKeywords(TypedDict, total=False):
-    """The options as keyword arguments; None keeps the server's default."""
+class StreamKeywords(TypedDict, total=False):
+    """The keyword arguments of a stream; for options None keeps the server's default."""
 
+    background: ImageInput
     min_confidence: float | None
     smoothing: float | None
     channels: Literal["rgb", "bgr"] | None
     quality: int | None
-
-
-class StreamKeywords(StreamOptionKeywords, total=False):
-    """All keyword arguments of a stream."""
-
-    background: ImageInput
     timeout_s: float
     token: str | None
     api_key: str | None
     headers: Mapping[str, str] | None
     tls: Tls | None
-    transport: AsyncTransport | None
-
-
-class _Submitted(NamedTuple):
-    id: int
-    image: FrameInput
-    at: float  # seconds of time.perf_counter
-
-    def done(self, image: FrameInput, report: Report, *, untouched: bool) -> StreamFrame:
-        return StreamFrame(self.id, image, untouched, None, report, (time.perf_counter() - self.at) * 1000)
-
-    def failed(self, error: CutawayError) -> StreamFrame:
-        return StreamFrame(self.id, self.image, True, error, None, (time.perf_counter() - self.at) * 1000)
+    transport: Transport | None
 
 
 class AsyncStream:
@@ -83,34 +60,26 @@ class AsyncStream:
             async for done in stream:
                 ...
 
-    Arguments and errors are those of :class:`cutaway.Stream`. A stream is entered and used in one event loop.
+    Arguments, methods and errors are those of :class:`cutaway.Stream`. It is entered and used in one event loop.
     """
 
-    def __init__(
-        self,
-        url: str = limits.DEFAULT_URL,
-        *,
-        background: ImageInput = str(limits.STREAM_OPTIONS["background"].default),
-        timeout_s: float = limits.STREAM_TIMEOUT_S,
-        token: str | None = None,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: Tls | None = None,
-        transport: AsyncTransport | None = None,
-        **options: Unpack[StreamOptionKeywords],
-    ) -> None:
-        is_words = isinstance(background, str) and background.startswith(("#", "blur:"))
-        given = {"background": background if is_words else "picture", **options}
-        parse_stream_options(given)
-        self._parameters = to_parameters(given)
-        self._background = None if is_words else encode(background, verify=True).data
-        self._timeout_s = checked_timeout(timeout_s)
-        self._transport = transport or _open(url, token, api_key, headers, tls)
+    def __init__(self, url: str = limits.DEFAULT_URL, **given: Unpack[StreamKeywords]) -> None:
+        if unknown := given.keys() - StreamKeywords.__annotations__:
+            raise TypeError(f"a stream has no argument {min(unknown)!r}")
+        rest: dict[str, Any] = {"timeout_s": limits.STREAM_TIMEOUT_S, **given}
+        options = {name: rest.pop(name, None) for name in limits.STREAM_OPTIONS}
+        background, self._background = options["background"], None
+        if background is not None and not (isinstance(background, str) and background.startswith(("#", "blur:"))):
+            options["background"], self._background = "picture", encode(background, verify=True).data
+        parse_stream_options(options)
+        self._parameters = to_parameters(options)
+        self._settings = Settings(url, **rest)
+        self._transport = self._settings.transport or open_transport(self._settings.connections[0])
         # Kept for good: a start under the same id takes the old place at the server.
         self._sequence_id = 1 + secrets.randbelow(2**62)
-        self._started = self._finished = self._in_flight = False
-        self._waiting: _Submitted | None = None
-        self._done: deque[StreamFrame] = deque()
+        self._started = self._finished = False
+        self._waiting: tuple[int, FrameInput, float] | None = None
+        self._done: deque[StreamFrame] = deque(maxlen=limits.STREAM_RESULTS_KEPT)
         self._counts: Counter[str] = Counter()
         self._last: deque[tuple[float, float]] = deque(maxlen=limits.STREAM_STATISTICS_FRAMES)
         self._back_off_s = self._back_off_until = 0.0
@@ -139,8 +108,8 @@ class AsyncStream:
                     await self._change()
         if not self._done:
             return None
+        self._counts["skipped"] += len(self._done) - 1
         frame = self._done.pop()
-        self._counts["skipped"] += len(self._done)
         self._done.clear()
         return frame
 
@@ -170,11 +139,10 @@ class AsyncStream:
                 await self._worker
         if self._started:
             self._started = False
-            end = SequencePart(self._sequence_id, ends=True)
+            part = SequencePart(self._sequence_id, ends=True)
+            end = InferRequest(STREAM, b"", ("report",), inputs=(), sequence=part, timeout_s=END_TIMEOUT_S)
             with suppress(CutawayError):
-                await self._transport.infer(
-                    InferRequest(STREAM, b"", ("report",), inputs=(), sequence=end, timeout_s=END_TIMEOUT_S)
-                )
+                await self._transport.infer(end)
         await self._transport.aclose()
 
     def _put(self, image: FrameInput, at: float) -> int:
@@ -182,16 +150,16 @@ class AsyncStream:
             raise RuntimeError("the stream is finished: it takes no more frames")
         self._counts["submitted"] += 1
         self._counts["dropped"] += self._waiting is not None
-        self._waiting = _Submitted(self._counts["submitted"], image, at)
+        self._waiting = self._counts["submitted"], image, at
         self._changed.set()
-        return self._waiting.id
+        return self._counts["submitted"]
 
     @property
     def _over(self) -> bool:
         """Whether no further frame can be done."""
         if self._worker is None:
             raise RuntimeError("the stream was not entered: async with AsyncStream(…) as stream")
-        return self._worker.done() or (self._finished and self._waiting is None and not self._in_flight)
+        return self._worker.done()
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -202,73 +170,63 @@ class AsyncStream:
             if self._waiting is None:
                 await self._change()
                 continue
-            submitted, self._waiting, self._in_flight = self._waiting, None, True
-            frame = await self._serve(submitted)
-            self._in_flight = False
+            (number, image, at), self._waiting = self._waiting, None
+            frame = replace(await self._serve(number, image), latency_ms=(time.perf_counter() - at) * 1000)
             self._counts.update(done=1, untouched=frame.untouched, overloaded=frame.overloaded)
             self._last.append((time.perf_counter(), frame.latency_ms))
+            self._counts["skipped"] += len(self._done) == self._done.maxlen
             self._done.append(frame)
-            if len(self._done) > limits.STREAM_RESULTS_KEPT:
-                self._done.popleft()
-                self._counts["skipped"] += 1
             self._changed.set()
 
-    async def _serve(self, submitted: _Submitted) -> StreamFrame:
+    async def _serve(self, number: int, image: FrameInput) -> StreamFrame:
         """The frame that the server made of a submitted one; the submitted one, untouched, where it fails."""
         while time.monotonic() >= self._back_off_until:
             starts, self._started = not self._started, True
             try:
-                outputs = await self._transport.infer(self._request(submitted, starts))
-                frame = self._read(submitted, outputs)
+                frame = await self._send(number, image, starts)
             except (InputError, RequestCancelled) as error:
-                return submitted.failed(error)
+                return StreamFrame(number, image, True, error)
             except CutawayError as error:
                 self._started = False
                 # Otherwise the server may only have ended this stream, or have restarted: it is started once more.
                 if starts or isinstance(error, ProcessingTimeout):
-                    self._failure = error
                     wait_s = max(2 * self._back_off_s, limits.STREAM_BACK_OFF_FIRST_S)
-                    self._back_off_s = min(wait_s, limits.STREAM_BACK_OFF_MAX_S)
+                    self._failure, self._back_off_s = error, min(wait_s, limits.STREAM_BACK_OFF_MAX_S)
                     self._back_off_until = time.monotonic() + self._back_off_s
             else:
                 self._back_off_s = 0.0
                 return frame
-        return submitted.failed(self._failure)
+        return StreamFrame(number, image, True, self._failure)
 
-    def _request(self, submitted: _Submitted, starts: bool) -> InferRequest:
-        is_file = isinstance(submitted.image, bytes)
-        inputs = [InputTensor("file" if is_file else "frame", submitted.image)]
+    async def _send(self, number: int, image: FrameInput, starts: bool) -> StreamFrame:
+        """The server's answer; InferenceError where it is malformed."""
+        inputs = [InputTensor("file" if isinstance(image, bytes) else "frame", image)]
         if starts and self._background is not None:
             inputs.append(InputTensor("background", self._background))
-        return InferRequest(
+        wanted = "jpeg" if isinstance(image, bytes) else "frame"
+        request = InferRequest(
             STREAM,
             b"",
-            ("jpeg" if is_file else "frame", "report"),
+            (wanted, "report"),
             parameters=self._parameters if starts else {},
-            request_id=f"frame-{submitted.id}",
-            timeout_s=self._timeout_s,
+            request_id=f"frame-{number}",
+            timeout_s=self._settings.timeout_s,
             inputs=tuple(inputs),
             sequence=SequencePart(self._sequence_id, begins=starts),
         )
-
-    @staticmethod
-    def _read(submitted: _Submitted, outputs: Mapping[str, Tensor]) -> StreamFrame:
-        """
-        Raises:
-            InferenceError: the answer is malformed.
-        """
-        reports, jpegs, image = outputs.get("report"), outputs.get("jpeg"), outputs.get("frame")
+        outputs = await self._transport.infer(request)
+        reports, done = outputs.get("report"), outputs.get(wanted)
         if not isinstance(reports, list) or len(reports) != 1:
             raise malformed("it holds no report")
         report = parse_report(reports[0])
         untouched = report.raw.get("untouched") is True
-        if isinstance(submitted.image, bytes):
-            if not isinstance(jpegs, list) or len(jpegs) != 1:
+        if isinstance(image, bytes):
+            if not isinstance(done, list) or len(done) != 1:
                 raise malformed("it holds no JPEG")
-            return submitted.done(submitted.image if untouched else jpegs[0], report, untouched=untouched)
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != submitted.image.shape:
+            return StreamFrame(number, image if untouched else done[0], untouched, report=report)
+        if not isinstance(done, np.ndarray) or done.dtype != np.uint8 or done.shape != image.shape:
             raise malformed("its frame has another form than the one that was sent")
-        return submitted.done(cast("NDArray[np.uint8]", image), report, untouched=untouched)
+        return StreamFrame(number, cast(NDArray[np.uint8], done), untouched, report=report)
 
 
 class Stream:
@@ -277,8 +235,7 @@ class Stream:
         with Stream("grpc://localhost:8001", background="#00FF00", channels="bgr") as stream:
             while True:
                 stream.submit(camera.read()[1])
-                done = stream.latest()
-                if done is not None:
+                if done := stream.latest():
                     show(done.image)
 
     `submit` never waits: where frames come faster than the server answers, the newest one is sent, and older ones are
@@ -324,11 +281,7 @@ class Stream:
         return self._call(self._stream._put, checked(frame), at)
 
     def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
-        """The newest frame that is done and not taken; older ones are skipped.
-
-        Args:
-            timeout_s: seconds to wait for one; None is returned after them.
-        """
+        """The newest frame that is done and not taken, older ones are skipped; None where there is none in time."""
         return loop.run(self._stream.latest(timeout_s))
 
     def __iter__(self) -> Iterator[StreamFrame]:
@@ -353,26 +306,3 @@ class Stream:
             return function(*arguments)
 
         return loop.run(call())
-
-
-def _open(
-    url: str, token: str | None, api_key: str | None, headers: Mapping[str, str] | None, tls: Tls | None
-) -> AsyncTransport:
-    from cutaway.calls import settings_of
-
-    settings = settings_of(
-        url,
-        timeout_s=None,
-        token=token,
-        api_key=api_key,
-        headers=headers,
-        tls=tls,
-        retry=None,
-        fallback=(),
-        cache=None,
-        observers=(),
-        verify=False,
-        max_decompression_ratio=None,
-        shared_memory=None,
-    )
-    return settings.open_async_transport(settings.connections[0])

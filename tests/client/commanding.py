@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ def run(*arguments: str) -> int:
         return cli.main(arguments)
     except SystemExit as end:
         return int(end.code or 0)
+    finally:
+        logging.getLogger("cutaway").handlers = []
 
 
 def command(

@@ -15,9 +15,12 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-from cutaway.transports import Connection, open_async_transport, open_transport
+from cutaway import loop
+from cutaway.cancel import Cancel
+from cutaway.transports import Connection, open_transport
 from cutaway.transports.base import InferRequest, parse_address
 
 warnings.simplefilter("error")
@@ -51,9 +54,22 @@ def in_child(work: Callable[[], None]) -> None:
     print("child ended with", os.waitstatus_to_exitcode(status), flush=True)
 
 
+class Synchronous:
+    """A transport in the loop thread, as `Client` uses it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._transport = open_transport(connection)
+
+    def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Any]:
+        return loop.run(self._transport.infer(request), cancel)
+
+    def close(self) -> None:
+        loop.run(self._transport.aclose())
+
+
 def synchronous(url: str) -> None:
     connection = Connection(parse_address(url))
-    transport = open_transport(connection)
+    transport = Synchronous(connection)
     assert transport.infer(request(b"parent")) == {"images": [b"parent"]}
 
     def work() -> None:
@@ -66,7 +82,7 @@ def synchronous(url: str) -> None:
         with pytest.raises(RuntimeError):
             transport.infer(request(b"closed"))
         if url.startswith("http"):
-            with_own = open_transport(connection)
+            with_own = Synchronous(connection)
             assert with_own.infer(request(b"own")) == {"images": [b"own"]}
             with_own.close()
 
@@ -85,7 +101,7 @@ def synchronous(url: str) -> None:
 
 def asynchronous(url: str) -> None:
     connection = Connection(parse_address(url))
-    transport = open_async_transport(connection)
+    transport = open_transport(connection)
     loop = asyncio.new_event_loop()
     assert loop.run_until_complete(transport.infer(request(b"parent"))) == {"images": [b"parent"]}
 

@@ -27,7 +27,7 @@ from tests.client.commanding import ONE, command, lines_of, read_jsonl, run
 from tests.client.hosted.peers import Peer, Reply
 from tests.integration import picture_files as make
 
-COMMANDS = ["cut", "detect", "composite", "upscale", "health", "models"]
+AUTO = {name: row.default for name, row in options.AUTO.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -62,15 +62,18 @@ def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[st
         assert re.search(rf"{option.minimum:g}(\.0)?<=x<={option.maximum:g}", words)
     elif option.kind not in ("bool", "choice"):
         assert option.allowed in words
-    if option.default is not None and not isinstance(option.default, bool):
-        assert f"default: {option.default}" in words
+    default = options.AUTO.get(name, option).default
+    if default is not None and not isinstance(default, bool):
+        assert f"default: {default}" in words
+
+
+async def _smoothness(_: click.Context, smoothness: int) -> int:
+    return smoothness
 
 
 def test_a_new_row_of_the_table_is_an_option_by_itself() -> None:
     row = Option("smoothness", "int", 3, "how smooth", minimum=1, maximum=9)
-    command = click.command("cut")(
-        options.table(["smoothness"], {"smoothness": row})(lambda **given: given["smoothness"])
-    )
+    command = options.command(*options.table(["smoothness"], {"smoothness": row}))(_smoothness)
     assert command.main(["--smoothness", "7"], standalone_mode=False) == 7
     with pytest.raises(click.UsageError, match="1<=x<=9"):
         command.main(["--smoothness", "10"], standalone_mode=False)
@@ -95,11 +98,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["paint"], "No such command 'paint'"),
         (["cut"], "IMAGE"),
-        (["cut", "https://example.com/a.jpg"], "curl -L -o photo.jpg 'https://example.com/a.jpg'"),
+        (["cut", "https://example.com/a.jpg"], "there is no picture 'https://example.com/a.jpg'"),
         (["cut", "none.jpg"], "there is no picture 'none.jpg'"),
         (["cut", "a.jpg", "--feather-px", "51"], "0<=x<=50"),
         (["cut", "a.jpg", "--padding-px", "many"], "is not a valid integer range"),
-        (["cut", "a.jpg", "--subject", "cats"], "'cats' is not one of 'people', 'each', 'all'"),
+        (["cut", "a.jpg", "--subject", "cats"], "'cats' is not one of 'people', 'each', "),
         (["cut", "a.jpg", "--background", "green"], "#RRGGBB"),
         (["cut", "a.jpg", "--select", "first"], "a list of ids"),
         (["cut", "a.jpg", "--subject", "all", "--select", "0"], "use one of them"),
@@ -128,12 +131,12 @@ def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_what_is_typed_is_what_is_sent(typed: list[str], sent: dict[str, Any]) -> None:
-    """Defaults are not: they are the server's to choose."""
+    """Defaults are not, but for the subject: they are the server's to choose."""
     with Peer(lambda _: Reply(503)) as peer:
         assert run("cut", "a.jpg", *typed, "--url", peer.base_url, "--retries", "0") == codes.UNAVAILABLE
         (received,) = peer.received
     form = json.loads(received.body[: int(received.headers["inference-header-content-length"])])
-    assert {name: value for name, value in form["parameters"].items() if name in OPTIONS} == sent
+    assert {name: value for name, value in form["parameters"].items() if name in OPTIONS} == AUTO | sent
 
 
 # -------------------------------------------------------------------------------------------------------------- cut
@@ -152,6 +155,15 @@ def test_cuts(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
 def test_cuts_into_cutouts_without_being_told(answering: None) -> None:
     assert run("cut", "a.jpg", "--subject", "each") == codes.OK
     assert Path("cutouts/a-0.png").exists()
+
+
+def test_what_is_too_large_goes_as_a_smaller_copy(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.radial_gradient("L").resize((8160, 6144)).save("large.jpg", quality=30)
+    assert run("cut", "large.jpg", "--no-fit") == codes.FAILED
+    assert re.search(r"large\.jpg: (TOO_MANY_PIXELS|RESOLUTION_TOO_LARGE|IMAGE_BOMB): ", capsys.readouterr().err)
+    with Peer(lambda _: Reply(503)) as peer:
+        assert run("cut", "large.jpg", "--url", peer.base_url, "--retries", "0") == codes.UNAVAILABLE
+        assert len(peer.received) == 1, "it was sent"
 
 
 def test_quiet_says_nothing(answering: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,6 +306,24 @@ def test_no_traceback_whatever_is_missing() -> None:
 def test_as_a_module() -> None:
     ended = subprocess.run([sys.executable, "-m", "cutaway", "--version"], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (codes.OK, f"cutaway {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("cutaway co", {"composite"}),
+        ("cutaway cut --subj", {"--subject"}),
+        ("cutaway cut --subject ", set(OPTIONS["subject"].choices)),
+        ("cutaway composite --place bottom-", {"bottom-left", "bottom-right"}),
+    ],
+)
+def test_a_shell_completes(words: str, expected: set[str]) -> None:
+    asked = {"_CUTAWAY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    ended = subprocess.run(
+        [sys.executable, "-m", "cutaway"], capture_output=True, text=True, timeout=60, env={**os.environ, **asked}
+    )
+    assert (ended.returncode, ended.stderr) == (codes.OK, "")
+    assert {line.rpartition(",")[2] for line in ended.stdout.splitlines()} == expected
 
 
 def test_an_ended_reader_is_no_failure_to_tell() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cutaway.cli import codes, command
-from cutaway.cli.files import EXTENSIONS
+from cutaway.cli.files import EXTENSIONS, FORMS
 from cutaway.contract import limits
 
 from tests.client.commanding import read_jsonl, run
@@ -29,7 +29,7 @@ def test_subcommands() -> None:
 
 
 def test_exit_codes() -> None:
-    every = (codes.OK, codes.FAILED, codes.USAGE, codes.UNAVAILABLE, codes.INTERRUPTED, codes.TERMINATED)
+    every = (codes.OK, codes.FAILED, codes.USAGE, codes.UNAVAILABLE, codes.INTERRUPTED)
     assert [int(cell) for cell in first_cells("| exit code |")] == list(every)
 
 
@@ -58,3 +58,7 @@ def test_numbers_and_names() -> None:
     ):
         assert words in WORDS, words
     assert {".jpg", ".png", ".webp", ".bmp"} <= set(EXTENSIONS)
+
+
+def test_every_form_of_output_has_an_extension() -> None:
+    assert {*limits.OPTIONS["output"].choices, *limits.COMPOSITE_OUTPUTS} <= set(FORMS)

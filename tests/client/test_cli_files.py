@@ -10,10 +10,9 @@ from pathlib import Path
 
 import click
 import pytest
-from cutaway.cli.files import Destination, Job, plan, write
+from cutaway.cli.files import Job, plan, write
 
 PNG = b"\x89PNG\r\n\x1a\n"
-OUT = Destination(Path("out"))
 
 
 def touch(*names: str, data: bytes = b"picture") -> None:
@@ -23,7 +22,7 @@ def touch(*names: str, data: bytes = b"picture") -> None:
 
 
 def found(*names: str, to: str = "out") -> list[str]:
-    return [str(job.stem.relative_to(to)) for job in plan(names, Destination(Path(to)))]
+    return [str(job.stem.relative_to(to)) for job in plan(names, Path(to))]
 
 
 def hidden() -> list[str]:
@@ -64,7 +63,7 @@ def test_names_with_brackets_are_no_patterns() -> None:
 @pytest.mark.parametrize("name", ["none.jpg", "*.gif", "empty"])
 def test_names_of_nothing(name: str) -> None:
     Path("empty").mkdir()
-    with pytest.raises(click.UsageError, match="no picture"):
+    with pytest.raises(click.UsageError, match="there is no picture"):
         plan([name])
 
 

@@ -95,5 +95,5 @@ def test_refusals(
 def test_no_video(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.avi").write_text("no video")
     assert run("stream", str(tmp_path / "text.avi"), "-o", str(tmp_path / "o.avi")) == codes.FAILED
-    assert "no video that can be read" in capfd.readouterr().err
+    assert "no frames can be read" in capfd.readouterr().err
     assert not (tmp_path / "o.avi").exists()

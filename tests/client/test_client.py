@@ -27,6 +27,7 @@ from PIL import Image
 
 from tests.client import peers
 from tests.client.answers import REPORT, outputs
+from tests.client.driving import DRIVERS, driven
 from tests.integration import picture_files as make
 
 
@@ -39,19 +40,19 @@ class Recorder:
         self.closed = False
         self.ready = (True, True)
 
-    def infer(self, request: InferRequest, cancel: Any = None) -> dict[str, Any]:
+    async def infer(self, request: InferRequest) -> dict[str, Any]:
         self.requests.append(request)
         if isinstance(self.answer, Exception):
             raise self.answer
         return dict(self.answer)
 
-    def server_ready(self, timeout_s: float) -> bool:
+    async def server_ready(self, timeout_s: float) -> bool:
         return self.ready[0]
 
-    def model_ready(self, model: str, timeout_s: float) -> bool:
+    async def model_ready(self, model: str, timeout_s: float) -> bool:
         return self.ready[1]
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         self.closed = True
 
 
@@ -99,7 +100,6 @@ def test_request_ids(client: Client, recorder: Recorder) -> None:
     ("image", "arguments", "error"),
     [
         (b"%PDF-1.7", {}, InvalidFormat),
-        (make.jpeg(), {"media_type": "image/png"}, InvalidFormat),
         (make.jpeg_header(7000, 4000), {}, ImageBomb),
         (make.jpeg(), {"feather_px": 51}, InvalidOption),
         (make.jpeg(), {"fether_px": 1}, InvalidOption),
@@ -114,6 +114,18 @@ def test_what_is_wrong_is_never_sent(
             call(image, request_id="r7", **arguments)
         assert refusal.value.request_id == "r7"
     assert recorder.requests == []
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_type_that_disagrees_is_a_warning_and_an_error_for_a_strict_client(driver: str) -> None:
+    recorder = Recorder()
+    with driven(driver, "grpc://unused", transport=recorder) as client:
+        for call in (client.cut, client.detect):
+            codes = [warning.code for warning in call(make.jpeg(), media_type="image/png").warnings]
+            assert "MEDIA_TYPE_MISMATCH" in codes
+    with driven(driver, "grpc://unused", transport=recorder, strict=True) as client, pytest.raises(InvalidFormat):
+        client.cut(make.jpeg(), media_type="image/png")
+    assert len(recorder.requests) == 2
 
 
 def test_the_ratio_can_be_raised(recorder: Recorder) -> None:
@@ -312,6 +324,8 @@ def test_results_in_threads_are_those_of_one_thread(real: Client, photo: Path) -
 
 @pytest.mark.triton
 def test_nothing_is_left_running(server: Any, photo: Path) -> None:
+    with Client(server.grpc_url) as client:
+        client.detect(photo)  # starts the loop thread, of which there is one per process
     before = threading.active_count()
     for url in (server.grpc_url, server.http_url):
         with Client(url) as client:

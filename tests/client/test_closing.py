@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cutaway
 import pytest
-from cutaway.cancel import Cancel
-from cutaway.closing import ended_by_async
 from cutaway.contract.errors import RequestCancelled
 from cutaway.providers import Replicate
 from cutaway.resilience import RetryPolicy
@@ -63,15 +61,16 @@ def test_a_prediction_is_cancelled_whoever_ends_the_call_and_a_cancelled_task_st
         call = asyncio.ensure_future(client.cut(picture(), timeout_s=20))
         while len(peer.received) < 2:
             await asyncio.sleep(0.01)
+        closing = []
         for what in order:
             if what == "cancel":
                 call.cancel()
             else:
-                await client.close()
+                closing.append(asyncio.ensure_future(client.close()))
                 await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError if "cancel" in order else RequestCancelled):
             await call
-        await client.close()
+        await asyncio.gather(*closing, client.close())
 
     with Peer(script) as peer:
         script.base = peer.base_url
@@ -79,47 +78,22 @@ def test_a_prediction_is_cancelled_whoever_ends_the_call_and_a_cancelled_task_st
     assert script.cancelled == 1
 
 
-@pytest.mark.parametrize("first", ["timeout", "close"])
-def test_undoing_is_not_disturbed_and_a_timeout_is_a_timeout(first: str) -> None:
-    undone = False
-
-    async def work() -> None:
-        nonlocal undone
-        try:
-            await asyncio.sleep(20)
-        finally:
-            await asyncio.sleep(0.2)
-            undone = True
-
-    async def main() -> None:
-        closing = Cancel()
-        call = asyncio.ensure_future(ended_by_async(closing, work()))
-        asyncio.get_running_loop().call_later(0.15 if first == "timeout" else 0.05, closing.cancel)
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(call, 0.1)
-
-    asyncio.run(main())
-    assert undone
-
-
-def test_a_caller_who_cancels_again_does_not_wait_for_the_undoing() -> None:
-    async def work() -> None:
-        try:
-            await asyncio.sleep(20)
-        finally:
-            await asyncio.sleep(20)
-
-    async def ask() -> None:
-        with pytest.raises(asyncio.CancelledError, match="enough"):
-            await ended_by_async(Cancel(), work())
-
-    async def main() -> None:
-        call = asyncio.ensure_future(ask())
-        for _ in range(2):
-            await asyncio.sleep(0.05)
-            call.cancel("enough")
-        watch = Stopwatch()
-        await call
-        assert watch.s < 1
-
-    asyncio.run(main())
+def test_closing_one_client_leaves_the_calls_of_another_alone() -> None:
+    """Two clients share a chain."""
+    url = f"http://127.0.0.1:{peers.dead_port()}"
+    script = ReplicateScript(states=["processing"])
+    with Peer(script) as peer, ThreadPoolExecutor(2) as pool:
+        script.base = peer.base_url
+        fallback = cutaway.Fallback([Replicate(base_url=peer.base_url)], fail_max=1)
+        mine, other = (cutaway.Client(url, fallback=fallback, retry=RetryPolicy(retries=0)) for _ in range(2))
+        calls = [pool.submit(each.cut, picture(), timeout_s=30) for each in (mine, other)]
+        while sum(received.method == "GET" for received in peer.received) < 4:
+            time.sleep(0.01)
+        mine.close()
+        assert isinstance(calls[0].exception(20), RequestCancelled)
+        assert script.cancelled == 1
+        assert not calls[1].done()
+        other.close()
+        assert isinstance(calls[1].exception(20), RequestCancelled)
+        assert script.cancelled == 2
+        assert fallback.breakers[0].state == "closed"

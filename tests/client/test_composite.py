@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cutaway import colour_match as colour
-from cutaway.composite import ANCHORS, VISIBLE_FROM, Blur, Picture, Placement, compose, mapping_for
+from cutaway.composite import ANCHORS, Blur, Picture, Placement, compose, mapping_for
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
+from cutaway.drawing import VISIBLE_FROM
 from cutaway.inputs import decode_input
 from cutaway.report import Frame, parse_report
 from cutaway.result import Cutout, CutResult, Origin

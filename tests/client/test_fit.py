@@ -24,6 +24,7 @@ from cutaway.result import CutResult, Detection, Origin, read_cut, read_detectio
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from tests.client.driving import DRIVERS, driven
 from tests.integration import picture_files as make
 
 SMALL = replace(INPUT_LIMITS, max_long_side_px=400, max_short_side_px=300)
@@ -244,6 +245,18 @@ def test_masks() -> None:
     assert np.abs(cutout.numpy() - circle(1000, 700, 0.02) * 255).mean() < 1
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA"])
+def test_answers_of_another_mode(mode: str) -> None:
+    """A lossy WebP without a transparent pixel is read as RGB, and a server may send anything."""
+    fitted = shrink(photograph(), limits=SMALL)
+    cut = answer(fitted, {})
+    data = make.saved(cut.cutouts[0].pil().convert(mode), "PNG")
+    cut = replace(cut, cutouts=(replace(cut.cutouts[0], image=data),))
+    for output in ("png", "mask"):
+        (cutout,) = fitted.restore(cut, parse_options({"output": output})).cutouts
+        assert (cutout.pil().size, cutout.pil().mode) == ((1000, 700), "L" if output == "mask" else "RGBA")
+
+
 def test_backgrounds() -> None:
     (on_green,) = restored(photograph(), background="#00FF00").cutouts
     assert on_green.numpy().shape == (700, 1000, 3)
@@ -306,3 +319,18 @@ def test_a_detection_is_read() -> None:
     assert fitted.restore(found, parse_options({})).report.people[0].box == pytest.approx(
         tuple(2.5 * side for side in cut.report.people[0].box)
     )
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_both_clients_fit(driver: str, server: Any, samples: list[Path]) -> None:
+    """A picture over the limits comes back at its full size, with a warning; without `fit` it is refused."""
+    sample = Image.open(samples[0]).convert("RGB")
+    large = make.jpeg(sample.resize((4400, 4400 * sample.height // sample.width)))
+    with driven(driver, server.grpc_url, fit=True, timeout_s=120) as client:
+        result = client.cut(large, background="#00FF00")
+        assert result.cutouts[0].pil().size == Image.open(io.BytesIO(large)).size
+        assert [warning.code for warning in result.warnings][:1] == ["FITTED"]
+        assert client.cut(io.BytesIO(make.jpeg(sample))).cutouts[0].frame == (0, 0, *sample.size)
+        assert "FITTED" in [warning.code for warning in client.composite(large, "#FF0000").cut.warnings]
+    with driven(driver, server.grpc_url) as client, pytest.raises(ResolutionTooLarge):
+        client.cut(large)

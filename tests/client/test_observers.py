@@ -36,8 +36,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
 from tests.client import peers
-from tests.client.answers import REPORT, wire_outputs
-from tests.client.test_client import Recorder
+from tests.client.answers import REPORT, outputs, wire_outputs
 from tests.integration import picture_files as make
 
 OPTIONS = parse_options({"subject": "each"})
@@ -112,6 +111,18 @@ def test_errors_pass_through_them(error: BaseException) -> None:
         raise error
     assert raised.value is error
     assert one.told[1:] == [("failed", type(error)), ("ended",)]
+
+
+def test_an_error_that_is_handled_around_a_call_is_not_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "cutaway")
+    one = Watching()
+    try:
+        raise InferenceError("An earlier call failed.")
+    except InferenceError:
+        with observed([one], "cut", "r1"):
+            pass
+    assert one.told == [("call", "cut", "r1"), ("ended",)]
+    assert "cut r1: OK in" in caplog.text
 
 
 def test_none_can_swallow_an_error() -> None:
@@ -400,7 +411,7 @@ def test_a_registry_takes_them_once() -> None:
     [("OpenTelemetry", "opentelemetry", "cutaway[otel]"), ("Prometheus", "prometheus_client", "cutaway[prometheus]")],
 )
 def test_without_their_packages(name: str, module: str, extra: str) -> None:
-    code = f"import sys; sys.modules[{module!r}] = None\nimport cutaway\nfrom cutaway.observers import {name}"
+    code = f"import sys; sys.modules[{module!r}] = None\nimport cutaway\nfrom cutaway.observers import {name}\n{name}()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": "client"})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(f"pip install '{extra}'")
@@ -408,6 +419,23 @@ def test_without_their_packages(name: str, module: str, extra: str) -> None:
 
 
 # -------------------------------------------------------------------------------------- with clients, on the wire
+
+
+class Recorder:
+    """A transport that gives every request the same answer and keeps the requests."""
+
+    def __init__(self) -> None:
+        self.answer: Any = outputs()
+        self.requests: list[Any] = []
+
+    async def infer(self, request: Any) -> dict[str, Any]:
+        self.requests.append(request)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return dict(self.answer)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
 
 def test_a_client_tells_its_observers() -> None:
@@ -437,7 +465,7 @@ def test_spans_of_many_hang_below_the_callers(spans: InMemorySpanExporter) -> No
     pictures = [make.picture()] * 3
 
     async def many() -> None:
-        async with AsyncClient("http://127.0.0.1:1", transport=AsyncRecorder(), observers=observers) as client:
+        async with AsyncClient("http://127.0.0.1:1", transport=Recorder(), observers=observers) as client:
             async for outcome in client.cut_many(pictures):
                 outcome.unwrap()
 
@@ -452,19 +480,6 @@ def test_spans_of_many_hang_below_the_callers(spans: InMemorySpanExporter) -> No
                         outcome.unwrap()
         calls = [span for span in spans.get_finished_spans() if span.name == "cutaway.cut"]
         assert [span.parent.span_id for span in calls] == [caller.get_span_context().span_id] * 3, way
-
-
-class AsyncRecorder:
-    """The same as `Recorder` for asyncio."""
-
-    def __init__(self) -> None:
-        self._recorder = Recorder()
-
-    async def infer(self, request: Any) -> dict[str, Any]:
-        return self._recorder.infer(request)
-
-    async def aclose(self) -> None:
-        self._recorder.close()
 
 
 def arriving(scheme: str) -> tuple[Any, list[Mapping[str, str]]]:

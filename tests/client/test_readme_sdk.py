@@ -32,14 +32,20 @@ from tests.client.tls_front import picture_host, server_context, tls_front
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "client"
-PAGES = [ROOT / "client" / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "docs" / "hosted-fallback.md"]
+PAGES = [
+    ROOT / "client" / "README.md",
+    *sorted(DOCS.glob("*.md")),
+    ROOT / "docs" / "hosted-fallback.md",
+]
+HTTP_STATUSES = {"INVALID_ARGUMENT": "400", "UNAVAILABLE": "503", "INTERNAL": "500", "CANCELLED": "–"}
+"""Of Triton, by its gRPC status; whoever cancels gets none."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROMISE = re.compile(r"# → (.*)$", re.MULTILINE)
 VARIABLES = ("CUTAWAY_URL", "CUTAWAY_TOKEN", "CUTAWAY_API_KEY", "HF_TOKEN", "HUGGINGFACE_TOKEN", "REPLICATE_API_TOKEN")
 
 
 @pytest.fixture(scope="module")
-def addresses(server, sharing_server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def addresses(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What the pages write, and what is there in its place."""
     authority = trustme.CA()
     folder = tmp_path_factory.mktemp("certificates")
@@ -55,15 +61,14 @@ def addresses(server, sharing_server, tmp_path_factory: pytest.TempPathFactory) 
         pictures = stack.enter_context(picture_host(server_context(authority), {"/photo.jpg": photo}))
         replicate = stack.enter_context(hosted.Peer(_prediction))
         yield {
-            '"grpc://localhost:8001", shared_memory=': f'"{sharing_server.grpc_url}", shared_memory=',
             "grpc://localhost:8001": server.grpc_url,
             "grpc://gpu-1:8001": server.grpc_url,
             "grpc://gpu-2:8001": server.grpc_url,
             "http://localhost:8000": server.http_url,
             "grpcs://cutaway.example.com": f"grpcs://localhost:{grpc}",
             "https://cutaway.example.com": f"https://localhost:{http}",
+            '{"images.example.com"}': '{"localhost"}',
             "images.example.com": f"localhost:{pictures}",
-            "Fetcher(allow=": "Fetcher(allow_private=True, allow=",
             "Replicate()": f'Replicate(base_url="{replicate.base_url}", token="t")',
             "certificates": str(folder),
         }
@@ -108,7 +113,7 @@ def _prediction(received: hosted.Received) -> hosted.Reply:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem if page.parent == DOCS else page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 def test_python_runs(page: Path, folder: Path, addresses: dict[str, str]) -> None:
     text = page.read_text()
     names: dict[str, object] = {"__name__": "__main__"}
@@ -133,7 +138,7 @@ def test_python_runs(page: Path, folder: Path, addresses: dict[str, str]) -> Non
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem if page.parent == DOCS else page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 def test_commands_run(page: Path, folder: Path, server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUTAWAY_URL", server.grpc_url)
     for language, block in BLOCK.findall(page.read_text()):
@@ -171,7 +176,8 @@ def errors_table() -> list[str]:
         cls = ERRORS_BY_CODE[code]
         again = "no" if not row.retry else f"after {row.retry_after_s:g} s"
         rows.append(
-            f"| `{code}` | `{cls.__name__}` | {_builtin(cls)} | {int(row.tier)} | {again} | {row.user_action} |"
+            f"| `{code}` | `{cls.__name__}` | {_builtin(cls)} | {int(row.tier)} | {again} "
+            f"| {row.grpc_status}, {HTTP_STATUSES[row.grpc_status]} | {row.user_action} |"
         )
     return rows
 
@@ -192,7 +198,8 @@ def limits_table() -> list[str]:
 
 @pytest.mark.parametrize("table", [options_table, errors_table, limits_table], ids=lambda table: table.__name__)
 def test_tables_are_those_of_the_code(table) -> None:
-    lines = (DOCS / "cutting.md").read_text().splitlines()
+    page = ROOT / "docs" / "errors.md" if table is errors_table else DOCS / "cutting.md"
+    lines = page.read_text().splitlines()
     expected = table()
     assert expected[0] in lines, "\n".join(["the page lacks this table:", *expected])
     start = lines.index(expected[0])
@@ -228,11 +235,11 @@ def test_numbers_of_the_servers_page() -> None:
         f"{limits.RETRIES} times at most",
         f"{limits.RETRY_FIRST_DELAY_S:g} s, doubling up to {limits.RETRY_MAX_DELAY_S:g} s",
         f"up to {limits.RETRY_AFTER_MAX_S:g} s is obeyed",
-        f"{limits.BREAKER_FAIL_MAX} times in a row",
-        f"rests for {limits.BREAKER_RESET_S:g} s",
-        f"lets {limits.ENDPOINT_LATE_MAX} deadlines in a row pass",
-        f"for {limits.ENDPOINT_BACK_S:g} s, or as long as its `Retry-After` says",
-        f"doubles the wait, up to {limits.BREAKER_RESET_S:g} s",
+        f"{limits.BREAKER_FAIL_MAX} failures in a row",
+        f"After {limits.BREAKER_RESET_S:g} s it is half-open",
+        f"exceeds {limits.ENDPOINT_LATE_MAX} deadlines in a row",
+        f"tried last for {limits.ENDPOINT_BACK_S:g} s, or for its `Retry-After`",
+        f"doubles the time, up to {limits.BREAKER_RESET_S:g} s",
     ):
         assert words in page, words
 

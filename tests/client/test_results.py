@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cutaway.contract.errors import InferenceError
+from cutaway.contract.headers import PictureHeader
 from cutaway.contract.limits import Tier
 from cutaway.report import parse_report
 from cutaway.result import CutResult, Origin, read_cut, read_detection
@@ -18,6 +21,8 @@ from PIL import Image
 
 from tests.client.answers import MASK, PNG, REPORT, WEBP, outputs
 from tests.integration import picture_files as make
+
+JPEG = make.jpeg(make.picture(90, 60))
 
 
 def cut(**changes: Any) -> CutResult:
@@ -37,8 +42,8 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
     return report
 
 
-def only_one(image: bytes = PNG) -> CutResult:
-    report = changed("cutouts", to=[REPORT["cutouts"][0] | {"bytes": len(image)}])
+def only_one(image: bytes = PNG, **entry: Any) -> CutResult:
+    report = changed("cutouts", to=[REPORT["cutouts"][0] | {"bytes": len(image)} | entry])
     return cut(report=report, images=[image])
 
 
@@ -65,6 +70,16 @@ def test_everything_is_told() -> None:
     assert (warning.code, warning.tier, warning.details) == ("LOW_CONFIDENCE", Tier.MEDIUM, {"ids": [2]})
 
 
+def test_what_newer_servers_tell_may_be_missing() -> None:
+    told, report = cut(report=NEWER).report, cut().report
+    assert (told.subject, told.tensorrt) == ("all", True)
+    assert (report.subject, report.tensorrt) == ("people", False)
+    for one, other in ((told.people[0], report.people[0]), (told.cutouts[0], report.cutouts[0])):
+        assert (one.milliseconds, other.milliseconds) == (7.5, None)
+    unsized = changed("cutouts", 0, "size", to=...)
+    assert cut(report=unsized).cutouts == cut().cutouts
+
+
 def test_a_detection_has_no_cutouts() -> None:
     report = changed("cutouts", to=[])
     found = read_detection(outputs(report=report), Origin("triton", "", 1))
@@ -78,6 +93,10 @@ def test_a_detection_has_no_cutouts() -> None:
 def test_what_no_result_depends_on_may_be_anything(part: str, to: Any) -> None:
     assert len(cut(report=changed(part, to=to))) == 2
 
+
+NEWER = changed("subject", to="all") | {"tensorrt": True}
+for entry in (NEWER["people"][0], NEWER["cutouts"][0]):
+    entry["milliseconds"] = 7.5
 
 BROKEN_REPORTS = {
     "no_picture": changed("picture", to=...),
@@ -99,6 +118,7 @@ BROKEN_REPORTS = {
     "frame_negative": changed("cutouts", 0, "frame", to=[-1, 10, 95, 70]),
     "frame_empty": changed("cutouts", 0, "frame", to=[5, 10, 5, 70]),
     "frame_between_pixels": changed("cutouts", 0, "frame", to=[5.5, 10, 95, 70]),
+    "larger_than_its_frame": changed("cutouts", 0, "size", to=[91, 60]),
     "other_length": changed("cutouts", 1, "bytes", to=len(PNG) + 1),
     "a_list": [REPORT],
     "text": "report",
@@ -122,7 +142,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
 )
 PLACES = [
-    *((name,) for name in REPORT),
+    *((name,) for name in NEWER),
     *(("picture", name) for name in REPORT["picture"]),
     *(("people", 0, name) for name in REPORT["people"][0]),
     *(("cutouts", 1, name) for name in REPORT["cutouts"][1]),
@@ -166,6 +186,78 @@ def test_no_report_does_anything_but_read_or_fail(path: tuple[Any, ...], to: Any
 def test_outputs_that_do_not_fit_together(changes: dict[str, Any]) -> None:
     with pytest.raises(InferenceError, match="malformed"):
         read_cut(outputs() | changes, Origin("triton", "", 0))
+
+
+@pytest.mark.parametrize("side", [13_300, 61, 89])
+def test_a_cutout_larger_than_its_frame_is_not_decoded(side: int) -> None:
+    """A flat picture of 177 megapixels fits into 700 kB: its header is held against the report before any decoding."""
+    bomb = make.PNG_SIGNATURE + make.ihdr(side, side) + make.chunk(b"IDAT", bytes(100)) + make.PNG_END
+    with pytest.raises(InferenceError, match="another size than its frame"):
+        only_one(bomb)
+    with pytest.raises(InferenceError, match="header"):
+        only_one(make.PNG_SIGNATURE + b"no header at all, and more than enough of it")
+    with pytest.raises(InferenceError, match="another size"):
+        only_one(layers(alpha=bomb))
+
+
+def test_a_cutout_may_be_smaller_than_its_frame_where_the_report_says_so() -> None:
+    small = make.saved(make.picture(45, 30, "RGBA"), "PNG")
+    (cutout,) = only_one(small, size=[45, 30]).cutouts
+    assert (cutout.pil().size, cutout.frame) == ((45, 30), (5, 10, 95, 70))
+    for image, size in ((small, [46, 30]), (small, None), (PNG, [45, 30])):
+        with pytest.raises(InferenceError, match="another size"):
+            only_one(image, size=size)
+
+
+def layers(compression: int = zipfile.ZIP_STORED, **other: bytes) -> bytes:
+    """The ZIP of a cut-out's colours and alpha."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("color.jpg", other.get("color", JPEG))
+        archive.writestr("alpha.png", other.get("alpha", MASK))
+    return file.getvalue()
+
+
+def test_jpegs_and_layers(tmp_path: Path) -> None:
+    (jpeg,) = only_one(JPEG).cutouts
+    assert (jpeg.format, jpeg.pil().mode, jpeg.pil().size) == ("jpeg", "RGB", (90, 60))
+    assert only_one(JPEG).save(tmp_path / "new") == [tmp_path / "new" / "cutout.jpg"]
+
+    (both,) = only_one(layers()).cutouts
+    assert both.format == "zip"
+    np.testing.assert_array_equal(both.numpy()[..., :3], jpeg.numpy())
+    np.testing.assert_array_equal(both.numpy()[..., 3], np.asarray(Image.open(io.BytesIO(MASK))))
+    shown = both._repr_png_()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(shown))), both.numpy())
+    assert only_one(layers()).save(tmp_path / "photo.zip") == [tmp_path / "photo.zip"]
+    with pytest.raises(ValueError, match=r"name it photo\.zip"):
+        both.save(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        layers(zipfile.ZIP_DEFLATED),
+        layers()[:-30],
+        layers()[:100],
+        layers(color=b"text"),
+        layers(alpha=PNG[:20]),
+        layers().replace(b"alpha.png", b"../a.pngx"),
+    ],
+)
+def test_layers_that_are_none(image: bytes) -> None:
+    with pytest.raises(InferenceError, match="malformed"):
+        only_one(image)
+
+
+def test_a_report_is_of_no_larger_picture_than_was_sent() -> None:
+    """Else a server may say that the picture is as large as the cut-out that fills the memory."""
+    origin = Origin("triton", "", 0)
+    for width, height in ((100, 80), (80, 100)):
+        read_cut(outputs(), origin, PictureHeader("jpeg", width, height))
+    for reader in (read_cut, read_detection):
+        with pytest.raises(InferenceError, match="larger picture"):
+            reader(outputs(), origin, PictureHeader("jpeg", 99, 80))
 
 
 # ---------------------------------------------------------------------------------------------------------- forms

@@ -6,11 +6,13 @@ import asyncio
 import json
 import struct
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from cutaway import loop
 from cutaway.contract import errors, limits
 from cutaway.contract.errors import (
     CutawayError,
@@ -23,9 +25,9 @@ from cutaway.contract.errors import (
     ServerRefused,
     ServerUnavailable,
 )
-from cutaway.transports import grpc_wire
+from cutaway.transports import Connection, open_transport
+from cutaway.transports import grpc as grpc_transport
 from cutaway.transports.base import Address, InferRequest, Transport, parse_address
-from cutaway.transports.connection import Connection, open_async_transport, open_transport
 
 from tests.client import peers
 
@@ -36,27 +38,28 @@ SLACK_S = 0.5
 
 
 WAYS = ["sync", "async"]
+"""In the loop thread, as for `Client`, and in a loop of one's own."""
 
 
-def opened(url: str) -> Transport:
-    return open_transport(Connection(parse_address(url)))
+@contextmanager
+def opened(url: str) -> Iterator[Transport]:
+    transport = open_transport(Connection(parse_address(url)))
+    yield transport
+    loop.run(transport.aclose())
 
 
 def infer(url: str, way: str = "sync", *, image: bytes = b"picture", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """One call through a transport of its own, for threads or for asyncio."""
+    """One call through a transport of its own."""
     request = InferRequest("ensemble_pipeline", image, ("report",), {"subject": "all"}, "id", timeout_s)
-    if way == "sync":
-        with closing(opened(url)) as transport:
-            return transport.infer(request)
 
     async def call() -> dict[str, Any]:
-        transport = open_async_transport(Connection(parse_address(url)))
+        transport = open_transport(Connection(parse_address(url)))
         try:
             return await transport.infer(request)
         finally:
             await transport.aclose()
 
-    return asyncio.run(call())
+    return loop.run(call()) if way == "sync" else asyncio.run(call())
 
 
 # ------------------------------------------------------------------------------------------------------ addresses
@@ -170,8 +173,8 @@ def test_a_server_that_takes_no_connection_is_gone_before_the_deadline(
     """So that there is time for another one."""
     monkeypatch.setattr(limits, "CONNECT_TIMEOUT_S", 0.5)
     if scheme == "grpc":
-        options = [option for option in grpc_wire.CHANNEL_OPTIONS if "min_reconnect" not in option[0]]
-        monkeypatch.setattr(grpc_wire, "CHANNEL_OPTIONS", (*options, ("grpc.min_reconnect_backoff_ms", 500)))
+        options = [option for option in grpc_transport.CHANNEL_OPTIONS if "min_reconnect" not in option[0]]
+        monkeypatch.setattr(grpc_transport, "CHANNEL_OPTIONS", (*options, ("grpc.min_reconnect_backoff_ms", 500)))
     with peers.full_port() as port:
         took, error = peers.seconds_of(lambda: infer(f"{scheme}://127.0.0.1:{port}", way, timeout_s=20))
     assert type(error) is ServerUnavailable, error
@@ -210,17 +213,17 @@ def test_body_cut_off(way: str) -> None:
 def test_a_server_that_comes_back_is_found() -> None:
     """By the same transport, and within seconds: gRPC itself would wait for up to two minutes."""
     port = peers.dead_port()
-    with closing(opened(f"grpc://127.0.0.1:{port}")) as transport:
+    with opened(f"grpc://127.0.0.1:{port}") as transport:
         request = InferRequest("m", b"x", ("report",), timeout_s=5)
         for _ in range(20):
             with pytest.raises(ServerUnavailable):
-                transport.infer(request)
+                loop.run(transport.infer(request))
             time.sleep(0.05)
         with peers.grpc_peer(peers.grpc_answer(("report", "BYTES", [1], REPORT)), port):
             ends_at = time.monotonic() + 10
             while True:
                 try:
-                    assert transport.infer(request) == {"report": [b"{}"]}
+                    assert loop.run(transport.infer(request)) == {"report": [b"{}"]}
                     break
                 except ServerUnavailable:
                     assert time.monotonic() < ends_at

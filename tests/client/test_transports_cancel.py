@@ -12,15 +12,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
+from cutaway import loop
 from cutaway.cancel import Cancel
 from cutaway.contract.errors import RequestCancelled
-from cutaway.transports import Connection, open_async_transport, open_transport
-from cutaway.transports.base import AsyncTransport, InferRequest, Transport, parse_address
+from cutaway.transports import Connection, open_transport
+from cutaway.transports.base import InferRequest, Transport, parse_address
 
 from tests.client import peers
 
@@ -30,12 +30,25 @@ PROMPT_S = 5.0
 REQUEST = InferRequest("ensemble_pipeline", b"picture", ("images",), timeout_s=30)
 
 
-def opened(url: str) -> Transport:
+class Synchronous:
+    """A transport in the loop thread, as `Client` uses it."""
+
+    def __init__(self, url: str) -> None:
+        self._transport = opened_async(url)
+
+    def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Any]:
+        return loop.run(self._transport.infer(request), cancel)
+
+    def close(self) -> None:
+        loop.run(self._transport.aclose())
+
+
+def opened(url: str) -> Synchronous:
+    return Synchronous(url)
+
+
+def opened_async(url: str) -> Transport:
     return open_transport(Connection(parse_address(url)))
-
-
-def opened_async(url: str) -> AsyncTransport:
-    return open_async_transport(Connection(parse_address(url)))
 
 
 @contextmanager
@@ -204,56 +217,7 @@ def test_a_call_that_is_over_cannot_be_cancelled(scheme: str) -> None:
         assert transport.infer(REQUEST, Cancel()) == {"images": [b"picture"]}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_closing_ends_what_is_under_way(scheme: str) -> None:
-    with peers.watching(scheme) as (url, watch):
-        transport = opened(url)
-        with soon(watch.came, transport.close):
-            took, error = peers.seconds_of(lambda: transport.infer(REQUEST))
-        assert type(error) is RequestCancelled, error
-        assert took < PROMPT_S
-        assert watch.left.wait(PROMPT_S)
-        for call in (
-            lambda: transport.infer(REQUEST),
-            lambda: transport.server_ready(1),
-            lambda: transport.models(["m"], 1),
-        ):
-            with pytest.raises(RuntimeError, match="closed"):
-                call()
-        transport.close()
-
-
-def test_closing_ends_it_although_its_socket_gets_a_successor() -> None:
-    """A socket that is closed under the thread that waits on it gives its number to the next one that is opened, and
-    the thread goes on waiting on that; about every second time, hence the rounds."""
-    with peers.echoing("http", lambda _: 1.5) as url:
-        for _ in range(8):
-            transport = opened(url)
-            with ThreadPoolExecutor(1) as pool:
-                waiting = pool.submit(transport.infer, REQUEST)
-                time.sleep(0.1)
-                transport.close()
-                with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))):
-                    assert type(waiting.exception(1.0)) is RequestCancelled
-
-
 # ------------------------------------------------------------------------------------------------------- asyncio
-
-
-@pytest.mark.parametrize("ask", ["infer", "server_ready"])
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_closing_just_before_a_request_goes_out(scheme: str, ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    transport: Any = opened(f"{scheme}://127.0.0.1:{peers.dead_port()}")
-    usable = transport._usable
-
-    def usable_and_closed() -> Any:
-        connections = usable()
-        transport.close()
-        return connections
-
-    monkeypatch.setattr(transport, "_usable", usable_and_closed)
-    with pytest.raises(RequestCancelled, match="closed"):
-        transport.infer(REQUEST) if ask == "infer" else transport.server_ready(5.0)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -298,27 +262,23 @@ def test_cancelled_tasks_leave_the_connections_in_order(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_closing_ends_what_tasks_wait_for(scheme: str) -> None:
-    async def run(url: str, watch: peers.Watch) -> None:
+def test_what_is_closed_is_used_no_more(scheme: str) -> None:
+    async def run(url: str) -> None:
         transport = opened_async(url)
-        task = asyncio.create_task(transport.infer(REQUEST))
-        assert await asyncio.to_thread(watch.came.wait, 10)
+        assert await transport.infer(REQUEST) == {"images": [b"picture"]}
         await transport.aclose()
-        with pytest.raises((RequestCancelled, asyncio.CancelledError)):
-            await task
-        assert await asyncio.to_thread(watch.left.wait, PROMPT_S)
         for call in (transport.infer(REQUEST), transport.server_ready(1), transport.models(["m"], 1)):
             with pytest.raises(RuntimeError, match="closed"):
                 await call
         await transport.aclose()
 
-    with peers.watching(scheme) as (url, watch):
-        asyncio.run(run(url, watch))
+    with peers.echoing(scheme) as url:
+        asyncio.run(run(url))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_one_loop_per_client(scheme: str) -> None:
-    async def call(transport: AsyncTransport) -> Any:
+    async def call(transport: Transport) -> Any:
         return await transport.infer(REQUEST)
 
     with peers.echoing(scheme) as url:

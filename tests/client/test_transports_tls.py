@@ -9,7 +9,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from cutaway import loop
 from cutaway.contract.errors import ServerRefused, ServerUnavailable
-from cutaway.transports import Connection, Tls, open_async_transport, open_transport
+from cutaway.transports import Connection, Tls, open_transport
 from cutaway.transports.base import InferRequest, parse_address
 from cutaway.transports.connection import InsecureTokenWarning
 from tritonclient.grpc import service_pb2
@@ -35,18 +36,15 @@ def infer(
 ) -> dict[str, Any]:
     connection = Connection(parse_address(url), headers or {}, tls)
     request = InferRequest("m", b"picture", ("report",), timeout_s=10, headers=of_call)
-    if way == "sync":
-        with closing(open_transport(connection)) as transport:
-            return transport.infer(request)
 
     async def call() -> dict[str, Any]:
-        transport = open_async_transport(connection)
+        transport = open_transport(connection)
         try:
             return await transport.infer(request)
         finally:
             await transport.aclose()
 
-    return asyncio.run(call())
+    return loop.run(call()) if way == "sync" else asyncio.run(call())
 
 
 # -------------------------------------------------------------------------------------------------- certificates
@@ -161,27 +159,22 @@ def test_a_handshake_that_never_ends_respects_the_deadline(way: str, scheme: str
         url = f"{scheme}://127.0.0.1:{port}"
 
         def call() -> Any:
-            if way == "sync":
-                with closing(open_transport(Connection(parse_address(url)))) as transport:
-                    return transport.infer(request)
-
             async def run() -> Any:
-                transport = open_async_transport(Connection(parse_address(url)))
+                transport = open_transport(Connection(parse_address(url)))
                 try:
                     return await transport.infer(request)
                 finally:
                     await transport.aclose()
 
-            return asyncio.run(run())
+            return loop.run(run()) if way == "sync" else asyncio.run(run())
 
         took, error = peers.seconds_of(call)
     assert isinstance(error, TimeoutError), error
     assert took < 3
 
 
-@pytest.mark.parametrize("open_it", [open_transport, open_async_transport])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_files_that_are_no_certificates(open_it: Any, scheme: str, papers: Papers, tmp_path: Path) -> None:
+def test_files_that_are_no_certificates(scheme: str, papers: Papers, tmp_path: Path) -> None:
     address = parse_address(f"{scheme}://127.0.0.1")
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("certainly")
@@ -194,7 +187,7 @@ def test_files_that_are_no_certificates(open_it: Any, scheme: str, papers: Paper
         (Tls(papers.ca_file, papers.folder / "cert.pem", papers.ca_file), ValueError, "cert.pem"),
     ):
         with pytest.raises(error, match=words):
-            open_it(Connection(address, tls=tls))
+            open_transport(Connection(address, tls=tls))
 
 
 def test_a_key_with_a_password_is_not_asked_for_at_the_terminal(papers: Papers, tmp_path: Path) -> None:
@@ -259,25 +252,17 @@ def test_headers_go_with_every_request(way: str, scheme: str) -> None:
         connection = Connection(parse_address(url), SECRET)
         request = InferRequest("m", b"x", (), timeout_s=10, headers={"traceparent": "00-1-2-01", "x-team": "red"})
         plain = InferRequest("m", b"x", (), timeout_s=10)
-        if way == "sync":
-            with closing(open_transport(connection)) as transport:
-                transport.infer(request)
-                transport.infer(plain)
-                assert transport.server_ready(10)
-                assert transport.model_ready("m", 10)
-                assert [model.name for model in transport.models(["m"], 10)] == ["m"]
-        else:
 
-            async def run() -> None:
-                transport = open_async_transport(connection)
-                await transport.infer(request)
-                await transport.infer(plain)
-                assert await transport.server_ready(10)
-                assert await transport.model_ready("m", 10)
-                assert [model.name for model in await transport.models(["m"], 10)] == ["m"]
-                await transport.aclose()
+        async def run() -> None:
+            transport = open_transport(connection)
+            await transport.infer(request)
+            await transport.infer(plain)
+            assert await transport.server_ready(10)
+            assert await transport.model_ready("m", 10)
+            assert [model.name for model in await transport.models(["m"], 10)] == ["m"]
+            await transport.aclose()
 
-            asyncio.run(run())
+        loop.run(run()) if way == "sync" else asyncio.run(run())
     assert len(noted) == 6
     for number, headers in enumerate(noted):
         assert headers["authorization"] == "Bearer hunter2"
@@ -312,22 +297,16 @@ def test_headers_that_cannot_be_sent(name: str, value: str) -> None:
 
 def test_secrets_are_not_shown() -> None:
     connection = Connection(parse_address("grpcs://server.example"), SECRET)
-    for shown in (
-        repr(connection),
-        str(connection),
-        repr(open_transport(connection)),
-        repr(open_async_transport(connection)),
-    ):
+    for shown in (repr(connection), str(connection), repr(open_transport(connection))):
         assert "hunter2" not in shown
         assert "k3y" not in shown
 
 
-@pytest.mark.parametrize("open_it", [open_transport, open_async_transport])
-def test_tokens_in_the_open_are_warned_of(open_it: Any) -> None:
+def test_tokens_in_the_open_are_warned_of() -> None:
     for url in ("grpc://server.example", "http://10.1.2.3:8000", "http://[fe80::1]"):
         for name in ("authorization", "x-api-key"):
             with pytest.warns(InsecureTokenWarning, match=name):
-                open_it(Connection(parse_address(url), {name: "x"}))
+                open_transport(Connection(parse_address(url), {name: "x"}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for url in (
@@ -337,5 +316,5 @@ def test_tokens_in_the_open_are_warned_of(open_it: Any) -> None:
             "grpcs://server.example",
             "https://10.1.2.3",
         ):
-            open_it(Connection(parse_address(url), SECRET))
-        open_it(Connection(parse_address("http://server.example"), {"x-team": "blue"}))
+            open_transport(Connection(parse_address(url), SECRET))
+        open_transport(Connection(parse_address("http://server.example"), {"x-team": "blue"}))

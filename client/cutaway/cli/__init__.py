@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import sys
 import warnings
@@ -19,18 +17,7 @@ from cutaway.cli.stream import stream
 COMMANDS = (pictures.cut, pictures.detect, pictures.composite, pictures.upscale, stream, servers.health, servers.models)
 
 
-class _InOrder(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> object:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {message}", err=True)
-            return super().invoke(ctx)
-
-
-@click.group(cls=_InOrder, commands={str(each.name): each for each in COMMANDS}, epilog=codes.EPILOG)
+@click.group(commands=COMMANDS, epilog=codes.EPILOG)
 @click.version_option(cutaway.__version__, "-V", "--version", message="cutaway %(version)s")
 def command() -> None:
     """Cut people and objects out of pictures with a Cutaway server."""
@@ -40,29 +27,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would stand among what the command says
     console.open_closed_streams()
-    for stream_ in (sys.stdout, sys.stderr):
-        if isinstance(stream_, io.TextIOWrapper):  # a terminal that lacks a letter shows another one
-            stream_.reconfigure(errors="replace")
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    log, handler = logging.getLogger("cutaway"), console.LogLines(verbose=bool({"-v", "--verbose"} & set(typed)))
-    before, log.propagate = (log.level, log.propagate), False
-    log.addHandler(handler)
-    log.setLevel(handler.level)
+    console.show_log(verbose=not {"-v", "--verbose"}.isdisjoint(typed))
     try:
-        return int(command.main(typed, prog_name="cutaway", standalone_mode=False) or codes.OK)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {message}", err=True)
+            return int(command.main(typed, prog_name="cutaway", standalone_mode=False) or codes.OK)
     except click.ClickException as error:
         with suppress(OSError):
             error.show()
         return error.exit_code
     except click.Abort:
-        console.say("interrupted", err=True)
         return codes.INTERRUPTED
     except SystemExit as end:  # click's: whoever read standard output, such as `head`, has gone, and misses nothing
         return int(end.code or codes.OK)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         console.say(f"standard output cannot be written: {console.reason(error)}", err=True)
         return codes.FAILED
     finally:
         console.drop_unwritten()
-        log.removeHandler(handler)
-        log.level, log.propagate = before

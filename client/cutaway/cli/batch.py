@@ -1,180 +1,108 @@
-"""Many pictures, several at once: what becomes of each, what is skipped, and when to stop."""
+"""Many pictures, several at once: their outcomes, which are skipped, and when to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing, nullcontext, suppress
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
 import cutaway
-from cutaway.cli.codes import FAILED, INTERRUPTED, OK, TERMINATED, UNAVAILABLE
-from cutaway.cli.console import clear_bar, reason, say, say_json
-from cutaway.cli.files import Destination, Job, write
+from cutaway.cli.codes import FAILED, OK, UNAVAILABLE
+from cutaway.cli.console import error_form, reason, say, say_json
+from cutaway.cli.files import STDOUT, Job, already_there, write
 from cutaway.cli.options import open_client
 from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
-Work = Callable[["cutaway.AsyncClient", Any], Awaitable[Any]]
-Task = asyncio.Task[Any]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A picture that went well: its result, words for programs and people, and files to be written."""
-
-    result: Any
-    form: Mapping[str, Any]
-    lines: Sequence[str]
-    files: Mapping[Path, bytes] = field(default_factory=dict)
-
-
-def run(work: Coroutine[Any, Any, int]) -> int:
-    """Do it in an event loop, where Ctrl-C and SIGTERM cancel it; returns the exit code."""
-
-    async def cancellable() -> int:
-        task = asyncio.current_task()
-        if task and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            with suppress(RuntimeError):  # not in the main thread, or on Windows
-                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
-    try:
-        return asyncio.run(cancellable())
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except asyncio.CancelledError:
-        return TERMINATED
-
-
-def error_form(error: Exception) -> dict[str, Any]:
-    """An error for programs; FILE_ERROR is what is wrong with files here, which no server ever answers."""
-    if isinstance(error, cutaway.CutawayError):
-        return {**error.to_dict(), "request_id": error.request_id}
-    advice = "Check the path, what is there, and its permissions."
-    form = {"code": "FILE_ERROR", "message": reason(error), "tier": int(cutaway.Tier.HIGH), "user_action": advice}
-    return {**form, "retry_after": None, "details": {}, "request_id": ""}
+Form: TypeAlias = dict[str, Any]
+Made: TypeAlias = tuple[Form, list[str], Mapping[Path, bytes]]
+"""A result's JSON fields, its lines of text, and the files to write."""
 
 
 class Batch:
-    """One run over pictures.
+    """One run over pictures, by the options of a subcommand's context.
 
-    Args:
-        context: of the subcommand, whose options say how.
-        jobs: the pictures.
-        to: where what is made goes; None where nothing is made.
-        places: files of a picture of which one that is there says that the picture is done.
+    `places` are the files of a picture of which one that is there says that the picture is done; None where nothing
+    is written.
     """
 
     def __init__(
-        self,
-        context: click.Context,
-        jobs: Sequence[Job],
-        to: Destination | None = None,
-        places: Callable[[Job], Iterable[Path]] = lambda _: (),
+        self, context: click.Context, jobs: Sequence[Job], places: Callable[[Job], Iterable[Path]] | None = None
     ) -> None:
-        self._context, self._given, self._jobs, self._to = context, context.params, jobs, to
+        self._context, self._given, self._jobs, self._places = context, context.params, jobs, places
         self._sources = {job.source.resolve() for job in jobs if job.data is None}
-        self._places = places
-        self._tally: Counter[str] = Counter()
-        self._hosted: Counter[str] = Counter()
-        self._failures_in_a_row = 0
-        self._stopped = ""
+        self._to_stdout = jobs[0].file == STDOUT
+        self._tally, self._hosted = Counter[str](), Counter[str]()
+        self._failures_in_a_row, self._stopped = 0, ""
 
-    def run(self, work: Work, made: Callable[[Job, Any], Made], *, upscales: bool = False) -> int:
-        """Work on all pictures, and keep what is made of each; returns the exit code."""
-        return run(self._run(work, made, upscales))
+    async def run(self, work: Callable[[Any, Any], Awaitable[Any]], made: Callable[[Job, Any], Made]) -> int:
+        """Process all pictures by a client, and write their files; returns the exit code."""
+        from cutaway.many import run_many
 
-    async def _run(self, work: Work, made: Callable[[Job, Any], Made], upscales: bool) -> int:
         todo = [job for job in self._jobs if self._is_to_do(job)]
-        shows = not self._given["quiet"] and len(self._jobs) > 1 and sys.stderr.isatty()
-        bar = click.progressbar(length=len(self._jobs), show_pos=True, file=sys.stderr)
+
+        async def images() -> AsyncGenerator[Any, None]:
+            for job in todo:
+                if self._stopped:
+                    return
+                yield job.source if job.data is None else job.data
+
         try:
-            async with open_client(self._context, upscales=upscales) as client:
-                with bar if shows else nullcontext():
-                    async with aclosing(self._finished(todo, lambda image: work(client, image))) as finished:
-                        async for job, task in finished:
-                            self._take(job, task, made)
-                            bar.update(len(self._jobs) - self._left - bar.pos if shows else 0)
+            async with open_client(self._context) as client:
+                # What is only listed comes in the order given.
+                order = {"jobs": self._given["jobs"], "ordered": self._places is None}
+                async with aclosing(run_many(lambda image: work(client, image), images(), **order)) as outcomes:
+                    async for each in outcomes:
+                        self._take(todo[each.index], each, made)
         except asyncio.CancelledError:
             say("interrupted", err=True)
             say(self._summary(), err=True)
             raise
-        if self._stopped and self._left:
+        if self._stopped and not self._summary().endswith("failed"):
             say(f"stopped: {self._stopped}; the same command goes on from here", err=True)
         if (len(self._jobs) > 1 or self._tally["skipped"]) and (self._tally["failed"] or not self._given["quiet"]):
             say(self._summary(), err=True)
         return UNAVAILABLE if self._stopped else FAILED if self._tally["failed"] else OK
 
-    @property
-    def _left(self) -> int:
-        return len(self._jobs) - self._tally.total()
-
     def _summary(self) -> str:
-        count = len(self._jobs)
-        parts = [f"{self._tally['done']:,} of {'1 picture' if count == 1 else f'{count:,} pictures'} done"]
-        parts += [f"{number:,} by {name} (hosted)" for name, number in sorted(self._hosted.items())]
-        rest = ((self._tally["skipped"], "skipped, there already"), (self._tally["failed"], "failed"))
-        return "; ".join(
-            parts + [f"{number:,} {what}" for number, what in (*rest, (self._left, "not tried")) if number]
-        )
+        number, tally = len(self._jobs), self._tally
+        counts = [(hosted, f"by {name} (hosted)") for name, hosted in sorted(self._hosted.items())]
+        counts += [(tally["skipped"], "skipped, there already"), (tally["failed"], "failed")]
+        parts = [f"{each:,} {what}" for each, what in (*counts, (number - tally.total(), "not tried")) if each]
+        return "; ".join([f"{tally['done']:,} of {number:,} picture{'s' * (number != 1)} done", *parts])
 
     def _is_to_do(self, job: Job) -> bool:
-        there = [path for path in self._places(job) if path.exists()]
-        spared = bool(self._sources & {path.resolve() for path in there})
-        if not there or (self._given["overwrite"] and not spared):
+        there = [path for path in (self._places(job) if self._places else ()) if path.exists()]
+        spared = self._sources & {path.resolve() for path in there}
+        if there and (spared or (job.file and not self._given["overwrite"])):
+            self._fail(job, already_there(there[0]))
+        elif not there or self._given["overwrite"]:
             return True
-        if spared:
-            self._fail(job, FileExistsError(f"{there[0]} is a picture of this very run and is not written over"))
-        elif job.file:
-            self._fail(job, FileExistsError(f"{there[0]} is there already; --overwrite replaces it"))
         else:
             self._tell("skipped", job, {"outputs": [{"path": str(path)} for path in there]}, [])
         return False
 
-    async def _finished(
-        self, todo: Sequence[Job], work: Callable[[Any], Awaitable[Any]]
-    ) -> AsyncGenerator[tuple[Job, Task], None]:
-        """Pictures as they are finished, `--jobs` at once; closing it cancels what is in flight."""
-        waiting = iter(todo)
-        running: dict[Task, Job] = {}
+    def _take(self, job: Job, outcome: cutaway.Outcome, made: Callable[[Job, Any], Made]) -> None:
         try:
-            while True:
-                for job in islice(waiting, 0 if self._stopped else self._given["jobs"] - len(running)):
-                    running[asyncio.ensure_future(work(job.source if job.data is None else job.data))] = job
-                if not running:
-                    return
-                first = running if self._to else list(running)[:1]  # what is only listed comes in the order given
-                done, _ = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield running.pop(task), task
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    def _take(self, job: Job, task: Task, made: Callable[[Job, Any], Made]) -> None:
-        try:
-            done = made(job, task.result())
-            if self._to and not self._to.stdout:
-                write(done.files, overwrite=self._given["overwrite"], spared=self._sources)
+            form, lines, files = made(job, outcome.unwrap())
+            if not self._to_stdout:
+                write(files, overwrite=self._given.get("overwrite", False), spared=self._sources)
         except (cutaway.CutawayError, OSError) as error:
             self._fail(job, error)
             return
-        if self._to and self._to.stdout:
-            sys.stdout.buffer.write(*done.files.values())
+        if self._to_stdout:
+            sys.stdout.buffer.write(*files.values())
             sys.stdout.buffer.flush()
         self._failures_in_a_row = 0
-        self._hosted.update([done.result.provider] if done.result.tier > 1 else [])
-        self._tell("done", job, done.form, done.lines)
+        self._hosted.update([form["provider"]] if form.get("tier", 1) > 1 else [])
+        lines += [f"  warning: {each['message']} ({each['code']})" for each in form.get("warnings", ())]
+        self._tell("done", job, form, lines)
 
     def _fail(self, job: Job, error: Exception) -> None:
         lines = [f"{job.source}: {reason(error)}"]
@@ -190,11 +118,9 @@ class Batch:
             elif self._failures_in_a_row >= RUN_GIVE_UP_FAILURES:
                 self._stopped = self._stopped or f"the server failed {self._failures_in_a_row} times in a row"
 
-    def _tell(self, status: str, job: Job, form: Mapping[str, Any], lines: Sequence[str]) -> None:
+    def _tell(self, status: str, job: Job, form: Form, lines: Sequence[str]) -> None:
         self._tally[status] += 1
-        clear_bar()
-        failed, silent = status == "failed", self._given["json"] or self._given["quiet"]
         if self._given["json"]:
             say_json({"source": str(job.source), "status": status, "outputs": [], **form})
-        for line in lines if failed or not silent else ():
-            say(line, err=failed or bool(self._to and self._to.stdout))
+        for line in lines if status == "failed" or not (self._given["json"] or self._given["quiet"]) else ():
+            say(line, err=status == "failed" or self._to_stdout)

@@ -1,30 +1,41 @@
-"""The command's files: which pictures were meant, where what is made of them goes, and writing it."""
+"""The command's files: the pictures that arguments name, what -o names, and writing."""
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 
 import click
 
 from cutaway.cli.console import reason
-from cutaway.contract.limits import INPUT_LIMITS
+from cutaway.contract.limits import FIT_LIMITS
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib")
-"""What is taken from a folder, unless it is hidden; a file that is named is taken whatever its name."""
+"""Extensions of a folder's pictures, hidden files excepted; a named file may have any."""
 
-OTHER_KINDS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".psd", ".svg", ".pdf")
-"""More that a folder is not called."""
+FILES = (*EXTENSIONS, ".zip", ".gif", ".tif", ".tiff", ".avif", ".heic", ".psd", ".svg", ".pdf")
+"""Extensions that make a path a file's and not a folder's."""
+
+FORMS = {"png": "png", "webp": "webp", "mask": "png", "jpeg": "jpg", "layers": "zip"}
+"""The extension of each form of output, and of each format of a result."""
+
+STDOUT = Path("-")
+
+
+def kind(path: Path) -> str:
+    """The extension, the same for ``x.JPEG`` and ``x.jpg``."""
+    extension = path.suffix.lower()[1:]
+    return FORMS.get(extension, extension)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture (`data` where it is no file), and where what is made of it goes: `file`, or ``stem.png``."""
+    """One picture (`data` where it is no file), and where its results go: to `file`, or ``stem.png``."""
 
     source: Path
     stem: Path
@@ -32,95 +43,72 @@ class Job:
     data: bytes | None = field(default=None, repr=False)
 
     def target(self, cutout_id: int | None, extension: str) -> Path:
+        """The file of a result; what was made, and perhaps paid for, never gets a name that does not fit."""
+        if self.file:
+            fits = self.file == STDOUT or kind(self.file) == extension
+            return self.file if fits else self.file.with_suffix(f".{extension}")
         suffix = "" if cutout_id is None else f"-{cutout_id}"
-        return self.file or self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
+        return self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where ``-o`` says that things go: a folder, one file in it, or standard output."""
+def plan(names: Sequence[str], to: Path = Path(), extensions: Sequence[str] = ()) -> list[Job]:
+    """The pictures that files, patterns and folders (with all below them) or "-" name, each once, with its own place.
 
-    folder: Path = Path()
-    file: Path | None = None
-    stdout: bool = False
-
-    @property
-    def takes_one(self) -> bool:
-        return self.stdout or self.file is not None
-
-
-def destination(path: Path, extensions: Sequence[str]) -> Destination:
-    """What ``-o`` means for files with these extensions, known before anything is sent, and perhaps paid for."""
-    if str(path) == "-":
-        if sys.stdout.isatty():
-            raise click.UsageError("-o - would print a picture to the terminal: send it to a file or to a program")
-        return Destination(stdout=True)
-    kind = path.suffix.lower()
-    file = path if kind in (*EXTENSIONS, *OTHER_KINDS) and not path.is_dir() else None
-    if file and kind[1:] not in extensions:
-        names = " or ".join(str(path.with_suffix(f".{each}")) for each in extensions)
-        raise click.UsageError(f"{path}: no {kind[1:].upper()} file comes out: name it {names}")
-    folder = path.parent if file else path
+    `to` is a folder, one file with one of the extensions, or STDOUT. Pictures that differ only in extension or folder
+    get numbers: ``photo``, ``photo_2``, …, in the order given.
+    """
+    file = to if to == STDOUT or (to.suffix.lower() in FILES and not to.is_dir()) else None
+    if file == STDOUT and sys.stdout.isatty():
+        raise click.UsageError("-o - would print a picture to the terminal: send it to a file or to a program")
+    if file and file != STDOUT and kind(file) not in extensions:
+        fitting = " or ".join(str(file.with_suffix(f".{each}")) for each in extensions)
+        raise click.UsageError(f"{file}: no {file.suffix[1:].upper()} file comes out: name it {fitting}")
+    folder = file.parent if file else to
     there = next(each for each in (folder, *folder.parents, Path()) if os.path.lexists(each))
     if not there.is_dir():
         raise click.UsageError(f"{folder} cannot be a folder: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise click.UsageError(f"nothing can be written into {there}: no permission")
-    return Destination(folder, file)
-
-
-def plan(names: Sequence[str], to: Destination = Destination()) -> list[Job]:
-    """The pictures that files, patterns and folders (with all below them) or "-" name, each once, with its own place.
-
-    Pictures that differ only in extension or folder get numbers: ``photo``, ``photo_2``, …, in the order given.
-    """
     if "-" in names:
         if len(names) > 1:
             raise click.UsageError("- stands for one picture from standard input: name no others beside it")
-        try:  # as much as is made to fit, and enough of a larger one to refuse it
-            data = sys.stdin.buffer.read(10 * INPUT_LIMITS.max_file_bytes)
+        try:  # one byte more than what is made to fit is enough to refuse it
+            data = sys.stdin.buffer.read(FIT_LIMITS.max_file_bytes + 1)
         except OSError as error:
             raise click.UsageError(f"standard input cannot be read: {reason(error)}") from None
-        return [Job(Path("stdin"), to.folder / "stdin", to.file, data)]
+        return [Job(Path("stdin"), folder / "stdin", file, data)]
     jobs: dict[Path, Job] = {}
     taken: set[str] = set()
-    for source, relative in (each for name in names for each in _pictures(name, to)):
-        if source.resolve() in jobs:
-            continue
-        stem = candidate = to.folder / relative.with_suffix("")
+    output = None if file or to == Path() else to.resolve()
+    for source, relative in (each for name in names for each in _pictures(name, output)):
+        stem = candidate = folder / relative.with_suffix("")
         number = 1
         while str(candidate).casefold() in taken:  # some file systems do not tell A from a
             number += 1
             candidate = stem.with_name(f"{stem.name}_{number}")
-        taken.add(str(candidate).casefold())
-        jobs[source.resolve()] = Job(source, candidate, to.file)
-    if to.takes_one and len(jobs) != 1:
-        what = f"{to.file} is one file and" if to.file else "standard output"
-        raise click.UsageError(f"{what} takes one picture, and {len(jobs)} are named: name a folder with -o")
+        if source.resolve() not in jobs:
+            taken.add(str(candidate).casefold())
+            jobs[source.resolve()] = Job(source, candidate, file)
+    if file and len(jobs) != 1:
+        raise click.UsageError(f"-o {file} takes one picture, and {len(jobs)} are named: name a folder")
     return list(jobs.values())
 
 
-def _pictures(name: str, to: Destination) -> Iterator[tuple[Path, Path]]:
-    """Pairs of a picture and its path relative to what named it, which its cut-out keeps below the output folder."""
+def _pictures(name: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Pairs of a picture and its path relative to its argument, which its result keeps below the output folder."""
     path, found = Path(name), False
-    output = to.folder.resolve() if to.folder != Path() and not to.takes_one else None
-    if name.startswith(("http://", "https://")):
-        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
-    if path.is_dir() and output == path.resolve():
+    searches = path.is_dir()
+    if searches and output == path.resolve():
         raise click.UsageError(f"{name} is searched for pictures: name another folder for the results with -o")
-    if path.exists() and not path.is_dir():
-        yield path, Path(path.name)
-        return
-    for each in sorted(path.rglob("*") if path.is_dir() else map(Path, glob.glob(name, recursive=True))):  # noqa: PTH207
-        relative = each.relative_to(path) if path.is_dir() else Path(each.name)
+    matches = path.rglob("*") if searches else [path] if path.exists() else map(Path, glob(name, recursive=True))  # noqa: PTH207
+    for each in sorted(matches):
+        relative = each.relative_to(path) if searches else Path(each.name)
         hidden = any(part.startswith(".") for part in relative.parts)  # such as the ._photo.jpg that macOS leaves
-        if path.is_dir() and (hidden or each.suffix.lower() not in EXTENSIONS or output in each.resolve().parents):
+        if searches and (hidden or each.suffix.lower() not in EXTENSIONS or output in each.resolve().parents):
             continue
-        if each.is_file():
+        if not each.is_dir():
             found = True
             yield each, relative
     if not found:
-        raise click.UsageError(f"no pictures in {name}" if path.is_dir() else f"there is no picture {name!r}")
+        raise click.UsageError(f"there is no picture {'in ' * searches}{name!r}")
 
 
 def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Path]) -> None:
@@ -131,7 +119,7 @@ def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Pa
     """
     for target in files:
         if os.path.lexists(target) and (not overwrite or target.resolve() in spared):
-            raise FileExistsError(f"{target} is there already; --overwrite replaces what earlier runs made")
+            raise already_there(target)
     parts = {target: target.with_name(f".cutaway-{os.getpid()}-{at}.part") for at, target in enumerate(files)}
     try:
         for target, part in parts.items():
@@ -143,3 +131,7 @@ def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Pa
         for part in parts.values():
             with suppress(OSError):
                 part.unlink()
+
+
+def already_there(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} is there already; --overwrite replaces it, unless it is a picture of this very run")

@@ -1,10 +1,13 @@
-"""Options that several subcommands share; their names, ranges, choices and texts are those of the contract."""
+"""Options shared by subcommands; names, ranges, choices and texts are those of the contract."""
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +15,46 @@ import click
 from click.core import ParameterSource
 
 import cutaway
-from cutaway.cli.codes import RATIO_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
-from cutaway.cli.console import reason, say
-from cutaway.cli.fallbacks import parse_fallback
+from cutaway.cli import codes
+from cutaway.cli.console import reason
 from cutaway.contract import limits
+from cutaway.contract.errors import invalid_option
 from cutaway.contract.limits import OPTIONS, Option
 from cutaway.contract.options import parse_options
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path)
+FILE, FOLDER = click.Path(path_type=Path, dir_okay=False), click.Path(path_type=Path)
 ABOVE_0 = click.FloatRange(min=0, min_open=True)
+SPECS = "huggingface[:MODEL], replicate[:MODEL], space:OWNER/NAME"
+
+# Whoever types a command wants what the picture shows rather than a refusal because nobody is in it.
+AUTO = {"subject": replace(OPTIONS["subject"], default="auto")} if "auto" in OPTIONS["subject"].choices else {}
+
+
+def command(*params: click.Parameter) -> Callable[[Callable[..., Any]], click.Command]:
+    """A subcommand with these parameters; its function takes the context, and returns an exit code or a coroutine."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        def invoke(context: click.Context, /, **given: Any) -> Any:
+            try:
+                done = function(context, **given)
+                return asyncio.run(done) if asyncio.iscoroutine(done) else done
+            except KeyboardInterrupt:
+                return codes.INTERRUPTED
+
+        shown: Any = {"help": function.__doc__, "epilog": codes.EPILOG, "params": list(params)}
+        return click.Command(function.__name__, callback=click.pass_context(invoke), **shown)
+
+    return decorate
+
+
+def option(*names: str, help: str, **more: Any) -> click.Option:
+    return click.Option(names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
 
 
 def _token(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     if name and not os.environ.get(name):
         raise click.BadParameter(f"{name}, which is not set or empty")
-    return os.environ[name] if name else None
+    return os.environ.get(name or "")
 
 
 def _headers(_: click.Context, __: click.Parameter, lines: tuple[str, ...]) -> dict[str, str]:
@@ -38,117 +63,80 @@ def _headers(_: click.Context, __: click.Parameter, lines: tuple[str, ...]) -> d
     return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _urls(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    return [url.strip() for value in values for url in value.split(",") if url.strip()]
+def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    return [each.strip() for value in values for each in value.split(",")]
 
 
-def together(*options: Decorator) -> Decorator:
-    """Several options as one decorator, in this order in the help."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-def option(*names: str, help: str, **more: Any) -> Decorator:
-    return click.option(*names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
-
+_URL = "grpc://HOST:8001 or http://HOST:8000, grpcs:// or https:// with TLS; again, or with commas, for equal ones."
+_TIMEOUTS = f"[default: {limits.PROCESSING_TIMEOUT_S:g}, with --fallback {limits.FALLBACK_TIMEOUT_S:g}]"
+_VARIABLE = {"multiple": True, "envvar": codes.URL_VARIABLE, "show_envvar": True, "default": [limits.DEFAULT_URL]}
+_HOSTED = f"Hosted models where no server of yours serves, in this order: {SPECS}; again, or with commas."
 
 JSON = option("--json", is_flag=True, help="One JSON object per line on standard output.")
 QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
 VERBOSE = option("-v", "--verbose", is_flag=True, help="Tell of requests, failures and repeats.")
-OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make what is there anew, in place of skipping it.")
+OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make anew what is there, and replace it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
-IMAGES = together(click.argument("images", nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
-OF_CLIENTS = together(
-    option(
-        "--retries", type=click.IntRange(min=0), help=f"Repeats of what may succeed later [default: {limits.RETRIES}]."
-    ),
+IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
+TIMEOUT = option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included {_TIMEOUTS}.")
+TLS = {
+    "ca_file": "Trust only what these authorities signed (PEM).",
+    "cert_file": "The client's own certificate (PEM).",
+    "key_file": "The certificate's key (PEM).",
+}
+CONNECTION = (
+    option("--url", "urls", callback=_split, help=_URL, **_VARIABLE),
+    TIMEOUT,
+    option("--token-env", "token", metavar="VARIABLE", callback=_token, help="Variable that holds the bearer token."),
+    option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", callback=_headers, help="Sent always."),
+    *(option(f"--{name.replace('_', '-')}", type=FILE, help=text) for name, text in TLS.items()),
+    VERBOSE,
+)
+CLIENT = (
+    *CONNECTION,
+    option("--retries", type=click.IntRange(min=0), help=f"Repeats where that can help [default: {limits.RETRIES}]."),
     option("--cache", type=FOLDER, help="Keep answers in this folder, and take them from there."),
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
-    option(
-        "--max-decompression-ratio",
-        type=ABOVE_0,
-        envvar=RATIO_VARIABLE,
-        show_envvar=True,
-        help="As the server's operator set it.",
-    ),
+    option("--max-decompression-ratio", type=ABOVE_0, envvar=codes.RATIO_VARIABLE, show_envvar=True, help="Allowed."),
 )
+FALLBACK = partial(option, "--fallback", multiple=True, metavar="SPEC", callback=_split, help=_HOSTED)
+NONCOMMERCIAL = option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right.")
 
 
-def timeout(default: str) -> Decorator:
-    return option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included [default: {default}].")
-
-
-def server(*, hosted: bool = False, client: bool = True) -> Decorator:
-    """The options that say which server, and how it is reached."""
-    url = "grpc://HOST:8001 or http://HOST:8000, grpcs:// or https:// with TLS; again, or with commas, for equal ones."
-    shared = {"multiple": True, "envvar": URL_VARIABLE, "show_envvar": True, "default": [limits.DEFAULT_URL]}
-    bearer = f"Variable that holds the bearer token [default: {TOKEN_VARIABLE}]."
-    seconds = f"{limits.PROCESSING_TIMEOUT_S:g}{f', with --fallback {limits.FALLBACK_TIMEOUT_S:g}' if hosted else ''}"
-    return together(
-        option("--url", "urls", callback=_urls, help=url, **shared),
-        timeout(seconds),
-        option("--token-env", "token", metavar="VARIABLE", callback=_token, help=bearer),
-        option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", callback=_headers, help="Sent always."),
-        option("--ca-file", type=FILE, help="Trust only what these authorities signed (PEM)."),
-        option("--cert-file", type=FILE, help="The client's own certificate (PEM)."),
-        option("--key-file", type=FILE, help="The certificate's key (PEM)."),
-        *([OF_CLIENTS] if client else []),
-        VERBOSE,
-    )
-
-
-def fallback(*, required: bool = False) -> Decorator:
-    """The options that name hosted models."""
-    text = "Hosted models where no server of yours serves, in this order: huggingface[:MODEL], replicate[:MODEL], "
-    text += "space:OWNER/NAME; again, or with commas. Pictures leave your network."
-    return together(
-        option("--fallback", multiple=True, required=required, metavar="SPEC", help=text),
-        option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right."),
-    )
-
-
-def results(folder: str, names: str) -> Decorator:
-    """The arguments and options of subcommands that make a file of each picture."""
+def results(folder: str, names: str) -> list[click.Parameter]:
+    """The arguments and options of subcommands that write a file per picture."""
     where = f"Folder for what is made, as {names}; of one picture also a file, or - for standard output."
-    return together(option("-o", "--output-dir", type=FOLDER, default=folder, help=where), OVERWRITE, IMAGES)
+    return [option("-o", "--output-dir", type=FOLDER, default=folder, help=where), OVERWRITE, *IMAGES]
 
 
-def table(names: Iterable[str], rows: Mapping[str, Option] = OPTIONS) -> Decorator:
+def table(names: Iterable[str] = OPTIONS, rows: Mapping[str, Option] = OPTIONS | AUTO) -> list[click.Option]:
     """These rows of a table of options."""
-    return together(*(_from_row(rows[name]) for name in names))
+    return [_from_row(rows[name]) for name in names]
 
 
-def _from_row(row: Option) -> Decorator:
-    flag, text = f"--{row.name.replace('_', '-')}", row.help
+def _from_row(row: Option) -> click.Option:
+    flag, text, bounds = f"--{row.name.replace('_', '-')}", row.help, (row.minimum, row.maximum)
     kind: Any = None
-    if row.kind == "choice":
-        kind = click.Choice(row.choices)
-    elif row.kind == "int" and row.minimum is not None and row.maximum is not None:
-        kind = click.IntRange(int(row.minimum), int(row.maximum))
-    elif row.kind == "float":
-        kind = click.FloatRange(row.minimum, row.maximum)
-    elif row.kind == "bool":
-        flag = f"{flag}/--no-{flag[2:]}"
-    else:
-        text = f"{text} ({row.allowed})"
+    match row.kind:
+        case "choice":
+            kind = click.Choice(row.choices)
+        case "int" | "float":
+            kind = (click.IntRange if row.kind == "int" else click.FloatRange)(*bounds)  # type: ignore[arg-type]
+        case "bool":
+            flag = f"{flag}/--no-{flag[2:]}"
+        case _:
+            text = f"{text} ({row.allowed})"
     return option(flag, row.name, type=kind, default=row.default, help=text)
 
 
-def given_options(context: click.Context, names: Iterable[str] = OPTIONS) -> dict[str, Any]:
-    """The options of the table that were given, checked; those that were not are the server's to choose."""
-    given: dict[str, Any] = {}
-    for name in names:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            given[name] = value = context.params[name]
-            # Lists come as JSON or, which is easier to type, with commas and semicolons.
-            opened, closed = {"ids": ("[", "]"), "boxes": ("[[", "]]")}.get(OPTIONS[name].kind, ("", ""))
-            if opened and not value.lstrip().startswith("["):
-                given[name] = opened + value.replace(";", "],[") + closed
+def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more: Any) -> dict[str, Any]:
+    """The given options of the table and `more`, checked; others have the server's defaults."""
+    is_given = {name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    given = {name: context.params[name] for name in names if name in is_given or name in AUTO} | more
+    # Lists come as JSON or, which is easier to type, with commas and semicolons.
+    for name, opened, closed in (("select", "[", "]"), ("boxes", "[[", "]]")):
+        if name in given and not given[name].lstrip().startswith("["):
+            given[name] = opened + given[name].replace(";", "],[") + closed
     try:
         parse_options(given)
     except cutaway.InvalidOption as error:
@@ -156,33 +144,55 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS) -> dic
     return given
 
 
-def reached(context: click.Context, *names: str) -> dict[str, Any]:
-    """How servers are reached, in the arguments of clients and streams: those of these names, and `tls`."""
-    files = {name: context.params.get(name) for name in ("ca_file", "cert_file", "key_file")}
+def connection(context: click.Context, *names: str) -> dict[str, Any]:
+    """The given arguments of clients and streams of these names, and `tls`."""
+    files = {name: context.params.get(name) for name in TLS}
     given = {name: context.params[name] for name in names if context.params.get(name) is not None}
     return given | ({"tls": cutaway.Tls(**files)} if any(files.values()) else {})
 
 
-def open_client(context: click.Context, *, upscales: bool = False, **arguments: Any) -> cutaway.AsyncClient:
-    """The client that the command line asks for."""
-    given = context.params
-    names = ("urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit")
-    specs = [spec.strip() for value in given.get("fallback", ()) for spec in value.split(",")]
+def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
+    """The client of the command line."""
+    given, upscales = context.params, context.command.name == "upscale"
     try:
-        arguments = reached(context, *names) | arguments
+        arguments = (
+            connection(context, "urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit") | more
+        )
         if given.get("retries") is not None:
             arguments["retry"] = cutaway.RetryPolicy(retries=given["retries"])
         if given.get("cache") is not None:
             arguments["cache"] = cutaway.ResultCache(given["cache"])
         accept = given.get("accept_noncommercial", False)
-        arguments["fallback"] = [parse_fallback(spec, accept=accept, upscales=upscales) for spec in specs]
-        for provider in arguments["fallback"]:
-            if provider.token_variables and not any(map(os.environ.get, provider.token_variables)):
-                variables = " or ".join(f"${name}" for name in provider.token_variables)
-                say(f"warning: {provider.name}: no token in {variables}; it will probably refuse", err=True)
-        if "fit" not in inspect.signature(cutaway.AsyncClient).parameters:
-            arguments.pop("fit", None)
+        arguments["fallback"] = [parse_fallback(each, accept, upscales) for each in given.get("fallback", ())]
         return cutaway.AsyncClient(**arguments)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))
         raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None
+
+
+def parse_fallback(spec: str, accept: bool = False, upscales: bool = False) -> Any:
+    """The provider of a specification, for mattes or upscaling; `accept` allows non-commercial weights.
+
+    Raises:
+        InvalidOption: it names none, or LicenceNotAccepted.
+    """
+    from cutaway.fallback.huggingface import FAL_IDS, UPSCALE_MODELS
+    from cutaway.providers import HuggingFace, Replicate, Space
+
+    kind, _, name = spec.partition(":")
+    given: dict[str, Any] = {"accept_noncommercial": accept}
+    match kind if re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name) else "":
+        case "huggingface" if upscales:  # the model of mattes does not count: its licence is no reason to refuse
+            models = dict.fromkeys(UPSCALE_MODELS, name) if name else UPSCALE_MODELS
+            return HuggingFace(models[4], upscale_models=models, **given)
+        case "huggingface":
+            given |= {"model": name} if name else {}
+            queued = name in FAL_IDS or name.startswith("fal-ai/")
+            return HuggingFace(route="fal-ai" if queued else "hf-inference", **given)
+        case "replicate":
+            given |= {"upscale_model" if upscales else "model": name} if name else {}
+            return Replicate(**given)
+        case "space" if name:
+            given |= {"fn": None, "upscale_fn": "predict"} if upscales else {}
+            return Space(name, **given)
+    raise invalid_option("fallback", spec[:100], SPECS)

@@ -10,82 +10,75 @@ import click
 
 import cutaway
 from cutaway.cli import options
-from cutaway.cli.codes import EPILOG, FAILED, INTERRUPTED, OK, UNAVAILABLE
+from cutaway.cli.codes import FAILED, INTERRUPTED, OK, UNAVAILABLE
 from cutaway.cli.console import reason, say, say_json
+from cutaway.cli.options import option
 from cutaway.contract.limits import PROCESSING_TIMEOUT_S, STREAM_OPTIONS, STREAM_TIMEOUT_S
 
 FLAGS = ("min_confidence", "smoothing")
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
-UNKNOWN_FPS = 25.0
-"""Of cameras and files that do not say."""
 
 
-@click.command(epilog=EPILOG)
-@click.argument("video")
-@options.option("-o", "--output", type=options.FILE, default="stream.mp4", help="What is written.")
-@options.OVERWRITE
-@options.QUIET
-@options.JSON
-@options.option("--background", default=STREAM_OPTIONS["background"].default, help="Or a picture's file, or blur:<px>.")
-@options.table(FLAGS, STREAM_OPTIONS)
-@options.server(client=False)
-@click.pass_context
-def stream(context: click.Context, /, video: str, output: Path, background: str, **given: Any) -> int:
-    """Put the people of VIDEO, a file or a camera's number, before another background.
+@options.command(
+    *(click.Argument(["video"]), options.OVERWRITE, options.QUIET, options.JSON),
+    option("-o", "--output", type=options.FILE, default="stream.mp4", help="What is written."),
+    option("--background", default=STREAM_OPTIONS["background"].default, help="#RRGGBB, a picture, or blur:<px>."),
+    *(*options.table(FLAGS, STREAM_OPTIONS), *options.CONNECTION),
+)
+def stream(context: click.Context, video: str, output: Path, background: str, **given: Any) -> int:
+    """Put a video's people before another background.
 
-    Of a file every frame is sent, of a camera the latest one, until Ctrl-C. Frames that cannot be worked on are written
-    as they are, and counted. Needs OpenCV (pip install opencv-python-headless).
+    VIDEO is a file, of which every frame is sent, or a camera's number, of which the latest one is, until Ctrl-C.
+    Frames that cannot be worked on are written as they are. Needs OpenCV (pip install opencv-python-headless).
     """
     try:
         cv2: Any = import_module("cv2")
     except ImportError:
         raise click.UsageError("videos need OpenCV: pip install opencv-python-headless") from None
-    codec = CODECS.get(output.suffix.lower())
-    if codec is None:
+    if output.suffix.lower() not in CODECS:
         raise click.UsageError(f"-o names a video: {', '.join(CODECS)}")
     if output.exists() and not given["overwrite"]:
         raise click.UsageError(f"{output} is there already; --overwrite replaces it")
     live = video.isdecimal()
-    source = cv2.VideoCapture(int(video) if live else video)
-    if not source.isOpened():
-        say(f"{video}: {'there is no such camera' if live else 'no video that can be read'}", err=True)
-        return FAILED
-    arguments = options.reached(context, "timeout_s", "token", "headers", *FLAGS)
-    arguments.setdefault("timeout_s", STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S)
-    arguments["background"] = background if background.startswith(("#", "blur:")) else Path(background)
+    source, writer, code = cv2.VideoCapture(int(video) if live else video), cv2.VideoWriter(), OK
+    arguments: dict[str, Any] = {
+        "timeout_s": STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S,
+        "background": background,
+    }
+    if not background.startswith(("#", "blur:")):
+        arguments["background"] = Path(background)
     try:
+        arguments |= options.connection(context, "timeout_s", "token", "headers", *FLAGS)
         frames = cutaway.Stream(given["urls"][0], channels="bgr", **arguments)
     except (ValueError, OSError) as error:
         raise click.UsageError(getattr(error, "message", reason(error))) from None
-    writer: Any = None
-    code = OK
-    with frames:
-        try:
+    try:
+        with frames:
             while (read := source.read())[0]:
                 frames.submit(read[1])
                 done: Any = frames.latest(0.0 if live else PROCESSING_TIMEOUT_S)
                 if done is None:
                     continue
-                if writer is None:
-                    fps, size = source.get(cv2.CAP_PROP_FPS) or UNKNOWN_FPS, done.image.shape[1::-1]
-                    writer = cv2.VideoWriter(str(output), cv2.VideoWriter_fourcc(*codec), fps, size)
+                if not writer.isOpened():
+                    codec = cv2.VideoWriter_fourcc(*CODECS[output.suffix.lower()])
+                    fps = source.get(cv2.CAP_PROP_FPS) or 25.0  # of cameras and files that do not say
+                    writer.open(str(output), codec, fps, done.image.shape[1::-1])
                 writer.write(done.image)
                 if done.untouched and frames.statistics.untouched == 1:
                     why = "the detector failed" if done.error is None else reason(done.error)
                     say(f"frame {done.id} and those that follow come back untouched: {why}", err=True)
-        except KeyboardInterrupt:
-            code = INTERRUPTED
-        finally:
-            source.release()
-            if writer is not None:
-                writer.release()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        source.release()
+        writer.release()
     told = frames.statistics
+    if code == OK and not told.done:
+        say(f"{video}: no frames can be read", err=True)
+        return FAILED
     if given["json"]:
         say_json({"output": str(output), **vars(told)})
     elif not given["quiet"]:
         lost = f"{told.dropped + told.skipped} dropped, {told.untouched} untouched"
         say(f"{output}: {told.done} frames, {told.fps:.1f} per second, {lost}")
-    if code == OK and not told.done:
-        say(f"{video}: no frames came", err=True)
-        return FAILED
     return code or (OK if not told.untouched else UNAVAILABLE if told.untouched == told.done else FAILED)

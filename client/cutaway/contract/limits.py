@@ -46,19 +46,7 @@ take 0.8 GB decoded, and as much again for a cut-out; no JPEG has longer sides."
 
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
 
-PROFILES = (
-    "nano",
-    "lite",
-    "512",
-    "general",
-    "portrait",
-    "matting",
-    "dynamic",
-    "legacy",
-    "dis",
-    "lite-2k",
-    "hr",
-)
+PROFILES = ("nano", "lite", "512", "general", "portrait", "matting", "dynamic", "legacy", "dis", "lite-2k", "hr")
 """Names of the model pairs: ``nano`` is bundled, the others are BiRefNet's released variants."""
 
 LOW_CONFIDENCE = 0.5
@@ -150,14 +138,7 @@ OPTIONS: dict[str, Option] = {
             minimum=0.05,
             maximum=0.95,
         ),
-        Option(
-            "padding_px",
-            "int",
-            20,
-            "margin around a person's box when subject is 'each'",
-            minimum=0,
-            maximum=500,
-        ),
+        Option("padding_px", "int", 20, "margin around a person's box when subject is 'each'", minimum=0, maximum=500),
         Option(
             "feather_px",
             "int",
@@ -281,70 +262,32 @@ class ErrorCode:
     retry_after_s: float | None = None
 
 
+def _input_error(code: str, http_status: int, user_action: str) -> ErrorCode:
+    return ErrorCode(code, Tier.HIGH, http_status, "INVALID_ARGUMENT", user_action)
+
+
 ERROR_CODES: dict[str, ErrorCode] = {
     row.code: row
     for row in (
-        ErrorCode(
+        _input_error(
             "INVALID_FORMAT",
-            Tier.HIGH,
             400,
-            "INVALID_ARGUMENT",
             "Send a JPEG, PNG, WebP or BMP file whose content is what its name and media type say.",
         ),
-        ErrorCode(
-            "FILE_TOO_LARGE",
-            Tier.HIGH,
-            413,
-            "INVALID_ARGUMENT",
-            "Send a smaller file: lower the JPEG quality or the resolution.",
-        ),
-        ErrorCode(
-            "RESOLUTION_TOO_LARGE",
-            Tier.HIGH,
-            400,
-            "INVALID_ARGUMENT",
-            "Scale the picture down to the largest sides allowed.",
-        ),
-        ErrorCode(
-            "TOO_MANY_PIXELS",
-            Tier.HIGH,
-            400,
-            "INVALID_ARGUMENT",
-            "Scale the picture down to the number of pixels allowed.",
-        ),
-        ErrorCode(
-            "RESOLUTION_TOO_SMALL",
-            Tier.HIGH,
-            400,
-            "INVALID_ARGUMENT",
-            "Send a larger picture: both sides need the smallest side allowed.",
-        ),
-        ErrorCode(
+        _input_error("FILE_TOO_LARGE", 413, "Send a smaller file: lower the JPEG quality or the resolution."),
+        _input_error("RESOLUTION_TOO_LARGE", 400, "Scale the picture down to the largest sides allowed."),
+        _input_error("TOO_MANY_PIXELS", 400, "Scale the picture down to the number of pixels allowed."),
+        _input_error("RESOLUTION_TOO_SMALL", 400, "Send a larger picture: both sides need the smallest side allowed."),
+        _input_error(
             "IMAGE_BOMB",
-            Tier.HIGH,
             400,
-            "INVALID_ARGUMENT",
             "The file would grow too much when decoded. If it is a flat picture, save it with less compression.",
         ),
-        ErrorCode(
-            "CORRUPT_IMAGE",
-            Tier.HIGH,
-            400,
-            "INVALID_ARGUMENT",
-            "The file is truncated or damaged. Save or send it again.",
-        ),
-        ErrorCode(
-            "INVALID_OPTION",
-            Tier.HIGH,
-            400,
-            "INVALID_ARGUMENT",
-            "Correct the option named in the details.",
-        ),
-        ErrorCode(
+        _input_error("CORRUPT_IMAGE", 400, "The file is truncated or damaged. Save or send it again."),
+        _input_error("INVALID_OPTION", 400, "Correct the option named in the details."),
+        _input_error(
             "NO_PERSON_DETECTED",
-            Tier.HIGH,
             422,
-            "INVALID_ARGUMENT",
             "Use a picture with faces visible, in good light, of at least 640×480; or lower min_confidence, give "
             "boxes, or ask for subject=all.",
         ),
@@ -367,11 +310,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
             retry_after_s=60.0,
         ),
         ErrorCode(
-            "PROCESSING_TIMEOUT",
-            Tier.HIGH,
-            504,
-            "UNAVAILABLE",
-            "Send a smaller picture or ask for fewer people.",
+            "PROCESSING_TIMEOUT", Tier.HIGH, 504, "UNAVAILABLE", "Send a smaller picture or ask for fewer people."
         ),
         ErrorCode(
             "GPU_MEMORY_EXHAUSTED",
@@ -468,19 +407,6 @@ ENDPOINT_LATE_MAX = 2
 """Deadlines in a row that a server may exceed before it is tried last: one picture may be slow."""
 
 
-# ----------------------------------------------------------------------------------------------------- fetching
-
-
-FETCH_TIMEOUT_S = 15.0
-"""A picture of ten megabytes over a slow 8 Mbit/s line takes ten seconds; look-ups and redirects are included."""
-
-FETCH_MAX_REDIRECTS = 3
-"""Content networks need one or two."""
-
-FETCH_SCHEMES = ("https",)
-"""Plain http lets anybody on the way change the picture, so it has to be asked for."""
-
-
 # ------------------------------------------------------------------------------------------------------ streams
 
 
@@ -506,13 +432,6 @@ STREAM_RESULTS_KEPT = 8
 
 STREAM_STATISTICS_FRAMES = 300
 """Window of the rates and latencies, in frames: ten seconds of a webcam's."""
-
-
-# ------------------------------------------------------------------------------------------------ shared memory
-
-
-SHARED_MEMORY_KEEP_BYTES = 64 * MIB
-"""Kept registered between calls: photographs of a megabyte in 64 threads, and all that a container has by default."""
 
 
 # -------------------------------------------------------------------------------------------------------- cache

@@ -6,16 +6,16 @@ The SDK checks before it sends, and the pipeline checks each request; both call 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypedDict
+from typing import Any, Literal, TypedDict
 
-from cutaway.contract.errors import InvalidOption
+from cutaway.contract.errors import invalid_option
 from cutaway.contract.limits import OPTIONS, STREAM_OPTIONS, Option
 
 MAX_LIST_LENGTH = 100
+MAX_LIST_CHARS = 20_000
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _BLUR = re.compile(r"blur:([0-9]{1,4})")
@@ -113,31 +113,21 @@ def parse_options(given: Mapping[str, Any]) -> CutOptions:
             name it and say what is allowed.
     """
     options = CutOptions(**_values(OPTIONS, given))
-    if options.subject == "all" and (options.select is not None or options.boxes is not None):
-        which = "select" if options.select is not None else "boxes"
-        raise InvalidOption(
-            f"Option {which!r} chooses people and subject 'all' takes the whole picture: use one of them.",
-            details={"name": which, "value": _printable(given[which]), "allowed": "subject people or each"},
-        )
+    for name in ("select", "boxes"):
+        if options.subject == "all" and getattr(options, name) is not None:
+            message = f"Option {name!r} chooses people and subject 'all' takes the whole picture: use one of them."
+            raise invalid_option(name, given[name], "subject people or each", message)
     if options.output == "jpeg" and options.background.transparent:
-        raise InvalidOption(
-            "Option 'output' cannot be 'jpeg' without a background: JPEG has no transparency.",
-            details={"name": "output", "value": "jpeg", "allowed": "jpeg with a background #RRGGBB or blur:<px>"},
-        )
+        message = "Option 'output' cannot be 'jpeg' without a background: JPEG has no transparency."
+        raise invalid_option("output", "jpeg", "jpeg with a background #RRGGBB or blur:<px>", message)
     if options.output == "layers" and not options.background.transparent:
-        raise InvalidOption(
-            "Option 'background' has no place in layers, which are colours and alpha apart.",
-            details={"name": "background", "value": _printable(given["background"]), "allowed": "transparent"},
-        )
+        message = "Option 'background' has no place in layers, which are colours and alpha apart."
+        raise invalid_option("background", given["background"], "transparent", message)
     return options
 
 
 def parse_stream_options(given: Mapping[str, Any]) -> StreamOptions:
-    """The same for the options of a stream.
-
-    Raises:
-        InvalidOption: an unknown name, or a value out of range.
-    """
+    """The same for the options of a stream."""
     return StreamOptions(**_values(STREAM_OPTIONS, given))
 
 
@@ -146,138 +136,72 @@ def to_parameters(given: Mapping[str, Any]) -> dict[str, str | int | bool]:
 
     Only what is given is sent, so that the server's defaults hold. Options that are None are left out.
     """
-    parameters: dict[str, str | int | bool] = {}
-    for name, given_value in given.items():
-        value = _plain(given_value)
-        if value is None:
-            continue
-        if isinstance(value, (bool, int, str)):
-            parameters[name] = value
-        elif isinstance(value, float):
-            parameters[name] = repr(value)
-        else:
-            parameters[name] = json.dumps(value)
-    return parameters
+    plain = {name: _plain(value) for name, value in given.items()}
+    return {
+        name: value if isinstance(value, (bool, int, str)) else json.dumps(value)
+        for name, value in plain.items()
+        if value is not None
+    }
 
 
 def _values(table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """Each option's value, checked, or its default."""
     for name in given:
         if name not in table:
-            raise InvalidOption(
-                f"There is no option {name!r}.",
-                details={"name": name, "value": _printable(given[name]), "allowed": ", ".join(table)},
-            )
-    return {
-        name: _parse(option, _plain(given[name]) if given.get(name) is not None else option.default)
-        for name, option in table.items()
-    }
+            raise invalid_option(name, given[name], ", ".join(table), f"There is no option {name!r}.")
+    values: dict[str, Any] = {}
+    for name, option in table.items():
+        value = _plain(given.get(name))
+        value = option.default if value is None else value
+        try:
+            values[name] = None if value is None else _parse(option, value)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            raise invalid_option(name, value, option.allowed) from None
+    return values
 
 
 def _parse(option: Option, value: Any) -> Any:
-    if option.kind == "choice":
-        if not isinstance(value, str) or value not in option.choices:
-            _refuse(option, value)
-        return value
-    if option.kind == "bool":
-        return _parse_bool(option, value)
-    if value is None:
-        return None
-    if option.kind in ("int", "float"):
-        return _parse_number(option, value)
-    if option.kind in ("background", "backdrop"):
-        return _parse_background(option, value)
-    items = _parse_list(option, value)
-    return _parse_ids(option, value, items) if option.kind == "ids" else _parse_boxes(option, value, items)
+    """The option's value in its own type; ValueError, TypeError, OverflowError or RecursionError where it has none."""
+    low, high = option.minimum or 0.0, option.maximum or 0.0
+    match option.kind:
+        case "choice" if value in option.choices:
+            return value
+        case "bool" if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        case "int" | "float" if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            number = float(value)
+            if low <= number <= high and (option.kind == "float" or number.is_integer()):  # NaN is refused too
+                return number if option.kind == "float" else int(number)
+        case "background" | "backdrop":
+            if value == ("transparent" if option.kind == "background" else "picture"):
+                return Background()
+            if _COLOUR.fullmatch(value):
+                red, green, blue = bytes.fromhex(value[1:])
+                return Background(colour_rgb=(red, green, blue))
+            if (blur := _BLUR.fullmatch(value)) and low <= int(blur[1]) <= high:
+                return Background(blur_px=int(blur[1]))
+        case "ids" | "boxes":
+            items = json.loads(value[: MAX_LIST_CHARS + 1]) if isinstance(value, str) else value
+            if isinstance(items, list) and 1 <= len(items) <= MAX_LIST_LENGTH:
+                return _ids(items) if option.kind == "ids" else tuple(map(_box, items))
+    raise ValueError(value)
 
 
-def _parse_bool(option: Option, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    _refuse(option, value)
-
-
-def _parse_number(option: Option, value: Any) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        _refuse(option, value)
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        _refuse(option, value)
-    assert option.minimum is not None and option.maximum is not None
-    if not option.minimum <= number <= option.maximum:  # also refuses NaN
-        _refuse(option, value)
-    if option.kind == "float":
-        return number
-    if number != int(number):
-        _refuse(option, value)
-    return int(number)
-
-
-def _parse_background(option: Option, value: Any) -> Background:
-    if value == ("transparent" if option.kind == "background" else "picture"):
-        return Background()
-    if isinstance(value, str) and _COLOUR.fullmatch(value):
-        return Background(colour_rgb=(int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)))
-    blur = _BLUR.fullmatch(value) if isinstance(value, str) else None
-    assert option.minimum is not None and option.maximum is not None
-    if blur and option.minimum <= int(blur[1]) <= option.maximum:
-        return Background(blur_px=int(blur[1]))
-    _refuse(option, value)
-
-
-def _parse_list(option: Option, value: Any) -> list[Any]:
-    items = value
-    if isinstance(value, str):
-        if len(value) > 20_000:
-            _refuse(option, value)
-        try:
-            items = json.loads(value)
-        except (ValueError, RecursionError):
-            _refuse(option, value)
-    if not isinstance(items, list) or not 1 <= len(items) <= MAX_LIST_LENGTH:
-        _refuse(option, value)
-    return items
-
-
-def _parse_ids(option: Option, value: Any, items: list[Any]) -> tuple[int, ...]:
-    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items):
-        _refuse(option, value)
+def _ids(items: list[Any]) -> tuple[int, ...]:
+    if not all(type(item) is int and item >= 0 for item in items):
+        raise ValueError(items)
     return tuple(dict.fromkeys(items))
 
 
-def _parse_boxes(option: Option, value: Any, items: list[Any]) -> tuple[tuple[float, float, float, float], ...]:
-    boxes = []
-    for item in items:
-        if not isinstance(item, list) or len(item) != 4:
-            _refuse(option, value)
-        if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in item):
-            _refuse(option, value)
-        x1, y1, x2, y2 = (float(number) if abs(number) < 1e9 else math.nan for number in item)
-        if not (x1 < x2 and y1 < y2):
-            _refuse(option, value)
-        boxes.append((x1, y1, x2, y2))
-    return tuple(boxes)
+def _box(item: Any) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = item
+    if not all(type(number) in (int, float) and abs(number) < 1e9 for number in item) or x1 >= x2 or y1 >= y2:
+        raise ValueError(item)
+    return float(x1), float(y1), float(x2), float(y2)
 
 
 def _plain(value: Any) -> Any:
     """Tuples and arrays as lists, numpy's numbers as Python's: numpy values are accepted without importing numpy."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _printable(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else text[:200] + "…"
-
-
-def _refuse(option: Option, value: Any) -> NoReturn:
-    raise InvalidOption(
-        f"Option {option.name!r} cannot be {_printable(value)!r}: allowed is {option.allowed}.",
-        details={"name": option.name, "value": _printable(value), "allowed": option.allowed},
-    )
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

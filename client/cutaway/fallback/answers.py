@@ -1,53 +1,100 @@
-"""From what a provider answered to an alpha or a picture that can be trusted: header first, then decoding."""
+"""Answers of hosted models: a failed one → its typed error, a picture → a validated alpha or header.
+
+    InvalidOption       LicenceNotAccepted      a non-commercial model without `accept_noncommercial`
+    ServerUnavailable   ProviderUnavailable     no answer, or temporarily unavailable: worth a retry
+                        └── ProviderRefused     refused permanently: token, model, parameters
+    ProcessingTimeout   GatewayTimeout          408 and 504: the service's own timeout, worth a retry
+    InferenceError      InvalidAnswer           the model failed, or its answer is no valid result
+
+All but the first let a fallback chain go on to the next tier. Details name the provider and the HTTP status where
+there was one; no message, representation or detail holds a token.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.contract import limits
-from cutaway.contract.errors import InputError
+from cutaway.contract import errors, limits
 from cutaway.contract.headers import PictureHeader, check_picture
 from cutaway.decode import open_checked
-from cutaway.fallback.errors import invalid
+from cutaway.loop import in_thread
+from cutaway.resilience import Deadline, parse_retry_after
 
-_LONG_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_long_side_px
-_SHORT_PX = max(limits.UPSCALE_SCALES) * limits.UPSCALE_LIMITS.max_short_side_px
+T = TypeVar("T")
+Scrub = Callable[[str], str]
 
+QUOTED_CHARS = 200  # of a provider's own message
 ANSWER_LIMITS = limits.InputLimits(
     max_file_bytes=limits.HOSTED_MAX_ANSWER_BYTES,
-    max_long_side_px=_LONG_PX,
-    max_short_side_px=_SHORT_PX,
-    max_pixels=_LONG_PX * _SHORT_PX,
+    max_long_side_px=4 * limits.UPSCALE_LIMITS.max_long_side_px,
+    max_short_side_px=4 * limits.UPSCALE_LIMITS.max_short_side_px,
+    max_pixels=16 * limits.UPSCALE_LIMITS.max_long_side_px * limits.UPSCALE_LIMITS.max_short_side_px,
     min_side_px=1,
-    # A mask is flat and folds further than any photograph; its pixels bound what it can become.
     max_decompression_ratio=math.inf,
 )
-"""What an answered picture may be: as large as the largest upscaled one."""
+"""Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat."""
 
-GREY_TOLERANCE = 4
-"""How far the channels of a grey mask may be apart: JPEG and WebP do not keep them exactly equal."""
-
+GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02
+
+_ABOUT_THE_PICTURE = re.compile(
+    r"cannot identify image|(?:invalid|corrupt\w*|damaged|unsupported|unreadable|truncated|malformed) (?:input )?"
+    r"(?:image|picture)|image (?:file )?(?:is )?(?:invalid|corrupt\w*|truncated|too (?:large|small|big))"
+    r"|(?:decod\w*|pars\w*|open|read) (?:the )?(?:input )?image",
+    re.IGNORECASE,
+)
+"""Only these 400s and 422s are about the picture; others are about parameters, which the next provider may accept."""
+
+
+class LicenceNotAccepted(errors.InvalidOption):
+    """The weights may not be used commercially and `accept_noncommercial` was not given. Details: model, licence."""
+
+
+class ProviderUnavailable(errors.ServerUnavailable):
+    """Temporarily unavailable: worth a retry. Details: provider, status."""
+
+
+class ProviderRefused(ProviderUnavailable):
+    """The same request is always refused: credentials, a model that is not served, parameters."""
+
+    retry = False
+
+
+class GatewayTimeout(errors.ProcessingTimeout):
+    """The service's own timeout was exceeded; worth a retry."""
+
+    retry = True
+
+
+class InvalidAnswer(errors.InferenceError):
+    """The model failed, or its answer is damaged, too large, of another type or size. Details: provider."""
+
+    retry = False
+
+
+class OutOfTime(errors.ProcessingTimeout):
+    """The deadline was exceeded by this machine's own work (decoding, composing): no tier failed."""
+
+
+_BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
+_BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat}
+_BY_STATUS |= {429: errors.RateLimitExceeded, 503: errors.Overloaded}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hosted:
-    """What every hosted result says.
-
-    Attributes:
-        provider: who made it ("huggingface").
-        model: with which model, whose weights have this `licence`.
-        cost: what a picture costs, in words.
-        requests: HTTP requests that it took.
-        elapsed_ms: milliseconds that it took, waits included.
-        details: what else the provider said (a prediction's id, metrics).
-    """
+    """The fields of every hosted result: which model of which provider made it, its weights' licence and the cost in
+    words, the HTTP requests and milliseconds that it took, and other details (a prediction's id, metrics)."""
 
     provider: str
     model: str
@@ -67,7 +114,7 @@ class Matte(Hosted):
 
 @dataclass(frozen=True, kw_only=True)
 class Upscaled(Hosted):
-    """`data` is the encoded picture as it came."""
+    """`data` is the encoded picture of the answer."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -75,16 +122,62 @@ class Upscaled(Hosted):
     height_px: int
 
 
+def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:
+    """The error for an invalid answer."""
+    return InvalidAnswer(f"{provider} {verb} {what.rstrip('.')}.", details={"provider": provider})
+
+
+def failure_of(response: httpx.Response, provider: str, scrub: Scrub, action: str) -> errors.CutawayError | None:
+    """The typed error of an answer, or None for a success or a redirect; `action` is for a refusal."""
+    status, form = response.status_code, form_of(response)
+    if status < 400:
+        return None
+    words = next((form[key] for key in ("detail", "error", "message", "title") if form.get(key)), None)
+    if words is None and "html" not in response.headers.get("content-type", ""):
+        words = response.content[:2000].decode("utf-8", "replace")
+    said = _short(words, scrub)
+    wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
+    details = {"provider": provider, "status": status, **({} if wait_s is None else {"retry_after_seconds": wait_s})}
+    kind = _BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderRefused)
+    if status in (400, 422) and _ABOUT_THE_PICTURE.search(said):
+        kind = errors.CorruptImage
+    message, advice = f"{provider} answered {status}{': ' if said else ''}{said}.", action * (kind is ProviderRefused)
+    return kind(message, details=details, retry_after=wait_s, user_action=advice or None)
+
+
+def model_failure(said: object, provider: str, scrub: Scrub) -> errors.CutawayError:
+    """The error for a model that ran and failed, by its message."""
+    words = _short(said, scrub)
+    if _ABOUT_THE_PICTURE.search(words):
+        return errors.CorruptImage(f"{provider} cannot read the picture: {words}.", details={"provider": provider})
+    return invalid(provider, f"a model that failed{': ' if words else ''}{words}")
+
+
+def _short(said: object, scrub: Scrub) -> str:
+    text = said if isinstance(said, str) else "" if said is None else json.dumps(said, default=str)
+    return scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")
+
+
+def json_of(response: httpx.Response) -> Any:
+    """The body as JSON, or None where it is not JSON."""
+    try:
+        return json.loads(response.content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def form_of(response: httpx.Response) -> dict[str, Any]:
+    """The body as a JSON object, empty where it is none."""
+    form = json_of(response)
+    return form if isinstance(form, dict) else {}
+
+
 def data_uri(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def decode_base64(text: str, provider: str) -> bytes:
-    """The bytes of base64 text or of a ``data:…;base64,…`` URI.
-
-    Raises:
-        InvalidAnswer: it is neither, or larger than an answer may be.
-    """
+    """The bytes of base64 text or of a ``data:…;base64,…`` URI; InvalidAnswer where it is neither, or too large."""
     head, _, text = text.partition(",") if text.startswith("data:") else ("data:;base64", "", text)
     if not head.lower().endswith(";base64") or len(text) > limits.HOSTED_MAX_ANSWER_BYTES * 4 // 3 + 4:
         raise invalid(provider, "a data URI that is not base64, or too large")
@@ -94,15 +187,11 @@ def decode_base64(text: str, provider: str) -> bytes:
         raise invalid(provider, "damaged base64") from None
 
 
-def answered_header(data: bytes, provider: str) -> PictureHeader:
-    """What an answered picture claims to be.
-
-    Raises:
-        InvalidAnswer: it is no picture, too large, or damaged: the answer is at fault and not the caller's picture.
-    """
+def _header(data: bytes, provider: str) -> PictureHeader:
+    """The header of an answered picture; InvalidAnswer, since it is no error of the caller's picture."""
     try:
         return check_picture(data, limits=ANSWER_LIMITS)
-    except InputError as error:
+    except errors.InputError as error:
         raise invalid(provider, f"a picture that cannot be used: {error.message}") from None
 
 
@@ -110,12 +199,12 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent.
 
     Raises:
-        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of other proportions than the picture; a square,
-            in which models work, is stretched back.
+        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture; a
+            square one, as many models return, is stretched back.
     """
     from PIL import Image
 
-    header = answered_header(data, provider)
+    header = _header(data, provider)
     width, height, aspect = header.width_px, header.height_px, size_wh[0] / size_wh[1]
     slack = 1.0 + ASPECT_TOLERANCE + 2.0 / min(width, height)
     if width != height and not 1 / slack <= width / height / aspect <= slack:
@@ -123,10 +212,10 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     try:
         image = open_checked(data, header)
         image.load()
-    except Exception:  # Pillow's plugins raise whatever a damaged file drives them to
+    except Exception:  # Pillow's plugins raise many exceptions on damaged files
         raise invalid(provider, f"a damaged {header.format.upper()}") from None
     band = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    if band is None or band.getextrema() == (255, 255):  # some masks come with an alpha band that is opaque throughout
+    if band is None or band.getextrema() == (255, 255):  # some masks have an alpha band that is opaque throughout
         rgb = np.asarray(image.convert("RGB"), dtype=np.int16)
         if image.mode.startswith("I"):  # 16 bits, of which Pillow would take the lower eight
             band = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
@@ -137,14 +226,18 @@ def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np
     return np.asarray(band.resize(size_wh, Image.Resampling.BICUBIC), np.uint8)
 
 
-def upscaled_size(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
-    """The header of an upscaled picture whose size is what was asked for, within a pixel of rounding per step.
-
-    Raises:
-        InvalidAnswer: it is no picture, or of another size: making up for that would silently be something else.
-    """
-    header = answered_header(data, provider)
+def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider: str) -> PictureHeader:
+    """The header of an upscaled picture; InvalidAnswer where it has not the requested size, within rounding."""
+    header = _header(data, provider)
     got, wanted = (header.width_px, header.height_px), (size_wh[0] * scale, size_wh[1] * scale)
     if max(abs(got[0] - wanted[0]), abs(got[1] - wanted[1])) > scale:
         raise invalid(provider, "{}×{} pixels where {}×{} were asked for".format(*got, *wanted))
     return header
+
+
+async def own_work(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The result of work in a thread; OutOfTime where it outlasts the deadline."""
+    try:
+        return await in_thread(doing, deadline, work)
+    except errors.ProcessingTimeout as error:
+        raise OutOfTime(error.message, details=error.details) from None

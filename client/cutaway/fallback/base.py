@@ -1,38 +1,55 @@
-"""What every hosted provider shares: its settings, licence and token, and what a call returns."""
+"""The base class of hosted providers: model and licence, token and settings, and the result of a call."""
 
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, TypedDict, Unpack
+
+import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, invalid_option
 from cutaway.contract.headers import check_picture
-from cutaway.fallback import errors
-from cutaway.fallback.answers import Matte, Upscaled, alpha_of, upscaled_size
-from cutaway.fallback.chain import in_thread
-from cutaway.fallback.model import Model, Secret
-from cutaway.fallback.requests import Call, check_base_url
+from cutaway.fallback import answers
+from cutaway.fallback.answers import Matte, Upscaled
+from cutaway.fallback.requests import Call, Secret, check_base_url
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
 
-if TYPE_CHECKING:
-    from typing import Self
+UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
+BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
 
-    import httpx
+_BRIA = re.compile(r"briaai/|fal-ai/bria/|.*rmbg", re.IGNORECASE)  # its weights' names, whoever serves them
+
+
+@dataclass(frozen=True)
+class Model:
+    """A hosted model: its `name` at its provider, the `licence` of its weights in words, whether that allows
+    `commercial` use, and the provider's `inputs` beside the picture."""
+
+    name: str
+    licence: str = UNKNOWN_LICENCE
+    commercial: bool = True
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_of(model: str | Model, known: Mapping[str, Model] | None = None) -> Model:
+    """The model of that name, in whatever case and with a version or not; Bria's weights have their licence always."""
+    if isinstance(model, str):
+        name = model.strip()
+        found = (known or {}).get(name.partition(":")[0].lower(), Model(name))
+        model = replace(found, name=name) if ":" in name else found
+    if model.licence == UNKNOWN_LICENCE and _BRIA.match(model.name):
+        model = replace(model, licence=BRIA_LICENCE, commercial=False)
+    return model
 
 
 class Settings(TypedDict, total=False):
-    """What every provider takes.
-
-    - base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
-    - token: takes the place of the environment's.
-    - timeout_s: seconds for one call, within the overall deadline.
-    - accept_noncommercial: you may use weights that are not for commercial use.
-    - retry: how often failed requests are repeated.
-    - transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
-    """
+    """The keyword arguments of every provider; see :class:`Provider`."""
 
     base_url: str | None
     token: str | None
@@ -43,87 +60,87 @@ class Settings(TypedDict, total=False):
 
 
 class Provider(ABC):
-    """A hosted model behind an HTTP API. Subclasses say what to send and what the answers mean.
+    """A hosted model behind an HTTP API; safe to share between threads and event loops.
+
+    Args:
+        base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
+        token: instead of the environment's; an object with one cannot be pickled.
+        timeout_s: seconds for one call, within the overall deadline.
+        accept_noncommercial: you may use weights that are not for commercial use.
+        retry: the retry policy of requests.
+        transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
+
+    Raises:
+        LicenceNotAccepted: weights that are not for commercial use; InvalidOption: a name or an address that is none.
 
     Attributes:
-        name: "huggingface", "replicate" or "space".
-        tier: 2 to 4, as the documentation numbers them.
+        name: "huggingface", "replicate" or "space", with the number of its `tier`, 2 to 4.
         cost: what a picture costs, in words.
-        delivery_hosts: where its files may lie beside its own origin; their subdomains are included.
-
-    Objects are safe to share between threads and event loops. They can be pickled, unless a token was passed.
+        delivery_hosts: hosts of its files beside its own origin, with their subdomains.
+        mattes: whether it serves mattes; `scales` are the factors by which it can upscale.
     """
 
     name: ClassVar[str]
     tier: ClassVar[int]
     cost: ClassVar[str]
     default_url: ClassVar[str] = ""
+    gone: ClassVar[str] = "The model or the address is not served any more: check model and base_url."
     token_variables: ClassVar[tuple[str, ...]] = ()
     delivery_hosts: ClassVar[tuple[str, ...]] = ()
-    _made_with: tuple[tuple[Any, ...], dict[str, Any] | None]
+    mattes: bool = True
 
-    def __new__(cls, *given: Any, **named: Any) -> Self:
-        self = super().__new__(cls)
-        self._made_with = given, named if not named.get("token") else None
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        given, named = self._made_with
-        if named is None:
-            raise TypeError("a token is not pickled: leave it to the environment of the other process")
-        return _remade, (type(self), given, named)
-
-    def __init__(self, model: Model, **settings: Unpack[Settings]) -> None:
-        self.model = model
+    def __init__(self, model: Model, upscalers: Mapping[int, Model], **settings: Unpack[Settings]) -> None:
+        self.model, self.licence = model, model.licence
         self.timeout_s = float(settings.get("timeout_s") or limits.TIER_TIMEOUTS_S[self.name])
-        self._accept_noncommercial = settings.get("accept_noncommercial", False)
-        self._check_licence(model)
-        found = (os.environ.get(name, "").strip() for name in self.token_variables)
-        self._token = Secret(settings.get("token") or next(filter(None, found), ""), self.name)
+        self._upscalers = {scale: upscalers[scale] for scale in limits.UPSCALE_SCALES if scale in upscalers}
+        self.scales = tuple(self._upscalers)
+        for each in (model, *self._upscalers.values()):
+            if not each.commercial and not settings.get("accept_noncommercial"):
+                details = {"name": "accept_noncommercial", "value": False, "allowed": "true"}
+                raise answers.LicenceNotAccepted(
+                    f"The weights of {each.name} may not be used commercially ({each.licence}). "
+                    "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
+                    details=details | {"model": each.name, "licence": each.licence},
+                )
+        token = settings.get("token")
+        self._pickles = not token
+        self.token = Secret(token, self.name) if token else self._token_of_environment()
         self.base_url = (settings.get("base_url") or self.default_url).rstrip("/")
-        self._own = check_base_url(self.base_url, token=bool(self._token))
-        self._policy = settings.get("retry") or RetryPolicy()
-        self._budget = RetryBudget()
-        self._upscalers: dict[int, Model] = {}
-        self._transport = settings.get("transport")
+        self.origin = check_base_url(self.base_url, token=bool(self.token))
+        self.policy, self.budget = settings.get("retry") or RetryPolicy(), RetryBudget()
+        self.transport = settings.get("transport")
+
+    def _token_of_environment(self) -> Secret:
+        found = (os.environ.get(name, "").strip() for name in self.token_variables)
+        return Secret(next(filter(None, found), ""), self.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self._pickles:
+            raise TypeError("a token is not pickled: leave it to the environment of the other process")
+        return vars(self) | {"token": None, "budget": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, token=self._token_of_environment(), budget=RetryBudget())
 
     def __repr__(self) -> str:
         what = f"base_url={self.base_url!r}, model={self.model.name!r}, timeout_s={self.timeout_s:g}"
-        return f"{type(self).__name__}({what}, token={self._token!r})"
-
-    @property
-    def licence(self) -> str:
-        """The licence of the matting model's weights, in words."""
-        return self.model.licence
-
-    @property
-    def mattes(self) -> bool:
-        """Whether it was set up for mattes."""
-        return True
-
-    @property
-    def scales(self) -> tuple[int, ...]:
-        """The factors by which it can upscale; none for a provider that only mattes."""
-        return tuple(sorted(self._upscalers))
+        return f"{type(self).__name__}({what}, token={self.token!r})"
 
     async def matte(self, data: bytes, media_type: str, deadline: Deadline) -> Matte:
-        """The alpha of a picture.
+        """The alpha of an encoded picture of that media type, upright and within the input limits.
 
-        Args:
-            data: an encoded picture, upright and within the input limits.
-            media_type: what it is ("image/jpeg").
-            deadline: overall; the provider's own `timeout_s` counts too, but not while a model is loading.
+        The deadline is overall; the provider's own `timeout_s` counts too, but not while a model is loading.
 
         Raises:
-            InputError: the provider says that the picture is at fault, so no other one needs to be asked.
-            ServerUnavailable, ProcessingTimeout, InferenceError: anything else; see :mod:`cutaway.fallback.errors`.
+            InputError: the provider refuses the picture, which others would refuse, too.
+            ServerUnavailable, ProcessingTimeout, InferenceError: anything else; see :mod:`cutaway.fallback.answers`.
         """
         header = check_picture(data, media_type)
         async with Call(self, self.model, deadline) as call:
-            answer = await self._matte(call, data, media_type)
-        # The answer is there and paid for: only the overall time can make it worthless.
-        doing, size_wh = f"reading {self.name}'s answer", (header.width_px, header.height_px)
-        alpha = await in_thread(call.overall, doing, alpha_of, answer, size_wh, self.name)
+            answer = await self._serve(call, data, media_type)
+        # The answer is there and paid for, so that only the overall deadline counts from here.
+        read = partial(answers.alpha_of, answer, (header.width_px, header.height_px), self.name)
+        alpha = await answers.own_work(f"reading {self.name}'s answer", call.overall, read)
         return Matte(alpha=alpha, **self._facts(call))
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
@@ -134,70 +151,34 @@ class Provider(ABC):
             ResolutionTooLarge: the picture is over 1440p.
             Others as :meth:`matte`.
         """
-        if scale not in self._upscalers:
+        if scale not in self.scales:
             allowed = ", ".join(map(str, self.scales)) or f"none: {self.name} does not upscale"
             raise invalid_option("scale", scale, allowed)
         header = check_picture(data, media_type, limits=limits.UPSCALE_LIMITS)
         async with Call(self, self._upscalers[scale], deadline, scale) as call:
-            answer = await self._upscale(call, data, media_type)
-        larger = upscaled_size(answer, (header.width_px, header.height_px), scale, self.name)
+            answer = await self._serve(call, data, media_type)
+        larger = answers.upscaled_header(answer, (header.width_px, header.height_px), scale, self.name)
         facts = self._facts(call) | {"width_px": larger.width_px, "height_px": larger.height_px}
         return Upscaled(data=answer, media_type=larger.media_type, **facts)
 
-    # ---------------------------------------------------------------------------------- what subclasses say
-
     @abstractmethod
-    async def _matte(self, call: Call, data: bytes, media_type: str) -> bytes:
-        """An encoded mask or cut-out."""
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
+        """An encoded mask or cut-out of a picture of this media type; or the picture enlarged by `call.scale`."""
 
-    @abstractmethod
-    async def _upscale(self, call: Call, data: bytes, media_type: str) -> bytes:
-        """The picture enlarged by `call.scale`, encoded."""
-
-    def _failure_of(self, response: httpx.Response) -> CutawayError | None:
-        """The typed error of an answer, or None where it is a success or a redirect of a download."""
-        return errors.of_status(response, self.name, self._token, self._advice)
-
-    def _advice(self, status: int) -> str:
-        """What a caller can do about a refusal."""
-        if status == 401 and not self._token and self.token_variables:
-            return f"Set {self.token_variables[0]} to a token of {self.name}."
-        if status in (401, 403):
-            return f"Check that the token for {self.name} is valid and allows this model."
-        if status == 402:
-            return f"The account at {self.name} has no credit left."
-        if status in (404, 410):
-            return "The model or the address is not served any more: check model and base_url."
-        return "Check the model and its inputs."
+    def failure_of(self, response: httpx.Response) -> CutawayError | None:
+        """The typed error of an answer, or None for a success or a redirect."""
+        denied = "Check that the token is valid and allows this model."
+        if self.token_variables and not self.token:
+            denied = f"Set {self.token_variables[0]} to a token of {self.name}."
+        advice = {401: denied, 402: "The account has no credit left.", 403: denied, 404: self.gone, 410: self.gone}
+        action = advice.get(response.status_code, "Check the model and its inputs.")
+        return answers.failure_of(response, self.name, self.token.scrub, action)
 
     def _model_failure(self, said: object) -> CutawayError:
-        return errors.of_model(said, self.name, self._token)
-
-    def _take_upscalers(self, upscalers: Mapping[int, Model]) -> None:
-        """Which model upscales by which factor."""
-        for model in upscalers.values():
-            self._check_licence(model)
-        self._upscalers = {scale: model for scale, model in upscalers.items() if scale in limits.UPSCALE_SCALES}
-
-    def _check_licence(self, model: Model) -> None:
-        if not model.commercial and not self._accept_noncommercial:
-            details = {"name": "accept_noncommercial", "value": False, "allowed": "true"}
-            raise errors.LicenceNotAccepted(
-                f"The weights of {model.name} may not be used commercially ({model.licence}). "
-                "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
-                details=details | {"model": model.name, "licence": model.licence},
-            )
+        return answers.model_failure(said, self.name, self.token.scrub)
 
     def _facts(self, call: Call) -> dict[str, Any]:
-        """What every result of a call says."""
-        self._budget.succeeded()
-        about = {"provider": self.name, "model": call.model.name, "licence": call.model.licence, "cost": self.cost}
-        return about | {
-            "requests": call.requests,
-            "elapsed_ms": call.overall.elapsed_s * 1000,
-            "details": call.details,
-        }
-
-
-def _remade(kind: type[Provider], given: tuple[Any, ...], named: dict[str, Any]) -> Provider:
-    return kind(*given, **named)
+        """The fields that results of all calls have."""
+        self.budget.succeeded()
+        facts = {"provider": self.name, "model": call.model.name, "licence": call.model.licence, "cost": self.cost}
+        return facts | {"requests": call.requests, "elapsed_ms": call.overall.elapsed_s * 1000, "details": call.details}

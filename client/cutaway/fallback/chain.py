@@ -1,20 +1,37 @@
-"""One tier after the other until one serves: the rule, without knowing what is asked or of whom."""
+"""The fallback chain: your own server first, then the hosted providers in order, until one serves or the deadline.
+
+An error of the picture or the options ends the chain at once: it would fail at every provider and cost money.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from cutaway.breaker import CircuitBreaker
-from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout, RequestCancelled, ServerUnavailable
+from cutaway.breaker import CircuitBreaker, Clock
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, InputError, RequestCancelled, ServerUnavailable, invalid_option
+from cutaway.contract.options import CutOptions
+from cutaway.fallback.answers import OutOfTime, own_work
+from cutaway.fallback.compose import Person, Picture, detected_people, given_people, outputs_of, prepare
 from cutaway.resilience import Deadline
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from cutaway.fallback.answers import Upscaled
+    from cutaway.fallback.base import Provider
 
-QUOTED_CHARS = 120
-"""So much of each tier's error goes into the message of :class:`NobodyServed`; `details` have all of it."""
+T = TypeVar("T")
+Outputs: TypeAlias = Mapping[str, Any]
+Ask: TypeAlias = Callable[[Deadline], Awaitable[Outputs]]
+
+DETECT_SHARE = 1 / 3  # share of a hosted tier's time for the server's detection of people
+MATTE = 1  # its key among the factors, each of which has circuit breakers of its own, since it has another model
+DECODING, COMPOSING = "decoding the picture", "putting the cut-out together"
 
 
 class NobodyServed(ServerUnavailable):
@@ -22,24 +39,13 @@ class NobodyServed(ServerUnavailable):
 
 
 class NeedsDetection(ServerUnavailable):
-    """Single people were asked for, and the server does not even detect: a hosted matte does not tell them apart."""
-
-
-class OutOfTime(ProcessingTimeout):
-    """The deadline passed during this machine's own work (decoding, composing): no tier is at fault."""
+    """Single people were requested and the server does not detect them: a hosted matte does not separate people."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """Why a tier did not serve.
-
-    Attributes:
-        provider: "triton", "huggingface", "replicate" or "space".
-        tier: 1 to 4.
-        code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
-        message: one sentence.
-        elapsed_ms: milliseconds that it took; 0 where it was not asked.
-    """
+    """Why a tier ("triton", "huggingface", "replicate" or "space"; 1 to 4) did not serve: one of
+    :data:`cutaway.contract.limits.ERROR_CODES`, one sentence, and the milliseconds until then; 0 where not called."""
 
     provider: str
     tier: int
@@ -53,7 +59,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Served(Generic[T]):
-    """What was served, by whom, and why not by those before."""
+    """The result, the tier that served it, and the tiers that failed before."""
 
     value: T
     provider: str
@@ -63,14 +69,8 @@ class Served(Generic[T]):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One tier.
-
-    Attributes:
-        timeout_s: what it usually takes at most; that much is kept for it while those before it are asked.
-        call: given its deadline, returns the result or raises a CutawayError.
-        passed_over: why it is not asked at all; "" where it is.
-        patient: it heeds `timeout_s` itself, and may wait for longer (for a model that loads).
-    """
+    """One tier: `call` returns the result within its deadline, or raises a CutawayError. It is `passed_over` for a
+    reason; `patient` where it heeds `timeout_s` itself, which does not count while a model is loading."""
 
     provider: str
     tier: int
@@ -82,14 +82,14 @@ class Attempt:
 
 
 async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[Any]:
-    """Ask one after the other, each once, until one serves.
+    """Call one tier after the other, each once, until one serves.
 
-    A tier may take its own timeout, or less where later ones would be left without time: they keep what they may
-    take, up to half of what is left. For those whose circuit breaker is open nothing is kept.
+    A tier has its own timeout, or less where it would take the time of later ones: their timeouts are reserved, up to
+    half of the time left. Nothing is reserved for tiers whose circuit breaker is open.
 
     Raises:
-        InputError: a tier says that the picture or the options are at fault; nobody else is asked.
-        ProcessingTimeout: the deadline passed.
+        InputError: a tier refuses the picture or an option; no further one is called.
+        ProcessingTimeout: the deadline was exceeded.
         NobodyServed: all failed; a single one's own error where there was only one.
     """
     tried: list[Tried] = []
@@ -98,10 +98,10 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
         why = tier.passed_over or ("No time was left to ask." if deadline.over else "")
         permit = None if why else tier.breaker.permit()
         if permit is None:
-            why = why or f"Its circuit breaker is open for {tier.breaker.rests_for_s:.0f} s more."
+            why = why or f"Its circuit breaker is open for {tier.breaker.open_for_s:.0f} s more."
             tried.append(Tried(tier.provider, tier.tier, "UNAVAILABLE", why))
             continue
-        later = [each for each in attempts[place + 1 :] if not each.passed_over and not each.breaker.rests_for_s]
+        later = [each for each in attempts[place + 1 :] if not each.passed_over and not each.breaker.open_for_s]
         share_s = max(deadline.left_s / 2, deadline.left_s - sum(each.timeout_s for each in later))
         turn = deadline.capped(share_s if tier.patient else min(tier.timeout_s, share_s))
         settle = permit.dropped
@@ -120,36 +120,141 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
             tried.append(Tried(tier.provider, tier.tier, error.code, error.message, turn.elapsed_s * 1000))
         finally:
             settle()
-    final = errors[0] if len(attempts) == 1 and errors else _nobody(tried, errors, deadline)
+    final: CutawayError = deadline.exceeded("No tier")
+    if len(attempts) == 1 and errors:
+        final = errors[0]
+    elif not deadline.over:
+        waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
+        said = [f"{entry.provider} ({entry.code}): {shorten(entry.message, 120).rstrip('.')}" for entry in tried]
+        message = f"No tier served: {'; '.join(said) or 'there is none'}."
+        final = NobodyServed(message, retry_after=min(waits, default=None))
     final.details["tried"] = [entry.to_dict() for entry in tried]
     raise final
 
 
-def _nobody(tried: list[Tried], errors: list[CutawayError], deadline: Deadline) -> CutawayError:
-    if deadline.over:
-        return deadline.exceeded("No tier")
-    waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
-    why = "; ".join(f"{entry.provider} ({entry.code}): {_short(entry.message)}" for entry in tried)
-    return NobodyServed(f"No tier served: {why or 'there is none'}.", retry_after=min(waits, default=None))
+class Fallback:
+    """Hosted providers behind your own server; safe to share between threads, event loops and clients.
 
-
-def _short(message: str) -> str:
-    words = " ".join(message.split()).rstrip(". ")
-    return words if len(words) <= QUOTED_CHARS else words[: QUOTED_CHARS - 1].rstrip() + "…"
-
-
-async def in_thread(deadline: Deadline, doing: str, work: Callable[..., T], *arguments: Any) -> T:
-    """This machine's own work on a hosted call, in a thread of the loop's executor.
+    >>> fallback = Fallback([HuggingFace("briaai/RMBG-1.4", accept_noncommercial=True), Replicate(), Space()])
 
     Args:
-        doing: what it does, for the error ("decoding the picture").
-
-    Raises:
-        OutOfTime: it was not done by the deadline.
+        providers: in the order of the tiers.
+        fail_max: failures in a row after which a provider's circuit breaker opens.
+        reset_s: seconds until an open circuit breaker is half-open.
+        clock: seconds that only grow.
     """
+
+    def __init__(
+        self,
+        providers: Sequence[Provider],
+        *,
+        fail_max: int = limits.BREAKER_FAIL_MAX,
+        reset_s: float = limits.BREAKER_RESET_S,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.providers = tuple(providers)
+        self._made_with: dict[str, Any] = {"fail_max": fail_max, "reset_s": reset_s, "clock": clock}
+        self._breakers = {
+            scale: tuple(CircuitBreaker(fail_max=fail_max, reset_s=reset_s, clock=clock) for _ in providers)
+            for scale in (MATTE, *limits.UPSCALE_SCALES)
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Fallback, self.providers, **self._made_with), ()
+
+    @property
+    def breakers(self) -> tuple[CircuitBreaker, ...]:
+        """The circuit breakers of the providers' mattes; upscaling has others."""
+        return self._breakers[MATTE]
+
+    async def infer(
+        self,
+        data: bytes,
+        media_type: str | None = None,
+        *,
+        options: CutOptions,
+        deadline: Deadline,
+        primary: Ask | None = None,
+        detect: Ask | None = None,
+    ) -> Served[Outputs]:
+        """Cut a picture out by the first tier that serves.
+
+        Args:
+            data: the encoded picture; `media_type` is its declared type, if any.
+            deadline: of the whole call.
+            primary: requests "images", "boxes", "scores" and "report" from your own server within the given deadline.
+            detect: requests all but "images". Single people (`subject` "each", or `select`) need it, or boxes.
+
+        Returns:
+            The outputs of the wire contract. A hosted report has the tiers that failed before under "fallback", and
+            warnings about what a hosted matte does not do.
+
+        Raises:
+            NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
+            InputError, ProcessingTimeout, NobodyServed: see :func:`run_chain`.
+        """
+        picture: Picture | None = None
+        people: list[Person] | None = None
+        report: dict[str, Any] = {}
+
+        async def matte(provider: Provider, turn: Deadline) -> Outputs:
+            nonlocal picture, people, report
+            if picture is None:
+                decoded = await own_work(DECODING, deadline, partial(prepare, data, media_type))
+                people = given_people(options, decoded.rgb.size)
+                picture = decoded
+            if people is None and (options.subject == "each" or options.select is not None):
+                people = await _detected(detect, turn.capped(provider.timeout_s), options)
+            made = await provider.matte(picture.data, picture.media_type, turn)
+            compose = partial(outputs_of, picture, made, options, people, deadline)
+            outputs, report = await own_work(COMPOSING, deadline, compose)
+            return outputs
+
+        attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
+        attempts += self._attempts(MATTE, matte, lambda it: it.mattes, "It was set up for upscaling only.")
+        served = await run_chain(attempts, deadline)
+        if not report:
+            return served
+        told = {"provider": served.provider, "tier": served.tier, "tried": [entry.to_dict() for entry in served.tried]}
+        written = json.dumps(report | {"fallback": told}, ensure_ascii=False).encode()
+        return replace(served, value={**served.value, "report": [written]})
+
+    async def upscale(
+        self, data: bytes, media_type: str | None = None, *, scale: int, deadline: Deadline
+    ) -> Served[Upscaled]:
+        """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by the first provider that serves.
+
+        Raises:
+            InvalidOption, ResolutionTooLarge; others as :meth:`infer`.
+        """
+        if scale not in limits.UPSCALE_SCALES:
+            raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
+        picture = await own_work(DECODING, deadline, partial(prepare, data, media_type, limits.UPSCALE_LIMITS))
+
+        async def upscale(provider: Provider, turn: Deadline) -> Upscaled:
+            return await provider.upscale(picture.data, picture.media_type, scale, turn)
+
+        attempts = self._attempts(scale, upscale, lambda it: scale in it.scales, f"It does not upscale by {scale}.")
+        return await run_chain(attempts, deadline)
+
+    def _attempts(
+        self, scale: int, call: Callable[..., Awaitable[Any]], able: Callable[[Provider], bool], otherwise: str
+    ) -> list[Attempt]:
+        return [
+            Attempt(it.name, it.tier, it.timeout_s, partial(call, it), breaker, "" if able(it) else otherwise, True)
+            for it, breaker in zip(self.providers, self._breakers[scale], strict=True)
+        ]
+
+
+async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:
+    action = "Give boxes, or ask for subject people or all; or try again when the server is back."
+    needed = NeedsDetection("Hosted models do not tell people apart, and no server does.", user_action=action)
+    if detect is None:
+        raise needed
     try:
-        async with deadline.limit(doing):
-            return await asyncio.to_thread(work, *arguments)
-    except ProcessingTimeout:
-        details = {"elapsed_seconds": round(deadline.elapsed_s, 3)}
-        raise OutOfTime(f"The {deadline.budget_s:.1f} s were over while {doing}.", details=details) from None
+        outputs = await detect(turn.capped(turn.left_s * DETECT_SHARE))
+        return detected_people(outputs, json.loads(outputs["report"][0]), options)
+    except (InputError, RequestCancelled):
+        raise
+    except CutawayError as error:
+        raise needed from error

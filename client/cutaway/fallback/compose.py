@@ -1,7 +1,7 @@
-"""A hosted matte made into the answer that a Cutaway server gives: cut-outs, boxes, scores, and a report.
+"""A hosted matte → the answer of a Cutaway server: cut-outs, boxes, scores, and a report.
 
-Hosted models see one upright picture and give one matte of whatever stands out in it. What cannot be had that way is
-said in a warning, or refused: never silently something else.
+Hosted models get one upright picture and return one matte of its foreground. What a server does and they do not is a
+warning or an error, never silently something else.
 """
 
 from __future__ import annotations
@@ -26,18 +26,13 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 
-REACH = 0.1
-"""How far beyond their box a person's hair and hands are looked for, as a share of the box's longer side."""
-
-GRID_PX, AROUND_PX = 512, 45
-"""Colours are averaged on a copy of this longer side, within so many of its pixels: they are smooth."""
-
-BAND_ROWS = 256
-"""Rows that are cleaned at once: what they need as floats stays within some 50 MB."""
+REACH = 0.1  # margin around a person's box for hair and hands, as a share of the box's longer side
+GRID_PX, AROUND_PX = 512, 45  # colours are averaged on a copy of this longer side, within so many of its pixels
+BAND_ROWS = 256  # cleaned at once: as floats they take about 50 MB
 
 
 class Person(NamedTuple):
-    """Somebody to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
+    """A person to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
 
     id: int
     box: Box
@@ -45,15 +40,8 @@ class Person(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as it is cut, upright and in sRGB, and as it is sent.
-
-    Attributes:
-        rgb: the colours.
-        alpha: its own transparency, L, or None.
-        facts: size, format and orientation of the file that came in, for the report.
-        data: what is sent, encoded anew: metadata may tell a place and a time, and is nobody's business.
-        media_type: what `data` is.
-    """
+    """A picture, decoded upright in sRGB, with its own transparency (L) or None, the report's facts about the file, and
+    the file that is sent: encoded anew without metadata, which may have a place and a time."""
 
     rgb: PILImage
     alpha: PILImage | None
@@ -63,11 +51,10 @@ class Picture(NamedTuple):
 
 
 def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = limits.INPUT_LIMITS) -> Picture:
-    """Check, decode and put a picture upright, and encode what is sent: losslessly where the file was lossless and
-    that stays within the limits of a file.
+    """Check, decode and encode, losslessly where the file was lossless and the new one is within the limits.
 
     Raises:
-        InputError: it is refused; CorruptImage where it cannot be decoded.
+        InputError: it fails a check; CorruptImage where it cannot be decoded.
     """
     header = check_picture(data, media_type, limits=bounds)
     image = decode_upright(data, header)
@@ -81,29 +68,24 @@ def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = li
 
 
 def detected_people(outputs: Mapping[str, Any], report: Any, options: CutOptions) -> list[Person]:
-    """The people of a server's detection answer, which has heeded `select` already.
-
-    Raises:
-        NoPersonDetected: there are none.
-    """
+    """The people of a server's detection answer, in which `select` is applied already; NoPersonDetected without any."""
     entries = report.get("people") if isinstance(report, dict) else None
     found = zip(entries if isinstance(entries, list) else [], outputs["boxes"], outputs["scores"], strict=False)
     people = [
         Person(entry["id"], (float(x1), float(y1), float(x2), float(y2)), float(score))
         for entry, (x1, y1, x2, y2), score in found
     ]
-    if not people:
-        details = {"min_confidence": options.min_confidence, "tips": []}
-        raise NoPersonDetected("Nobody was found in the picture.", details=details)
-    return people
+    if people:
+        return people
+    details = {"min_confidence": options.min_confidence, "tips": []}
+    raise NoPersonDetected("Nobody was found in the picture.", details=details)
 
 
 def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] | None:
-    """The boxes that were given as people, largest first, less those that `select` leaves out; None where none were
-    given. The rules are the server's own, so that the same options are refused whoever serves.
+    """The given boxes as people, largest first and filtered by `select`; None without boxes.
 
     Raises:
-        InvalidOption: a box lies outside the picture, or `select` names one that is not there.
+        InvalidOption: as at the server: a box is outside the picture, or `select` has an id without a box.
     """
     if options.boxes is None:
         return None
@@ -123,11 +105,10 @@ def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] 
 def outputs_of(
     picture: Picture, matte: Matte, options: CutOptions, people: Sequence[Person] | None, deadline: Deadline
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors "images", "boxes" and "scores" of the wire contract, and the report that goes with them.
+    """The tensors "images", "boxes" and "scores" of the wire contract, and the report.
 
     Args:
-        people: who is cut out, somebody at least; None for whatever stands out in the picture.
-        deadline: nobody waits for the result any longer.
+        people: those to cut out, at least one; None for the whole foreground.
     """
     from PIL import Image, ImageChops, ImageFilter
 
@@ -135,13 +116,12 @@ def outputs_of(
     alpha = Image.fromarray(matte.alpha)
     if picture.alpha is not None:
         alpha = ImageChops.darker(alpha, picture.alpha)
-    if options.feather_px:  # a Gaussian whose standard deviation is half of it, as the server does
+    if options.feather_px:  # a Gaussian whose standard deviation is half of it, as on the server
         alpha = alpha.filter(ImageFilter.GaussianBlur(options.feather_px / 2))
-    behind = None
-    if options.background.colour_rgb is not None:
-        behind = Image.new("RGB", size_wh, options.background.colour_rgb)
-    elif options.background.blur_px is not None:
-        behind = picture.rgb.filter(ImageFilter.GaussianBlur(options.background.blur_px))
+    background = options.background
+    behind = Image.new("RGB", size_wh, background.colour_rgb) if background.colour_rgb is not None else None
+    if background.blur_px is not None:
+        behind = picture.rgb.filter(ImageFilter.GaussianBlur(background.blur_px))
     whole = Person(0, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])), 1.0)
     chosen = [whole] if people is None else list(people)[: options.max_people]
     named, alone = [] if people is None else chosen, options.subject == "each"
@@ -155,8 +135,8 @@ def outputs_of(
         left, top, right, bottom = zip(*(person.box for person in group), strict=True)
         cutout = {"id": group[0].id if alone else 0, "people": [person.id for person in group if named]}
         cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "frame": list(frame), "size": list(part.size)}
-        cutout |= {"media_type": "image/webp" if options.output == "webp" else "image/png", "bytes": len(image)}
-        cutouts.append(cutout | {"confidence": min(round(person.confidence, 4) for person in group)})
+        cutout |= {"confidence": min(round(p.confidence, 4) for p in group), "bytes": len(image)}
+        cutouts.append(cutout | {"media_type": "image/webp" if options.output == "webp" else "image/png"})
     report = {
         "picture": picture.facts,
         "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.confidence, 4)} for p in named],
@@ -173,22 +153,23 @@ def outputs_of(
 def _warnings(
     matte: Matte, options: CutOptions, people: Sequence[Person] | None, chosen: Sequence[Person]
 ) -> list[dict[str, Any]]:
-    """What a hosted matte does not do."""
-    found: list[tuple[str, str, dict[str, Any]]] = []
+    """Warnings about what a hosted matte does not do."""
+    found: list[dict[str, Any]] = []
+
+    def warn(code: str, message: str, **details: Any) -> None:
+        found.append({"code": code, "message": message, "tier": int(limits.Tier.MEDIUM), "details": details})
+
     who = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
-    found.append(("HOSTED_MODEL", f"{matte.model} at {matte.provider} made this cut-out, and not your server.", who))
+    warn("HOSTED_MODEL", f"{matte.model} at {matte.provider} made this cut-out, and not your server.", **who)
     if options.subject == "people" and people is None:
-        what = "The hosted model cut out what stands out in the picture; nobody checked that these are people."
-        found.append(("PEOPLE_NOT_CHECKED", what, {}))
+        warn("PEOPLE_NOT_CHECKED", "What stands out in the picture was cut out; nobody checked that these are people.")
     if people is not None and len(people) > len(chosen):
         what = f"{len(people)} people were found; the {len(chosen)} largest were taken."
-        found.append(("PEOPLE_LEFT_OUT", what, {"found": len(people), "max_people": options.max_people}))
-    pairs = [(a.box, b.box) for place, a in enumerate(chosen) for b in chosen[:place]]
-    if options.subject == "each" and any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
-        what = "Boxes overlap: a neighbour may be seen in somebody's cut-out."
-        found.append(("PEOPLE_NOT_SEPARATED", what, {}))
-    tier = int(limits.Tier.MEDIUM)
-    return [{"code": code, "message": what, "tier": tier, "details": details} for code, what, details in found]
+        warn("PEOPLE_LEFT_OUT", what, found=len(people), max_people=options.max_people)
+    pairs = [(a.box, b.box) for place, a in enumerate(chosen) for b in chosen[:place] if options.subject == "each"]
+    if any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
+        warn("PEOPLE_NOT_SEPARATED", "Boxes overlap: a neighbour may be seen in somebody's cut-out.")
+    return found
 
 
 def _grown(box: Box, by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -198,7 +179,7 @@ def _grown(box: Box, by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, in
 
 
 def _kept_near(alpha: PILImage, group: Sequence[Person]) -> PILImage:
-    """The alpha in and a little around the people's boxes, and nothing elsewhere."""
+    """The alpha in the people's boxes and a margin, 0 elsewhere."""
     from PIL import Image
 
     kept = Image.new("L", alpha.size)
@@ -209,26 +190,23 @@ def _kept_near(alpha: PILImage, group: Sequence[Person]) -> PILImage:
 
 
 def _rendered(image: PILImage, alpha: PILImage, behind: PILImage | None, options: CutOptions) -> bytes:
-    if options.output == "mask":
-        return _encoded(alpha, "PNG", compress_level=1)
-    if options.decontaminate:
+    if options.output != "mask" and options.decontaminate:
         image = clean_colours(image, alpha)
-    if behind is None:
+    if options.output == "mask":
+        image = alpha
+    elif behind is None:
         image.putalpha(alpha)
     else:
         behind.paste(image, (0, 0), alpha)
         image = behind
-    webp = options.output == "webp"
-    return _encoded(image, "WEBP", quality=90, method=2) if webp else _encoded(image, "PNG", compress_level=1)
+    kind, how = ("WEBP", {"quality": 90, "method": 2}) if options.output == "webp" else ("PNG", {"compress_level": 1})
+    return _encoded(image, kind, **how)
 
 
 def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:
-    """Colours for straight alpha: where alpha is below 255, an estimate F of the foreground's own.
-
-    A soft pixel shows ``alpha·F + (1 − alpha)·B``; put on another background as it is, it carries B along: a halo. F
-    and B are averaged from what is around, weighted by alpha² and (1 − alpha)², and F is corrected so that both
-    together give the pixel again.
-    """
+    """The foreground's own colours F where alpha is below 255: a soft pixel is ``alpha·F + (1 − alpha)·B``, and on
+    another background its B shows as a halo. F and B are averaged from the surroundings, weighted by alpha² and
+    (1 − alpha)², and F is corrected so that both reproduce the pixel."""
     from PIL import Image, ImageFilter
 
     def around(weights: list[int]) -> Any:

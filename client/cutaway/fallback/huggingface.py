@@ -4,53 +4,46 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import Literal, Unpack
 from urllib.parse import quote, urlsplit
+
+import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, Overloaded, invalid_option
-from cutaway.fallback.answers import data_uri, decode_base64
-from cutaway.fallback.base import Provider, Settings
-from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import BRIA_LICENCE, Model, by_name
+from cutaway.fallback.answers import data_uri, decode_base64, form_of, invalid, json_of
+from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, Settings, model_of
 from cutaway.fallback.requests import Call, media_type
-
-if TYPE_CHECKING:
-    import httpx
-
-Route = Literal["hf-inference", "fal-ai", "endpoint"]
 
 FAL_POLL_S = 1.0
 MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")
-"""Where an answer holds several segments, the first label of these is the matte."""
+"""Labels of the matte in an answer with several segments, in order of preference."""
 
 FAL_IDS = {"briaai/RMBG-2.0": "fal-ai/bria/background/remove"}
 UPSCALE_MODELS = {2: "ai-forever/Real-ESRGAN", 4: "stabilityai/stable-diffusion-x4-upscaler"}
-MODELS = {
-    model.name.lower(): model
-    for model in (
-        Model("briaai/RMBG-1.4", "Bria's RMBG-1.4 licence: not for commercial use without one", commercial=False),
-        Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
-        Model("fal-ai/bria/background/remove", BRIA_LICENCE, commercial=False),
-        Model("ZhengPeng7/BiRefNet", "MIT"),
-        Model("ZhengPeng7/BiRefNet-matting", "MIT"),
-        Model("ZhengPeng7/BiRefNet-portrait", "MIT"),
-        Model("stabilityai/stable-diffusion-x4-upscaler", "CreativeML OpenRAIL++-M: use restrictions apply"),
-    )
-}
+_MODELS = (
+    Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
+    *(Model(f"ZhengPeng7/BiRefNet{variant}", "MIT") for variant in ("", "-matting", "-portrait")),
+    Model("stabilityai/stable-diffusion-x4-upscaler", "CreativeML OpenRAIL++-M: use restrictions apply"),
+)
+MODELS = {model.name.lower(): model for model in _MODELS}
 
 
 class HuggingFace(Provider):
     """Mattes and upscaling by models on Hugging Face.
 
-    - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``, with leave to call inference providers.
+    - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``, with the permission to call inference providers.
     - *Cost*: by compute time against the account's monthly credit; a dedicated endpoint by the hour.
     - *Licence*: Bria's models are **not for commercial use** and need ``accept_noncommercial=True``; BiRefNet is MIT.
-    - *Routes*: ``hf-inference`` sends the file as it is; ``fal-ai`` queues a data URI and polls; ``endpoint`` posts to
-      ``base_url`` itself: BiRefNet is not served by the router, so it needs an endpoint of your own.
-    - *Cold start*: a model that is loading answers 503 with ``estimated_time``; that long is waited and asked again,
-      five times at most, as long as the overall deadline allows. The waits are not part of `timeout_s`, which begins
-      anew after each, and do not draw on the retry budget.
+    - *Cold start*: a model that is loading answers 503 with ``estimated_time``; the request is repeated after it, five
+      times at most, within the overall deadline. `timeout_s` begins anew after each wait.
+
+    Args:
+        model: "owner/model", or "fal-ai/…", or a :class:`Model` with its licence.
+        route: ``hf-inference`` sends the file as it is; ``fal-ai`` queues a data URI and polls; ``endpoint`` posts to
+            `base_url` itself: BiRefNet is not served by the router, so it needs an endpoint of your own.
+        upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
+        settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
 
     >>> HuggingFace("briaai/RMBG-2.0", route="fal-ai", accept_noncommercial=True)
     >>> HuggingFace("ZhengPeng7/BiRefNet", route="endpoint", base_url="https://abc.endpoints.huggingface.cloud")
@@ -60,6 +53,7 @@ class HuggingFace(Provider):
     tier = 2
     cost = "by compute time, against the account's credit"
     default_url = "https://router.huggingface.co"
+    gone = "api-inference.huggingface.co is gone, and the router serves only some models: try another, or an endpoint."
     token_variables = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
     delivery_hosts = ("huggingface.co", "hf.co", "fal.media")
 
@@ -67,40 +61,21 @@ class HuggingFace(Provider):
         self,
         model: str | Model = "briaai/RMBG-1.4",
         *,
-        route: Route = "hf-inference",
+        route: Literal["hf-inference", "fal-ai", "endpoint"] = "hf-inference",
         upscale_models: Mapping[int, str] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
-        """Set up; nothing is sent yet.
-
-        Args:
-            model: a name on Hugging Face ("owner/model"), or a :class:`Model` that says its licence too. For
-                ``fal-ai`` a model that Cutaway does not know is named as fal names it ("fal-ai/…").
-            route: how the model is reached, see above; "endpoint" needs `base_url`.
-            upscale_models: which model upscales by 2 and by 4; an empty mapping for none. Not with an endpoint.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 10 by default.
-
-        Raises:
-            LicenceNotAccepted: the model's weights are not for commercial use.
-            InvalidOption: an unknown route, or an address that is none.
-        """
-        if route not in ("hf-inference", "fal-ai", "endpoint") or (
-            route == "endpoint" and not settings.get("base_url")
-        ):
+        if route not in ("hf-inference", "fal-ai") and not (route == "endpoint" and settings.get("base_url")):
             raise invalid_option("route", route, "hf-inference, fal-ai, or endpoint together with base_url")
-        super().__init__(_known(model), **settings)
-        self.route: Route = route
-        upscalers = {} if route == "endpoint" else UPSCALE_MODELS if upscale_models is None else upscale_models
-        self._take_upscalers({scale: _known(name) for scale, name in upscalers.items()})
+        named = UPSCALE_MODELS if upscale_models is None else upscale_models
+        upscalers = {} if route == "endpoint" else {scale: model_of(name, MODELS) for scale, name in named.items()}
+        super().__init__(model_of(model, MODELS), upscalers, **settings)
+        self.route = route
 
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await (self._queued(call, data, kind) if self.route == "fal-ai" else self._posted(call, data, kind))
-
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await self._posted(call, data, kind)
-
-    async def _posted(self, call: Call, data: bytes, kind: str) -> bytes:
-        """Post the picture, and again after each wait that a loading model asks for."""
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
+        """Post the picture, and again after the estimated time of a loading model."""
+        if self.route == "fal-ai" and call.scale == 1:
+            return await self._queued(call, data, kind)
         path = "" if self.route == "endpoint" else f"/hf-inference/models/{quote(call.model.name)}"
         headers, size = {"Content-Type": kind, "Accept": "image/png, application/json"}, limits.HOSTED_MAX_ANSWER_BYTES
         for left in reversed(range(limits.COLD_START_TRIES)):
@@ -116,64 +91,42 @@ class HuggingFace(Provider):
 
     async def _queued(self, call: Call, data: bytes, kind: str) -> bytes:
         """fal's queue: submit, poll until completed, take the result."""
-        fal_id, query = FAL_IDS.get(call.model.name, call.model.name), "?_subdomain=queue"
+        path, query = f"/fal-ai/{quote(FAL_IDS.get(call.model.name, call.model.name))}", "?_subdomain=queue"
         form = {"image_url": data_uri(data, kind), "sync_mode": True}
-        # Each submission is charged, so it is not repeated where it may have been taken.
-        ticket = json_of(await call.send("POST", f"/fal-ai/{quote(fal_id)}{query}", json=form, repeatable=False))
-        address = ticket.get("response_url") if isinstance(ticket, dict) else None
-        if not isinstance(address, str):
+        # Each submission is charged, so that one that may have been accepted is not repeated.
+        ticket = form_of(await call.send("POST", f"{path}{query}", json=form, repeatable=False))
+        if not isinstance(ticket.get("response_url"), str):
             raise invalid(self.name, "no address to fetch the result from")
-        # Only the path counts: the router stands before fal's own host.
-        path = f"/fal-ai{quote(urlsplit(address).path)}"
+        # Only the path is used, because the address is fal's own and requests go through the router.
+        path = f"/fal-ai{quote(urlsplit(ticket['response_url']).path)}"
         call.details["request_id"] = str(ticket.get("request_id", ""))[:100]
-        while (status := ticket.get("status") if isinstance(ticket, dict) else None) != "COMPLETED":
+        while (status := ticket.get("status")) != "COMPLETED":
             if status not in ("IN_QUEUE", "IN_PROGRESS"):
                 raise self._model_failure(f"status {status!r}")
             call.deadline.check(self.name, need_s=FAL_POLL_S)
             await asyncio.sleep(FAL_POLL_S)
-            ticket = json_of(await call.send("GET", f"{path}/status{query}"))
-        result = json_of(await call.send("GET", f"{path}{query}", max_bytes=limits.HOSTED_MAX_ANSWER_BYTES))
-        image = result.get("image") if isinstance(result, dict) else None
+            ticket = form_of(await call.send("GET", f"{path}/status{query}"))
+        image = form_of(await call.send("GET", f"{path}{query}", max_bytes=limits.HOSTED_MAX_ANSWER_BYTES)).get("image")
         if not isinstance(image, dict) or not isinstance(image.get("url"), str):
             raise invalid(self.name, "a result without a picture")
         return await call.fetch(image["url"])
 
-    def _failure_of(self, response: httpx.Response) -> CutawayError | None:
-        form = json_of(response) if response.status_code == 503 else None
-        estimated = form.get("estimated_time") if isinstance(form, dict) else None
+    def failure_of(self, response: httpx.Response) -> CutawayError | None:
+        estimated = form_of(response).get("estimated_time") if response.status_code == 503 else None
         if isinstance(estimated, (int, float)) and 0 <= estimated < float("inf"):
             details = {"provider": self.name, "status": 503, "estimated_time": float(estimated)}
             return _Loading(f"{self.name} is still loading the model.", details=details, retry_after=float(estimated))
-        return super()._failure_of(response)
-
-    def _advice(self, status: int) -> str:
-        if status not in (404, 410):
-            return super()._advice(status)
-        return (
-            "This model is not served here. api-inference.huggingface.co is gone; the router serves only some models. "
-            "Use another model, route='fal-ai', or an Inference Endpoint."
-        )
+        return super().failure_of(response)
 
 
 class _Loading(Overloaded):
-    """503 with an estimated time: the wait is its own, so the retry rule leaves it alone."""
+    """503 with an estimated time, which is not subject to the retry policy."""
 
     retry = False
 
 
-def _known(model: str | Model) -> Model:
-    """With its licence, however its name is written: the service does not mind the case either."""
-    if isinstance(model, Model):
-        return by_name(model)
-    return MODELS.get(model.strip().lower()) or by_name(Model(model.strip()))
-
-
 def parse(response: httpx.Response) -> bytes:
-    """The mask or cut-out in an answer: a picture, or JSON that holds one as base64.
-
-    Raises:
-        InvalidAnswer: neither; or several segments, none of which is labelled as the matte.
-    """
+    """The mask or cut-out in an answer: a picture, or JSON that holds one as base64, or several with labels."""
     if media_type(response).startswith("image/"):
         return response.content
     form = json_of(response) if media_type(response) == "application/json" else None

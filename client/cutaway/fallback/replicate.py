@@ -1,4 +1,4 @@
-"""Replicate: predictions that are created, polled, and cancelled when nobody waits for them any more."""
+"""Replicate: predictions are created, polled, and cancelled with the call."""
 
 from __future__ import annotations
 
@@ -6,52 +6,42 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from contextlib import suppress
+from typing import Any, Unpack
+
+import httpx
 
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, InvalidOption
-from cutaway.fallback.answers import data_uri
-from cutaway.fallback.base import Provider, Settings
-from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import Model, by_name
+from cutaway.contract.errors import CutawayError, invalid_option
+from cutaway.fallback.answers import data_uri, form_of, invalid
+from cutaway.fallback.base import Model, Provider, Settings, model_of
 from cutaway.fallback.requests import MAX_JSON_BYTES, Call
 from cutaway.resilience import Deadline
 
-if TYPE_CHECKING:
-    import httpx
-
-HOLD_S = 5
-"""How long the creation may be held open for a quick result. Short, since only its answer tells what to cancel."""
-
-POLL_FIRST_S = 0.5
-POLL_MAX_S = 2.0
-CANCEL_S = 1.0
-"""What is kept back at the end to cancel a prediction, at most a tenth of the call's time."""
-
-CANCEL_AFTER_MIN_S = 5
-"""Replicate takes no shorter time for its own cancelling."""
-
-MAX_PREDICTION_BYTES = limits.HOSTED_MAX_ANSWER_BYTES + MAX_JSON_BYTES
-"""Small models answer with the picture itself as a data URI."""
+HOLD_S = 5  # for a quick result the creation is held open; no longer, since only its answer has the id to cancel
+POLL_FIRST_S, POLL_MAX_S = 0.5, 2.0
+CANCEL_S = 1.0  # reserved for the cancellation of a prediction, at most a tenth of the call's time
+CANCEL_AFTER_MIN_S = 5  # Replicate takes no less
+MAX_PREDICTION_BYTES = limits.HOSTED_MAX_ANSWER_BYTES + MAX_JSON_BYTES  # with the picture itself as a data URI
 
 _MODEL = re.compile(r"[\w.-]+/[\w.-]+(:[0-9a-f]{8,64})?|[0-9a-f]{64}")
 _PREDICTION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-_RGBA = {"format": "png", "background_type": "rgba"}
-MODELS = {
-    model.name.partition(":")[0]: model
-    for model in (
-        Model("men1scus/birefnet:f3e7ae8430032db9e9923c65f95ddf9f5b7ded8b7780163f18d1db67215dbd6d", "MIT (BiRefNet)"),
-        Model(
-            "851-labs/background-remover:a029dff38972b5fda4ec5d75d7d1cd25aeff621d2cf4946a41055d7db66b80bc", inputs=_RGBA
-        ),
-        Model("lucataco/remove-bg:95fcc2a26d3899cd6c2691c900465aaeff466285a65c14638cc5f36f34befaf1"),
-        Model("bria/remove-background", "Bria's terms, as Replicate shows them", inputs={"preserve_alpha": True}),
-        Model(
-            "nightmareai/real-esrgan:f121d640bd286e1fdc67f9799164c1d5be36ff74576ee11c803ae5b665dd46aa", "BSD-3-Clause"
-        ),
-    )
-}
+_MODELS = (
+    Model("men1scus/birefnet:f3e7ae8430032db9e9923c65f95ddf9f5b7ded8b7780163f18d1db67215dbd6d", "MIT (BiRefNet)"),
+    Model(
+        "851-labs/background-remover:a029dff38972b5fda4ec5d75d7d1cd25aeff621d2cf4946a41055d7db66b80bc",
+        inputs={"format": "png", "background_type": "rgba"},
+    ),
+    Model("lucataco/remove-bg:95fcc2a26d3899cd6c2691c900465aaeff466285a65c14638cc5f36f34befaf1"),
+    Model("bria/remove-background", "Bria's terms, as Replicate shows them", inputs={"preserve_alpha": True}),
+    Model(
+        "nightmareai/real-esrgan:f121d640bd286e1fdc67f9799164c1d5be36ff74576ee11c803ae5b665dd46aa",
+        "BSD-3-Clause",
+        inputs={"face_enhance": False},
+    ),
+)
+MODELS = {model.name.partition(":")[0]: model for model in _MODELS}
 
 
 class Replicate(Provider):
@@ -60,11 +50,15 @@ class Replicate(Provider):
     - *Token*: ``REPLICATE_API_TOKEN``.
     - *Cost*: each prediction, by the model's run time; a created one is charged even if nobody fetches it. So a
       creation is repeated only where it certainly was not accepted (no connection, 429). A prediction that nobody
-      waits for (deadline, cancelled task, Ctrl-C) is cancelled, and carries ``Cancel-After`` in case that does not
-      get through.
+      waits for is cancelled, and carries ``Cancel-After`` in case that does not get through.
     - *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see the model's page.
-    - *Models*: community models need a version ("owner/name:version"), official ones none. Versions disappear; the
-      known ones are in :data:`MODELS`. Replicate's limit is 600 creations a minute, 6 on granted credit.
+
+    Args:
+        model: "owner/name" of a known or official model, "owner/name:version" (community models need a version), or a
+            :class:`Model`.
+        inputs: sent beside the picture, over what the model brings.
+        upscale_model: takes ``image`` and ``scale``; None for no upscaling.
+        settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 30 by default.
 
     >>> Replicate()                                        # BiRefNet
     >>> Replicate("owner/name:0123…", inputs={"threshold": 0.1})
@@ -82,45 +76,25 @@ class Replicate(Provider):
         model: str | Model = "men1scus/birefnet",
         *,
         inputs: Mapping[str, Any] | None = None,
-        output_index: int = 0,
         upscale_model: str | Model | None = "nightmareai/real-esrgan",
-        face_enhance: bool = False,
         **settings: Unpack[Settings],
     ) -> None:
-        """Set up; nothing is sent yet.
-
-        Args:
-            model: "owner/name" of a known or official model, "owner/name:version", or a :class:`Model`.
-            inputs: sent beside the picture, over what the model brings.
-            output_index: which one to take where the output is a list.
-            upscale_model: takes ``image``, ``scale`` and ``face_enhance``; None for no upscaling.
-            face_enhance: let the upscaler redraw faces.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 30 by default.
-
-        Raises:
-            LicenceNotAccepted: the model's weights are not for commercial use.
-            InvalidOption: a name or an address that is none.
-        """
-        super().__init__(_known(model), **settings)
+        for each in (model, upscale_model):
+            if isinstance(each, str) and not _MODEL.fullmatch(each.strip()):
+                raise invalid_option("model", each, "owner/name, owner/name:version, or a version, on Replicate")
+        scales = () if upscale_model is None else limits.UPSCALE_SCALES
+        upscalers = {scale: model_of(upscale_model or "", MODELS) for scale in scales}
+        super().__init__(model_of(model, MODELS), upscalers, **settings)
         self._inputs = dict(inputs or {})
-        self._output_index = output_index
-        self._face_enhance = face_enhance
-        if upscale_model is not None:
-            self._take_upscalers(dict.fromkeys(limits.UPSCALE_SCALES, _known(upscale_model)))
 
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        return await self._predict(call, {**self._inputs, "image": data_uri(data, kind)})
-
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
-        scaling = {"scale": call.scale, "face_enhance": self._face_enhance}
-        return await self._predict(call, {**scaling, "image": data_uri(data, kind)})
-
-    async def _predict(self, call: Call, inputs: dict[str, Any]) -> bytes:
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
+        more = self._inputs if call.scale == 1 else {"scale": call.scale}
+        form = {"version": call.model.name, "input": {**call.model.inputs, **more, "image": data_uri(data, kind)}}
         kept_back_s = min(CANCEL_S, 0.1 * call.deadline.budget_s)
         until = call.deadline.capped(call.deadline.left_s - kept_back_s)
-        form = {"version": call.model.name, "input": {**call.model.inputs, **inputs}}
         bounds: dict[str, Any] = {"deadline": until, "max_bytes": MAX_PREDICTION_BYTES}
-        headers = prepare_headers(until.left_s, call.deadline.left_s)
+        hold_s, give_up_s = min(HOLD_S, int(until.left_s / 2)), math.ceil(call.deadline.left_s)
+        headers = {"Prefer": f"wait={max(1, hold_s)}", "Cancel-After": f"{max(CANCEL_AFTER_MIN_S, give_up_s)}s"}
         created = await call.send("POST", "/v1/predictions", headers=headers, json=form, repeatable=False, **bounds)
         prediction = parse(created)
         call.details["prediction"] = prediction["id"]
@@ -132,63 +106,27 @@ class Replicate(Provider):
                 wait_s = min(POLL_MAX_S, wait_s * 1.5)
                 prediction = parse(await call.send("GET", path, **bounds))
         except BaseException:
-            await self._cancel(call, path, Deadline(kept_back_s))
+            with suppress(CutawayError):  # what matters is the error that led here
+                # Shielded, since a caller may cancel again.
+                await asyncio.shield(call.once("POST", f"{path}/cancel", deadline=Deadline(kept_back_s)))
             raise
         metrics = prediction.get("metrics")
         if isinstance(metrics, dict) and isinstance(metrics.get("predict_time"), (int, float)):
             call.details["predict_time_s"] = float(metrics["predict_time"])
-        return await call.fetch(self._output(prediction))
-
-    async def _cancel(self, call: Call, path: str, brief: Deadline) -> None:
-        """Best effort: what matters is the error that led here."""
-        try:
-            response = await call.once("POST", f"{path}/cancel", deadline=brief)
-            call.details["cancelled"] = response.is_success
-        except CutawayError:
-            call.details["cancelled"] = False
-
-    def _output(self, prediction: dict[str, Any]) -> str:
-        """The file's address; a succeeded prediction may still hold none.
-
-        Raises:
-            CutawayError: it failed, or was cancelled by somebody else.
-        """
         status, output = prediction["status"], prediction.get("output")
         if status in ("failed", "canceled", "aborted"):
             raise self._model_failure(prediction.get("error") or f"the prediction was {status}")
         if status != "succeeded":
             raise invalid(self.name, "a status that is not known")
-        if isinstance(output, list):
-            output = output[self._output_index] if -len(output) <= self._output_index < len(output) else None
-        if not isinstance(output, str):
+        address = output[0] if isinstance(output, list) and output else output
+        if not isinstance(address, str):
             raise invalid(self.name, "a prediction without an output file")
-        return output
-
-
-def prepare_headers(held_s: float, left_s: float) -> dict[str, str]:
-    """How long the creation may be held open, and when Replicate itself gives the prediction up."""
-    hold_s = max(1, min(HOLD_S, int(held_s / 2)))
-    return {"Prefer": f"wait={hold_s}", "Cancel-After": f"{max(CANCEL_AFTER_MIN_S, math.ceil(left_s))}s"}
+        return await call.fetch(address)
 
 
 def parse(response: httpx.Response) -> dict[str, Any]:
-    """The prediction in an answer, with a status and an id that may stand in a path."""
-    form = json_of(response)
-    named = isinstance(form, dict) and isinstance(form.get("id"), str) and _PREDICTION.fullmatch(form["id"])
-    if not named or not isinstance(form.get("status"), str):
-        raise invalid(Replicate.name, "no prediction")
-    return dict(form)
-
-
-def _known(model: str | Model) -> Model:
-    if isinstance(model, Model):
-        return by_name(model)
-    model = model.strip()
-    if not _MODEL.fullmatch(model):
-        details = {"name": "model", "value": model[:100], "allowed": "owner/name, owner/name:version, or a version"}
-        message = f"{model[:100]!r} names no model on Replicate: allowed is {details['allowed']}."
-        raise InvalidOption(message, details=details)
-    known = MODELS.get(model.partition(":")[0].lower())
-    if known is None or ":" not in model:
-        return known or by_name(Model(model))
-    return Model(model, known.licence, known.commercial, known.inputs)
+    """The prediction in an answer, with a status and an id that is safe in a path."""
+    form = form_of(response)
+    if isinstance(form.get("status"), str) and _PREDICTION.fullmatch(str(form.get("id"))):
+        return form
+    raise invalid(Replicate.name, "no prediction")

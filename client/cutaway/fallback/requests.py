@@ -1,20 +1,19 @@
-"""The requests of one call: where they may go, when they end, how large an answer may be, and what is repeated.
+"""The requests of one call: allowed addresses, the token, deadline, size of answers, and retries.
 
-An answer names the file to fetch ("output": "https://…"). Left unchecked, whoever controls the answer makes the caller
-fetch from inside the caller's network. So a request goes to the provider's own origin, or by https to one of the few
-delivery hosts that the provider is known to use; redirects are not followed but checked like any other address.
+An answer has the address of the file to fetch ("output": "https://…"), which an attacker could point into the caller's
+network (SSRF). So requests go to the provider's own origin, or by https to one of its few delivery hosts; each redirect
+is checked like any other address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -22,130 +21,127 @@ import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, InvalidOption, RateLimitExceeded
-from cutaway.fallback import errors
-from cutaway.fallback.answers import decode_base64
-from cutaway.fallback.model import Model
+from cutaway.fallback.answers import ProviderUnavailable, decode_base64, invalid
 from cutaway.resilience import Deadline, Retries
+from cutaway.transports.base import parse_address
+from cutaway.transports.connection import is_loopback, proxy_of
 
 if TYPE_CHECKING:
-    from cutaway.fallback.base import Provider
+    from typing import Self
+
+    from cutaway.fallback.base import Model, Provider
 
 logger = logging.getLogger("cutaway.providers")
 
 MAX_REDIRECTS = 3
 MAX_JSON_BYTES = limits.MIB
 
+# Answers are pictures, which compression does not shrink, and a compressed body has no bounded size.
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "cutaway"}
-"""Answers are pictures, which compression does not shrink, and a compressed body has no bounded size."""
 
 Origin = tuple[str, str, int]
+_tls = functools.cache(ssl.create_default_context)  # reading the authorities takes time
 
 
-def origin_of(url: str) -> Origin:
-    """Scheme, host in lower case and port of an address.
+class Secret:
+    """A token that is masked in every representation, and in the error where a character in it is no token's."""
 
-    Raises:
-        ValueError: it is no http or https address, or it holds a user.
-    """
-    parts = urlsplit(url)
+    def __init__(self, value: str, of: str) -> None:
+        if not re.fullmatch(r"[\x21-\x7e]*", value.strip()):
+            details = {"name": "token", "value": "not shown", "allowed": "printable ASCII without spaces"}
+            raise InvalidOption(f"The token of {of} has to be {details['allowed']}.", details=details)
+        self._value = value.strip()
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "set" if self._value else "none"
+
+    def bearer(self) -> dict[str, str]:
+        """The ``Authorization`` header; none without a token."""
+        return {"Authorization": f"Bearer {self._value}"} if self._value else {}
+
+    def scrub(self, text: str) -> str:
+        """The text with the token masked, in case a service echoed it."""
+        return text.replace(self._value, "***") if self._value else text
+
+
+def origin_of(url: str) -> Origin | None:
+    """Scheme, host in lower case and port; None where it is no http or https address, or holds a user."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return None
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("not a plain http or https address")
-    return parts.scheme, parts.hostname.lower(), parts.port or (443 if parts.scheme == "https" else 80)
+        return None
+    return parts.scheme, parts.hostname.lower(), port
 
 
 def check_base_url(url: str, *, token: bool) -> Origin:
-    """The origin of a provider's address.
-
-    Raises:
-        InvalidOption: no http or https address; or one with a user, a password, a query or a fragment, which would end
-            up in logs; or plain http beyond this machine, where a token would go along.
-    """
-    try:
-        origin = origin_of(url)
-        if not ("?" in url or "#" in url or (token and origin[0] == "http" and not is_loopback(origin[1]))):
-            return origin
-    except ValueError:
-        pass
+    """The origin of a provider's address; InvalidOption for one with secrets, or a token in plain text."""
+    origin = origin_of(url)
+    if origin and not ("?" in url or "#" in url or (token and origin[0] == "http" and not is_loopback(origin[1]))):
+        return origin
     allowed = "https://… (http://… without a token, or on this machine) without user, password, query and fragment"
     details = {"name": "base_url", "value": "not shown", "allowed": allowed}
     raise InvalidOption(f"base_url has to be {allowed}.", details=details)
 
 
 def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provider: str) -> bool:
-    """Whether an address is of the provider's own origin, where the token goes along; else it is a delivery host's.
-
-    Raises:
-        InvalidAnswer: it is neither.
-    """
-    try:
-        scheme, host, port = origin = origin_of(url)
-    except ValueError:
-        raise errors.invalid(provider, "no plain http or https address, which is not followed", "points to") from None
+    """Whether an address is of the provider's own origin; InvalidAnswer where it is no delivery host's either."""
+    origin = origin_of(url)
     if origin == own:
         return True
-    known = any(host == each or host.endswith(f".{each}") for each in delivery_hosts)
-    if (scheme, port) != ("https", 443) or not known:
-        why = "none of its delivery hosts" if scheme == "https" else "not a plain https address"
-        raise errors.invalid(provider, f"{why}, which is not followed", "points to")
+    if origin is None or (origin[0], origin[2]) != ("https", 443):
+        raise invalid(provider, "not a plain https address, which is not followed", "points to")
+    if not f".{origin[1]}".endswith(tuple(f".{known}" for known in delivery_hosts)):
+        raise invalid(provider, "none of its delivery hosts, which is not followed", "points to")
     return False
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class Call:
-    """One call of a provider: its time, its retries and what it has sent so far; an asynchronous context manager.
+    """One call of a provider, as an asynchronous context manager: the deadline `overall`, and within it `deadline`, the
+    provider's own timeout; retries, number of requests, and details for the result.
 
-    Its connections live as long as it does, and no longer: they belong to an event loop, and one that idled may be
-    closed by the other side just as a request that costs money is sent.
-
-    Attributes:
-        overall: all the time that there is, from when the call began.
-        deadline: the provider's own timeout within it.
+    Its connections are closed with it: they belong to an event loop, and the other side may close an idle one just as
+    a request that costs money is sent.
     """
 
     def __init__(self, provider: Provider, model: Model, deadline: Deadline, scale: int = 1) -> None:
-        self.overall = deadline.capped(deadline.left_s)
-        self.model = model
-        self.scale = scale
-        self.requests = 0
-        self.details: dict[str, Any] = {}
+        self.model, self.scale, self.overall = model, scale, deadline.capped(deadline.left_s)
+        self.requests, self.details = 0, dict[str, Any]()
         self._provider = provider
         self.restart()
 
     def restart(self) -> None:
-        """Begin the provider's own time anew, after a wait that is not part of it."""
+        """Restart the provider's own timeout, after a wait that is not part of it."""
         self.deadline = self.overall.capped(self._provider.timeout_s)
-        self._retries = Retries(self.deadline, self._provider._policy, self._provider._budget)
+        self._retries = Retries(self.deadline, self._provider.policy, self._provider.budget)
 
-    async def __aenter__(self) -> Call:
-        # Proxies come from the environment, but never for this machine.
-        transport, trust_env = self._provider._transport, not is_loopback(self._provider._own[1])
-        self._client = httpx.AsyncClient(verify=_tls(), transport=transport, trust_env=trust_env)
+    async def __aenter__(self) -> Self:
+        # The transport alone: httpx's client logs addresses with their query, which may hold a signature.
+        proxy = proxy_of(parse_address(self._provider.base_url)) or None
+        self._transport = self._provider.transport or httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._provider._transport is None:
-            await self._client.aclose()
+        if self._transport is not self._provider.transport:
+            await self._transport.aclose()
 
     async def send(self, method: str, url: str, *, repeatable: bool = True, **request: Any) -> httpx.Response:
-        """Send a request as :meth:`once` does, again where that can help, until the answer is a success.
+        """Send a request as :meth:`once` does, with retries by the policy.
 
-        Args:
-            repeatable: False for what costs money each time: then it is sent again only where it certainly was not
-                accepted, which is when no connection came about or the rate was limited.
-
-        Raises:
-            CutawayError: the last attempt's failure.
+        Requests that are not repeatable cost money each time: they are retried only where they certainly were not
+        accepted, without a connection or at a rate limit.
         """
         while True:
+            if self.requests >= limits.HOSTED_MAX_REQUESTS:
+                raise self.deadline.exceeded(self._provider.name)
             try:
                 response = await self.once(method, url, **request)
-                failure = self._provider._failure_of(response)
+                failure = self._provider.failure_of(response)
             except CutawayError as error:
                 failure = error
             if failure is None:
@@ -167,68 +163,56 @@ class Call:
         until: Callable[[bytes], bool] = lambda _: False,
         **content: Any,
     ) -> httpx.Response:
-        """Send one request; the token goes along to the provider's own origin, and nowhere else.
+        """Send one request to an address or a path below the provider's, with the token to its own origin only.
 
         Args:
-            url: an address, or a path below the provider's.
-            deadline: takes the place of the call's own.
-            max_bytes: the answer is refused beyond this.
-            until: called with what came so far; True ends an answer that its server keeps open.
+            deadline: instead of the call's own; `max_bytes` bounds the answer.
+            until: called with the body so far; True ends an answer that its server keeps open.
             content: `json`, `content` or `files` as httpx takes them.
 
         Raises:
-            ProcessingTimeout: the deadline passed before the answer's last byte.
-            ProviderUnavailable: no connection, or a broken one; its detail `unsent` says which.
-            InvalidAnswer: the answer is larger, or compressed; or the address is not to be followed.
+            ProcessingTimeout, InvalidAnswer; ProviderUnavailable, with the detail `unsent` where no request was sent.
         """
         provider, deadline = self._provider, deadline or self.deadline
         url = url if "://" in url else provider.base_url + url
-        own = check_target(url, provider._own, provider.delivery_hosts, provider.name)
-        sent = {**HEADERS, **(headers or {}), **(provider._token.bearer() if own else {})}
-        if self.requests >= limits.HOSTED_MAX_REQUESTS:
-            raise deadline.exceeded(provider.name)
+        own = check_target(url, provider.origin, provider.delivery_hosts, provider.name)
+        sent = {**HEADERS, **(headers or {}), **(provider.token.bearer() if own else {})}
+        request = httpx.Request(method, url, headers=sent, **content)
         self.requests += 1
-        started, outcome, masking = time.monotonic(), "no answer", _masking.set(True)
+        started, outcome = time.monotonic(), "no answer"
         try:
-            deadline.check(provider.name)
-            stream = self._client.stream(method, url, headers=sent, timeout=deadline.left_s, **content)
-            async with deadline.limit(provider.name), stream as answer:
-                body = await _body(answer, provider.name, max_bytes, until)
+            async with deadline.limit(provider.name):
+                answer = await self._transport.handle_async_request(request)
+                try:
+                    body = await _body(answer, provider.name, max_bytes, until)
+                finally:
+                    await answer.aclose()
             outcome = str(answer.status_code)
             return httpx.Response(answer.status_code, headers=answer.headers, content=body)
-        except httpx.InvalidURL:
-            raise errors.invalid(provider.name, "an impossible address", "points to") from None
         except httpx.TransportError as error:
-            unsent = isinstance(error, (httpx.ConnectError, httpx.UnsupportedProtocol))
-            what = "cannot be reached" if unsent else "broke the connection off"
+            unsent = isinstance(error, httpx.ConnectError)
+            message = f"{provider.name} {'cannot be reached' if unsent else 'broke the connection off'}."
             details = {"provider": provider.name, "status": None, "unsent": unsent}
-            # A protocol error may quote a header that was sent, or one that sends it back.
+            # A protocol error may quote a header with the token.
             cause = None if isinstance(error, httpx.ProtocolError) else error
-            raise errors.ProviderUnavailable(f"{provider.name} {what}.", details=details) from cause
+            raise ProviderUnavailable(message, details=details) from cause
         finally:
-            _masking.reset(masking)
-            shown, elapsed_ms = httpx.URL(url).copy_with(query=None), (time.monotonic() - started) * 1000
-            logger.debug("%s %s: %s, %.0f ms", method, shown, outcome, elapsed_ms)
+            took_ms = (time.monotonic() - started) * 1000
+            logger.debug("%s %s: %s, %.0f ms", method, url.partition("?")[0], outcome, took_ms)
 
     async def fetch(self, url: str) -> bytes:
-        """The picture that an answer holds as a data URI, or points to through at most three redirects, each checked.
-
-        Raises:
-            InvalidAnswer: it leads where nobody may go, or is no picture.
-        """
+        """The picture of a data URI, or at an address after at most three checked redirects."""
         name = self._provider.name
         if url.startswith("data:"):
             return decode_base64(url, name)
         for _ in range(MAX_REDIRECTS + 1):
             response = await self.send("GET", url, max_bytes=limits.HOSTED_MAX_ANSWER_BYTES)
             if response.status_code < 300:
-                break
+                if media_type(response).startswith(("image/", "application/octet-stream", "binary/octet-stream")):
+                    return response.content
+                raise invalid(name, f"a file of type {media_type(response)!r} instead of a picture")
             url = urljoin(url, response.headers.get("location", ""))
-        else:
-            raise errors.invalid(name, "more redirects than are followed")
-        if not media_type(response).startswith(("image/", "application/octet-stream", "binary/octet-stream")):
-            raise errors.invalid(name, f"a file of type {media_type(response)!r} instead of a picture")
-        return response.content
+        raise invalid(name, "more redirects than are followed")
 
 
 def media_type(response: httpx.Response) -> str:
@@ -238,34 +222,15 @@ def media_type(response: httpx.Response) -> str:
 
 async def _body(answer: httpx.Response, provider: str, max_bytes: int, until: Callable[[bytes], bool]) -> bytes:
     if answer.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
-        raise errors.invalid(provider, "a compressed body, which was not asked for")
-    length = answer.headers.get("content-length", "")
+        raise invalid(provider, "a compressed body, which was not asked for")
+    length, data = answer.headers.get("content-length", ""), bytearray()
+    too_large = invalid(provider, f"more than {max_bytes:,} bytes")
     if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise errors.invalid(provider, f"{int(length[:20]):,} bytes, at most {max_bytes:,} are taken")
-    data = bytearray()
+        raise too_large
     async for chunk in answer.aiter_bytes():
         data += chunk
         if len(data) > max_bytes:
-            raise errors.invalid(provider, f"more than {max_bytes:,} bytes")
+            raise too_large
         if until(bytes(data)):
             break
     return bytes(data)
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """Made once: reading the authorities takes time."""
-    return ssl.create_default_context()
-
-
-_masking: ContextVar[bool] = ContextVar("masking", default=False)
-
-
-def _without_query(record: logging.LogRecord) -> bool:
-    """httpx logs each address at INFO, and a delivery host's is signed in its query; other users' lines stay."""
-    if _masking.get() and isinstance(record.args, tuple):
-        record.args = tuple(a.copy_with(query=None) if isinstance(a, httpx.URL) else a for a in record.args)
-    return True
-
-
-logging.getLogger("httpx").addFilter(_without_query)

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Sequence
+from typing import Any, Unpack
 from urllib.parse import quote
+
+import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
-from cutaway.fallback.base import Provider, Settings
-from cutaway.fallback.errors import invalid, json_of
-from cutaway.fallback.model import Model, by_name
+from cutaway.fallback.answers import invalid, json_of
+from cutaway.fallback.base import Model, Provider, Settings, model_of
 from cutaway.fallback.requests import Call, media_type
 
-if TYPE_CHECKING:
-    import httpx
+API = "/gradio_api"
+MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8  # they have addresses; previews as base64 stay below this
 
 _SPACE = re.compile(r"[\w.-]+/[\w.-]+")
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FINAL = re.compile(rb"(?:^|\n)event: ?(complete|error)\r?\ndata: ?([^\n]*)\n")
 
-MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8
-"""Events carry addresses, not pictures; apps that stream previews as base64 stay below this."""
-
 
 class Space(Provider):
-    """Mattes (and upscaling, where you name a function for it) by a Gradio app on a Hugging Face Space.
+    """Mattes (and upscaling, where you name a function for it) by a Gradio 5 app on a Hugging Face Space.
 
-    - *Token*: none. For a private Space of your own pass `token`; the environment's is not taken, since a Space's
-      code is somebody else's and would see it.
-    - *Cost*: none for public Spaces, which come without any promise: they sleep, queue and change without notice.
+    - *Token*: none. For a private Space of your own pass `token`, which its code gets; the environment's is not used.
+    - *Cost*: none for public Spaces, and no availability promised: they sleep, queue and change without notice.
     - *Licence*: the app's and its model's own, see the Space's page. Pass a :class:`Model` for `model` to record it.
+
+    Args:
+        space: "owner/name"; only a label where `base_url` is given.
+        fn: the API name of the app's function that takes a picture and `arguments` and mattes; None where it has none.
+        upscale_fn: that of the one that takes a picture and a factor and upscales.
+        model: the app's model and licence.
+        settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 60 by default.
 
     >>> Space()                                             # not-lain/background-removal
     >>> Space("owner/upscaler", upscale_fn="predict", fn=None)
@@ -50,93 +54,39 @@ class Space(Provider):
         *,
         fn: str | None = "png",
         arguments: Sequence[Any] = (),
-        output_index: int = 0,
         upscale_fn: str | None = None,
-        upscale_arguments: Sequence[Any] = ("{scale}",),
         model: Model | None = None,
-        api_prefix: str = "/gradio_api",
         **settings: Unpack[Settings],
     ) -> None:
-        """Set up; nothing is sent yet.
-
-        Args:
-            space: "owner/name"; only a label where `base_url` is given.
-            fn: the app's function that mattes, by its API name; None where it has none.
-            arguments: what the function takes after the picture.
-            output_index: which file to take where the function answers with several (a slider's before and after).
-            upscale_fn: the function that upscales; None for none.
-            upscale_arguments: what it takes after the picture; ``"{scale}"`` stands for the factor.
-            model: what the app runs and under which licence.
-            api_prefix: "" for Gradio 4.
-            settings: see :class:`cutaway.fallback.base.Settings`; `timeout_s` is 60 by default, and whoever runs the
-                Space can read the `token`.
-
-        Raises:
-            LicenceNotAccepted: `model` says that it is not for commercial use, or the name of the Space does.
-            InvalidOption: a name or an address that is none.
-        """
         if not _SPACE.fullmatch(space):
             raise invalid_option("space", space, "owner/name")
         host = re.sub(r"[^a-z0-9]+", "-", space.lower()).strip("-")
         settings["base_url"] = settings.get("base_url") or f"https://{host}.hf.space"
-        named = by_name(model or Model(space))
-        if model is None and named.commercial:
-            named = Model(space, "the Space's own: see its page")
-        super().__init__(named, **settings)
-        self._fn = fn
-        self._arguments = list(arguments)
-        self._output_index = output_index
-        self._upscale_fn = upscale_fn
-        self._upscale_arguments = list(upscale_arguments)
-        self._prefix = api_prefix.rstrip("/")
-        if upscale_fn:
-            self._take_upscalers(dict.fromkeys(limits.UPSCALE_SCALES, self.model))
+        named = model_of(model or space)
+        super().__init__(named, dict.fromkeys(limits.UPSCALE_SCALES if upscale_fn else (), named), **settings)
+        self.mattes = fn is not None
+        self._functions, self._arguments = (fn, upscale_fn), list(arguments)
 
-    @property
-    def mattes(self) -> bool:
-        return self._fn is not None
-
-    async def _matte(self, call: Call, data: bytes, kind: str) -> bytes:
-        if self._fn is None:
+    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
+        function, arguments = self._functions[call.scale > 1], self._arguments if call.scale == 1 else [call.scale]
+        if function is None:
             raise invalid_option("fn", None, "the API name of a function that mattes")
-        return await self._run(call, self._fn, self._arguments, data, kind)
-
-    async def _upscale(self, call: Call, data: bytes, kind: str) -> bytes:
-        arguments = [call.scale if argument == "{scale}" else argument for argument in self._upscale_arguments]
-        return await self._run(call, self._upscale_fn or "", arguments, data, kind)
-
-    async def _run(self, call: Call, function: str, arguments: list[Any], data: bytes, kind: str) -> bytes:
         name = f"picture.{kind.partition('/')[2]}"
-        path = _parse(await call.send("POST", f"{self._prefix}/upload", files={"files": (name, data, kind)}))
-        if not isinstance(path, list) or not path or not isinstance(path[0], str):
+        paths = _parse(await call.send("POST", f"{API}/upload", files={"files": (name, data, kind)}))
+        if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):
             raise invalid(self.name, "no path for the uploaded picture")
-        file = {"path": path[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
-        route, form = f"{self._prefix}/call/{quote(function.strip('/'))}", {"data": [file, *arguments]}
-        # A call that may have been taken is not repeated: it would wait in the queue behind itself.
+        file = {"path": paths[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
+        route, form = f"{API}/call/{quote(function.strip('/'))}", {"data": [file, *arguments]}
+        # A call that may have been accepted is not repeated: it would queue behind itself.
         called = _parse(await call.send("POST", route, json=form, repeatable=False))
-        event_id = called.get("event_id") if isinstance(called, dict) else None
-        if not isinstance(event_id, str) or not _EVENT_ID.fullmatch(event_id):
+        call.details["event_id"] = event_id = str(called.get("event_id") if isinstance(called, dict) else "")
+        if not _EVENT_ID.fullmatch(event_id):
             raise invalid(self.name, "no event to wait for")
-        call.details["event_id"] = event_id
-        events = await call.send(
-            "GET",
-            f"{route}/{event_id}",
-            headers={"Accept": "text/event-stream"},
-            max_bytes=MAX_EVENTS_BYTES,
-            until=lambda sofar: _FINAL.search(sofar) is not None,
-            repeatable=False,
-        )
+        wait = {"headers": {"Accept": "text/event-stream"}, "max_bytes": MAX_EVENTS_BYTES, "until": _FINAL.search}
+        events = await call.send("GET", f"{route}/{event_id}", repeatable=False, **wait)
         if media_type(events) != "text/event-stream":
             raise invalid(self.name, f"{media_type(events)!r} instead of events")
-        return await call.fetch(self._output(events.content))
-
-    def _output(self, events: bytes) -> str:
-        """The address of the file that the final event names.
-
-        Raises:
-            CutawayError: the function failed, or the stream ended without a result.
-        """
-        final = _FINAL.search(events)
+        final = _FINAL.search(events.content)
         try:
             result = json.loads(final[2]) if final else None
         except (ValueError, RecursionError):
@@ -145,26 +95,26 @@ class Space(Provider):
             raise self._model_failure(result.get("error") if isinstance(result, dict) else result)
         if not isinstance(result, list):
             raise invalid(self.name, "a stream of events that ends without a result")
-        files = list(self._files(result))
-        if not -len(files) <= self._output_index < len(files):
+        if (address := self._file(result)) is None:
             raise invalid(self.name, "a result without a file")
-        return files[self._output_index]
+        return await call.fetch(address)
 
-    def _files(self, item: Any, depth: int = 0) -> Iterator[str]:
-        """Addresses of the files in a result, which may be nested in lists and in components' forms."""
-        form = item if isinstance(item, dict) else {"url": item}
-        url, path = form.get("url"), form.get("path")
-        if isinstance(url, str) and url.startswith(("http://", "https://") if form is item else ("data:image/",)):
-            yield url
-        elif isinstance(path, str):
-            yield f"{self.base_url}{self._prefix}/file={quote(path)}"
-        elif isinstance(item, (dict, list)) and depth < 8:
-            for each in item.values() if isinstance(item, dict) else item:
-                yield from self._files(each, depth + 1)
+    def _file(self, item: Any, depth: int = 0) -> str | None:
+        """The address of the first file in a result, which may be nested in lists and in components' forms."""
+        if isinstance(item, dict):
+            url, path = item.get("url"), item.get("path")
+            if isinstance(url, str) and url.startswith(("http", "data:")):
+                return url
+            if isinstance(path, str):
+                return f"{self.base_url}{API}/file={quote(path)}"
+        elif not isinstance(item, list):
+            return item if isinstance(item, str) and item.startswith("data:image/") else None
+        nested = item.values() if isinstance(item, dict) else item
+        return next(filter(None, (self._file(each, depth + 1) for each in nested if depth < 8)), None)
 
 
 def _parse(response: httpx.Response) -> Any:
-    """JSON; a Space that sleeps or builds answers every address with a page."""
+    """The JSON; a Space that sleeps or builds answers with an HTML page."""
     if media_type(response) != "application/json":
         raise invalid(Space.name, f"{media_type(response) or 'unknown'!r} instead of JSON: it may be asleep")
     return json_of(response)

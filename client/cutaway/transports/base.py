@@ -1,32 +1,27 @@
-"""What a way to a server has to do, and what an address says."""
+"""Requests, answers and addresses of all transports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias, Union
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.cancel import Cancel
-from cutaway.wire import Tensor
+from cutaway.contract.errors import ServerRefused, ServerUnavailable
+from cutaway.resilience import Deadline
+
+Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]", "NDArray[np.uint8]"]
+"""A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
-
-MemoryKind: TypeAlias = Literal["system", "cuda"]
-"""Whose memory is shared: the machine's or a GPU's."""
 
 
 @dataclass(frozen=True)
 class InputTensor:
-    """An input that a model takes beside or instead of one encoded picture.
-
-    Attributes:
-        name: the input's name.
-        value: an encoded file, sent as one BYTES element, or an array, sent as UINT8.
-    """
+    """An encoded file, sent as one BYTES element, or an array, sent as UINT8."""
 
     name: str
     value: bytes | NDArray[np.uint8]
@@ -34,7 +29,7 @@ class InputTensor:
 
 @dataclass(frozen=True)
 class SequencePart:
-    """What ties requests together for a model that remembers: all with one id, and which is the first and the last."""
+    """A request's place in a sequence, for a stateful model: the sequence's id, and whether it is the first or last."""
 
     id: int
     begins: bool = False
@@ -43,19 +38,10 @@ class SequencePart:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """One call of a model that takes one encoded picture, or `inputs`.
+    """One call of a model that takes one encoded picture, or `inputs` instead of it.
 
-    Attributes:
-        model: the model's name.
-        image: the encoded picture.
-        outputs: names of the outputs wanted; the server computes no others.
-        parameters: KServe request parameters.
-        request_id: sent along and written into the server's log.
-        timeout_s: seconds until the call is given up, everything included.
-        headers: sent with this call only, such as traceparent; names in lower case.
-        region: a registered region of shared memory that holds the picture, its length before it; it is then not sent.
-        inputs: what is sent instead of the picture, where it is not None.
-        sequence: what the request is a part of.
+    The server computes the named `outputs` only; `timeout_s` is for the whole call; `headers`, in lower case, are sent
+    with this call only.
     """
 
     model: str
@@ -65,30 +51,8 @@ class InferRequest:
     request_id: str = ""
     timeout_s: float = 30.0
     headers: Mapping[str, str] = field(default_factory=dict)
-    region: str = ""
     inputs: tuple[InputTensor, ...] | None = None
     sequence: SequencePart | None = None
-
-
-@dataclass(frozen=True)
-class MemoryRegion:
-    """Memory of this machine that a server is to read pictures from.
-
-    Attributes:
-        kind: the machine's or a GPU's.
-        name: what the server is to call it.
-        n_bytes: its size.
-        key: of the machine's: its name in POSIX shared memory.
-        handle: of a GPU's: its IPC handle, in base64.
-        device_id: of a GPU's: the GPU's number.
-    """
-
-    kind: MemoryKind
-    name: str
-    n_bytes: int
-    key: str = ""
-    handle: bytes = field(default=b"", repr=False)
-    device_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,12 +71,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a server says of a model.
+    """A server's metadata of a model.
 
     Attributes:
         versions: those that it serves.
         state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND".
-        platform: what runs it, such as "onnxruntime_onnx" or "python".
+        platform: its backend, such as "onnxruntime_onnx" or "python".
     """
 
     name: str
@@ -128,80 +92,55 @@ class ModelInfo:
 
 
 class Transport(Protocol):
-    """A way to one server; safe to share between threads.
+    """The connections to one server; cancelling a task ends its request at the server.
 
-    Every method raises only `contract.errors.CutawayError`, within its seconds; and RuntimeError where it is
-    used wrongly: after it was closed, or over gRPC in a process forked from the one that opened it.
+    Every method raises only :class:`cutaway.CutawayError`, within its seconds; and RuntimeError where it is used
+    wrongly: after it was closed, in another event loop than the first, or over gRPC in a fork of its process.
     """
 
-    def infer(self, request: InferRequest, cancel: Cancel | None = None) -> dict[str, Tensor]:
-        """The outputs by name; names that were not asked for may be among them, asked ones may be missing.
-
-        A call that `cancel` or Ctrl-C ends is ended at the server, too; the former raises RequestCancelled.
-        """
+    async def infer(self, request: InferRequest) -> dict[str, Tensor]:
+        """The outputs by name: not validated against the requested ones, of which some may be missing."""
         ...
-
-    def server_ready(self, timeout_s: float) -> bool: ...
-
-    def model_ready(self, model: str, timeout_s: float) -> bool: ...
-
-    def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        """What the server says of these models, in their order; `timeout_s` is for all of them together."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class MemoryTransport(Transport, Protocol):
-    """A way to a server on the same machine, which can be told of shared memory."""
-
-    def register(self, region: MemoryRegion, timeout_s: float) -> None: ...
-
-    def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None:
-        """Have the server let go of a region, whether it knows it or not."""
-        ...
-
-    def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]:
-        """Names of the regions that the server knows, whosever they are."""
-        ...
-
-
-class AsyncTransport(Protocol):
-    """The same as :class:`Transport` for asyncio: cancelling the task ends the request at the server.
-
-    It belongs to the event loop in which it is first used; in another one it raises RuntimeError.
-    """
-
-    async def infer(self, request: InferRequest) -> dict[str, Tensor]: ...
 
     async def server_ready(self, timeout_s: float) -> bool: ...
 
     async def model_ready(self, model: str, timeout_s: float) -> bool: ...
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]: ...
+    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
+        """The server's metadata of these models, in their order; `timeout_s` is for all of them together."""
+        ...
 
     async def aclose(self) -> None: ...
 
 
-class AsyncMemoryTransport(AsyncTransport, Protocol):
-    """The same as :class:`MemoryTransport` for asyncio."""
-
-    async def register(self, region: MemoryRegion, timeout_s: float) -> None: ...
-
-    async def unregister(self, kind: MemoryKind, name: str, timeout_s: float) -> None: ...
-
-    async def registered(self, kind: MemoryKind, timeout_s: float) -> list[str]: ...
+async def models_by_name(
+    names: Sequence[str],
+    timeout_s: float,
+    ready: Callable[[str, float], Awaitable[bool]],
+    metadata: Callable[[str, float], Awaitable[ModelInfo]],
+) -> list[ModelInfo]:
+    """What :meth:`Transport.models` returns: a model without metadata is not there, or not ready."""
+    deadline, found = Deadline(timeout_s), []
+    for name in names:
+        is_ready = await ready(name, deadline.left_s)
+        try:
+            found.append(await metadata(name, deadline.left_s))
+        except ServerUnavailable as error:
+            if is_ready:
+                raise
+            found.append(ModelInfo(name, state="NOT_FOUND" if isinstance(error, ServerRefused) else "UNAVAILABLE"))
+    return found
 
 
 @dataclass(frozen=True)
 class Address:
-    """A server's address, taken apart.
+    """The parts of a server's address.
 
     Attributes:
         scheme: "grpc", "grpcs", "http" or "https".
         host: name or IP address; IPv6 in brackets.
         port: 1 to 65535.
-        path: what precedes ``/v2`` behind a proxy, without a slash at its end; "" for gRPC.
+        path: the prefix of ``/v2`` behind a proxy, without a slash at its end; "" for gRPC.
     """
 
     scheme: str

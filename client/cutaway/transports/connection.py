@@ -1,17 +1,23 @@
-"""Everything that a connection to one server needs, and opening it."""
+"""A connection to one server: TLS, headers, a proxy, and the event loop that it belongs to."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import os
 import re
 import ssl
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
-from cutaway.transports.base import Address, AsyncMemoryTransport, InferRequest, MemoryTransport
+from cutaway.transports.base import Address, InferRequest, parse_address
+
+C = TypeVar("C")
 
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 
@@ -31,7 +37,7 @@ _RESERVED = (
 
 
 class InsecureTokenWarning(UserWarning):
-    """A token goes to another machine without encryption: everybody on the way can read and use it."""
+    """A token is sent to another machine without encryption, where others can read and use it."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class Tls:
     """Certificates, as files in PEM form.
 
     Attributes:
-        ca_file: trust only what these authorities signed; None trusts the public ones.
-        cert_file: the certificate that the client shows, with those between it and its authority behind it.
+        ca_file: the only trusted authorities; the public ones where None.
+        cert_file: the client's certificate, followed by its intermediate ones.
         key_file: its key, without a password; None where `cert_file` holds it, too.
     """
 
@@ -57,9 +63,9 @@ class Tls:
 
         Raises:
             OSError: a file cannot be read.
-            ValueError: it does not hold what it should.
+            ValueError: it is no certificate or key in PEM form.
         """
-        # The files are opened first, because the errors about them below do not name them.
+        # The files are opened first, because the errors of OpenSSL do not name them.
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None:
                 Path(file).open("rb").close()
@@ -69,7 +75,7 @@ class Tls:
             raise ValueError(f"{self.ca_file} holds no certificates in PEM form: {error}") from None
         if self.cert_file is not None:
             try:
-                # An empty password instead of none, which would be asked for at the terminal.
+                # An empty password, because without one OpenSSL prompts at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
             except ssl.SSLError as error:
                 raise ValueError(
@@ -81,22 +87,25 @@ class Tls:
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a server is, and what it is told and shown with every request.
+    """The address of a server, and what every request to it needs.
 
     Attributes:
-        address: where it is.
-        headers: sent with every request; names in lower case. Not shown anywhere, since they hold tokens.
+        address: the server's.
+        headers: sent with every request; names in lower case. Masked in representations, since they have tokens.
         tls: for grpcs:// and https:// only; None trusts the public authorities.
+        proxy: the HTTP proxy of the environment; "" for none. Masked, since it may have a password.
 
     Raises:
-        ValueError: a header that cannot be sent, or certificates for an address without TLS.
+        ValueError: a header that cannot be sent, certificates for an address without TLS, or a proxy of another kind.
     """
 
     address: Address
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: Tls | None = None
+    proxy: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "proxy", proxy_of(self.address))
         check_headers(self.headers)
         if self.tls is not None and not self.encrypted:
             raise ValueError(f"{self.address} is reached without TLS: write {self.address.scheme}s:// to use it")
@@ -106,7 +115,7 @@ class Connection:
         return self.address.scheme in ("grpcs", "https")
 
     def headers_of(self, request: InferRequest) -> dict[str, str]:
-        """What is sent with a request.
+        """The headers of a request.
 
         Raises:
             ValueError: a header of the request cannot be sent.
@@ -117,10 +126,24 @@ class Connection:
         return {**self.headers, **request.headers}
 
 
+def connections_of(
+    urls: str | Sequence[str], headers: Mapping[str, str] | None = None, tls: Tls | None = None
+) -> tuple[Connection, ...]:
+    """The connections to some servers.
+
+    Raises:
+        ValueError: there is none, a URL is no address, or see :class:`Connection`.
+    """
+    addresses = [parse_address(url) for url in ([urls] if isinstance(urls, str) else urls)]
+    if not addresses:
+        raise ValueError("a client needs the address of at least one server")
+    return tuple(Connection(address, headers or {}, tls) for address in addresses)
+
+
 def check_headers(headers: Mapping[str, str]) -> None:
     """
     Raises:
-        ValueError: a header that cannot be sent over both HTTP and gRPC. Its value is not told.
+        ValueError: a header that cannot be sent over both HTTP and gRPC. Its value is not in the message.
     """
     for name, value in headers.items():
         if not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("grpc-") or name.endswith("-bin"):
@@ -129,37 +152,74 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise ValueError(f"the value of the header {name!r} has to be printable ASCII without spaces around it")
 
 
-def open_transport(connection: Connection) -> MemoryTransport:
-    """The transport for a server; connects when first used.
+def proxy_of(address: Address) -> str:
+    """The proxy for an address, "" for none: ``HTTPS_PROXY`` for TLS, else ``HTTP_PROXY``, or ``ALL_PROXY``; none for
+    loopback and the hosts of ``NO_PROXY``. Lower case has precedence.
 
     Raises:
-        OSError, ValueError: a certificate's file cannot be read.
+        ValueError: it is not ``http://host:port``, the only kind that gRPC supports.
     """
-    _warn_of_open_secrets(connection)
-    return reopen_transport(connection)
+    proxies = getproxies_environment()
+    proxy = proxies.get("https" if address.scheme in ("grpcs", "https") else "http") or proxies.get("all", "")
+    if not proxy or is_loopback(address.host):
+        return ""
+    if proxy_bypass(f"{address.host.strip('[]')}:{address.port}"):
+        return ""
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(
+            f"the environment's proxy for {address} is no http:// proxy: set another, or name the host in NO_PROXY"
+        )
+    return parts.geturl()
 
 
-def reopen_transport(connection: Connection) -> MemoryTransport:
-    """The same as :func:`open_transport` for a connection that was opened before: warns of nothing."""
-    if connection.address.scheme.startswith("grpc"):
-        from cutaway.transports.grpc_sync import GrpcTransport
+class OneLoop(Generic[C]):
+    """A client library's object that belongs to the event loop in which it is first used.
 
-        return GrpcTransport(connection)
-    from cutaway.transports.http_sync import HttpTransport
+    Args:
+        opened: opens it.
+        forked: why it cannot be opened anew in a forked process; "" where it can.
+    """
 
-    return HttpTransport(connection)
+    def __init__(self, opened: Callable[[], C], *, forked: str = "") -> None:
+        self._open = opened
+        self._forked = forked
+        self._client: C | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._of_parents: list[C | None] = []
 
+    def get(self) -> C:
+        """
+        Raises:
+            RuntimeError: it is closed, or belongs to another loop.
+        """
+        if self._closed:
+            raise RuntimeError("the connection is closed")
+        if self._pid != os.getpid():
+            self._forget_parent()
+        loop = asyncio.get_running_loop()
+        if self._client is None:
+            self._client, self._loop = self._open(), loop
+        elif self._loop is not loop:
+            raise RuntimeError(
+                "an asynchronous client belongs to the event loop in which it was first used: make one for each loop"
+            )
+        return self._client
 
-def open_async_transport(connection: Connection) -> AsyncMemoryTransport:
-    """The same as :func:`open_transport` for asyncio; may be called outside of an event loop."""
-    _warn_of_open_secrets(connection)
-    if connection.address.scheme.startswith("grpc"):
-        from cutaway.transports.grpc_async import AsyncGrpcTransport
+    def close(self) -> C | None:
+        """The object to close; None where none was opened in this loop."""
+        self._closed = True
+        if self._pid != os.getpid():
+            self._forget_parent()
+        client, self._client = self._client, None
+        return client if self._loop is asyncio.get_running_loop() else None
 
-        return AsyncGrpcTransport(connection)
-    from cutaway.transports.http_async import AsyncHttpTransport
-
-    return AsyncHttpTransport(connection)
+    def _forget_parent(self) -> None:
+        """The parent's is kept and not touched: its sockets are the parent's, too, and gRPC hangs where it ends it."""
+        self._of_parents.append(self._client)
+        self._client, self._pid = None, os.getpid()
 
 
 def is_loopback(host: str) -> bool:
@@ -171,14 +231,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _warn_of_open_secrets(connection: Connection) -> None:
-    address = connection.address
-    sent = [name for name in SECRET_HEADERS if name in connection.headers]
-    if sent and not connection.encrypted and not is_loopback(address.host):
-        warnings.warn(
-            f"{sent[0]} goes to {address} without encryption: use {address.scheme}s://.",
-            InsecureTokenWarning,
-            stacklevel=4,
-        )

@@ -28,7 +28,7 @@ def test_its_numbers() -> None:
         f"waited for up to {limits.RETRY_AFTER_MAX_S:g} s",
         f"a budget of {limits.RETRY_BUDGET_TOKENS:g}, and a success brings back a tenth",
         f"{limits.COLD_START_TRIES} tries at most",
-        f"rests a provider for {limits.BREAKER_RESET_S:g} s after {limits.BREAKER_FAIL_MAX} failures in a row",
+        f"passes over a provider for {limits.BREAKER_RESET_S:g} s after {limits.BREAKER_FAIL_MAX} failures in a row",
         "at most 1440p by 2 or 4",
     ):
         assert words in " ".join(PAGE.split()), words

@@ -122,5 +122,5 @@ def test_replicate_cancels_on_ctrl_c(serve: Callable[..., Peer]) -> None:
 
 
 def test_replicate_refuses_what_names_no_model() -> None:
-    with pytest.raises(InvalidOption, match="names no model"):
+    with pytest.raises(InvalidOption, match="owner/name:version"):
         Replicate("https://replicate.com/owner/name")

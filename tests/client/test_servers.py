@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from cutaway import loop
 from cutaway.contract import limits
 from cutaway.contract.errors import (
     CutawayError,
@@ -20,9 +21,8 @@ from cutaway.contract.errors import (
     RateLimitExceeded,
     RequestCancelled,
 )
-from cutaway.endpoints import AsyncEndpoint, AsyncEndpoints, Endpoint, Endpoints
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
-from cutaway.standing import Standing
+from cutaway.servers import Availability, Server, Servers
 from cutaway.transports.base import InferRequest
 
 from tests.client import peers
@@ -42,25 +42,19 @@ class Clock:
         return self.now
 
 
-class Server:
-    """A way to a server that does what `behave` does, and counts how often it is asked."""
+class Peer:
+    """A transport that does what `behave` does, and counts how often it is asked."""
 
     def __init__(self, behave: Callable[[InferRequest], Any] = lambda request: None) -> None:
         self.behave = behave
         self.asked = 0
 
-    def infer(self, request: InferRequest, cancel: Any = None) -> dict[str, Any]:
+    async def infer(self, request: InferRequest) -> dict[str, Any]:
         self.asked += 1
-        self.behave(request)
+        waits = self.behave(request)
+        if waits is not None:
+            await waits
         return {}
-
-    def close(self) -> None:
-        pass
-
-
-class AsyncServer(Server):
-    async def infer(self, request: InferRequest) -> dict[str, Any]:  # type: ignore[override]
-        return super().infer(request)
 
     async def aclose(self) -> None:
         pass
@@ -73,8 +67,8 @@ def failing(error: Callable[[], CutawayError]) -> Callable[[InferRequest], None]
     return behave
 
 
-def silent(request: InferRequest) -> None:
-    time.sleep(request.timeout_s)
+async def silent(request: InferRequest) -> None:
+    await asyncio.sleep(request.timeout_s)
     raise ProcessingTimeout("no answer")
 
 
@@ -84,22 +78,15 @@ class Fleet:
     def __init__(self, driver: str, *behaviours: Callable[[InferRequest], Any], budget: float = 5.0) -> None:
         self.clock = Clock()
         self.budget = RetryBudget(budget)
-        self.servers = [Server(each) if driver == "threads" else AsyncServer(each) for each in behaviours]
-        self.standings = [Standing(clock=self.clock) for _ in behaviours]
+        self.servers = [Peer(each) for each in behaviours]
+        self.standings = [Availability(clock=self.clock) for _ in behaviours]
         names = [f"http://{number}" for number in range(len(behaviours))]
-        members = list(zip(names, self.servers, self.standings, strict=True))
-        if driver == "threads":
-            self._threads = Endpoints([Endpoint(*each[:2], standing=each[2]) for each in members])  # type: ignore[arg-type]
-            self._ask = self._in_thread
-        else:
-            self._tasks = AsyncEndpoints([AsyncEndpoint(*each[:2], standing=each[2]) for each in members])  # type: ignore[arg-type]
-            self._ask = self._in_loop
+        members = zip(names, self.servers, self.standings, strict=True)
+        self._servers = Servers([Server(*each[:2], availability=each[2]) for each in members])  # type: ignore[arg-type]
+        self._run = loop.run if driver == "threads" else asyncio.run
 
-    def _in_thread(self, deadline: Deadline, retries: Retries) -> None:
-        self._threads.infer(REQUEST, deadline, retries)
-
-    def _in_loop(self, deadline: Deadline, retries: Retries) -> None:
-        asyncio.run(self._tasks.infer(REQUEST, deadline, retries))
+    def _ask(self, deadline: Deadline, retries: Retries) -> None:
+        self._run(self._servers.infer(REQUEST, deadline, retries))
 
     def ask(self, times: int = 1, *, timeout_s: float = 10.0, policy: RetryPolicy = QUICK, every_s: float = 0.0) -> int:
         """How many of so many calls, one after the other, failed."""
@@ -146,16 +133,16 @@ def test_servers_that_are_full_now_and_then_go_on_sharing_the_work() -> None:
     """Room for eighty, and sixty-four that ask: were those that were full for a moment left alone, the others would be
     too full."""
 
-    def served(seconds: float, room: threading.Semaphore, request: InferRequest) -> None:
+    async def served(seconds: float, room: threading.Semaphore, request: InferRequest) -> None:
         if not room.acquire(blocking=False):
             raise Overloaded("full")
         try:
-            time.sleep(seconds)
+            await asyncio.sleep(seconds)
         finally:
             room.release()
 
-    servers = [Server(partial(served, 0.02, threading.Semaphore(20))) for _ in range(4)]
-    endpoints = Endpoints([Endpoint(f"http://{number}", each) for number, each in enumerate(servers)])  # type: ignore[arg-type]
+    servers = [Peer(partial(served, 0.02, threading.Semaphore(20))) for _ in range(4)]
+    endpoints = Servers([Server(f"http://{number}", each) for number, each in enumerate(servers)])  # type: ignore[arg-type]
     budget = RetryBudget()
 
     def caller(_: int) -> int:
@@ -163,7 +150,7 @@ def test_servers_that_are_full_now_and_then_go_on_sharing_the_work() -> None:
         for _ in range(20):
             deadline = Deadline(10)
             try:
-                endpoints.infer(REQUEST, deadline, Retries(deadline, QUICK, budget))
+                loop.run(endpoints.infer(REQUEST, deadline, Retries(deadline, QUICK, budget)))
             except CutawayError:
                 failed += 1
         return failed
@@ -176,10 +163,10 @@ def test_servers_that_are_full_now_and_then_go_on_sharing_the_work() -> None:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_silent_server_is_found_out_by_what_others_need(driver: str) -> None:
     fleet = Fleet(driver, silent, well)
-    assert fleet.ask(30, timeout_s=0.03) <= limits.ENDPOINT_LATE_MAX + 1
-    assert fleet.ask(10, timeout_s=0.03) == 0
+    assert fleet.ask(30, timeout_s=0.3) <= limits.ENDPOINT_LATE_MAX + 1
+    assert fleet.ask(10, timeout_s=0.3) == 0
     fleet.clock.now += limits.ENDPOINT_BACK_S
-    assert fleet.ask(10, timeout_s=0.03) == 1, "one call tries it again"
+    assert fleet.ask(10, timeout_s=0.3) == 1, "one call tries it again"
 
 
 def test_it_comes_back_when_it_has_room_again() -> None:
@@ -201,23 +188,23 @@ def test_one_slow_picture_condemns_no_server() -> None:
 
 
 def test_a_caller_s_hurry_says_nothing_about_a_server() -> None:
-    def needs_20_ms(request: InferRequest) -> None:
+    async def needs_20_ms(request: InferRequest) -> None:
         if request.timeout_s < 0.02:
-            silent(request)
-        time.sleep(0.02)
+            await silent(request)
+        await asyncio.sleep(0.02)
 
     fleet = Fleet("threads", needs_20_ms, needs_20_ms)
     assert fleet.ask(4) == 0
     assert fleet.ask(8, timeout_s=0.002) == 8
-    assert [standing.back_for_s for standing in fleet.standings] == [0.0, 0.0]
+    assert [standing.backs_off_for_s for standing in fleet.standings] == [0.0, 0.0]
 
 
 def test_a_server_that_gives_up_is_not_followed_by_one_that_has_no_time_left() -> None:
-    def gives_up(request: InferRequest) -> None:
-        time.sleep(0.9 * request.timeout_s)
+    async def gives_up(request: InferRequest) -> None:
+        await asyncio.sleep(0.9 * request.timeout_s)
         raise ProcessingTimeout("gave up")
 
-    fleet = Fleet("threads", lambda request: time.sleep(0.05), gives_up)
+    fleet = Fleet("threads", lambda request: asyncio.sleep(0.05), gives_up)
     assert fleet.ask() == 0
     assert fleet.ask(timeout_s=0.2) == 1
     assert fleet.asked == [1, 1]
@@ -272,24 +259,24 @@ def test_an_outage_seen_by_many_threads_is_not_amplified() -> None:
 # ----------------------------------------------------------------------------------------- how a server stands
 
 
-def back(clock: Clock, asked_s: float | None = None) -> Standing:
-    standing = Standing(clock=clock)
+def back(clock: Clock, asked_s: float | None = None) -> Availability:
+    standing = Availability(clock=clock)
     for _ in range(1 if asked_s is not None else 2):
         clock.now += limits.ENDPOINT_BACK_S
-        turn = standing.turn()
+        turn = standing.ticket()
         assert turn is not None
         standing.shed(turn, asked_s)
-    assert standing.turn() is None
+    assert standing.ticket() is None
     return standing
 
 
 def test_one_that_serves_between_its_refusals_does_not_stand_back() -> None:
     clock = Clock()
-    standing = Standing(clock=clock)
+    standing = Availability(clock=clock)
     for _ in range(10):
         clock.now += 0.9 * limits.ENDPOINT_BACK_S
         for outcome in (lambda turn: standing.shed(turn, None), standing.succeeded):
-            turn = standing.turn()
+            turn = standing.ticket()
             assert turn is not None
             outcome(turn)
 
@@ -298,63 +285,63 @@ def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
     clock = Clock()
     standing, waits = back(clock), []
     for _ in range(9):
-        waits.append(standing.back_for_s)
-        clock.now += standing.back_for_s
-        trial = standing.turn()
+        waits.append(standing.backs_off_for_s)
+        clock.now += standing.backs_off_for_s
+        trial = standing.ticket()
         assert trial is not None
-        assert standing.turn() is None, "one call tries it at a time"
+        assert standing.ticket() is None, "one call tries it at a time"
         standing.shed(trial, None)
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_calls_under_way_together_count_once() -> None:
     clock = Clock()
-    standing = Standing(clock=clock)
-    standing.shed(standing.turn_anyway(), None)
+    standing = Availability(clock=clock)
+    standing.shed(standing.ticket_anyway(), None)
     clock.now += limits.ENDPOINT_BACK_S
-    for turn in [standing.turn_anyway() for _ in range(20)]:
+    for turn in [standing.ticket_anyway() for _ in range(20)]:
         standing.shed(turn, None)
-    assert standing.back_for_s == limits.ENDPOINT_BACK_S
+    assert standing.backs_off_for_s == limits.ENDPOINT_BACK_S
 
 
 @pytest.mark.parametrize(("asked_s", "back_s"), [(60.0, 60.0), (0.0, 1.0), (9999.0, limits.RETRY_AFTER_MAX_S)])
 def test_it_is_left_alone_as_long_as_it_asks(asked_s: float, back_s: float) -> None:
-    assert back(Clock(), asked_s).back_for_s == back_s
+    assert back(Clock(), asked_s).backs_off_for_s == back_s
 
 
 def test_what_was_under_way_does_not_bring_back_a_server_without_room() -> None:
-    standing = Standing(clock=Clock())
-    early, turn = standing.turn_anyway(), standing.turn_anyway()
+    standing = Availability(clock=Clock())
+    early, turn = standing.ticket_anyway(), standing.ticket_anyway()
     standing.shed(turn, 60.0)
     standing.succeeded(early)
-    assert standing.turn() is None
-    standing.succeeded(standing.turn_anyway())
-    assert standing.turn() is not None
+    assert standing.ticket() is None
+    standing.succeeded(standing.ticket_anyway())
+    assert standing.ticket() is not None
 
 
 def test_deadlines_have_to_pass_in_a_row() -> None:
-    standing = Standing(clock=Clock())
-    turns = [standing.turn_anyway() for _ in range(5)]
+    standing = Availability(clock=Clock())
+    turns = [standing.ticket_anyway() for _ in range(5)]
     standing.late(turns[0])
     standing.succeeded(turns[1])
     standing.late(turns[2])
-    assert standing.turn() is not None
+    assert standing.ticket() is not None
     standing.late(turns[3])
-    assert standing.turn() is None
+    assert standing.ticket() is None
     standing.succeeded(turns[4])
-    assert standing.turn() is not None, "other calls succeed there"
+    assert standing.ticket() is not None, "other calls succeed there"
 
 
 def test_a_trial_that_says_nothing_or_is_lost_frees_its_place() -> None:
     clock = Clock()
     standing = back(clock)
     clock.now += 1
-    trial = standing.turn()
+    trial = standing.ticket()
     assert trial is not None
     standing.dropped(trial)
-    assert standing.turn() is not None
+    assert standing.ticket() is not None
     clock.now += limits.BREAKER_RESET_S
-    assert standing.turn() is not None
+    assert standing.ticket() is not None
 
 
 # ------------------------------------------------------------------------------------------------- over a network

@@ -1,19 +1,9 @@
-"""Reading what a server sends: KServe-v2 tensors, and failures as typed errors. Shared by all transports.
-
-Nothing here trusts a length, a shape or a form that came over the network.
-"""
+"""Failed calls as typed errors, by gRPC status, HTTP status, or the messages of Triton, gRPC and proxies."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
-from collections.abc import Sequence
-from typing import TypeAlias, Union
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cutaway.contract import errors
 from cutaway.contract.errors import (
@@ -27,14 +17,11 @@ from cutaway.contract.errors import (
     ServerUnavailable,
 )
 
-Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]", "NDArray[np.uint8]"]
-"""A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
-
 MAX_ANSWER_BYTES = 2**31 - 1
-"""What gRPC can carry in one message; HTTP answers are held to the same."""
+"""Maximum of one gRPC message; the same limit holds for HTTP answers."""
 
 MAX_MESSAGE_CHARS = 500
-"""So much of a server's own words goes into an error."""
+"""Maximum length of a server's message in an error."""
 
 STATUS_OF_HTTP = {
     400: "INVALID_ARGUMENT",
@@ -55,69 +42,28 @@ STATUS_OF_HTTP = {
 """Triton's and common proxies' HTTP statuses by the gRPC status that means the same."""
 
 _TOO_LARGE = re.compile(r"larger than max(?: \((\d+) vs\. (\d+)\))?")
-"""gRPC's words about a message that one side does not take: its bytes, and how many that side allows."""
+"""gRPC's message about one over a side's limit: its bytes, and that limit."""
 
 _FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
 
-# What Triton says of a model that it does not serve (tried with 2.51): "Request for unknown model: 'm' is not found" or
-# "'m' version 9 is not found", where it never knew it. That stays so for as long as it runs, since it takes requests
-# only when everything is loaded. What it says while models load or unload, or while it ends, passes: "has no available
-# versions" (also under "unknown model"), "is not at ready state", "Server exiting", "Server is stopping".
+# Triton's messages about a model that it does not serve (tried with 2.51): "Request for unknown model: 'm' is not
+# found" or "'m' version 9 is not found" are permanent, since it accepts requests only when everything is loaded.
+# Temporary are those while models load or unload, or while it shuts down: "has no available versions" (also under
+# "unknown model"), "is not at ready state", "Server exiting", "Server is stopping".
 _NO_SUCH_MODEL = ("request for unknown model", "is not found")
 _PASSING = ("no available versions", "not ready", "not at ready state", "server exiting", "server is stopping")
 
-# What gRPC says, all as UNAVAILABLE, where the other side does not prove who it is, or is no gRPC server. A closed or
-# refused connection is not among it: so does a server look that is just being restarted.
+# gRPC's messages, all as UNAVAILABLE, about an untrusted certificate, or a peer that is no gRPC server. A closed or
+# refused connection is not among them, because a server that restarts looks the same.
 _UNTRUSTED = ("certificate_verify_failed", "hostname verification check failed", "alert_unknown_ca")
 _NEEDS_CERTIFICATE = ("alert_certificate_required", "alert_bad_certificate", "alert_handshake_failure")
 _OTHER_PROTOCOL = ("wrong_version_number", "expected settings frame as the first frame", "connect an http1.x server")
 _PROXY_FAILED = re.compile(r"http status 5\d\d")
-"""A proxy whose server is away answers a gRPC request in plain HTTP."""
-
-
-def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
-    """One output tensor from its raw little-endian bytes.
-
-    Raises:
-        InferenceError: datatype, shape and bytes do not fit together.
-    """
-    if any(not isinstance(side, int) or isinstance(side, bool) or side < 0 for side in shape):
-        raise malformed(f"output {name!r} has an impossible shape")
-    count = math.prod(shape)
-    if datatype == "BYTES":
-        return _strings(name, raw, count)
-    if datatype in ("FP32", "UINT8"):
-        if len(raw) != (4 if datatype == "FP32" else 1) * count:
-            raise malformed(f"output {name!r} has {len(raw)} bytes for {count} numbers")
-        try:
-            if datatype == "UINT8":
-                return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape)).copy()
-            return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
-        except (ValueError, OverflowError):  # more sides, or longer ones, than an array has
-            raise malformed(f"output {name!r} has an impossible shape") from None
-    raise malformed(f"output {name!r} is of the unexpected type {datatype[:20]!r}")
-
-
-def _strings(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
-    view = memoryview(raw)
-    strings: list[bytes] = []
-    position = 0
-    while position < len(view):
-        if position + 4 > len(view):
-            raise malformed(f"output {name!r} ends inside a length")
-        (length,) = struct.unpack_from("<I", view, position)
-        position += 4
-        if length > len(view) - position:
-            raise malformed(f"output {name!r} ends inside an element")
-        strings.append(bytes(view[position : position + length]))
-        position += length
-    if len(strings) != count:
-        raise malformed(f"output {name!r} has {len(strings)} elements instead of {count}")
-    return strings
+"""A proxy without a server answers a gRPC request in plain HTTP."""
 
 
 def malformed(what: str) -> InferenceError:
-    """The error for an answer that no Cutaway server gives."""
+    """The error for a malformed answer."""
     return InferenceError(f"The server's answer is malformed: {what}.")
 
 
@@ -128,10 +74,10 @@ def error_of(
 
     Args:
         status: a gRPC status by name; HTTP statuses come through :data:`STATUS_OF_HTTP`.
-        message: the server's or the network library's words; Cutaway's own failures are a JSON form inside it.
-        address: where the request went, for messages.
+        message: the server's or the network library's; Cutaway's own errors are a JSON form in it.
+        address: the server's, for messages.
         elapsed_s: seconds since the call began.
-        retry_after_s: what a Retry-After header said.
+        retry_after_s: of a ``Retry-After`` header.
     """
     error = errors.from_json(message) or _untyped(status, message, address, elapsed_s)
     if retry_after_s is not None and error.retry:
@@ -140,7 +86,7 @@ def error_of(
 
 
 def _untyped(status: str, message: str, address: str, elapsed_s: float) -> CutawayError:
-    """The error of a failure that does not come in our own form."""
+    """The error of a failure without Cutaway's JSON form."""
     said = " ".join(message.split())[:MAX_MESSAGE_CHARS].rstrip(".")
     lower = said.lower()
     if status == "DEADLINE_EXCEEDED":
@@ -172,13 +118,13 @@ def _untyped(status: str, message: str, address: str, elapsed_s: float) -> Cutaw
 
 
 def _exhausted(address: str, said: str) -> CutawayError:
-    """Triton and proxies mean the rate; gRPC says the same of a message that is too large, which stays so."""
+    """A rate limit of Triton or a proxy, or a message over gRPC's size limit, which has the same status."""
     found = _TOO_LARGE.search(said.lower())
     if found is None:
         return RateLimitExceeded(f"{address} limits the rate: {said}.")
     if found[2] is None:
         return FileTooLarge(f"{address} takes no file this large.")
-    if int(found[2]) >= MAX_ANSWER_BYTES:  # the limit of this side: the answer is meant
+    if int(found[2]) >= MAX_ANSWER_BYTES:  # the limit of this side, so that it is about the answer
         return malformed(f"it has more than {MAX_ANSWER_BYTES:,} bytes")
     return FileTooLarge(
         f"{address} takes no file this large.",
@@ -187,7 +133,7 @@ def _exhausted(address: str, said: str) -> CutawayError:
 
 
 def _unreachable(address: str, said: str) -> ServerRefused | None:
-    """The refusal in gRPC's words about a connection; None where trying again may help."""
+    """The refusal in gRPC's message about a connection; None where a retry may succeed."""
     lower = said.lower()
     if any(words in lower for words in _UNTRUSTED):
         return untrusted(address, said)
@@ -203,7 +149,7 @@ def refused(message: str, user_action: str) -> ServerRefused:
 
 
 def no_triton(address: str, said: str) -> ServerRefused:
-    """The error for what answers, but not as a Triton server does."""
+    """The error for a peer that is no Triton server."""
     return refused(
         f"{address} answers, but not as a Triton server does: {said or 'no words'}.",
         "Check the address, its port, and whether grpc://, grpcs://, http:// or https:// is right.",
@@ -211,7 +157,7 @@ def no_triton(address: str, said: str) -> ServerRefused:
 
 
 def untrusted(address: str, said: str) -> ServerRefused:
-    """The error for a server whose certificate does not prove that it is the one at the address."""
+    """The error for a server with an untrusted certificate."""
     return refused(
         f"The certificate of {address} is not trusted: {said}.",
         "Name the authority that signed it (ca_file), and use the host's name that is written in it.",
@@ -219,14 +165,14 @@ def untrusted(address: str, said: str) -> ServerRefused:
 
 
 def timed_out(address: str, elapsed_s: float) -> ProcessingTimeout:
-    """The error for a deadline of the caller that passed; `elapsed_s` in seconds."""
+    """The error for a caller's deadline that is exceeded."""
     return ProcessingTimeout(
         f"{address} did not answer within {elapsed_s:.1f} s.", details={"elapsed_seconds": round(elapsed_s, 3)}
     )
 
 
 def http_message(body: bytes) -> str:
-    """The words of a failed HTTP answer: Triton's ``{"error": …}``, or the start of whatever else came."""
+    """The message of a failed HTTP answer: Triton's ``{"error": …}``, or the start of the body."""
     try:
         form = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,0 +1,154 @@
+"""KServe-v2 over gRPC, through tritonclient."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from cutaway.contract import limits
+from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor, TensorInfo, models_by_name
+from cutaway.transports.connection import Connection, OneLoop
+from cutaway.transports.failures import MAX_ANSWER_BYTES, error_of, malformed
+from cutaway.transports.kserve import inputs_of, tensor
+
+T = TypeVar("T")
+
+# Given options replace tritonclient's own, and with them the message lengths: without these two, answers over 4 MB
+# fail. Keepalive pings stay off, as there: Triton drops clients that ping more often than every five minutes.
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+    # Connections of its own, so that clients of one process share no state.
+    ("grpc.use_local_subchannel_pool", 1),
+    # After failed connections gRPC would refuse calls for up to two minutes, although the server is back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Despite its name this is the timeout of connecting; gRPC's own 20 seconds leave no time for another server.
+    ("grpc.min_reconnect_backoff_ms", int(limits.CONNECT_TIMEOUT_S * 1000)),
+)
+
+FORKED = (
+    "gRPC does not work in a process that was forked from one that used it: make the client after the fork and none "
+    "before it, start processes by spawn, or use http://"
+)
+_used_in = 0  # the process whose gRPC was used; in a fork of it gRPC aborts the process
+
+
+class GrpcTransport:
+    """See :class:`cutaway.transports.base.Transport`.
+
+    Raises:
+        OSError, ValueError: a certificate's file cannot be read.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._address = str(connection.address)
+        self._channel = _channel_of(connection)
+        self._client: OneLoop[Any] = OneLoop(self._opened)
+
+    async def infer(self, request: InferRequest) -> dict[str, Tensor]:
+        message = {
+            "model_name": request.model,
+            "inputs": [_input_of(each) for each in inputs_of(request)],
+            "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
+            "request_id": request.request_id,
+            "client_timeout": request.timeout_s,
+            "headers": self._connection.headers_of(request),
+            "parameters": dict(request.parameters),
+        }
+        if (part := request.sequence) is not None:
+            message |= {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}
+        response = (await self._ask(lambda client: client.infer(**message))).get_response()
+        if len(response.raw_output_contents) != len(response.outputs):
+            raise malformed("it has other tensors than it names")
+        return {
+            output.name: tensor(output.name, output.datatype, list(output.shape), raw)
+            for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        }
+
+    async def server_ready(self, timeout_s: float) -> bool:
+        sent = self._sent(timeout_s)
+        return bool(await self._ask(lambda client: client.is_server_ready(**sent)))
+
+    async def model_ready(self, model: str, timeout_s: float) -> bool:
+        sent = self._sent(timeout_s)
+        return bool(await self._ask(lambda client: client.is_model_ready(model, **sent)))
+
+    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
+        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
+
+    async def aclose(self) -> None:
+        if (client := self._client.close()) is not None:
+            await client.close()
+
+    def _opened(self) -> Any:
+        global _used_in
+        if _used_in not in (0, os.getpid()):
+            raise RuntimeError(FORKED)
+        _used_in = os.getpid()
+        return triton.InferenceServerClient(**self._channel)
+
+    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
+        sent = self._sent(timeout_s)
+        found = await self._ask(lambda client: client.get_model_metadata(name, **sent))
+        inputs, outputs = (
+            tuple(TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in tensors)
+            for tensors in (found.inputs, found.outputs)
+        )
+        return ModelInfo(found.name, tuple(found.versions), "READY", found.platform, inputs, outputs)
+
+    def _sent(self, timeout_s: float) -> dict[str, Any]:
+        return {"client_timeout": timeout_s, "headers": self._connection.headers}
+
+    async def _ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
+        client = self._client.get()
+        started = time.monotonic()
+        try:
+            return await question(client)
+        except InferenceServerException as error:
+            status = str(error.status() or "").removeprefix("StatusCode.")
+            elapsed_s = time.monotonic() - started
+            raise error_of(status, error.message() or "", address=self._address, elapsed_s=elapsed_s) from None
+
+
+def _channel_of(connection: Connection) -> dict[str, Any]:
+    """Keyword arguments of tritonclient's client."""
+    address, tls = connection.address, connection.tls
+    credentials = None
+    if connection.encrypted:
+        if tls is not None:
+            tls.context()  # gRPC's own errors about the files come with the first connection, and without a reason
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=None if tls is None or tls.ca_file is None else Path(tls.ca_file).read_bytes(),
+            private_key=None
+            if tls is None or tls.cert_file is None
+            else Path(tls.key_file or tls.cert_file).read_bytes(),
+            certificate_chain=None if tls is None or tls.cert_file is None else Path(tls.cert_file).read_bytes(),
+        )
+    # Given here, because gRPC reads other variables than HTTP, in another order.
+    proxy = ("grpc.http_proxy", connection.proxy) if connection.proxy else ("grpc.enable_http_proxy", 0)
+    return {
+        "url": f"{address.host}:{address.port}",
+        "creds": credentials,
+        "channel_args": [*CHANNEL_OPTIONS, proxy],
+    }
+
+
+def _input_of(given: InputTensor) -> Any:
+    if isinstance(given.value, bytes):
+        made = triton.InferInput(given.name, [1], "BYTES")
+        # An object, because numpy's bytes type drops zeros at the end.
+        made.set_data_from_numpy(np.array([given.value], dtype=np.object_))
+    else:
+        made = triton.InferInput(given.name, list(given.value.shape), "UINT8")
+        made.set_data_from_numpy(given.value)
+    return made

@@ -1,0 +1,215 @@
+"""KServe-v2 over HTTP, through httpx."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import quote
+
+import anyio  # noqa: F401 (httpcore would import it in the first call, within its deadline)
+import httpx
+
+from cutaway import __version__
+from cutaway.contract import limits
+from cutaway.contract.errors import CutawayError, ServerUnavailable
+from cutaway.resilience import parse_retry_after
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, models_by_name
+from cutaway.transports.connection import Connection, OneLoop
+from cutaway.transports.failures import (
+    MAX_ANSWER_BYTES,
+    STATUS_OF_HTTP,
+    error_of,
+    http_message,
+    malformed,
+    no_triton,
+    refused,
+    timed_out,
+    untrusted,
+)
+from cutaway.transports.kserve import message_of, model_of, tensors_of
+
+MAX_FAILURE_BYTES = 64 * 1024
+
+MAX_IDLE = 100
+IDLE_S = 30.0
+"""Connections that wait for the next request, and how long: shorter than what proxies commonly keep them for."""
+
+READY_STATUSES = (200, 400, 503)
+"""Triton answers "not ready" with 400, and with 503 while it starts."""
+
+
+class HttpTransport:
+    """See :class:`cutaway.transports.base.Transport`.
+
+    Raises:
+        OSError, ValueError: a certificate's file cannot be read.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._address = str(connection.address)
+        self._path = f"{connection.address.path}/v2"
+        self._context = _context_of(connection)
+        self._origin = f"{connection.address.scheme}://{connection.address.host}:{connection.address.port}"
+        self._headers = {
+            "User-Agent": f"cutaway/{__version__}",
+            # Triton would otherwise compress PNGs once more, for ten times the milliseconds and no bytes less.
+            "Accept-Encoding": "identity",
+        }
+        self._pool = OneLoop(self._opened)
+
+    async def infer(self, request: InferRequest) -> dict[str, Tensor]:
+        body, headers = message_of(request)
+        path = self._model_path(request.model, "/infer")
+        headers |= self._connection.headers_of(request)
+        response, answer = await self._exchange("POST", path, request.timeout_s, headers=headers, content=body)
+        return tensors_of(response.headers, answer, self._address)
+
+    async def server_ready(self, timeout_s: float) -> bool:
+        return await self._ready(f"{self._path}/health/ready", timeout_s)
+
+    async def model_ready(self, model: str, timeout_s: float) -> bool:
+        return await self._ready(self._model_path(model, "/ready"), timeout_s)
+
+    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
+        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
+
+    async def aclose(self) -> None:
+        if (pool := self._pool.close()) is not None:
+            await pool.aclose()
+
+    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
+        return model_of((await self._exchange("GET", self._model_path(name), timeout_s))[1], self._address)
+
+    async def _ready(self, path: str, timeout_s: float) -> bool:
+        response, _ = await self._exchange("GET", path, timeout_s, expected=READY_STATUSES)
+        return response.status_code == 200
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        *,
+        expected: tuple[int, ...] = (200,),
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> tuple[httpx.Response, bytes]:
+        """One request and its whole answer, whose length is bounded."""
+        pool = self._pool.get()
+        started = time.monotonic()
+        handshake = _Handshake()
+        # The deadline bounds every other wait.
+        extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
+        if self._connection.encrypted:
+            extensions["trace"] = handshake.trace
+        body = bytearray()
+        try:
+            request = httpx.Request(
+                method,
+                self._origin + path,
+                headers={**self._headers, **(self._connection.headers if headers is None else headers)},
+                content=content,
+                extensions=extensions,
+            )
+            async with asyncio.timeout(timeout_s), aclosing(await pool.handle_async_request(request)) as response:
+                is_expected = response.status_code in expected
+                async for part in response.aiter_raw():
+                    body += part
+                    if len(body) > (MAX_ANSWER_BYTES if is_expected else MAX_FAILURE_BYTES):
+                        if response.status_code == 200:
+                            raise malformed(f"it has more than {MAX_ANSWER_BYTES:,} bytes")
+                        break
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise _broken(error, self._address, time.monotonic() - started, timeout_s) from None
+        finally:
+            await handshake.close()
+        if not is_expected:
+            raise _failure(response, bytes(body), self._address, time.monotonic() - started)
+        return response, bytes(body)
+
+    def _model_path(self, model: str, what: str = "") -> str:
+        return f"{self._path}/models/{quote(model, safe='')}{what}"
+
+    def _opened(self) -> httpx.AsyncHTTPTransport:
+        # Not httpx.AsyncClient: redirects, cookies and authentication cost time in every request and are not needed.
+        return httpx.AsyncHTTPTransport(
+            verify=self._context,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE, keepalive_expiry=IDLE_S),
+            proxy=self._connection.proxy or None,
+            trust_env=False,
+        )
+
+
+class _Handshake:
+    """Closes a connection whose TLS handshake was cancelled, which httpcore forgets."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._stream = info["return_value"]
+        elif event == "connection.start_tls.complete":
+            self._stream = None
+
+    async def close(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
+def _context_of(connection: Connection) -> ssl.SSLContext:
+    if not connection.encrypted:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, and quicker than reading the public authorities
+    return connection.tls.context() if connection.tls is not None else ssl.create_default_context()
+
+
+def _failure(response: httpx.Response, body: bytes, address: str, elapsed_s: float) -> CutawayError:
+    """The error for an answer with an unexpected status."""
+    code = response.status_code
+    status = STATUS_OF_HTTP.get(code, "UNKNOWN")
+    if status == "UNKNOWN" and not 500 <= code <= 599:
+        return no_triton(address, f"HTTP {code}")
+    return error_of(
+        status,
+        http_message(body) or f"HTTP {code}",
+        address=address,
+        elapsed_s=elapsed_s,
+        retry_after_s=parse_retry_after(response.headers.get("Retry-After")),
+    )
+
+
+def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) -> CutawayError:
+    """The error for an exchange that failed underway, `elapsed_s` after it began with `timeout_s` seconds."""
+    words = str(error).rstrip(".") or type(error).__name__
+    if isinstance(error, (httpx.TimeoutException, TimeoutError)):
+        if isinstance(error, httpx.ConnectTimeout) and elapsed_s < 0.99 * timeout_s:
+            return ServerUnavailable(f"{address} cannot be reached within {limits.CONNECT_TIMEOUT_S:.0f} s.")
+        return timed_out(address, elapsed_s)
+    refusal = _tls_refusal(error, address)
+    if refusal is not None:
+        return refusal
+    if isinstance(error, httpx.ConnectError):
+        return ServerUnavailable(f"{address} cannot be reached: {words}.")
+    if words.startswith("illegal "):  # of h11, about the first line: nothing that is a web server sends that
+        return no_triton(address, words)
+    return ServerUnavailable(f"{address} broke the connection: {words}.")
+
+
+def _tls_refusal(error: BaseException, address: str) -> CutawayError | None:
+    """The refusal behind a failed exchange; a connection that was merely closed may be a server that starts."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return untrusted(address, str(cause.verify_message).rstrip("."))
+        reason = str(getattr(cause, "reason", "")) if isinstance(cause, ssl.SSLError) else ""
+        if "ALERT" in reason and "INTERNAL_ERROR" not in reason:
+            return refused(f"{address} refuses the connection: {reason}.", "Check the client certificate.")
+        if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+            return no_triton(address, reason)
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -281,7 +281,7 @@ class Stream:
         return self._call(self._stream._put, checked(frame), at)
 
     def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
-        """The newest frame that is done and not taken, older ones are skipped; None where there is none in time."""
+        """The newest frame that is done (older ones are skipped), or None after `timeout_s` seconds without one."""
         return loop.run(self._stream.latest(timeout_s))
 
     def __iter__(self) -> Iterator[StreamFrame]:

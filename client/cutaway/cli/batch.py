@@ -16,7 +16,7 @@ import click
 import cutaway
 from cutaway.cli.codes import FAILED, OK, UNAVAILABLE
 from cutaway.cli.console import error_form, reason, say, say_json
-from cutaway.cli.files import STDOUT, Job, already_there, write
+from cutaway.cli.files import STDOUT, THERE, Job, write
 from cutaway.cli.options import open_client
 from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
@@ -81,7 +81,7 @@ class Batch:
         there = [path for path in (self._places(job) if self._places else ()) if path.exists()]
         spared = self._sources & {path.resolve() for path in there}
         if there and (spared or (job.file and not self._given["overwrite"])):
-            self._fail(job, already_there(there[0]))
+            self._fail(job, FileExistsError(THERE.format(there[0])))
         elif not there or self._given["overwrite"]:
             return True
         else:

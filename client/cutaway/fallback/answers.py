@@ -1,13 +1,7 @@
 """Answers of hosted models: a failed one → its typed error, a picture → a validated alpha or header.
 
-    InvalidOption       LicenceNotAccepted      a non-commercial model without `accept_noncommercial`
-    ServerUnavailable   ProviderUnavailable     no answer, or temporarily unavailable: worth a retry
-                        └── ProviderRefused     refused permanently: token, model, parameters
-    ProcessingTimeout   GatewayTimeout          408 and 504: the service's own timeout, worth a retry
-    InferenceError      InvalidAnswer           the model failed, or its answer is no valid result
-
-All but the first let a fallback chain go on to the next tier. Details name the provider and the HTTP status where
-there was one; no message, representation or detail holds a token.
+All errors but LicenceNotAccepted let a fallback chain go on to the next tier. Details name the provider and the HTTP
+status where there was one; no message, representation or detail holds a token.
 """
 
 from __future__ import annotations
@@ -34,15 +28,11 @@ T = TypeVar("T")
 Scrub = Callable[[str], str]
 
 QUOTED_CHARS = 200  # of a provider's own message
+# Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat.
+_BYTES, _LONG_PX, _SHORT_PX = limits.HOSTED_MAX_ANSWER_BYTES, 4 * 2560, 4 * 1440
 ANSWER_LIMITS = limits.InputLimits(
-    max_file_bytes=limits.HOSTED_MAX_ANSWER_BYTES,
-    max_long_side_px=4 * limits.UPSCALE_LIMITS.max_long_side_px,
-    max_short_side_px=4 * limits.UPSCALE_LIMITS.max_short_side_px,
-    max_pixels=16 * limits.UPSCALE_LIMITS.max_long_side_px * limits.UPSCALE_LIMITS.max_short_side_px,
-    min_side_px=1,
-    max_decompression_ratio=math.inf,
+    *(("jpeg", "png", "webp", "bmp"), _BYTES, _LONG_PX, _SHORT_PX, _LONG_PX * _SHORT_PX, 1, math.inf)
 )
-"""Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat."""
 
 GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02
@@ -122,9 +112,9 @@ class Upscaled(Hosted):
     height_px: int
 
 
-def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:
+def invalid(provider: str, what: str) -> InvalidAnswer:
     """The error for an invalid answer."""
-    return InvalidAnswer(f"{provider} {verb} {what.rstrip('.')}.", details={"provider": provider})
+    return InvalidAnswer(f"{provider} answered with {what.rstrip('.')}.", details={"provider": provider})
 
 
 def failure_of(response: httpx.Response, provider: str, scrub: Scrub, action: str) -> errors.CutawayError | None:

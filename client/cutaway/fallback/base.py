@@ -114,6 +114,11 @@ class Provider(ABC):
         found = (os.environ.get(name, "").strip() for name in self.token_variables)
         return Secret(next(filter(None, found), ""), self.name)
 
+    @property
+    def serves(self) -> tuple[int, ...]:
+        """The factors by which it can enlarge, 1 for a matte."""
+        return (1,) * self.mattes + self.scales
+
     def __getstate__(self) -> dict[str, Any]:
         if not self._pickles:
             raise TypeError("a token is not pickled: leave it to the environment of the other process")

@@ -56,12 +56,12 @@ def test_cut_outs_that_nobody_waits_for_are_not_composed(
 ) -> None:
     over, composed = threading.Event(), []
 
-    def rendered(*_: Any) -> bytes:
+    def finished(*_: Any) -> tuple[bytes, dict[str, Any]]:
         over.wait(60)
         composed.append(1)
-        return b""
+        return b"", {}
 
-    monkeypatch.setattr("cutaway.fallback.compose._rendered", rendered)
+    monkeypatch.setattr("cutaway.fallback.compose._finished", finished)
     fallback = Fallback([hub(serve(HubScript()))])
     boxes = [[number, 0, 160, 96] for number in range(20)]
 
@@ -76,16 +76,16 @@ def test_cut_outs_that_nobody_waits_for_are_not_composed(
 
 
 def test_the_answer_is_not_read_in_the_event_loop(serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> None:
-    from cutaway.fallback import base
+    from cutaway.fallback import answers
 
     threads: list[int] = []
-    decode = base.alpha_of
+    decode = answers.alpha_of
 
     def noting(*arguments: Any) -> Any:
         threads.append(threading.get_ident())
         return decode(*arguments)
 
-    monkeypatch.setattr(base, "alpha_of", noting)
+    monkeypatch.setattr(answers, "alpha_of", noting)
     asyncio.run(hub(serve(HubScript())).matte(picture(), "image/png", Deadline(10)))
     assert len(threads) == 1
     assert threading.get_ident() not in threads

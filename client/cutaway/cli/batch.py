@@ -80,12 +80,12 @@ class Batch:
     def _is_to_do(self, job: Job) -> bool:
         there = [path for path in (self._places(job) if self._places else ()) if path.exists()]
         spared = self._sources & {path.resolve() for path in there}
-        if there and (spared or (job.file and not self._given["overwrite"])):
+        if spared or (there and job.file and not self._given["overwrite"]):
             self._fail(job, FileExistsError(THERE.format(there[0])))
-        elif not there or self._given["overwrite"]:
-            return True
-        else:
+        elif there and not self._given["overwrite"]:
             self._tell("skipped", job, {"outputs": [{"path": str(path)} for path in there]}, [])
+        else:
+            return True
         return False
 
     def _take(self, job: Job, outcome: cutaway.Outcome, made: Callable[[Job, Any], Made]) -> None:
@@ -113,10 +113,9 @@ class Batch:
             self._failures_in_a_row = 0  # the server looked
         elif isinstance(error, cutaway.ServiceError):
             self._failures_in_a_row += 1
-            if error.code == "UNAVAILABLE":
-                self._stopped = self._stopped or "the server is not there"
-            elif self._failures_in_a_row >= RUN_GIVE_UP_FAILURES:
-                self._stopped = self._stopped or f"the server failed {self._failures_in_a_row} times in a row"
+            gone, too_many = error.code == "UNAVAILABLE", self._failures_in_a_row >= RUN_GIVE_UP_FAILURES
+            why = "is not there" if gone else f"failed {self._failures_in_a_row} times in a row"
+            self._stopped = self._stopped or (f"the server {why}" if gone or too_many else "")
 
     def _tell(self, status: str, job: Job, form: Form, lines: Sequence[str]) -> None:
         self._tally[status] += 1

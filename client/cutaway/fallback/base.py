@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -66,27 +65,17 @@ class Provider(ABC):
         base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
         token: instead of the environment's; an object with one cannot be pickled.
         timeout_s: seconds for one call, within the overall deadline.
-        accept_noncommercial: you may use weights that are not for commercial use.
-        retry: the retry policy of requests.
+        accept_noncommercial: you may use weights that are not for commercial use, else LicenceNotAccepted is raised.
         transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
-
-    Raises:
-        LicenceNotAccepted: weights that are not for commercial use; InvalidOption: a name or an address that is none.
-
-    Attributes:
-        name: "huggingface", "replicate" or "space", with the number of its `tier`, 2 to 4.
-        cost: what a picture costs, in words.
-        delivery_hosts: hosts of its files beside its own origin, with their subdomains.
-        mattes: whether it serves mattes; `scales` are the factors by which it can upscale.
     """
 
     name: ClassVar[str]
-    tier: ClassVar[int]
-    cost: ClassVar[str]
+    tier: ClassVar[int]  # 2 to 4
+    cost: ClassVar[str]  # of a picture, in words
     default_url: ClassVar[str] = ""
     gone: ClassVar[str] = "The model or the address is not served any more: check model and base_url."
     token_variables: ClassVar[tuple[str, ...]] = ()
-    delivery_hosts: ClassVar[tuple[str, ...]] = ()
+    delivery_hosts: ClassVar[tuple[str, ...]] = ()  # of its files, beside its own origin, with their subdomains
     mattes: bool = True
 
     def __init__(self, model: Model, upscalers: Mapping[int, Model], **settings: Unpack[Settings]) -> None:
@@ -102,30 +91,17 @@ class Provider(ABC):
                     "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
                     details=details | {"model": each.name, "licence": each.licence},
                 )
-        token = settings.get("token")
-        self._pickles = not token
-        self.token = Secret(token, self.name) if token else self._token_of_environment()
+        self.token = Secret(settings.get("token"), self.name, self.token_variables)
         self.base_url = (settings.get("base_url") or self.default_url).rstrip("/")
         self.origin = check_base_url(self.base_url, token=bool(self.token))
         self.policy, self.budget = settings.get("retry") or RetryPolicy(), RetryBudget()
         self.transport = settings.get("transport")
 
-    def _token_of_environment(self) -> Secret:
-        found = (os.environ.get(name, "").strip() for name in self.token_variables)
-        return Secret(next(filter(None, found), ""), self.name)
-
-    @property
-    def serves(self) -> tuple[int, ...]:
-        """The factors by which it can enlarge, 1 for a matte."""
-        return (1,) * self.mattes + self.scales
-
     def __getstate__(self) -> dict[str, Any]:
-        if not self._pickles:
-            raise TypeError("a token is not pickled: leave it to the environment of the other process")
-        return vars(self) | {"token": None, "budget": None}
+        return vars(self) | {"budget": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, token=self._token_of_environment(), budget=RetryBudget())
+        vars(self).update(state, budget=RetryBudget())
 
     def __repr__(self) -> str:
         what = f"base_url={self.base_url!r}, model={self.model.name!r}, timeout_s={self.timeout_s:g}"
@@ -133,8 +109,6 @@ class Provider(ABC):
 
     async def matte(self, data: bytes, media_type: str, deadline: Deadline) -> Matte:
         """The alpha of an encoded picture of that media type, upright and within the input limits.
-
-        The deadline is overall; the provider's own `timeout_s` counts too, but not while a model is loading.
 
         Raises:
             InputError: the provider refuses the picture, which others would refuse, too.
@@ -149,13 +123,7 @@ class Provider(ABC):
         return Matte(alpha=alpha, **self._facts(call))
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
-        """The picture with `scale` times as many pixels along each side.
-
-        Raises:
-            InvalidOption: the scale is none of :attr:`scales`.
-            ResolutionTooLarge: the picture is over 1440p.
-            Others as :meth:`matte`.
-        """
+        """The picture, of at most 1440p, with `scale` times as many pixels along each side; errors as :meth:`matte`."""
         if scale not in self.scales:
             allowed = ", ".join(map(str, self.scales)) or f"none: {self.name} does not upscale"
             raise invalid_option("scale", scale, allowed)
@@ -176,8 +144,9 @@ class Provider(ABC):
         if self.token_variables and not self.token:
             denied = f"Set {self.token_variables[0]} to a token of {self.name}."
         advice = {401: denied, 402: "The account has no credit left.", 403: denied, 404: self.gone, 410: self.gone}
-        action = advice.get(response.status_code, "Check the model and its inputs.")
-        return answers.failure_of(response, self.name, self.token.scrub, action)
+        return answers.failure_of(
+            response, self.name, self.token.scrub, advice.get(response.status_code, "Check inputs.")
+        )
 
     def _model_failure(self, said: object) -> CutawayError:
         return answers.model_failure(said, self.name, self.token.scrub)

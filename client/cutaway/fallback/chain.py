@@ -216,7 +216,15 @@ class Fallback:
     def _attempts(self, scale: int, call: Callable[[Provider], Callable[..., Awaitable[Any]]]) -> list[Attempt]:
         unable = "It was set up for upscaling only." if scale == MATTE else f"It does not upscale by {scale}."
         return [
-            Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, "" if scale in it.serves else unable, True)
+            Attempt(
+                it.name,
+                it.tier,
+                it.timeout_s,
+                call(it),
+                breaker,
+                "" if scale in it.scales or (scale == MATTE and it.mattes) else unable,
+                True,
+            )
             for it, breaker in zip(self.providers, self._breakers[scale], strict=True)
         ]
 

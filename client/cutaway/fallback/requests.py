@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import re
 import ssl
 import time
@@ -49,10 +50,16 @@ def _refused(name: str, what: str, allowed: str) -> InvalidOption:
 class Secret:
     """A token that is masked in every representation, and in the error where a character in it is no token's."""
 
-    def __init__(self, value: str, of: str) -> None:
-        if not re.fullmatch(r"[\x21-\x7e]*", value.strip()):
+    def __init__(self, given: str | None, of: str, variables: tuple[str, ...] = ()) -> None:
+        values = (value.strip() for value in (given or "", *(os.environ.get(name, "") for name in variables)))
+        self._value, self._given, self._of, self._variables = next(filter(None, values), ""), given, of, variables
+        if not re.fullmatch(r"[\x21-\x7e]*", self._value):
             raise _refused("token", f"The token of {of}", "printable ASCII without spaces")
-        self._value = value.strip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._given:
+            raise TypeError("a token is not pickled: leave it to the environment of the other process")
+        return Secret, (None, self._of, self._variables)
 
     def __bool__(self) -> bool:
         return bool(self._value)
@@ -169,9 +176,6 @@ class Call:
             deadline: instead of the call's own; `max_bytes` bounds the answer.
             until: called with the body so far; True ends an answer that its server keeps open.
             content: `json`, `content` or `files` as httpx takes them.
-
-        Raises:
-            ProcessingTimeout, InvalidAnswer; ProviderUnavailable, with the detail `unsent` where no request was sent.
         """
         provider = self.provider
         url = url if "://" in url else provider.base_url + url

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,11 +55,11 @@ def test_own_work_is_given_up_at_the_deadline(
 def test_cut_outs_that_nobody_waits_for_are_not_composed(
     serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    over, composed = threading.Event(), []
+    over, composed = threading.Event(), list[threading.Thread]()
 
     def finished(*_: Any) -> tuple[bytes, dict[str, Any]]:
         over.wait(60)
-        composed.append(1)
+        composed.append(threading.current_thread())
         return b"", {}
 
     monkeypatch.setattr("cutaway.fallback.compose._finished", finished)
@@ -71,7 +72,10 @@ def test_cut_outs_that_nobody_waits_for_are_not_composed(
             await fallback.infer(picture(), options=options, deadline=Deadline(1.0))
         over.set()
 
-    asyncio.run(main())  # which waits for its threads
+    asyncio.run(main())
+    while not composed:
+        time.sleep(0.01)
+    composed[0].join()
     assert len(composed) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ from typing import Any, ClassVar, TypedDict, Unpack
 import httpx
 
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, invalid_option
+from cutaway.contract.errors import CorruptImage, CutawayError, invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.fallback import answers
-from cutaway.fallback.answers import Matte, Upscaled
+from cutaway.fallback.answers import Matte, ProviderRefused, ProviderUnavailable, Upscaled, form_of
 from cutaway.fallback.requests import Call, Secret, check_base_url
-from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
+from cutaway.resilience import Deadline, RetryBudget, RetryPolicy, parse_retry_after
 
+QUOTED_CHARS = 200  # of a provider's own message
 UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
 BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
 
@@ -144,12 +146,33 @@ class Provider(ABC):
         if self.token_variables and not self.token:
             denied = f"Set {self.token_variables[0]} to a token of {self.name}."
         advice = {401: denied, 402: "The account has no credit left.", 403: denied, 404: self.gone, 410: self.gone}
-        return answers.failure_of(
-            response, self.name, self.token.scrub, advice.get(response.status_code, "Check inputs.")
+        status, form = response.status_code, form_of(response)
+        if status < 400:
+            return None
+        words = next((form[key] for key in ("detail", "error", "message", "title") if form.get(key)), None)
+        if words is None and "html" not in response.headers.get("content-type", ""):
+            words = response.content[:2000].decode("utf-8", "replace")
+        said = self._quoted(words)
+        wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
+        details = {"provider": self.name, "status": status} | (
+            {"retry_after_seconds": wait_s} if wait_s is not None else {}
         )
+        kind = answers.BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderRefused)
+        if status in (400, 422) and answers.ABOUT_THE_PICTURE.search(said):
+            kind = CorruptImage
+        action = advice.get(status, "Check the model and its inputs.") if kind is ProviderRefused else None
+        return kind(f"{self.name} answered {status}{said}.", details=details, retry_after=wait_s, user_action=action)
 
-    def _model_failure(self, said: object) -> CutawayError:
-        return answers.model_failure(said, self.name, self.token.scrub)
+    def _model_failure(self, words: object) -> CutawayError:
+        """The error for a model that ran and failed, by its message."""
+        if answers.ABOUT_THE_PICTURE.search(said := self._quoted(words)):
+            return CorruptImage(f"{self.name} cannot read the picture{said}.", details={"provider": self.name})
+        return answers.invalid(self.name, f"a model that failed{said}")
+
+    def _quoted(self, words: object) -> str:
+        text = words if isinstance(words, str) else "" if words is None else json.dumps(words, default=str)
+        said = self.token.scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")
+        return f": {said}" if said else ""
 
     def _facts(self, call: Call) -> dict[str, Any]:
         """The fields that results of all calls have."""

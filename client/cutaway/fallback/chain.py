@@ -15,10 +15,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cutaway.breaker import CircuitBreaker, Clock
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, InputError, RequestCancelled, ServerUnavailable, invalid_option
+from cutaway.contract.errors import (
+    CutawayError,
+    InputError,
+    NoPersonDetected,
+    RequestCancelled,
+    ServerUnavailable,
+    invalid_option,
+)
 from cutaway.contract.options import CutOptions
 from cutaway.fallback.answers import OutOfTime, Upscaled, own_work
-from cutaway.fallback.compose import Person, Picture, detected_people, given_people, outputs_of, prepare
+from cutaway.fallback.compose import Person, Picture, given_people, outputs_of, prepare
 from cutaway.resilience import Deadline
 
 if TYPE_CHECKING:
@@ -215,18 +222,11 @@ class Fallback:
 
     def _attempts(self, scale: int, call: Callable[[Provider], Callable[..., Awaitable[Any]]]) -> list[Attempt]:
         unable = "It was set up for upscaling only." if scale == MATTE else f"It does not upscale by {scale}."
-        return [
-            Attempt(
-                it.name,
-                it.tier,
-                it.timeout_s,
-                call(it),
-                breaker,
-                "" if scale in it.scales or (scale == MATTE and it.mattes) else unable,
-                True,
-            )
-            for it, breaker in zip(self.providers, self._breakers[scale], strict=True)
-        ]
+        found = []
+        for it, breaker in zip(self.providers, self._breakers[scale], strict=True):
+            able = it.mattes if scale == MATTE else scale in it.scales
+            found.append(Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, "" if able else unable, True))
+        return found
 
 
 async def _detected(detect: Ask | None, turn: Deadline) -> list[Person]:
@@ -236,8 +236,12 @@ async def _detected(detect: Ask | None, turn: Deadline) -> list[Person]:
         raise needed
     try:
         outputs = await detect(turn)
-        return detected_people(outputs, json.loads(outputs["report"][0]))
     except (InputError, RequestCancelled):
         raise
     except CutawayError as error:
         raise needed from error
+    ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]  # `select` is applied already
+    people = list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))
+    if not people:
+        raise NoPersonDetected("Nobody was found in the picture.")
+    return people

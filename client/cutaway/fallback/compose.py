@@ -7,13 +7,14 @@ warning or an error, never silently something else.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cutaway.contract import limits
-from cutaway.contract.errors import NoPersonDetected, invalid_option
+from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.contract.options import CutOptions
 from cutaway.decode import decode_upright, open_checked, orientation_of
@@ -63,15 +64,6 @@ def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = li
     if not 0 < len(sent) <= limits.INPUT_LIMITS.max_file_bytes:
         sent, kind = encode_lossy(rgb, limits.INPUT_LIMITS).data, "image/jpeg"
     return Picture(rgb, alpha, {"width_px": rgb.width, "height_px": rgb.height, **facts}, sent, kind)
-
-
-def detected_people(outputs: Mapping[str, Any], report: Mapping[str, Any]) -> list[Person]:
-    """The people of a server's detection answer, in which `select` is applied already; NoPersonDetected without any."""
-    found = zip(report["people"], outputs["boxes"].tolist(), outputs["scores"].tolist(), strict=False)
-    people = [Person(entry["id"], tuple(box), score) for entry, box, score in found]
-    if not people:
-        raise NoPersonDetected("Nobody was found in the picture.")
-    return people
 
 
 def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] | None:
@@ -129,6 +121,16 @@ def outputs_of(
         cutout = {"id": group[0].id if alone else 0, "people": [person.id for person in group if named]}
         cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "bytes": len(file)}
         cutouts.append(cutout | {"confidence": min(round(p.confidence, 4) for p in group)} | form)
+    # Warnings about what a hosted matte does not do.
+    warned = {"HOSTED_MODEL": f"{matte.model} at {matte.provider} made this cut-out, and not your server."}
+    if options.subject == "people" and people is None:
+        warned["PEOPLE_NOT_CHECKED"] = "What stands out was cut out; nobody checked that these are people."
+    if people is not None and len(people) > len(chosen):
+        warned["PEOPLE_LEFT_OUT"] = f"{len(people)} people were found; the {len(chosen)} largest were taken."
+    pairs = [(a.box, b.box) for a, b in combinations(chosen, 2) if alone]
+    if any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
+        warned["PEOPLE_NOT_SEPARATED"] = "Boxes overlap: a neighbour may be seen in somebody's cut-out."
+    tier, who = int(limits.Tier.MEDIUM), {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
     report = {
         "picture": picture.facts,
         "subject": options.subject,
@@ -137,26 +139,10 @@ def outputs_of(
         "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
         "device": matte.provider,
         "milliseconds": {"matte": round(matte.elapsed_ms, 2)},
-        "warnings": _warnings(matte, options, people, chosen),
+        "warnings": [{"code": code, "message": text, "tier": tier, "details": who} for code, text in warned.items()],
     }
     boxes = np.array([person.box for person in chosen], np.float32)
     return {"images": images, "boxes": boxes, "scores": np.array([p.confidence for p in chosen], np.float32)}, report
-
-
-def _warnings(
-    matte: Matte, options: CutOptions, people: Sequence[Person] | None, chosen: Sequence[Person]
-) -> list[dict[str, Any]]:
-    """Warnings about what a hosted matte does not do."""
-    found = {"HOSTED_MODEL": f"{matte.model} at {matte.provider} made this cut-out, and not your server."}
-    if options.subject == "people" and people is None:
-        found["PEOPLE_NOT_CHECKED"] = "What stands out was cut out; nobody checked that these are people."
-    if people is not None and len(people) > len(chosen):
-        found["PEOPLE_LEFT_OUT"] = f"{len(people)} people were found; the {len(chosen)} largest were taken."
-    pairs = [(a.box, b.box) for place, a in enumerate(chosen) for b in chosen[:place] if options.subject == "each"]
-    if any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
-        found["PEOPLE_NOT_SEPARATED"] = "Boxes overlap: a neighbour may be seen in somebody's cut-out."
-    facts = {"tier": int(limits.Tier.MEDIUM), "details": {"provider": matte.provider, "model": matte.model}}
-    return [{"code": code, "message": message, **facts} for code, message in found.items()]
 
 
 def _grown(box: Sequence[float], by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -52,7 +52,7 @@ class Secret:
 
     def __init__(self, given: str | None, of: str, variables: tuple[str, ...] = ()) -> None:
         values = (value.strip() for value in (given or "", *(os.environ.get(name, "") for name in variables)))
-        self._value, self._given, self._of, self._variables = next(filter(None, values), ""), given, of, variables
+        self._value, self._given, self._of, self._variables = next(filter(None, values), ""), bool(given), of, variables
         if not re.fullmatch(r"[\x21-\x7e]*", self._value):
             raise _refused("token", f"The token of {of}", "printable ASCII without spaces")
 

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ import click
 
 import cutaway
 from cutaway.cli.codes import FAILED, OK, UNAVAILABLE
-from cutaway.cli.console import error_form, reason, say, say_json
+from cutaway.cli.console import clear_bar, error_form, reason, say, say_json
 from cutaway.cli.files import STDOUT, THERE, Job, write
 from cutaway.cli.options import open_client
 from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
@@ -46,6 +46,8 @@ class Batch:
         from cutaway.many import run_many
 
         todo = [job for job in self._jobs if self._is_to_do(job)]
+        shows = not self._given["quiet"] and len(self._jobs) > 1 and sys.stderr.isatty()
+        bar = click.progressbar(length=len(self._jobs), show_pos=True, file=sys.stderr)
 
         async def images() -> AsyncGenerator[Any, None]:
             for job in todo:
@@ -58,8 +60,10 @@ class Batch:
                 # What is only listed comes in the order given.
                 order = {"jobs": self._given["jobs"], "ordered": self._places is None}
                 async with aclosing(run_many(lambda image: work(client, image), images(), **order)) as outcomes:
-                    async for each in outcomes:
-                        self._take(todo[each.index], each, made)
+                    with bar if shows else nullcontext():
+                        async for each in outcomes:
+                            self._take(todo[each.index], each, made)
+                            bar.update(self._tally.total() - bar.pos if shows else 0)
         except asyncio.CancelledError:
             say("interrupted", err=True)
             say(self._summary(), err=True)
@@ -119,6 +123,7 @@ class Batch:
 
     def _tell(self, status: str, job: Job, form: Form, lines: Sequence[str]) -> None:
         self._tally[status] += 1
+        clear_bar()
         if self._given["json"]:
             say_json({"source": str(job.source), "status": status, "outputs": [], **form})
         for line in lines if status == "failed" or not (self._given["json"] or self._given["quiet"]) else ():

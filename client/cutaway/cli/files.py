@@ -104,6 +104,8 @@ def _pictures(name: str, to: Path | None) -> list[tuple[Path, Path]]:
         pairs = [(each, each.relative_to(path)) for each in found if output not in each.resolve().parents]
         # Hidden ones are such as the ._photo.jpg that macOS leaves.
         pairs = [pair for pair in pairs if not any(part.startswith(".") for part in pair[1].parts)]
+    if name.startswith(("http://", "https://")):
+        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
     if not pairs:
         raise click.UsageError(f"there is no picture {'in ' * path.is_dir()}{name!r}")
     return pairs

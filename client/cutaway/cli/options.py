@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 import cutaway
 from cutaway.cli import codes
-from cutaway.cli.console import reason
+from cutaway.cli.console import reason, say
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.limits import OPTIONS, Option
@@ -162,6 +162,9 @@ def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
             arguments["cache"] = cutaway.ResultCache(given["cache"])
         accept = given.get("accept_noncommercial", False)
         arguments["fallback"] = [parse_fallback(each, accept, upscales) for each in given.get("fallback", ())]
+        for each in arguments["fallback"]:
+            if each.token_variables and not any(map(os.environ.get, each.token_variables)):
+                say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
         return cutaway.AsyncClient(**arguments)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))

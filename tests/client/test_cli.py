@@ -98,7 +98,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["paint"], "No such command 'paint'"),
         (["cut"], "IMAGE"),
-        (["cut", "https://example.com/a.jpg"], "there is no picture 'https://example.com/a.jpg'"),
+        (["cut", "https://example.com/a.jpg"], "https://example.com/a.jpg is no file: curl -L -o photo.jpg"),
         (["cut", "none.jpg"], "there is no picture 'none.jpg'"),
         (["cut", "a.jpg", "--feather-px", "51"], "0<=x<=50"),
         (["cut", "a.jpg", "--padding-px", "many"], "is not a valid integer range"),

@@ -87,11 +87,11 @@ class Provider(ABC):
         self.scales = tuple(self._upscalers)
         for each in (model, *self._upscalers.values()):
             if not each.commercial and not settings.get("accept_noncommercial"):
-                details = {"name": "accept_noncommercial", "value": False, "allowed": "true"}
+                details = {"name": "accept_noncommercial", "value": False, "allowed": "true", "model": each.name}
                 raise answers.LicenceNotAccepted(
                     f"The weights of {each.name} may not be used commercially ({each.licence}). "
                     "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
-                    details=details | {"model": each.name, "licence": each.licence},
+                    details=details | {"licence": each.licence},
                 )
         self.token = Secret(settings.get("token"), self.name, self.token_variables)
         self.base_url = (settings.get("base_url") or self.default_url).rstrip("/")
@@ -154,9 +154,9 @@ class Provider(ABC):
             words = response.content[:2000].decode("utf-8", "replace")
         said = self._quoted(words)
         wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
-        details = {"provider": self.name, "status": status} | (
-            {"retry_after_seconds": wait_s} if wait_s is not None else {}
-        )
+        details: dict[str, Any] = {"provider": self.name, "status": status}
+        if wait_s is not None:
+            details["retry_after_seconds"] = wait_s
         kind = answers.BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderRefused)
         if status in (400, 422) and answers.ABOUT_THE_PICTURE.search(said):
             kind = CorruptImage

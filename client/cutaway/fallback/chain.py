@@ -195,7 +195,8 @@ class Fallback:
                 people = given_people(options, decoded.rgb.size)
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
-                people = await _detected(detect, turn.capped(min(provider.timeout_s, turn.left_s) * DETECT_SHARE))
+                detect_s = min(provider.timeout_s, turn.left_s) * DETECT_SHARE
+                people = await _detected(detect, turn.capped(detect_s), options)
             made = await provider.matte(picture.data, picture.media_type, turn)
             compose = partial(outputs_of, picture, made, options, people, deadline)
             return await own_work("putting the cut-out together", deadline, compose)
@@ -229,7 +230,7 @@ class Fallback:
         return found
 
 
-async def _detected(detect: Ask | None, turn: Deadline) -> list[Person]:
+async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:
     action = "Give boxes, or ask for subject people or all; or try again when the server is back."
     needed = NeedsDetection("Hosted models do not tell people apart, and no server does.", user_action=action)
     if detect is None:
@@ -243,5 +244,6 @@ async def _detected(detect: Ask | None, turn: Deadline) -> list[Person]:
     ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]  # `select` is applied already
     people = list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))
     if not people:
-        raise NoPersonDetected("Nobody was found in the picture.")
+        details = {"min_confidence": options.min_confidence, "tips": []}
+        raise NoPersonDetected("Nobody was found in the picture.", details=details)
     return people

@@ -122,15 +122,17 @@ def outputs_of(
         cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "bytes": len(file)}
         cutouts.append(cutout | {"confidence": min(round(p.confidence, 4) for p in group)} | form)
     # Warnings about what a hosted matte does not do.
+    who: dict[str, Any] = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
     warned = {"HOSTED_MODEL": f"{matte.model} at {matte.provider} made this cut-out, and not your server."}
     if options.subject == "people" and people is None:
         warned["PEOPLE_NOT_CHECKED"] = "What stands out was cut out; nobody checked that these are people."
     if people is not None and len(people) > len(chosen):
         warned["PEOPLE_LEFT_OUT"] = f"{len(people)} people were found; the {len(chosen)} largest were taken."
+        who |= {"found": len(people), "max_people": options.max_people}
     pairs = [(a.box, b.box) for a, b in combinations(chosen, 2) if alone]
     if any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
         warned["PEOPLE_NOT_SEPARATED"] = "Boxes overlap: a neighbour may be seen in somebody's cut-out."
-    tier, who = int(limits.Tier.MEDIUM), {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
+    same = {"tier": int(limits.Tier.MEDIUM), "details": who}
     report = {
         "picture": picture.facts,
         "subject": options.subject,
@@ -139,7 +141,7 @@ def outputs_of(
         "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
         "device": matte.provider,
         "milliseconds": {"matte": round(matte.elapsed_ms, 2)},
-        "warnings": [{"code": code, "message": text, "tier": tier, "details": who} for code, text in warned.items()],
+        "warnings": [{"code": code, "message": text, **same} for code, text in warned.items()],
     }
     boxes = np.array([person.box for person in chosen], np.float32)
     return {"images": images, "boxes": boxes, "scores": np.array([p.confidence for p in chosen], np.float32)}, report

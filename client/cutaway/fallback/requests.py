@@ -191,11 +191,13 @@ class Call:
                     if answer.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
                         raise invalid(provider.name, "a compressed body, which was not asked for")
                     length = answer.headers.get("content-length", "")[:20]
-                    too_large = length.isdecimal() and int(length) > max_bytes
+                    too_large = invalid(provider.name, f"more than {max_bytes:,} bytes")
+                    if length.isdecimal() and int(length) > max_bytes:
+                        raise too_large
                     async for chunk in answer.aiter_bytes():
                         body += chunk
-                        if too_large or len(body) > max_bytes:
-                            raise invalid(provider.name, f"more than {max_bytes:,} bytes")
+                        if len(body) > max_bytes:
+                            raise too_large
                         if until(bytes(body)):
                             break
                 finally:

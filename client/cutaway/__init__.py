@@ -42,14 +42,13 @@ if TYPE_CHECKING:
     )
     from cutaway.contract.limits import InputLimits, Tier
     from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
-    from cutaway.frames import StreamFrame, StreamStatistics
     from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
     from cutaway.many import Outcome
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
-    from cutaway.stream import AsyncStream, Stream
+    from cutaway.stream import AsyncStream, Stream, StreamFrame, StreamStatistics
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
 
@@ -68,14 +67,13 @@ _NAMES = {
     ),
     "contract.limits": "InputLimits Tier",
     "fallback": "Fallback NeedsDetection NobodyServed Tried",
-    "frames": "StreamFrame StreamStatistics",
     "health": "Health",
     "inputs": "LossyEncodingWarning",
     "many": "Outcome",
     "report": "Notice Report",
     "resilience": "RetryPolicy",
     "result": "CutResult Cutout Detection UpscaleResult",
-    "stream": "AsyncStream Stream",
+    "stream": "AsyncStream Stream StreamFrame StreamStatistics",
     "transports.base": "ModelInfo",
     "transports.connection": "InsecureTokenWarning Tls",
 }

@@ -8,31 +8,26 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from cutaway.call import PIPELINE, Call, ClientKeywords, Settings
 from cutaway.cancel import closed
 from cutaway.contract.errors import CutawayError, ProcessingTimeout, ServerUnavailable
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
-from cutaway.contract.options import to_parameters
+from cutaway.contract.options import OptionKeywords, WhoKeywords, to_parameters
 from cutaway.fallback.chain import Served
 from cutaway.health import Health, canary, combined
+from cutaway.inputs import ImageInput
 from cutaway.loop import in_thread
-from cutaway.many import Outcome, run_many
-from cutaway.resilience import Deadline, checked_timeout
+from cutaway.many import Outcome, Progress, run_many
+from cutaway.resilience import Deadline
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.servers import Server, Servers
 from cutaway.transports import open_transport
-from cutaway.transports.base import InferRequest, ModelInfo
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor
 
 if TYPE_CHECKING:
-    from typing import Self, Unpack
-
     from cutaway.composite import CompositeResult, Onto, Placement
-    from cutaway.contract.options import OptionKeywords, WhoKeywords
-    from cutaway.inputs import ImageInput
-    from cutaway.many import Progress
-    from cutaway.transports.base import Tensor
 
 T = TypeVar("T")
 
@@ -57,18 +52,17 @@ class AsyncClient:
     """
 
     def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
-        self._given: tuple[Any, dict[str, Any]] = urls, dict(given)
         self._settings = settings = Settings(urls, **given)
         self._closed = False
         self._running: dict[asyncio.Timeout, tuple[asyncio.Task[Any], asyncio.Future[None]]] = {}
-        members = []
-        for each in settings.connections:
-            members.append(Server(str(each.address), settings.transport or open_transport(each)))
+        members = [
+            Server(str(each.address), settings.transport or open_transport(each)) for each in settings.connections
+        ]
         self._servers = Servers(members, always_ask=settings.fallback is None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process: it connects anew, and has a retry budget and circuit breakers of its own."""
-        urls, given = self._given
+        urls, given = self._settings.given
         for name, value in given.items():
             try:
                 pickle.dumps(value)
@@ -119,8 +113,7 @@ class AsyncClient:
     ) -> CutResult:
         """See :meth:`cutaway.Client.cut`."""
         with self.begin("cut", timeout_s, request_id, options) as call:
-            await self._take(call, image, media_type)
-            await self._find_or_serve(call)
+            await self._answer(call, image, media_type)
             return await self._computed(call, call.cut_result)
 
     def cut_many(
@@ -148,8 +141,7 @@ class AsyncClient:
     ) -> Detection:
         """See :meth:`cutaway.Client.detect`."""
         with self.begin("detect", timeout_s, request_id, options) as call:
-            await self._take(call, image, media_type)
-            await self._find_or_serve(call)
+            await self._answer(call, image, media_type)
             return await self._computed(call, call.detection)
 
     async def composite(
@@ -171,19 +163,10 @@ class AsyncClient:
         from cutaway.composite import compose
 
         with self.begin("cut", timeout_s, request_id, who) as call:
-            await self._take(call, image, media_type)
-            await self._find_or_serve(call)
-            work = partial(
-                compose,
-                call.cut_result(restore=False),
-                call.data,
-                onto,
-                place=place,
-                match_colour=match_colour,
-                output=output,
-                quality=quality,
-                size_px=size_px,
-            )
+            await self._answer(call, image, media_type)
+            cut = call.cut_result(restore=False)
+            look: dict[str, Any] = {"place": place, "match_colour": match_colour, "output": output, "quality": quality}
+            work = partial(compose, cut, call.data, onto, **look, size_px=size_px)
             return await in_thread("composing", call.deadline, work)
 
     async def upscale(
@@ -212,26 +195,15 @@ class AsyncClient:
         async with self._until_closed():
             return tuple(await self._servers.models(MODELS, deadline))
 
-    # ------------------------------------------------------------------------------- steps, shared with the Client
-
     def begin(
         self, operation: str, timeout_s: float | None, request_id: str | None, options: Mapping[str, Any]
     ) -> Call:
-        """A call that has just begun; a context manager.
-
-        Raises:
-            RuntimeError: the client is closed.
-        """
+        """A call that has just begun, for both clients; a context manager."""
         self._check_open()
         return Call(self._settings, operation, timeout_s, request_id, options)
 
     def many(self, jobs: int, timeout_s: float | None, options: OptionKeywords) -> Callable[[ImageInput], Any]:
-        """The function that cuts each of many pictures.
-
-        Raises:
-            RuntimeError: the client is closed.
-            ValueError: `jobs` is below 1.
-        """
+        """The function that cuts each of many pictures."""
         self._check_open()
         if jobs < 1:
             raise ValueError("jobs is at least 1")
@@ -241,11 +213,9 @@ class AsyncClient:
         """Serve a cut or a detection by an own server or the fallback."""
 
         async def ask(outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
-            alone = outputs == DETECTION_OUTPUTS
+            request, alone = call.request(outputs, turn), outputs == DETECTION_OUTPUTS
             with call.counting():
-                answer = await self._servers.infer(
-                    call.request(outputs, turn), turn, call.retries(turn), nobody_else=alone
-                )
+                answer = await self._servers.infer(request, turn, call.retries(turn), nobody_else=alone)
             return call.answered(answer, outputs)
 
         fallback = self._settings.fallback
@@ -253,38 +223,31 @@ class AsyncClient:
             if fallback is None or call.outputs == DETECTION_OUTPUTS:
                 call.served(Served(await ask(call.outputs, call.deadline), "triton", 1))
                 return
-            call.served(
-                await fallback.infer(
-                    call.data,
-                    call.media_type,
-                    options=call.options,
-                    deadline=call.deadline,
-                    primary=partial(ask, CUT_OUTPUTS),
-                    detect=partial(ask, DETECTION_OUTPUTS),
-                )
-            )
+            tiers = {"primary": partial(ask, CUT_OUTPUTS), "detect": partial(ask, DETECTION_OUTPUTS)}
+            known: dict[str, Any] = {"options": call.options, "deadline": call.deadline, **tiers}
+            call.served(await fallback.infer(call.data, call.media_type, **known))
 
     async def serve_upscaled(self, call: Call, scale: int) -> UpscaleResult:
         """Upscale a picture by the fallback."""
         fallback = self._settings.fallback
         assert fallback is not None
         async with self._until_closed():
-            return call.upscaled(
-                await fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
-            )
+            served = await fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
+            return call.upscaled(served)
 
     async def _take(self, call: Call, image: ImageInput, media_type: str | None) -> None:
         decodes = self._settings.verify or self._settings.fit
         if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not decodes:
-            call.take(image, media_type)
+            call.take(*call.read(image, media_type))
         else:
             read = partial(call.read, image, media_type)
-            call.taken(*await in_thread("reading the picture", call.deadline, read))
+            call.take(*await in_thread("reading the picture", call.deadline, read))
 
-    async def _find_or_serve(self, call: Call) -> None:
+    async def _answer(self, call: Call, image: ImageInput, media_type: str | None) -> None:
+        await self._take(call, image, media_type)
         if self._settings.cache is None:
-            return await self.serve(call)
-        if not await in_thread("looking into the cache", call.deadline, call.find_cached):
+            await self.serve(call)
+        elif not await in_thread("looking into the cache", call.deadline, call.find_cached):
             await self.serve(call)
             with suppress(ProcessingTimeout):  # the answer is there
                 await in_thread("writing to the cache", call.deadline, call.store)
@@ -296,11 +259,7 @@ class AsyncClient:
 
     @asynccontextmanager
     async def _until_closed(self) -> AsyncIterator[None]:
-        """Cancel the block when the client is closed.
-
-        Raises:
-            RequestCancelled: it is.
-        """
+        """Cancel the block with RequestCancelled when the client is closed."""
         if self._closed:
             raise closed()
         task, ended = asyncio.current_task(), asyncio.get_running_loop().create_future()
@@ -319,7 +278,7 @@ class AsyncClient:
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         self._check_open()
-        return Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
+        return self._settings.deadline(timeout_s)
 
     def _check_open(self) -> None:
         if self._closed:

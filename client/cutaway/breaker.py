@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from cutaway.contract import limits
@@ -17,39 +18,30 @@ Clock = Callable[[], float]
 State = Literal["closed", "open", "half-open"]
 
 
+@dataclass(eq=False)
 class Permit:
-    """The permission for one call; one of the three methods is called with its outcome."""
+    """The permission for one call; one method is called with its outcome, and later ones do nothing."""
 
-    __slots__ = ("_breaker", "_generation", "_spent")
-
-    def __init__(self, breaker: CircuitBreaker, generation: int) -> None:
-        self._breaker = breaker
-        self._generation = generation
-        self._spent = False
+    _settle: Callable[[Permit, str], None]
+    _generation: int
 
     def succeeded(self) -> None:
         """The provider served, or refused an invalid picture."""
-        self._settle("succeeded")
+        self._settle(self, "succeeded")
 
     def failed(self) -> None:
-        """The provider failed."""
-        self._settle("failed")
+        self._settle(self, "failed")
 
     def dropped(self) -> None:
         """The call was cancelled: neither a success nor a failure of the provider."""
-        self._settle("dropped")
-
-    def _settle(self, outcome: Literal["succeeded", "failed", "dropped"]) -> None:
-        if not self._spent:
-            self._spent = True
-            self._breaker._settle(self._generation, outcome)
+        self._settle(self, "dropped")
 
 
 class CircuitBreaker:
     """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe.
 
-    Thread-safe; no lock is held while a call runs. A probe without an outcome expires after another
-    `reset_s`. Outcomes of calls that began before the last change of state are ignored.
+    Thread-safe; no lock is held while a call runs. A probe without an outcome expires after another `reset_s`. Outcomes
+    of calls that began before the last change of state are ignored.
     """
 
     def __init__(
@@ -59,58 +51,50 @@ class CircuitBreaker:
         reset_s: float = limits.BREAKER_RESET_S,
         clock: Clock = time.monotonic,
     ) -> None:
-        if fail_max < 1:
-            raise ValueError("fail_max is at least 1")
-        self._fail_max = fail_max
-        self._reset_s = reset_s
-        self._clock = clock
+        self._fail_max, self._reset_s, self._clock = fail_max, reset_s, clock
         self._lock = threading.Lock()
-        self._state: State = "closed"
-        self._failures = 0
+        self.state: State = "closed"
+        self._failures = self._generation = 0
         self._wait_until = 0.0
-        self._generation = 0
-
-    @property
-    def state(self) -> State:
-        return self._state
 
     @property
     def open_for_s(self) -> float:
         """Seconds until the next call is permitted; 0 where one is now."""
         with self._lock:
-            return 0.0 if self._state == "closed" else max(0.0, self._wait_until - self._clock())
+            return 0.0 if self.state == "closed" else max(0.0, self._wait_until - self._clock())
 
     def permit(self) -> Permit | None:
         """The permit for one call, or None while the breaker is open."""
         with self._lock:
-            if self._state != "closed":
+            if self.state != "closed":
                 if self._clock() < self._wait_until:
                     return None
                 self._change("half-open")
-            return Permit(self, self._generation)
+            return Permit(self._settle, self._generation)
 
     def permit_anyway(self) -> Permit:
         """A permit although the breaker may be open, for a caller without another provider."""
         with self._lock:
-            return Permit(self, self._generation)
+            return Permit(self._settle, self._generation)
 
-    def _settle(self, generation: int, outcome: Literal["succeeded", "failed", "dropped"]) -> None:
+    def _settle(self, permit: Permit, outcome: str) -> None:
         with self._lock:
-            if generation != self._generation:
+            current, permit._generation = permit._generation == self._generation, -1
+            if not current:
                 return
             if outcome == "failed":
                 self._failures += 1
-                if self._state == "half-open" or self._failures >= self._fail_max:
+                if self.state == "half-open" or self._failures >= self._fail_max:
                     self._change("open")
             elif outcome == "succeeded":
                 self._failures = 0
-                if self._state != "closed":
+                if self.state != "closed":
                     self._change("closed")
-            elif self._state == "half-open":
+            elif self.state == "half-open":
                 self._wait_until = self._clock()  # the next call is the probe
 
     def _change(self, state: State) -> None:
-        self._state = state
+        self.state = state
         self._generation += 1
         self._failures = 0
         self._wait_until = self._clock() + self._reset_s

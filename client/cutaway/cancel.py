@@ -28,32 +28,25 @@ class Cancel:
         return self._cancelled
 
     def cancel(self) -> None:
-        """Cancel; callbacks run in this thread, in the order of their registration."""
+        """Cancel; callbacks run in this thread."""
         self._cancelled = True
         while self._callbacks:
             try:
-                key = next(iter(self._callbacks))
-                callback = self._callbacks.pop(key)
-            except (KeyError, RuntimeError, StopIteration):  # another thread took it, or added one
-                continue
+                _, callback = self._callbacks.popitem()
+            except KeyError:  # another thread took it
+                return
             callback()
 
-    def on_cancel(self, callback: Callable[[], object]) -> Callable[[], None]:
+    def on_cancel(self, callback: Callable[[], object]) -> Callable[[], object]:
         """Register a callback, called at once where this is cancelled already; returns a function to unregister.
 
         It must neither raise nor wait, and may still run in another thread when it was unregistered.
         """
         key = object()
         self._callbacks[key] = callback
-        if self._cancelled:
-            waiting = self._callbacks.pop(key, None)
-            if waiting is not None:
-                waiting()
-
-        def unregister() -> None:
-            self._callbacks.pop(key, None)
-
-        return unregister
+        if self._cancelled and (waiting := self._callbacks.pop(key, None)):
+            waiting()
+        return lambda: self._callbacks.pop(key, None)
 
 
 def cancelled() -> RequestCancelled:

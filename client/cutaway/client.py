@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from cutaway import loop
 from cutaway.async_client import AsyncClient
+from cutaway.call import Call, ClientKeywords
+from cutaway.cancel import Cancel
 from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
-from cutaway.many import Outcome, iterate_many
+from cutaway.contract.options import OptionKeywords, WhoKeywords
+from cutaway.health import Health
+from cutaway.inputs import ImageInput
+from cutaway.many import Outcome, Progress, iterate_many
+from cutaway.result import CutResult, Detection, UpscaleResult
+from cutaway.transports.base import ModelInfo
 
 if TYPE_CHECKING:
-    from typing import Self, Unpack
-
-    from cutaway.call import Call, ClientKeywords
-    from cutaway.cancel import Cancel
     from cutaway.composite import CompositeResult, Onto, Placement
-    from cutaway.contract.options import OptionKeywords, WhoKeywords
-    from cutaway.health import Health
-    from cutaway.inputs import ImageInput
-    from cutaway.many import Progress
-    from cutaway.result import CutResult, Detection, UpscaleResult
-    from cutaway.transports.base import ModelInfo
 
 
 class Client:
@@ -121,8 +118,7 @@ class Client:
             OSError: the path cannot be read.
         """
         with self._client.begin("cut", timeout_s, request_id, options) as call:
-            call.take(image, media_type)
-            self._find_or_serve(call, cancel)
+            self._answer(call, image, media_type, cancel)
             return call.cut_result()
 
     def cut_many(
@@ -177,8 +173,7 @@ class Client:
         Arguments and errors are those of :meth:`cut`; hosted models do not detect, so that there is no fallback.
         """
         with self._client.begin("detect", timeout_s, request_id, options) as call:
-            call.take(image, media_type)
-            self._find_or_serve(call, cancel)
+            self._answer(call, image, media_type, cancel)
             return call.detection()
 
     def composite(
@@ -215,18 +210,10 @@ class Client:
         from cutaway.composite import compose
 
         with self._client.begin("cut", timeout_s, request_id, who) as call:
-            call.take(image, media_type)
-            self._find_or_serve(call, cancel)
-            return compose(
-                call.cut_result(restore=False),
-                call.data,
-                onto,
-                place=place,
-                match_colour=match_colour,
-                output=output,
-                quality=quality,
-                size_px=size_px,
-            )
+            self._answer(call, image, media_type, cancel)
+            cut = call.cut_result(restore=False)
+            look: dict[str, Any] = {"place": place, "match_colour": match_colour, "output": output, "quality": quality}
+            return compose(cut, call.data, onto, **look, size_px=size_px)
 
     def upscale(
         self,
@@ -248,7 +235,7 @@ class Client:
             RequestCancelled: `cancel` was used.
         """
         with self._client.begin("upscale", timeout_s, request_id, {}) as call:
-            call.take(image, media_type)
+            call.take(*call.read(image, media_type))
             return loop.run(self._client.serve_upscaled(call, scale), cancel)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
@@ -266,7 +253,8 @@ class Client:
         """
         return loop.run(self._client.models(timeout_s=timeout_s))
 
-    def _find_or_serve(self, call: Call, cancel: Cancel | None) -> None:
+    def _answer(self, call: Call, image: ImageInput, media_type: str | None, cancel: Cancel | None) -> None:
+        call.take(*call.read(image, media_type))
         if not call.find_cached():
             loop.run(self._client.serve(call), cancel)
             call.store()

@@ -22,20 +22,7 @@ from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.options import parse_options
 from cutaway.decode import decode_upright
-from cutaway.drawing import (
-    Mapping,
-    SizeWH,
-    around,
-    draw,
-    filled,
-    fitted,
-    flat,
-    mirrored,
-    rgba_of,
-    visible_box,
-    whole,
-    within,
-)
+from cutaway.drawing import Mapping, SizeWH, around, draw, filled, fitted, flat, rgba_of, visible_box, whole, within
 from cutaway.inputs import ImageInput, decode_input
 from cutaway.report import Box, Frame
 from cutaway.result import EncodedResult
@@ -48,16 +35,11 @@ if TYPE_CHECKING:
 __all__ = ["ANCHORS", "Blur", "CompositeResult", "Onto", "Picture", "Placement", "compose"]
 
 ANCHORS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
-FITS = ("cover", "contain", "stretch")
 
 SURROUNDINGS = 0.5
 """Margin of the box of the cut-outs, on each side, whose colours are matched."""
 
-_SAVING: dict[str, dict[str, Any]] = {
-    "jpeg": {"subsampling": 0},
-    "webp": {"method": 2},
-    "png": {"compress_level": 1},
-}
+_SAVING: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": 0}, "webp": {"method": 2}, "png": {"compress_level": 1}}
 
 
 def _checked(name: str, value: object, allowed: str, valid: bool) -> None:
@@ -96,9 +78,8 @@ class Placement:
     def __post_init__(self) -> None:
         _checked("anchor", self.anchor, ", ".join(ANCHORS), self.anchor is None or self.anchor in ANCHORS)
         least, most = limits.COMPOSITE_SCALE
-        _checked(
-            "scale", self.scale, f"{least:g} to {most:g}", self.scale is None or _is_number(self.scale, least, most)
-        )
+        valid = self.scale is None or _is_number(self.scale, least, most)
+        _checked("scale", self.scale, f"{least:g} to {most:g}", valid)
         reach, pair = limits.COMPOSITE_LIMITS.max_long_side_px, isinstance(self.offset_px, (tuple, list))
         valid = pair and len(self.offset_px) == 2 and all(_is_number(part, -reach, reach) for part in self.offset_px)
         valid = valid and all(part == int(part) for part in self.offset_px)
@@ -120,24 +101,16 @@ class Blur:
 
 @dataclass(frozen=True)
 class Picture:
-    """Another picture.
-
-    Attributes:
-        image: as for :meth:`cutaway.Client.cut`, with the same limits. Its transparent parts stay transparent.
-        fit: for a result of another size: "cover" fills it and crops, "contain" shows all, "stretch"
-            fills it and distorts.
-        fill: "#RRGGBB" or "transparent": the margins of "contain".
-
-    Raises:
-        InvalidOption: another `fit` or `fill`.
-    """
+    """Another picture, as for :meth:`cutaway.Client.cut` and with the same limits; what is transparent stays so. For a
+    result of another size "cover" fills it and crops, "contain" shows all, with margins of the colour `fill` ("#RRGGBB"
+    or "transparent"), and "stretch" fills it and distorts. Another `fit` or `fill` is InvalidOption."""
 
     image: ImageInput = field(repr=False)
     fit: Literal["cover", "contain", "stretch"] = "cover"
     fill: str = "#FFFFFF"
 
     def __post_init__(self) -> None:
-        _checked("fit", self.fit, ", ".join(FITS), self.fit in FITS)
+        _checked("fit", self.fit, "cover, contain, stretch", self.fit in ("cover", "contain", "stretch"))
         valid = isinstance(self.fill, str) and bool(re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill))
         _checked("fill", self.fill, "transparent, #RRGGBB", valid)
 
@@ -149,16 +122,9 @@ the client takes it (a path, bytes, a PIL image, …), which covers the result."
 
 @dataclass(frozen=True, eq=False)
 class CompositeResult(EncodedResult):
-    """A finished picture.
-
-    Attributes:
-        data: the encoded file.
-        media_type: "image/png", "image/webp" or "image/jpeg".
-        width_px, height_px: its size.
-        frames: x1, y1, x2, y2 around what is visible of each cut-out, in order, in pixels of the result; beyond its
-            edges where a cut-out is, and without area where nothing of it is visible.
-        cut: the result of the cut, with its origin, times and warnings.
-    """
+    """A finished picture. `frames` are x1, y1, x2, y2 around what is visible of each cut-out, in order, in pixels of
+    the result, beyond its edges where a cut-out is, and without area where nothing is visible. `cut` is the result of
+    the cut, with its origin, times and warnings."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -166,11 +132,6 @@ class CompositeResult(EncodedResult):
     height_px: int
     frames: tuple[Frame, ...]
     cut: CutResult | None = field(default=None, repr=False)
-
-    @property
-    def format(self) -> str:
-        """ "png", "webp" or "jpeg"."""
-        return self._file()[1]
 
 
 def compose(
@@ -217,14 +178,11 @@ def compose(
     _checked("output", output, "png or webp, since the result is transparent in places", not transparent)
     allowed = "0, unless the cut-outs go onto another picture"
     _checked("match_colour", match_colour, allowed, is_picture or not match_colour)
-    mappings = [
-        mapping_for(around(visible) if together else box, source_wh, canvas.size, each, source) if box else Mapping()
-        for box, each in zip(boxes, places, strict=True)
-    ]
-    frames = [
-        whole(mapping.box(box, source_wh)) if box else (0, 0, 0, 0)
-        for box, mapping in zip(boxes, mappings, strict=True)
-    ]
+    mappings, frames = [], []
+    for box, each in zip(boxes, places, strict=True):
+        group = around(visible) if together and visible else box
+        mappings.append(mapping_for(group, source_wh, canvas.size, each, source) if box and group else Mapping())
+        frames.append(whole(mappings[-1].box(box, source_wh)) if box else (0, 0, 0, 0))
     colours = None
     if match_colour and visible:
         x1, y1, x2, y2 = around([frame for frame in frames if any(frame)])
@@ -245,9 +203,9 @@ def mapping_for(
 ) -> Mapping:
     """The mapping of a group of cut-outs, `box` around their visible pixels, onto a canvas; `as_background` is that of
     the source picture, where it is the background."""
-    start = as_background or (
-        Mapping() if source_wh == canvas_wh else _elsewhere(box, source_wh, canvas_wh, place.flip)
-    )
+    start = as_background or Mapping()
+    if as_background is None and source_wh != canvas_wh:
+        start = _elsewhere(box, source_wh, canvas_wh, place.flip)
     x1, y1, x2, y2 = start.box(box, source_wh)
     width, height, scale = x2 - x1, y2 - y1, start.scale
     if place.scale is not None:
@@ -257,7 +215,7 @@ def mapping_for(
     if place.anchor is not None:
         x1 = _aligned(place.anchor, "left", "right", canvas_wh[0] - width)
         y1 = _aligned(place.anchor, "top", "bottom", canvas_wh[1] - height)
-    left, top, _, _ = mirrored(box, source_wh[0]) if place.flip else box
+    left, top = source_wh[0] - box[2] if place.flip else box[0], box[1]
     dx, dy = x1 + place.offset_px[0] - scale * left, y1 + place.offset_px[1] - scale * top
     if scale == 1.0:  # whole pixels, so that nothing is resampled
         dx, dy = float(round(dx)), float(round(dy))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cutaway.contract.errors import CorruptImage
+from cutaway.contract.errors import CorruptImage, InputError
 from cutaway.contract.headers import PictureHeader
 
 if TYPE_CHECKING:
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 
 # EXIF orientation → the transposition that undoes it, as `PIL.Image.Transpose` numbers them.
 _TURNS: dict[int, Any] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
+
+@contextmanager
+def damage_is_corrupt(what: str) -> Iterator[None]:
+    """CorruptImage for the many exceptions that Pillow's plugins raise on damaged files or metadata."""
+    try:
+        yield
+    except (InputError, Warning, MemoryError):
+        raise
+    except Exception as error:
+        raise CorruptImage(f"The {what} cannot be decoded.") from error
 
 
 def open_checked(data: bytes, header: PictureHeader) -> PILImage:
@@ -37,23 +49,11 @@ def open_checked(data: bytes, header: PictureHeader) -> PILImage:
 
 
 def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
-    """RGB, or RGBA where the picture is transparent somewhere; upright by its EXIF orientation, in sRGB.
-
-    Args:
-        data: the encoded file.
-        header: what :func:`cutaway.contract.headers.check_picture` read from it.
-
-    Raises:
-        CorruptImage: it cannot be decoded.
-    """
-    try:
-        with open_checked(data, header) as image:
-            image.load()
-            return plain(upright(image))
-    except (CorruptImage, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
-        raise CorruptImage(f"The {header.format.upper()} cannot be decoded.") from error
+    """RGB, or RGBA where the picture is transparent somewhere; upright by its EXIF orientation, in sRGB; or
+    CorruptImage."""
+    with damage_is_corrupt(header.format.upper()), open_checked(data, header) as image:
+        image.load()
+        return plain(upright(image))
 
 
 def orientation_of(image: PILImage) -> int:
@@ -73,33 +73,15 @@ def upright(image: PILImage) -> PILImage:
 
 def plain(image: PILImage) -> PILImage:
     """A copy in sRGB without metadata: RGB, or RGBA where the picture is transparent somewhere."""
-    from PIL import Image
-
-    alpha, rgb = own_alpha(image), to_srgb(image)
-    if alpha is not None:
-        rgb.putalpha(Image.fromarray(alpha))
-    rgb.info.clear()
-    return rgb
-
-
-def own_alpha(image: PILImage) -> NDArray[np.uint8] | None:
-    """(H, W) uint8, a picture's own transparency; None where it has none."""
-    if not image.has_transparency_data:
-        return None
-    alpha: NDArray[np.uint8] = np.asarray(_without_la(image).convert("RGBA").getchannel("A"))
-    return None if alpha.min(initial=255) == 255 else alpha
-
-
-def to_srgb(image: PILImage) -> PILImage:
-    """A copy in RGB, converted from the image's own colour profile where that is valid."""
     from PIL import Image, ImageCms
 
-    profile = image.info.get("icc_profile")
+    profile, alpha, found = image.info.get("icc_profile"), None, None
     if image.mode.startswith("I"):
         values = np.asarray(image.convert("I"), dtype=np.int64)
         image = Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8))
     elif image.has_transparency_data:
-        image = _without_la(image).convert("RGBA").convert("RGB")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # La converts to nothing else
+        alpha, image = image.getchannel("A"), image.convert("RGB")
     elif image.mode not in ("RGB", "CMYK", "L"):
         image = image.convert("RGB")
     if profile:
@@ -107,11 +89,9 @@ def to_srgb(image: PILImage) -> PILImage:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            found = None
-        if found is not None:
-            return found
-    return image.convert("RGB")
-
-
-def _without_la(image: PILImage) -> PILImage:
-    return image.convert("LA") if image.mode == "La" else image  # which Pillow converts to nothing else
+            pass  # an invalid profile says nothing
+    rgb = found or image.convert("RGB")
+    if alpha is not None and rgb.width and rgb.height and alpha.getextrema() != (255, 255):
+        rgb.putalpha(alpha)
+    rgb.info.clear()
+    return rgb

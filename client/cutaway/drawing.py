@@ -40,14 +40,9 @@ class Mapping:
 
     def box(self, box: Box, source_wh: SizeWH) -> Box:
         """A box of the source picture on the canvas."""
-        x1, y1, x2, y2 = mirrored(box, source_wh[0]) if self.flip else box
+        left, right = (source_wh[0] - box[2], source_wh[0] - box[0]) if self.flip else (box[0], box[2])
         scale, dx, dy = self.scale, self.dx, self.dy
-        return scale * x1 + dx, scale * y1 + dy, scale * x2 + dx, scale * y2 + dy
-
-
-def mirrored(box: Box, width: float) -> Box:
-    """A box after its picture of that width was mirrored left to right."""
-    return width - box[2], box[1], width - box[0], box[3]
+        return scale * left + dx, scale * box[1] + dy, scale * right + dx, scale * box[3] + dy
 
 
 def around(boxes: Sequence[Box]) -> Box:

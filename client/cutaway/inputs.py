@@ -14,17 +14,16 @@ import mimetypes
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 from urllib.parse import unquote_to_bytes
 
-from cutaway.contract.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
+from cutaway.contract.errors import FileTooLarge, ImageBomb, InvalidFormat
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, declared_agrees
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, MIB, InputLimits, Tier
-from cutaway.decode import decode_upright, open_checked, plain, upright
+from cutaway.decode import damage_is_corrupt, decode_upright, open_checked, plain, upright
 from cutaway.report import Notice
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ LOSSY_QUALITIES = (95, 90, 85, 75)
 """Of a JPEG or WebP, the first that stays under the limit of bytes; the best of them keeps every pixel's colour."""
 
 _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
+_URI_HEAD_CHARS = 1000
 
 
 class LossyEncodingWarning(UserWarning):
@@ -86,13 +86,9 @@ def encode(
         strict: a declared type that disagrees with the bytes is an error and not the warning MEDIA_TYPE_MISMATCH.
 
     Raises:
-        OSError: the path or the file object cannot be read.
-        TypeError: not one of the kinds of input, or a file object that gives text.
+        OSError, TypeError: it cannot be read, or is none of the kinds of input.
         InputError: see `contract.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
             web addresses, and malformed data URIs.
-
-    Warns:
-        LossyEncodingWarning: see there.
     """
     if isinstance(image, EncodedPicture):
         return EncodedPicture(image.data, check_picture(image.data, limits=limits), image.warnings)
@@ -102,7 +98,7 @@ def encode(
     declared = media_type or declared
     header = check_picture(data, declared if strict else None, limits=limits)
     if verify:
-        with _damage_is_corrupt(header.format.upper()), open_checked(data, header) as opened:
+        with damage_is_corrupt(header.format.upper()), open_checked(data, header) as opened:
             opened.load()
     if declared_agrees(header.format, declared):
         return EncodedPicture(data, header)
@@ -112,13 +108,9 @@ def encode(
 
 
 def decode_input(image: ImageInput, limits: InputLimits = INPUT_LIMITS) -> Image.Image:
-    """Any kind of input as :func:`cutaway.decode.decode_upright` gives it.
-
-    Raises:
-        OSError, TypeError, InputError: see :func:`encode`.
-    """
+    """Any kind of input as :func:`cutaway.decode.decode_upright` gives it; raises as :func:`encode` does."""
     if is_pixels(image):
-        with _damage_is_corrupt("PIL image"):
+        with damage_is_corrupt("PIL image"):
             return plain(pil_of(image, limits))
     picture = encode(image, limits=limits)
     return decode_upright(picture.data, picture.header)
@@ -136,41 +128,32 @@ def declared_type(path: Path) -> str | None:
     return guessed if guessed and guessed.startswith("image/") else None
 
 
-# ---------------------------------------------------------------------------------------------------- encoded files
-
-
 def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
-    """The bytes of an input that is an encoded file, and the media type that its name or data URI declares.
-
-    Raises:
-        OSError, TypeError, FileTooLarge, InvalidFormat: see :func:`encode`.
-    """
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        _check_size(memoryview(image).nbytes, max_bytes, "file")  # before the copy
-        return bytes(image), None
-    if isinstance(image, str) and image[:5].lower() == "data:":
-        return _read_data_uri(image, max_bytes)
-    if isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://")):
-        message = "This is a web address, and those are not downloaded by themselves."
-        advice = (
-            "Download it and hand over the bytes: client.cut(httpx.get(url).content). The documentation has a recipe."
-        )
-        raise _refused(message, "a web address", advice, *INPUT_LIMITS.formats)
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            file = open(image, "rb")  # noqa: PTH123, SIM115 (a Path of ten megabytes costs a gigabyte)
-        except ValueError:  # a NUL, or half of a surrogate pair
-            raise FileNotFoundError(errno.ENOENT, "no file can have this name") from None
-        with file:
-            data = file.read(max_bytes + 1)
-            if len(data) > max_bytes:
-                _check_size(max(os.fstat(file.fileno()).st_size, len(data)), max_bytes, f"file {Path(image).name}")
-        return data, declared_type(Path(image))
-    if callable(getattr(image, "read", None)):
-        name = getattr(image, "name", None)
-        return _read_file(image, max_bytes), declared_type(Path(name)) if isinstance(name, str) else None
-    kinds = "a path, a data URI, bytes, a binary file, a PIL image or a numpy array"
-    raise TypeError(f"a picture is {kinds}, not {type(image).__name__}")
+    """The bytes of an input that is an encoded file, and the media type that its name or data URI declares."""
+    match image:
+        case bytes() | bytearray() | memoryview():
+            _check_size(memoryview(image).nbytes, max_bytes, "file")  # before the copy
+            return bytes(image), None
+        case str() if image[:5].lower() == "data:":
+            return _read_data_uri(image, max_bytes)
+        case str() if image.lstrip()[:8].lower().startswith(("http://", "https://")):
+            advice = "Download it: client.cut(httpx.get(url).content). The documentation has a recipe."
+            raise _refused("This is a web address, which is not downloaded by itself.", "a web address", advice)
+        case str() | os.PathLike():
+            try:
+                file = open(image, "rb")  # noqa: PTH123, SIM115 (a Path of ten megabytes costs a gigabyte)
+            except ValueError:  # a NUL, or half of a surrogate pair
+                raise FileNotFoundError(errno.ENOENT, "no file can have this name") from None
+            with file:
+                data = file.read(max_bytes + 1)
+                if len(data) > max_bytes:
+                    _check_size(max(os.fstat(file.fileno()).st_size, len(data)), max_bytes, f"file {Path(image).name}")
+            return data, declared_type(Path(image))
+    if not callable(getattr(image, "read", None)):
+        kinds = "a path, a data URI, bytes, a binary file, a PIL image or a numpy array"
+        raise TypeError(f"a picture is {kinds}, not {type(image).__name__}")
+    name = getattr(image, "name", None)
+    return _read_file(image, max_bytes), declared_type(Path(name)) if isinstance(name, str) else None
 
 
 def _check_size(size: int, max_bytes: int, what: str) -> None:
@@ -201,76 +184,46 @@ def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
         data += part
     if not data:
         advice = "If it was read before, go back to its start with seek(0)."
-        raise _refused("Nothing is left to read in the file object.", "an empty file", advice, *INPUT_LIMITS.formats)
+        raise _refused("Nothing is left to read in the file object.", "an empty file", advice)
     _check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
     return bytes(data)
-
-
-_URI_HEAD_CHARS = 1000
-_URI_PIECE = re.compile(r"(?:[^%]|%[0-9a-fA-F]{2}){1,100000}+")
-"""What is unescaped at a time: there may be ten million escapes, and none is torn apart."""
 
 
 def _read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
     """The bytes and the declared media type of a data URI (RFC 2397). White space in base64 and missing ``=`` at its
     end are forgiven, as browsers do. Its size is worked out before anything is decoded."""
     comma = uri.find(",", 5, 5 + _URI_HEAD_CHARS + 1)
-    if comma < 0:
-        raise _malformed_uri("has no comma before its data")
-    media_type, *parameters = (part.strip().lower() for part in uri[5:comma].split(";"))
+    media_type, *parameters = (part.strip().lower() for part in uri[5 : max(comma, 5)].split(";"))
     in_base64 = parameters[-1:] == ["base64"]
     size = len(uri) - comma - 1 - 2 * uri.count("%", comma)  # an escape is three characters for one
     if in_base64:
         size = (size - sum(uri.count(ignored, comma) for ignored in (*" \t\r\n\f", "=", "%3D", "%3d"))) * 3 // 4
-    _check_size(size, max_bytes, "data URI")
-    if not uri.isascii():
-        raise _malformed_uri("holds characters that are not ASCII")
-    data, position = bytearray(), comma + 1
-    while position < len(uri):
-        piece = _URI_PIECE.match(uri, position)
-        if piece is None:
-            raise _malformed_uri("holds a % that is not followed by two hexadecimal digits")
-        data += unquote_to_bytes(piece[0]) if "%" in piece[0] else piece[0].encode("ascii")
-        position = piece.end()
+    malformed = "a malformed data URI", "Write it as data:image/png;base64,… or hand over the bytes themselves."
+    if comma >= 0:
+        _check_size(size, max_bytes, "data URI")
+    if comma < 0 or not uri.isascii() or re.compile("%(?![0-9a-fA-F]{2})").search(uri, comma):
+        raise _refused("The data URI is malformed.", *malformed)
+    data = uri[comma + 1 :].encode()
+    if b"%" in data:  # in pieces, since there may be ten million escapes, of each of which urllib makes an object
+        pieces = re.compile(rb"(?:[^%]|%..){1,100000}+").finditer(data)
+        data = b"".join(unquote_to_bytes(piece[0]) for piece in pieces)
     if in_base64:
         data = data.translate(None, b" \t\r\n\f")
         try:
-            data = bytearray(base64.b64decode(data + b"=" * (-len(data) % 4), validate=True))
+            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
         except binascii.Error:
-            raise _malformed_uri("is not in base64 as it says") from None
+            raise _refused("The data URI is not in base64 as it says.", *malformed) from None
     _check_size(len(data), max_bytes, "data URI")
-    return bytes(data), media_type or None
+    return data, media_type or None
 
 
-def _malformed_uri(what: str) -> InvalidFormat:
-    advice = "Write it as data:image/png;base64,… or hand over the bytes themselves."
-    forms = "data:image/…;base64,…", "data:image/…,…"
-    return _refused(f"The data URI {what}.", "a malformed data URI", advice, *forms)
-
-
-def _refused(message: str, received: str, user_action: str, *supported: str) -> InvalidFormat:
-    return InvalidFormat(message, details={"supported": list(supported), "received": received}, user_action=user_action)
-
-
-# ------------------------------------------------------------------------------------------------------------ pixels
-
-
-@contextmanager
-def _damage_is_corrupt(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (InputError, Warning, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise many exceptions on damaged files or metadata
-        raise CorruptImage(f"The {what} cannot be decoded.") from error
+def _refused(message: str, received: str, advice: str, *supported: str) -> InvalidFormat:
+    details = {"supported": list(supported or INPUT_LIMITS.formats), "received": received}
+    return InvalidFormat(message, details=details, user_action=advice)
 
 
 def pil_of(image: Any, limits: InputLimits) -> Image.Image:
-    """A PIL image, loaded and upright, or an array of :data:`ImageInput`'s kind as one.
-
-    Raises:
-        InvalidFormat: another shape, dtype or mode. CorruptImage: it cannot be decoded. TooManyPixels and its like.
-    """
+    """A PIL image, loaded and upright, or an array of :data:`ImageInput`'s kind as one."""
     import numpy as np
     from PIL import Image
 
@@ -285,16 +238,17 @@ def pil_of(image: Any, limits: InputLimits) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(pixels))
     check_dimensions(PictureHeader("png", *image.size), limits)
     if image.mode in ("F", "I"):
-        message, advice = f"A PIL image of mode {image.mode!r} is not taken.", "Convert it first: image.convert('RGB')."
-        raise _refused(message, image.mode, advice, "RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16")
-    with _damage_is_corrupt("PIL image"):
+        supported = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16")
+        message = f"A PIL image of mode {image.mode!r} is not taken."
+        raise _refused(message, image.mode, "Convert it first: image.convert('RGB').", *supported)
+    with damage_is_corrupt("PIL image"):
         image.load()
         return upright(image)
 
 
 def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
     """A losslessly encoded file, unless only a lossy one stays under the limit of bytes."""
-    with _damage_is_corrupt("PIL image"):
+    with damage_is_corrupt("PIL image"):
         if image.mode == "1":
             image = image.convert("L")
         elif image.mode.startswith("I;16"):
@@ -302,30 +256,24 @@ def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
         elif image.mode not in ("RGB", "RGBA", "L") or "transparency" in image.info:
             image = plain(image)
         profile, n_bytes = image.info.get("icc_profile"), image.width * image.height * len(image.mode)
+        ways: list[tuple[str, dict[str, Any]]] = [("PNG", {"compress_level": 1})]
         if image.mode in ("L", "RGB") and not profile and n_bytes <= min(BMP_UP_TO_BYTES, limits.max_file_bytes // 2):
-            return _checked(_save(image, "BMP"), limits)
-        if image.mode != "I;16":
+            ways = [("BMP", {})]
+        elif image.mode != "I;16":
             # Faster and smaller than PNG at any level, but it folds flat pictures so far that they count as bombs.
+            ways.insert(0, ("WEBP", {"lossless": True, "quality": 0, "method": 0, "exact": True}))
+        for pil_format, parameters in ways:
             with suppress(ImageBomb, FileTooLarge):
-                return _checked(_save(image, "WEBP", lossless=True, quality=0, method=0, exact=True), limits)
-        with suppress(FileTooLarge):
-            return _checked(_save(image, "PNG", compress_level=1), limits)
+                data = _save(image, pil_format, **parameters)
+                return EncodedPicture(data, check_picture(data, limits=limits))
         picture = encode_lossy(image, limits)
-    warnings.warn(
-        f"losslessly the picture would be over the limit of bytes: it is sent as a {picture.header.format.upper()} "
-        f"of {len(picture.data):,} bytes",
-        LossyEncodingWarning,
-        stacklevel=3,
-    )
+    message = f"the picture is over the limit of bytes losslessly and is sent as a {picture.header.format.upper()}"
+    warnings.warn(message, LossyEncodingWarning, stacklevel=3)
     return picture
 
 
 def encode_lossy(image: Image.Image, limits: InputLimits) -> EncodedPicture:
-    """The best JPEG, or WebP where there is alpha, that stays under the limit of bytes.
-
-    Raises:
-        FileTooLarge: even the worst one does not.
-    """
+    """The best JPEG, or WebP where there is alpha, that stays under the limit of bytes; else FileTooLarge."""
     if image.mode == "I;16":
         image = image.point(lambda value: value / 256).convert("L")
     for quality in LOSSY_QUALITIES:
@@ -334,16 +282,12 @@ def encode_lossy(image: Image.Image, limits: InputLimits) -> EncodedPicture:
         else:
             data = _save(image, "JPEG", quality=quality, subsampling=0 if quality == LOSSY_QUALITIES[0] else 2)
         if len(data) <= limits.max_file_bytes:
-            return _checked(data, limits)
+            return EncodedPicture(data, check_picture(data, limits=limits))
     raise FileTooLarge(
         f"Even at quality {quality} it has {len(data):,} bytes; at most {limits.max_file_bytes:,} are allowed.",
         details={"size_bytes": len(data), "max_bytes": limits.max_file_bytes},
         user_action="Scale it down first.",
     )
-
-
-def _checked(data: bytes, limits: InputLimits) -> EncodedPicture:
-    return EncodedPicture(data, check_picture(data, limits=limits))
 
 
 def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:

@@ -14,22 +14,17 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from cutaway.cancel import cancelled
+from cutaway.cancel import Cancel, cancelled
 from cutaway.contract.errors import ProcessingTimeout
 from cutaway.contract.limits import CLIENT_THREADS
-
-if TYPE_CHECKING:
-    from cutaway.cancel import Cancel
-    from cutaway.resilience import Deadline
+from cutaway.resilience import Deadline
 
 T = TypeVar("T")
 
-INTERRUPT_GRACE_S = 1.0
-"""How long Ctrl-C waits for the cancelled task, so that the server hears of it before the process ends."""
-
+INTERRUPT_GRACE_S = 1.0  # for the cancelled task, so that the server hears of it before the process ends
 _END = object()
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -40,12 +35,7 @@ _of_parents: list[asyncio.AbstractEventLoop | None] = []
 def run(coroutine: Coroutine[Any, Any, T], cancel: Cancel | None = None) -> T:
     """The coroutine's result, from a task in the loop thread that has a copy of the caller's context variables.
 
-    Args:
-        cancel: cancels the task; so does a KeyboardInterrupt here.
-
-    Raises:
-        RequestCancelled: by `cancel`.
-        RuntimeError: called in the loop thread itself, which would wait for itself.
+    `cancel` cancels the task, with RequestCancelled; so does a KeyboardInterrupt here.
     """
     try:
         loop = running()
@@ -108,15 +98,9 @@ async def _closed(generator: AsyncGenerator[Any, None]) -> None:
 
 
 async def in_thread(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
-    """The work's result, from a daemon thread that is abandoned at the deadline: a read may never end.
+    """The work's result, from a daemon thread that is abandoned at the deadline, since a read may never end.
 
     Not asyncio's executor: it is everybody's, and the end of the loop waits for its threads.
-
-    Args:
-        doing: for the message, such as "reading the picture".
-
-    Raises:
-        ProcessingTimeout: the deadline is exceeded.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[T] = loop.create_future()
@@ -143,18 +127,12 @@ async def in_thread(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
     except TimeoutError:
         if not scope.expired():
             raise
-        raise ProcessingTimeout(
-            f"The {deadline.budget_s:.1f} s were over while {doing}.",
-            details={"elapsed_seconds": round(deadline.elapsed_s, 3)},
-        ) from None
+        details = {"elapsed_seconds": round(deadline.elapsed_s, 3)}
+        raise ProcessingTimeout(f"The {deadline.budget_s:.1f} s were over while {doing}.", details=details) from None
 
 
 def running() -> asyncio.AbstractEventLoop:
-    """The loop, whose thread is started where there is none.
-
-    Raises:
-        RuntimeError: called in the loop thread.
-    """
+    """The loop, whose thread is started where there is none; RuntimeError in that thread itself."""
     global _loop
     with _lock:
         if _loop is None:

@@ -1,8 +1,4 @@
-"""Hosted models to fall back to.
-
->>> from cutaway.providers import HuggingFace, Replicate, Space
->>> fallback = [HuggingFace("briaai/RMBG-1.4", accept_noncommercial=True), Replicate(), Space()]
-"""
+"""Hosted models to fall back to: ``Client(url, fallback=[Replicate(), Space()])``."""
 
 from cutaway.fallback.answers import (
     InvalidAnswer,

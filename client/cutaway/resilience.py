@@ -24,21 +24,11 @@ Clock = Callable[[], float]
 
 
 class Deadline:
-    """The time by which a whole call has to end.
-
-    >>> overall = Deadline(30.0)
-    >>> tier = overall.capped(10.0)      # ends with whichever is first
-    """
+    """The time by which a whole call has to end; 0 seconds or less are over already."""
 
     __slots__ = ("_clock", "_ends_at", "budget_s")
 
     def __init__(self, seconds: float, *, clock: Clock = time.monotonic) -> None:
-        """Start now.
-
-        Args:
-            seconds: how long from now; 0 or less is over already.
-            clock: seconds that only grow.
-        """
         if not seconds < float("inf"):
             raise ValueError(f"a deadline needs a finite number of seconds, not {seconds!r}")
         self.budget_s = max(0.0, float(seconds))
@@ -64,21 +54,13 @@ class Deadline:
         return Deadline(min(seconds, self.left_s), clock=self._clock)
 
     def check(self, what: str, *, need_s: float = 0.0) -> None:
-        """Check that more than `need_s` seconds are left.
-
-        Raises:
-            ProcessingTimeout: they are not; `what` did not answer in time.
-        """
+        """Raise :meth:`exceeded` where not more than `need_s` seconds are left."""
         if self.left_s <= need_s:
             raise self.exceeded(what)
 
     @asynccontextmanager
     async def limit(self, what: str) -> AsyncIterator[None]:
-        """Cancel the block when the deadline is exceeded.
-
-        Raises:
-            ProcessingTimeout: it is; `what` did not answer in time.
-        """
+        """Cancel the block when the deadline is exceeded, and raise :meth:`exceeded`."""
         self.check(what)
         try:
             async with asyncio.timeout(self.left_s) as timeout:
@@ -95,15 +77,8 @@ class Deadline:
             details={"elapsed_seconds": round(self.elapsed_s, 3)},
         )
 
-    def __repr__(self) -> str:
-        return f"Deadline({self.left_s:.3f} s left of {self.budget_s:.3f})"
-
 
 def checked_timeout(timeout_s: float) -> float:
-    """
-    Raises:
-        ValueError: no finite number of seconds above 0.
-    """
     if not 0 < timeout_s < float("inf"):
         raise ValueError(f"a timeout is a number of seconds above 0, not {timeout_s}")
     return timeout_s
@@ -117,32 +92,24 @@ class RetryBudget:
     """
 
     def __init__(
-        self,
-        tokens: float = limits.RETRY_BUDGET_TOKENS,
-        per_success: float = limits.RETRY_BUDGET_PER_SUCCESS,
+        self, tokens: float = limits.RETRY_BUDGET_TOKENS, per_success: float = limits.RETRY_BUDGET_PER_SUCCESS
     ) -> None:
-        self._most = tokens
-        self._tokens = tokens
+        self._most = self.tokens = tokens
         self._per_success = per_success
         self._lock = threading.Lock()
-
-    @property
-    def tokens(self) -> float:
-        return self._tokens
 
     def take(self) -> bool:
         """Take the token of one retry; False where the budget is used up."""
         with self._lock:
             # Ten floating-point tenths are a little less than one.
-            if self._tokens < 1.0 - 1e-9:
+            if self.tokens < 1.0 - 1e-9:
                 return False
-            self._tokens = max(0.0, self._tokens - 1.0)
+            self.tokens = max(0.0, self.tokens - 1.0)
             return True
 
     def succeeded(self) -> None:
-        """A call succeeded."""
         with self._lock:
-            self._tokens = min(self._most, self._tokens + self._per_success)
+            self.tokens = min(self._most, self.tokens + self._per_success)
 
 
 @dataclass(frozen=True)
@@ -160,12 +127,8 @@ class RetryPolicy:
     retry_after_max_s: float = limits.RETRY_AFTER_MAX_S
 
     def delay_s(self, attempt: int, retry_after_s: float | None, draw: Callable[[], float]) -> float | None:
-        """Seconds to wait after the failed attempt number `attempt` (0 is the first), or None to stop trying.
-
-        Args:
-            retry_after_s: the server's ``Retry-After``, if any, which is used without jitter.
-            draw: a random number in [0, 1).
-        """
+        """Seconds to wait after the failed attempt number `attempt` (0 is the first), or None to stop trying; a
+        ``Retry-After`` is used without jitter, for which `draw` is a random number in [0, 1)."""
         if attempt >= self.retries:
             return None
         if retry_after_s is not None:
@@ -186,11 +149,7 @@ class Retries:
     attempt: int = 0
 
     def delay_s(self, error: CutawayError) -> float | None:
-        """Seconds to wait before the next attempt, or None where the error is to be raised.
-
-        None where the same request cannot succeed later, the attempts or the budget are used up, or the delay exceeds
-        the maximum ``Retry-After`` or the deadline.
-        """
+        """Seconds to wait before the next attempt, or None where the error is to be raised."""
         if not error.retry:
             return None
         wait = self.policy.delay_s(self.attempt, asked_to_wait_s(error), self.draw)
@@ -219,8 +178,6 @@ def parse_retry_after(value: str | None, *, now: Callable[[], datetime] | None =
             at = parsedate_to_datetime(value)
         except (TypeError, ValueError, OverflowError):
             return None
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
-        seconds = (at - (now() if now else datetime.now(UTC))).total_seconds()
-        return max(0.0, seconds)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return max(0.0, (at - (now() if now else datetime.now(UTC))).total_seconds())
     return seconds if 0 <= seconds < float("inf") else None

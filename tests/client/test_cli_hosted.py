@@ -18,7 +18,7 @@ import pytest
 from cutaway.cli import codes
 from cutaway.cli.options import parse_fallback
 from cutaway.contract.errors import InvalidOption
-from cutaway.providers import HuggingFace, LicenceNotAccepted, Replicate, Space
+from cutaway.providers import HuggingFace, LicenceNotAccepted, Provider, Replicate, Space
 from PIL import Image
 
 from tests.client import peers as tcp
@@ -45,7 +45,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def at(serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Peer]:
     """A peer at a provider's own address."""
 
-    def start(script: Any, provider: type = HuggingFace) -> Peer:
+    def start(script: Any, provider: type[Provider] = HuggingFace) -> Peer:
         peer = serve(script)
         monkeypatch.setattr(provider, "default_url", peer.base_url)
         return peer
@@ -67,7 +67,7 @@ def at(serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> Callable[
         ("space:owner/My.App", Space, "owner/My.App", "https://owner-my-app.hf.space"),
     ],
 )
-def test_specifications(spec: str, kind: type, model: str, base_url: str) -> None:
+def test_specifications(spec: str, kind: type[Provider], model: str, base_url: str) -> None:
     provider = parse_fallback(spec, accept=True)
     assert isinstance(provider, kind)
     assert provider.model.name.startswith(model)

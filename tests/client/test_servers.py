@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from cutaway.contract.errors import (
     RequestCancelled,
 )
 from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy
-from cutaway.servers import Availability, Server, Servers
+from cutaway.servers import Server, Servers
 from cutaway.transports.base import InferRequest
 
 from tests.client import peers
@@ -79,10 +80,8 @@ class Fleet:
         self.clock = Clock()
         self.budget = RetryBudget(budget)
         self.servers = [Peer(each) for each in behaviours]
-        self.standings = [Availability(clock=self.clock) for _ in behaviours]
-        names = [f"http://{number}" for number in range(len(behaviours))]
-        members = zip(names, self.servers, self.standings, strict=True)
-        self._servers = Servers([Server(*each[:2], availability=each[2]) for each in members])  # type: ignore[arg-type]
+        members = [Server(f"http://{number}", each) for number, each in enumerate(self.servers)]  # type: ignore[arg-type]
+        self._servers = Servers(members, clock=self.clock)
         self._run = loop.run if driver == "threads" else asyncio.run
 
     def _ask(self, deadline: Deadline, retries: Retries) -> None:
@@ -196,7 +195,9 @@ def test_a_caller_s_hurry_says_nothing_about_a_server() -> None:
     fleet = Fleet("threads", needs_20_ms, needs_20_ms)
     assert fleet.ask(4) == 0
     assert fleet.ask(8, timeout_s=0.002) == 8
-    assert [standing.backs_off_for_s for standing in fleet.standings] == [0.0, 0.0]
+    before = fleet.asked
+    assert fleet.ask(4) == 0
+    assert [after - before for after, before in zip(fleet.asked, before, strict=True)] == [2, 2], "both in their order"
 
 
 def test_a_server_that_gives_up_is_not_followed_by_one_that_has_no_time_left() -> None:
@@ -256,92 +257,81 @@ def test_an_outage_seen_by_many_threads_is_not_amplified() -> None:
     assert sum(fleet.asked) <= 1.2 * 200
 
 
-# ----------------------------------------------------------------------------------------- how a server stands
+# ------------------------------------------------------------------------- how long a server is tried last
 
 
-def back(clock: Clock, asked_s: float | None = None) -> Availability:
-    standing = Availability(clock=clock)
-    for _ in range(1 if asked_s is not None else 2):
-        clock.now += limits.ENDPOINT_BACK_S
-        turn = standing.ticket()
-        assert turn is not None
-        standing.shed(turn, asked_s)
-    assert standing.ticket() is None
-    return standing
+def pauses(fleet: Fleet, seconds: float, behave: Callable[[InferRequest], Any]) -> list[float]:
+    """Seconds between the calls that the first of two servers gets in so many seconds."""
+    times: list[float] = []
+
+    def timed(request: InferRequest) -> Any:
+        times.append(fleet.clock.now)
+        return behave(request)
+
+    fleet.servers[0].behave = timed
+    assert fleet.ask(int(seconds / 0.25), every_s=0.25) == 0
+    return [round(after - before, 2) for before, after in pairwise(times)]
 
 
-def test_one_that_serves_between_its_refusals_does_not_stand_back() -> None:
-    clock = Clock()
-    standing = Availability(clock=clock)
-    for _ in range(10):
-        clock.now += 0.9 * limits.ENDPOINT_BACK_S
-        for outcome in (lambda turn: standing.shed(turn, None), standing.succeeded):
-            turn = standing.ticket()
-            assert turn is not None
-            outcome(turn)
+def test_one_that_serves_between_its_refusals_goes_on_in_its_order() -> None:
+    turns = count()
+
+    def now_and_then(request: InferRequest) -> None:
+        if next(turns) % 2:
+            raise Overloaded("full")
+
+    assert set(pauses(Fleet("threads", well, well), 20, now_and_then)) == {0.5}
 
 
 def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
-    clock = Clock()
-    standing, waits = back(clock), []
-    for _ in range(9):
-        waits.append(standing.backs_off_for_s)
-        clock.now += standing.backs_off_for_s
-        trial = standing.ticket()
-        assert trial is not None
-        assert standing.ticket() is None, "one call tries it at a time"
-        standing.shed(trial, None)
-    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    found = pauses(Fleet("threads", well, well), 300, failing(lambda: Overloaded("full")))
+    waits = [pause for pause in found if pause >= limits.ENDPOINT_BACK_S]
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60], abs=0.5)
 
 
-def test_calls_under_way_together_count_once() -> None:
-    clock = Clock()
-    standing = Availability(clock=clock)
-    standing.shed(standing.ticket_anyway(), None)
-    clock.now += limits.ENDPOINT_BACK_S
-    for turn in [standing.ticket_anyway() for _ in range(20)]:
-        standing.shed(turn, None)
-    assert standing.backs_off_for_s == limits.ENDPOINT_BACK_S
-
-
-@pytest.mark.parametrize(("asked_s", "back_s"), [(60.0, 60.0), (0.0, 1.0), (9999.0, limits.RETRY_AFTER_MAX_S)])
+@pytest.mark.parametrize(("asked_s", "back_s"), [(50.0, 50.0), (0.0, 1.0), (9999.0, limits.RETRY_AFTER_MAX_S)])
 def test_it_is_left_alone_as_long_as_it_asks(asked_s: float, back_s: float) -> None:
-    assert back(Clock(), asked_s).backs_off_for_s == back_s
+    found = pauses(Fleet("threads", well, well), 130, failing(lambda: RateLimitExceeded("no", retry_after=asked_s)))
+    assert found[0] == pytest.approx(back_s, abs=0.5)
 
 
-def test_what_was_under_way_does_not_bring_back_a_server_without_room() -> None:
-    standing = Availability(clock=Clock())
-    early, turn = standing.ticket_anyway(), standing.ticket_anyway()
-    standing.shed(turn, 60.0)
-    standing.succeeded(early)
-    assert standing.ticket() is None
-    standing.succeeded(standing.ticket_anyway())
-    assert standing.ticket() is not None
+def test_a_server_without_room_is_not_brought_back_by_a_call_from_before() -> None:
+    fleet = Fleet("threads", well, well)
+    begun, over = threading.Event(), threading.Event()
+
+    def slow(request: InferRequest) -> Any:
+        begun.set()
+        return asyncio.to_thread(over.wait)
+
+    fleet.servers[0].behave = slow
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(fleet.ask)
+        begun.wait()
+        fleet.clock.now += 1
+        fleet.servers[0].behave = failing(lambda: RateLimitExceeded("slow down", retry_after=60.0))
+        assert fleet.ask(2) == 0
+        over.set()
+        assert early.result() == 0
+    asked = fleet.asked[0]
+    fleet.ask(4)
+    assert fleet.asked[0] == asked
 
 
-def test_deadlines_have_to_pass_in_a_row() -> None:
-    standing = Availability(clock=Clock())
-    turns = [standing.ticket_anyway() for _ in range(5)]
-    standing.late(turns[0])
-    standing.succeeded(turns[1])
-    standing.late(turns[2])
-    assert standing.ticket() is not None
-    standing.late(turns[3])
-    assert standing.ticket() is None
-    standing.succeeded(turns[4])
-    assert standing.ticket() is not None, "other calls succeed there"
+def test_a_trial_that_is_cancelled_frees_its_place() -> None:
+    fleet = Fleet("threads", well, well)
+    fleet.servers[0].behave = failing(lambda: RateLimitExceeded("slow down", retry_after=10.0))
+    fleet.ask(2)
+    fleet.clock.now += 10
 
+    def cancelled(request: InferRequest) -> None:
+        raise asyncio.CancelledError
 
-def test_a_trial_that_says_nothing_or_is_lost_frees_its_place() -> None:
-    clock = Clock()
-    standing = back(clock)
-    clock.now += 1
-    trial = standing.ticket()
-    assert trial is not None
-    standing.dropped(trial)
-    assert standing.ticket() is not None
-    clock.now += limits.BREAKER_RESET_S
-    assert standing.ticket() is not None
+    fleet.servers[0].behave = cancelled
+    with pytest.raises(asyncio.CancelledError):
+        fleet.ask(2)
+    fleet.servers[0].behave, asked = well, fleet.asked[0]
+    fleet.ask(4)
+    assert fleet.asked[0] == asked + 2
 
 
 # ------------------------------------------------------------------------------------------------- over a network

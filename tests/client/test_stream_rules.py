@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from cutaway import AsyncStream, Stream
+from cutaway import AsyncStream, Stream, StreamFrame
 from cutaway import stream as stream_module
 from cutaway.contract.errors import (
     CorruptImage,
@@ -25,7 +25,6 @@ from cutaway.contract.errors import (
     ServerUnavailable,
 )
 from cutaway.contract.limits import STREAM_BACK_OFF_FIRST_S, STREAM_BACK_OFF_MAX_S
-from cutaway.frames import StreamFrame
 from cutaway.transports.base import InferRequest
 from cutaway.transports.kserve import tensor
 

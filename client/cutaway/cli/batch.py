@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +15,8 @@ import click
 
 import cutaway
 from cutaway.cli.codes import FAILED, OK, UNAVAILABLE
-from cutaway.cli.console import error_form, reason, say, say_json
-from cutaway.cli.files import STDOUT, Job, already_there, write
+from cutaway.cli.console import clear_bar, error_form, reason, say, say_json
+from cutaway.cli.files import STDOUT, THERE, Job, write
 from cutaway.cli.options import open_client
 from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
@@ -46,6 +46,8 @@ class Batch:
         from cutaway.many import run_many
 
         todo = [job for job in self._jobs if self._is_to_do(job)]
+        shows = not self._given["quiet"] and len(self._jobs) > 1 and sys.stderr.isatty()
+        bar = click.progressbar(length=len(self._jobs), show_pos=True, file=sys.stderr)
 
         async def images() -> AsyncGenerator[Any, None]:
             for job in todo:
@@ -58,8 +60,10 @@ class Batch:
                 # What is only listed comes in the order given.
                 order = {"jobs": self._given["jobs"], "ordered": self._places is None}
                 async with aclosing(run_many(lambda image: work(client, image), images(), **order)) as outcomes:
-                    async for each in outcomes:
-                        self._take(todo[each.index], each, made)
+                    with bar if shows else nullcontext():
+                        async for each in outcomes:
+                            self._take(todo[each.index], each, made)
+                            bar.update(self._tally.total() - bar.pos if shows else 0)
         except asyncio.CancelledError:
             say("interrupted", err=True)
             say(self._summary(), err=True)
@@ -80,12 +84,12 @@ class Batch:
     def _is_to_do(self, job: Job) -> bool:
         there = [path for path in (self._places(job) if self._places else ()) if path.exists()]
         spared = self._sources & {path.resolve() for path in there}
-        if there and (spared or (job.file and not self._given["overwrite"])):
-            self._fail(job, already_there(there[0]))
-        elif not there or self._given["overwrite"]:
-            return True
-        else:
+        if spared or (there and job.file and not self._given["overwrite"]):
+            self._fail(job, FileExistsError(THERE.format(there[0])))
+        elif there and not self._given["overwrite"]:
             self._tell("skipped", job, {"outputs": [{"path": str(path)} for path in there]}, [])
+        else:
+            return True
         return False
 
     def _take(self, job: Job, outcome: cutaway.Outcome, made: Callable[[Job, Any], Made]) -> None:
@@ -113,13 +117,13 @@ class Batch:
             self._failures_in_a_row = 0  # the server looked
         elif isinstance(error, cutaway.ServiceError):
             self._failures_in_a_row += 1
-            if error.code == "UNAVAILABLE":
-                self._stopped = self._stopped or "the server is not there"
-            elif self._failures_in_a_row >= RUN_GIVE_UP_FAILURES:
-                self._stopped = self._stopped or f"the server failed {self._failures_in_a_row} times in a row"
+            gone, too_many = error.code == "UNAVAILABLE", self._failures_in_a_row >= RUN_GIVE_UP_FAILURES
+            why = "is not there" if gone else f"failed {self._failures_in_a_row} times in a row"
+            self._stopped = self._stopped or (f"the server {why}" if gone or too_many else "")
 
     def _tell(self, status: str, job: Job, form: Form, lines: Sequence[str]) -> None:
         self._tally[status] += 1
+        clear_bar()
         if self._given["json"]:
             say_json({"source": str(job.source), "status": status, "outputs": [], **form})
         for line in lines if status == "failed" or not (self._given["json"] or self._given["quiet"]) else ():

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -69,6 +70,12 @@ def say(text: str, *, err: bool = False) -> None:
 def say_json(form: Mapping[str, Any]) -> None:
     """Print one object on one line, in ASCII for every terminal, pipe and undecodable file name."""
     click.echo(json.dumps(form, default=lambda it: dict(it) if isinstance(it, Mapping) else asdict(it)))
+
+
+def clear_bar() -> None:
+    """Remove a terminal's progress bar before a line is printed."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", nl=False, err=True)
 
 
 class _LogLines(logging.Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import glob
@@ -24,7 +24,7 @@ FILES = (*EXTENSIONS, ".zip", ".gif", ".tif", ".tiff", ".avif", ".heic", ".psd",
 FORMS = {"png": "png", "webp": "webp", "mask": "png", "jpeg": "jpg", "layers": "zip"}
 """The extension of each form of output, and of each format of a result."""
 
-STDOUT = Path("-")
+STDOUT, THERE = Path("-"), "{} is there already; --overwrite replaces it, unless it is a picture of this very run"
 
 
 def kind(path: Path) -> str:
@@ -77,8 +77,7 @@ def plan(names: Sequence[str], to: Path = Path(), extensions: Sequence[str] = ()
         return [Job(Path("stdin"), folder / "stdin", file, data)]
     jobs: dict[Path, Job] = {}
     taken: set[str] = set()
-    output = None if file or to == Path() else to.resolve()
-    for source, relative in (each for name in names for each in _pictures(name, output)):
+    for source, relative in (each for name in names for each in _pictures(name, None if file else to)):
         stem = candidate = folder / relative.with_suffix("")
         number = 1
         while str(candidate).casefold() in taken:  # some file systems do not tell A from a
@@ -92,23 +91,24 @@ def plan(names: Sequence[str], to: Path = Path(), extensions: Sequence[str] = ()
     return list(jobs.values())
 
 
-def _pictures(name: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Pairs of a picture and its path relative to its argument, which its result keeps below the output folder."""
-    path, found = Path(name), False
-    searches = path.is_dir()
-    if searches and output == path.resolve():
+def _pictures(name: str, to: Path | None) -> list[tuple[Path, Path]]:
+    """Pairs of a picture and its path relative to its argument, which its result keeps below the folder `to`."""
+    path, output = Path(name), to.resolve() if to and to != Path() else None
+    if not path.is_dir():
+        found = [path] if path.exists() else [Path(each) for each in sorted(glob(name, recursive=True))]  # noqa: PTH207
+        pairs = [(each, Path(each.name)) for each in found if not each.is_dir()]
+    elif output == path.resolve():
         raise click.UsageError(f"{name} is searched for pictures: name another folder for the results with -o")
-    matches = path.rglob("*") if searches else [path] if path.exists() else map(Path, glob(name, recursive=True))  # noqa: PTH207
-    for each in sorted(matches):
-        relative = each.relative_to(path) if searches else Path(each.name)
-        hidden = any(part.startswith(".") for part in relative.parts)  # such as the ._photo.jpg that macOS leaves
-        if searches and (hidden or each.suffix.lower() not in EXTENSIONS or output in each.resolve().parents):
-            continue
-        if not each.is_dir():
-            found = True
-            yield each, relative
-    if not found:
-        raise click.UsageError(f"there is no picture {'in ' * searches}{name!r}")
+    else:
+        found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in EXTENSIONS and each.is_file()]
+        pairs = [(each, each.relative_to(path)) for each in found if output not in each.resolve().parents]
+        # Hidden ones are such as the ._photo.jpg that macOS leaves.
+        pairs = [pair for pair in pairs if not any(part.startswith(".") for part in pair[1].parts)]
+    if name.startswith(("http://", "https://")):
+        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
+    if not pairs:
+        raise click.UsageError(f"there is no picture {'in ' * path.is_dir()}{name!r}")
+    return pairs
 
 
 def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Path]) -> None:
@@ -119,7 +119,7 @@ def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Pa
     """
     for target in files:
         if os.path.lexists(target) and (not overwrite or target.resolve() in spared):
-            raise already_there(target)
+            raise FileExistsError(THERE.format(target))
     parts = {target: target.with_name(f".cutaway-{os.getpid()}-{at}.part") for at, target in enumerate(files)}
     try:
         for target, part in parts.items():
@@ -131,7 +131,3 @@ def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Pa
         for part in parts.values():
             with suppress(OSError):
                 part.unlink()
-
-
-def already_there(path: Path) -> FileExistsError:
-    return FileExistsError(f"{path} is there already; --overwrite replaces it, unless it is a picture of this very run")

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 import cutaway
 from cutaway.cli import codes
-from cutaway.cli.console import reason
+from cutaway.cli.console import reason, say
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.limits import OPTIONS, Option
@@ -111,22 +111,21 @@ def results(folder: str, names: str) -> list[click.Parameter]:
 
 def table(names: Iterable[str] = OPTIONS, rows: Mapping[str, Option] = OPTIONS | AUTO) -> list[click.Option]:
     """These rows of a table of options."""
-    return [_from_row(rows[name]) for name in names]
-
-
-def _from_row(row: Option) -> click.Option:
-    flag, text, bounds = f"--{row.name.replace('_', '-')}", row.help, (row.minimum, row.maximum)
-    kind: Any = None
-    match row.kind:
-        case "choice":
-            kind = click.Choice(row.choices)
-        case "int" | "float":
-            kind = (click.IntRange if row.kind == "int" else click.FloatRange)(*bounds)  # type: ignore[arg-type]
-        case "bool":
-            flag = f"{flag}/--no-{flag[2:]}"
-        case _:
-            text = f"{text} ({row.allowed})"
-    return option(flag, row.name, type=kind, default=row.default, help=text)
+    made = []
+    for row in map(rows.__getitem__, names):
+        flag, text, bounds = f"--{row.name.replace('_', '-')}", row.help, (row.minimum, row.maximum)
+        kind: Any = None
+        match row.kind:
+            case "choice":
+                kind = click.Choice(row.choices)
+            case "int" | "float":
+                kind = (click.IntRange if row.kind == "int" else click.FloatRange)(*bounds)  # type: ignore[arg-type]
+            case "bool":
+                flag = f"{flag}/--no-{flag[2:]}"
+            case _:
+                text = f"{text} ({row.allowed})"
+        made.append(option(flag, row.name, type=kind, default=row.default, help=text))
+    return made
 
 
 def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more: Any) -> dict[str, Any]:
@@ -134,9 +133,9 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more
     is_given = {name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     given = {name: context.params[name] for name in names if name in is_given or name in AUTO} | more
     # Lists come as JSON or, which is easier to type, with commas and semicolons.
-    for name, opened, closed in (("select", "[", "]"), ("boxes", "[[", "]]")):
+    for name, form in (("select", "[{}]"), ("boxes", "[[{}]]")):
         if name in given and not given[name].lstrip().startswith("["):
-            given[name] = opened + given[name].replace(";", "],[") + closed
+            given[name] = form.format(given[name].replace(";", "],["))
     try:
         parse_options(given)
     except cutaway.InvalidOption as error:
@@ -154,16 +153,18 @@ def connection(context: click.Context, *names: str) -> dict[str, Any]:
 def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
     """The client of the command line."""
     given, upscales = context.params, context.command.name == "upscale"
+    names = ("urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit")
     try:
-        arguments = (
-            connection(context, "urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit") | more
-        )
+        arguments = connection(context, *names) | more
         if given.get("retries") is not None:
             arguments["retry"] = cutaway.RetryPolicy(retries=given["retries"])
         if given.get("cache") is not None:
             arguments["cache"] = cutaway.ResultCache(given["cache"])
         accept = given.get("accept_noncommercial", False)
         arguments["fallback"] = [parse_fallback(each, accept, upscales) for each in given.get("fallback", ())]
+        for each in arguments["fallback"]:
+            if each.token_variables and not any(map(os.environ.get, each.token_variables)):
+                say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
         return cutaway.AsyncClient(**arguments)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))
@@ -181,18 +182,18 @@ def parse_fallback(spec: str, accept: bool = False, upscales: bool = False) -> A
 
     kind, _, name = spec.partition(":")
     given: dict[str, Any] = {"accept_noncommercial": accept}
+    if name:
+        given["upscale_model" if upscales and kind == "replicate" else "model"] = name
     match kind if re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name) else "":
         case "huggingface" if upscales:  # the model of mattes does not count: its licence is no reason to refuse
             models = dict.fromkeys(UPSCALE_MODELS, name) if name else UPSCALE_MODELS
-            return HuggingFace(models[4], upscale_models=models, **given)
+            return HuggingFace(**given | {"model": models[4], "upscale_models": models})
         case "huggingface":
-            given |= {"model": name} if name else {}
             queued = name in FAL_IDS or name.startswith("fal-ai/")
             return HuggingFace(route="fal-ai" if queued else "hf-inference", **given)
         case "replicate":
-            given |= {"upscale_model" if upscales else "model": name} if name else {}
             return Replicate(**given)
         case "space" if name:
-            given |= {"fn": None, "upscale_fn": "predict"} if upscales else {}
-            return Space(name, **given)
+            functions: dict[str, Any] = {"fn": None, "upscale_fn": "predict"} if upscales else {}
+            return Space(name, accept_noncommercial=accept, **functions)
     raise invalid_option("fallback", spec[:100], SPECS)

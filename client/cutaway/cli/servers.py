@@ -21,19 +21,13 @@ async def health(context: click.Context, json: bool, **_: Any) -> int:
     for one in each:
         if json:
             names = ("url", "ok", "server_ready", "model_ready", "round_trip_ms", "profile", "device")
-            form = {name: getattr(one, name) for name in names}
-            say_json({**form, "error": error_form(one.error) if one.error else None})
-            continue
-        say(f"server    {one.url} is {'ready' if one.server_ready else 'not ready'}")
-        say(f"pipeline  {'ready' if one.model_ready else 'not ready'}")
-        if one.round_trip_ms is not None:
-            say(f"picture   came back in {one.round_trip_ms:.0f} ms, by {one.profile} on {one.device}")
-        if one.error is not None:
-            say(reason(one.error), err=True)
-    working = sum(one.ok for one in each)
-    if len(each) > 1 and not json:
-        say(f"{working} of {len(each)} servers work", err=True)
-    return OK if working == len(each) else UNAVAILABLE
+            error = error_form(one.error) if one.error else None
+            say_json({name: getattr(one, name) for name in names} | {"error": error})
+        elif one.error is None:
+            say(f"{one.url}: a picture came back in {one.round_trip_ms:.0f} ms, by {one.profile} on {one.device}")
+        else:
+            say(f"{one.url}: {reason(one.error)}", err=True)
+    return OK if all(one.ok for one in each) else UNAVAILABLE
 
 
 @options.command(options.JSON, *options.CLIENT)

@@ -35,20 +35,17 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
         cv2: Any = import_module("cv2")
     except ImportError:
         raise click.UsageError("videos need OpenCV: pip install opencv-python-headless") from None
-    if output.suffix.lower() not in CODECS:
+    codec = CODECS.get(output.suffix.lower())
+    if codec is None:
         raise click.UsageError(f"-o names a video: {', '.join(CODECS)}")
     if output.exists() and not given["overwrite"]:
         raise click.UsageError(f"{output} is there already; --overwrite replaces it")
     live = video.isdecimal()
     source, writer, code = cv2.VideoCapture(int(video) if live else video), cv2.VideoWriter(), OK
-    arguments: dict[str, Any] = {
-        "timeout_s": STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S,
-        "background": background,
-    }
-    if not background.startswith(("#", "blur:")):
-        arguments["background"] = Path(background)
+    wait_s = STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S
     try:
-        arguments |= options.connection(context, "timeout_s", "token", "headers", *FLAGS)
+        arguments = {"timeout_s": wait_s} | options.connection(context, "timeout_s", "token", "headers", *FLAGS)
+        arguments["background"] = background if background.startswith(("#", "blur:")) else Path(background)
         frames = cutaway.Stream(given["urls"][0], channels="bgr", **arguments)
     except (ValueError, OSError) as error:
         raise click.UsageError(getattr(error, "message", reason(error))) from None
@@ -60,13 +57,11 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
                 if done is None:
                     continue
                 if not writer.isOpened():
-                    codec = cv2.VideoWriter_fourcc(*CODECS[output.suffix.lower()])
                     fps = source.get(cv2.CAP_PROP_FPS) or 25.0  # of cameras and files that do not say
-                    writer.open(str(output), codec, fps, done.image.shape[1::-1])
+                    writer.open(str(output), cv2.VideoWriter_fourcc(*codec), fps, done.image.shape[1::-1])
                 writer.write(done.image)
                 if done.untouched and frames.statistics.untouched == 1:
-                    why = "the detector failed" if done.error is None else reason(done.error)
-                    say(f"frame {done.id} and those that follow come back untouched: {why}", err=True)
+                    say(f"frame {done.id} and others come back untouched: {done.error or 'no detection'}", err=True)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:

@@ -1,13 +1,7 @@
 """Answers of hosted models: a failed one → its typed error, a picture → a validated alpha or header.
 
-    InvalidOption       LicenceNotAccepted      a non-commercial model without `accept_noncommercial`
-    ServerUnavailable   ProviderUnavailable     no answer, or temporarily unavailable: worth a retry
-                        └── ProviderRefused     refused permanently: token, model, parameters
-    ProcessingTimeout   GatewayTimeout          408 and 504: the service's own timeout, worth a retry
-    InferenceError      InvalidAnswer           the model failed, or its answer is no valid result
-
-All but the first let a fallback chain go on to the next tier. Details name the provider and the HTTP status where
-there was one; no message, representation or detail holds a token.
+All errors but LicenceNotAccepted let a fallback chain go on to the next tier. Details name the provider and the HTTP
+status where there was one; no message, representation or detail holds a token.
 """
 
 from __future__ import annotations
@@ -28,26 +22,19 @@ from cutaway.contract import errors, limits
 from cutaway.contract.headers import PictureHeader, check_picture
 from cutaway.decode import open_checked
 from cutaway.loop import in_thread
-from cutaway.resilience import Deadline, parse_retry_after
+from cutaway.resilience import Deadline
 
 T = TypeVar("T")
-Scrub = Callable[[str], str]
-
-QUOTED_CHARS = 200  # of a provider's own message
+# Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat.
+_BYTES, _LONG_PX, _SHORT_PX = limits.HOSTED_MAX_ANSWER_BYTES, 4 * 2560, 4 * 1440
 ANSWER_LIMITS = limits.InputLimits(
-    max_file_bytes=limits.HOSTED_MAX_ANSWER_BYTES,
-    max_long_side_px=4 * limits.UPSCALE_LIMITS.max_long_side_px,
-    max_short_side_px=4 * limits.UPSCALE_LIMITS.max_short_side_px,
-    max_pixels=16 * limits.UPSCALE_LIMITS.max_long_side_px * limits.UPSCALE_LIMITS.max_short_side_px,
-    min_side_px=1,
-    max_decompression_ratio=math.inf,
+    *(("jpeg", "png", "webp", "bmp"), _BYTES, _LONG_PX, _SHORT_PX, _LONG_PX * _SHORT_PX, 1, math.inf)
 )
-"""Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat."""
 
 GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02
 
-_ABOUT_THE_PICTURE = re.compile(
+ABOUT_THE_PICTURE = re.compile(
     r"cannot identify image|(?:invalid|corrupt\w*|damaged|unsupported|unreadable|truncated|malformed) (?:input )?"
     r"(?:image|picture)|image (?:file )?(?:is )?(?:invalid|corrupt\w*|truncated|too (?:large|small|big))"
     r"|(?:decod\w*|pars\w*|open|read) (?:the )?(?:input )?image",
@@ -86,9 +73,9 @@ class OutOfTime(errors.ProcessingTimeout):
     """The deadline was exceeded by this machine's own work (decoding, composing): no tier failed."""
 
 
-_BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
-_BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat}
-_BY_STATUS |= {429: errors.RateLimitExceeded, 503: errors.Overloaded}
+BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
+BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat}
+BY_STATUS |= {429: errors.RateLimitExceeded, 503: errors.Overloaded}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,40 +109,9 @@ class Upscaled(Hosted):
     height_px: int
 
 
-def invalid(provider: str, what: str, verb: str = "answered with") -> InvalidAnswer:
+def invalid(provider: str, what: str) -> InvalidAnswer:
     """The error for an invalid answer."""
-    return InvalidAnswer(f"{provider} {verb} {what.rstrip('.')}.", details={"provider": provider})
-
-
-def failure_of(response: httpx.Response, provider: str, scrub: Scrub, action: str) -> errors.CutawayError | None:
-    """The typed error of an answer, or None for a success or a redirect; `action` is for a refusal."""
-    status, form = response.status_code, form_of(response)
-    if status < 400:
-        return None
-    words = next((form[key] for key in ("detail", "error", "message", "title") if form.get(key)), None)
-    if words is None and "html" not in response.headers.get("content-type", ""):
-        words = response.content[:2000].decode("utf-8", "replace")
-    said = _short(words, scrub)
-    wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
-    details = {"provider": provider, "status": status, **({} if wait_s is None else {"retry_after_seconds": wait_s})}
-    kind = _BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderRefused)
-    if status in (400, 422) and _ABOUT_THE_PICTURE.search(said):
-        kind = errors.CorruptImage
-    message, advice = f"{provider} answered {status}{': ' if said else ''}{said}.", action * (kind is ProviderRefused)
-    return kind(message, details=details, retry_after=wait_s, user_action=advice or None)
-
-
-def model_failure(said: object, provider: str, scrub: Scrub) -> errors.CutawayError:
-    """The error for a model that ran and failed, by its message."""
-    words = _short(said, scrub)
-    if _ABOUT_THE_PICTURE.search(words):
-        return errors.CorruptImage(f"{provider} cannot read the picture: {words}.", details={"provider": provider})
-    return invalid(provider, f"a model that failed{': ' if words else ''}{words}")
-
-
-def _short(said: object, scrub: Scrub) -> str:
-    text = said if isinstance(said, str) else "" if said is None else json.dumps(said, default=str)
-    return scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")
+    return InvalidAnswer(f"{provider} answered with {what.rstrip('.')}.", details={"provider": provider})
 
 
 def json_of(response: httpx.Response) -> Any:

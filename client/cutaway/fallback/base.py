@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,13 +13,14 @@ from typing import Any, ClassVar, TypedDict, Unpack
 import httpx
 
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, invalid_option
+from cutaway.contract.errors import CorruptImage, CutawayError, invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.fallback import answers
-from cutaway.fallback.answers import Matte, Upscaled
+from cutaway.fallback.answers import Matte, ProviderRefused, ProviderUnavailable, Upscaled, form_of
 from cutaway.fallback.requests import Call, Secret, check_base_url
-from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
+from cutaway.resilience import Deadline, RetryBudget, RetryPolicy, parse_retry_after
 
+QUOTED_CHARS = 200  # of a provider's own message
 UNKNOWN_LICENCE = "not known to Cutaway: see the model's page"
 BRIA_LICENCE = "CC BY-NC 4.0 or Bria's licence: not for commercial use without one"
 
@@ -66,27 +67,17 @@ class Provider(ABC):
         base_url: where requests go, instead of the provider's own address (an endpoint of your own, a test).
         token: instead of the environment's; an object with one cannot be pickled.
         timeout_s: seconds for one call, within the overall deadline.
-        accept_noncommercial: you may use weights that are not for commercial use.
-        retry: the retry policy of requests.
+        accept_noncommercial: you may use weights that are not for commercial use, else LicenceNotAccepted is raised.
         transport: an asynchronous httpx transport, for a test or a proxy that the environment does not name.
-
-    Raises:
-        LicenceNotAccepted: weights that are not for commercial use; InvalidOption: a name or an address that is none.
-
-    Attributes:
-        name: "huggingface", "replicate" or "space", with the number of its `tier`, 2 to 4.
-        cost: what a picture costs, in words.
-        delivery_hosts: hosts of its files beside its own origin, with their subdomains.
-        mattes: whether it serves mattes; `scales` are the factors by which it can upscale.
     """
 
     name: ClassVar[str]
-    tier: ClassVar[int]
-    cost: ClassVar[str]
+    tier: ClassVar[int]  # 2 to 4
+    cost: ClassVar[str]  # of a picture, in words
     default_url: ClassVar[str] = ""
     gone: ClassVar[str] = "The model or the address is not served any more: check model and base_url."
     token_variables: ClassVar[tuple[str, ...]] = ()
-    delivery_hosts: ClassVar[tuple[str, ...]] = ()
+    delivery_hosts: ClassVar[tuple[str, ...]] = ()  # of its files, beside its own origin, with their subdomains
     mattes: bool = True
 
     def __init__(self, model: Model, upscalers: Mapping[int, Model], **settings: Unpack[Settings]) -> None:
@@ -96,31 +87,23 @@ class Provider(ABC):
         self.scales = tuple(self._upscalers)
         for each in (model, *self._upscalers.values()):
             if not each.commercial and not settings.get("accept_noncommercial"):
-                details = {"name": "accept_noncommercial", "value": False, "allowed": "true"}
+                details = {"name": "accept_noncommercial", "value": False, "allowed": "true", "model": each.name}
                 raise answers.LicenceNotAccepted(
                     f"The weights of {each.name} may not be used commercially ({each.licence}). "
                     "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
-                    details=details | {"model": each.name, "licence": each.licence},
+                    details=details | {"licence": each.licence},
                 )
-        token = settings.get("token")
-        self._pickles = not token
-        self.token = Secret(token, self.name) if token else self._token_of_environment()
+        self.token = Secret(settings.get("token"), self.name, self.token_variables)
         self.base_url = (settings.get("base_url") or self.default_url).rstrip("/")
         self.origin = check_base_url(self.base_url, token=bool(self.token))
         self.policy, self.budget = settings.get("retry") or RetryPolicy(), RetryBudget()
         self.transport = settings.get("transport")
 
-    def _token_of_environment(self) -> Secret:
-        found = (os.environ.get(name, "").strip() for name in self.token_variables)
-        return Secret(next(filter(None, found), ""), self.name)
-
     def __getstate__(self) -> dict[str, Any]:
-        if not self._pickles:
-            raise TypeError("a token is not pickled: leave it to the environment of the other process")
-        return vars(self) | {"token": None, "budget": None}
+        return vars(self) | {"budget": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, token=self._token_of_environment(), budget=RetryBudget())
+        vars(self).update(state, budget=RetryBudget())
 
     def __repr__(self) -> str:
         what = f"base_url={self.base_url!r}, model={self.model.name!r}, timeout_s={self.timeout_s:g}"
@@ -128,8 +111,6 @@ class Provider(ABC):
 
     async def matte(self, data: bytes, media_type: str, deadline: Deadline) -> Matte:
         """The alpha of an encoded picture of that media type, upright and within the input limits.
-
-        The deadline is overall; the provider's own `timeout_s` counts too, but not while a model is loading.
 
         Raises:
             InputError: the provider refuses the picture, which others would refuse, too.
@@ -144,13 +125,7 @@ class Provider(ABC):
         return Matte(alpha=alpha, **self._facts(call))
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
-        """The picture with `scale` times as many pixels along each side.
-
-        Raises:
-            InvalidOption: the scale is none of :attr:`scales`.
-            ResolutionTooLarge: the picture is over 1440p.
-            Others as :meth:`matte`.
-        """
+        """The picture, of at most 1440p, with `scale` times as many pixels along each side; errors as :meth:`matte`."""
         if scale not in self.scales:
             allowed = ", ".join(map(str, self.scales)) or f"none: {self.name} does not upscale"
             raise invalid_option("scale", scale, allowed)
@@ -171,11 +146,33 @@ class Provider(ABC):
         if self.token_variables and not self.token:
             denied = f"Set {self.token_variables[0]} to a token of {self.name}."
         advice = {401: denied, 402: "The account has no credit left.", 403: denied, 404: self.gone, 410: self.gone}
-        action = advice.get(response.status_code, "Check the model and its inputs.")
-        return answers.failure_of(response, self.name, self.token.scrub, action)
+        status, form = response.status_code, form_of(response)
+        if status < 400:
+            return None
+        words = next((form[key] for key in ("detail", "error", "message", "title") if form.get(key)), None)
+        if words is None and "html" not in response.headers.get("content-type", ""):
+            words = response.content[:2000].decode("utf-8", "replace")
+        said = self._quoted(words)
+        wait_s = parse_retry_after(response.headers.get("retry-after", str(form.get("retry_after"))))
+        details: dict[str, Any] = {"provider": self.name, "status": status}
+        if wait_s is not None:
+            details["retry_after_seconds"] = wait_s
+        kind = answers.BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderRefused)
+        if status in (400, 422) and answers.ABOUT_THE_PICTURE.search(said):
+            kind = CorruptImage
+        action = advice.get(status, "Check the model and its inputs.") if kind is ProviderRefused else None
+        return kind(f"{self.name} answered {status}{said}.", details=details, retry_after=wait_s, user_action=action)
 
-    def _model_failure(self, said: object) -> CutawayError:
-        return answers.model_failure(said, self.name, self.token.scrub)
+    def _model_failure(self, words: object) -> CutawayError:
+        """The error for a model that ran and failed, by its message."""
+        if answers.ABOUT_THE_PICTURE.search(said := self._quoted(words)):
+            return CorruptImage(f"{self.name} cannot read the picture{said}.", details={"provider": self.name})
+        return answers.invalid(self.name, f"a model that failed{said}")
+
+    def _quoted(self, words: object) -> str:
+        text = words if isinstance(words, str) else "" if words is None else json.dumps(words, default=str)
+        said = self.token.scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")
+        return f": {said}" if said else ""
 
     def _facts(self, call: Call) -> dict[str, Any]:
         """The fields that results of all calls have."""

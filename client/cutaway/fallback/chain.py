@@ -11,27 +11,32 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cutaway.breaker import CircuitBreaker, Clock
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, InputError, RequestCancelled, ServerUnavailable, invalid_option
+from cutaway.contract.errors import (
+    CutawayError,
+    InputError,
+    NoPersonDetected,
+    RequestCancelled,
+    ServerUnavailable,
+    invalid_option,
+)
 from cutaway.contract.options import CutOptions
-from cutaway.fallback.answers import OutOfTime, own_work
-from cutaway.fallback.compose import Person, Picture, detected_people, given_people, outputs_of, prepare
+from cutaway.fallback.answers import OutOfTime, Upscaled, own_work
+from cutaway.fallback.compose import Person, Picture, given_people, outputs_of, prepare
 from cutaway.resilience import Deadline
 
 if TYPE_CHECKING:
-    from cutaway.fallback.answers import Upscaled
     from cutaway.fallback.base import Provider
 
 T = TypeVar("T")
-Outputs: TypeAlias = Mapping[str, Any]
-Ask: TypeAlias = Callable[[Deadline], Awaitable[Outputs]]
+Outputs = Mapping[str, Any]
+Ask = Callable[[Deadline], Awaitable[Outputs]]
 
 DETECT_SHARE = 1 / 3  # share of a hosted tier's time for the server's detection of people
 MATTE = 1  # its key among the factors, each of which has circuit breakers of its own, since it has another model
-DECODING, COMPOSING = "decoding the picture", "putting the cut-out together"
 
 
 class NobodyServed(ServerUnavailable):
@@ -75,8 +80,8 @@ class Attempt:
     provider: str
     tier: int
     timeout_s: float
-    call: Callable[[Deadline], Awaitable[Any]] = field(repr=False)
-    breaker: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False)
+    call: Callable[[Deadline], Awaitable[Any]]
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     passed_over: str = ""
     patient: bool = False
 
@@ -84,8 +89,7 @@ class Attempt:
 async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[Any]:
     """Call one tier after the other, each once, until one serves.
 
-    A tier has its own timeout, or less where it would take the time of later ones: their timeouts are reserved, up to
-    half of the time left. Nothing is reserved for tiers whose circuit breaker is open.
+    The timeouts of later tiers are reserved, up to half of the time left, unless their circuit breaker is open.
 
     Raises:
         InputError: a tier refuses the picture or an option; no further one is called.
@@ -133,15 +137,11 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
 
 
 class Fallback:
-    """Hosted providers behind your own server; safe to share between threads, event loops and clients.
+    """Hosted providers behind your own server, in the order of the tiers; safe to share between threads and clients.
+
+    After `fail_max` failures in a row a provider's circuit breaker opens; after `reset_s` seconds it is half-open.
 
     >>> fallback = Fallback([HuggingFace("briaai/RMBG-1.4", accept_noncommercial=True), Replicate(), Space()])
-
-    Args:
-        providers: in the order of the tiers.
-        fail_max: failures in a row after which a provider's circuit breaker opens.
-        reset_s: seconds until an open circuit breaker is half-open.
-        clock: seconds that only grow.
     """
 
     def __init__(
@@ -153,14 +153,12 @@ class Fallback:
         clock: Clock = time.monotonic,
     ) -> None:
         self.providers = tuple(providers)
-        self._made_with: dict[str, Any] = {"fail_max": fail_max, "reset_s": reset_s, "clock": clock}
-        self._breakers = {
-            scale: tuple(CircuitBreaker(fail_max=fail_max, reset_s=reset_s, clock=clock) for _ in providers)
-            for scale in (MATTE, *limits.UPSCALE_SCALES)
-        }
+        self._breaker = partial(CircuitBreaker, fail_max=fail_max, reset_s=reset_s, clock=clock)
+        scales = (MATTE, *limits.UPSCALE_SCALES)
+        self._breakers = {scale: tuple(self._breaker() for _ in providers) for scale in scales}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Fallback, self.providers, **self._made_with), ()
+        return partial(Fallback, self.providers, **self._breaker.keywords), ()
 
     @property
     def breakers(self) -> tuple[CircuitBreaker, ...]:
@@ -177,73 +175,59 @@ class Fallback:
         primary: Ask | None = None,
         detect: Ask | None = None,
     ) -> Served[Outputs]:
-        """Cut a picture out by the first tier that serves.
+        """Cut an encoded picture out by the first tier that serves; the outputs are those of the wire contract.
 
         Args:
-            data: the encoded picture; `media_type` is its declared type, if any.
-            deadline: of the whole call.
-            primary: requests "images", "boxes", "scores" and "report" from your own server within the given deadline.
+            primary: requests them from your own server within the given deadline.
             detect: requests all but "images". Single people (`subject` "each", or `select`) need it, or boxes.
-
-        Returns:
-            The outputs of the wire contract. A hosted report has the tiers that failed before under "fallback", and
-            warnings about what a hosted matte does not do.
 
         Raises:
             NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
-            InputError, ProcessingTimeout, NobodyServed: see :func:`run_chain`.
+            Others as :func:`run_chain`.
         """
         picture: Picture | None = None
         people: list[Person] | None = None
-        report: dict[str, Any] = {}
 
-        async def matte(provider: Provider, turn: Deadline) -> Outputs:
-            nonlocal picture, people, report
+        async def matte(provider: Provider, turn: Deadline) -> tuple[dict[str, Any], dict[str, Any]]:
+            nonlocal picture, people
             if picture is None:
-                decoded = await own_work(DECODING, deadline, partial(prepare, data, media_type))
+                decoded = await own_work("decoding the picture", deadline, partial(prepare, data, media_type))
                 people = given_people(options, decoded.rgb.size)
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
-                people = await _detected(detect, turn.capped(provider.timeout_s), options)
+                detect_s = min(provider.timeout_s, turn.left_s) * DETECT_SHARE
+                people = await _detected(detect, turn.capped(detect_s), options)
             made = await provider.matte(picture.data, picture.media_type, turn)
             compose = partial(outputs_of, picture, made, options, people, deadline)
-            outputs, report = await own_work(COMPOSING, deadline, compose)
-            return outputs
+            return await own_work("putting the cut-out together", deadline, compose)
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
-        attempts += self._attempts(MATTE, matte, lambda it: it.mattes, "It was set up for upscaling only.")
-        served = await run_chain(attempts, deadline)
-        if not report:
+        served = await run_chain(attempts + self._attempts(MATTE, lambda it: partial(matte, it)), deadline)
+        if served.tier == 1:
             return served
+        outputs, report = served.value
         told = {"provider": served.provider, "tier": served.tier, "tried": [entry.to_dict() for entry in served.tried]}
         written = json.dumps(report | {"fallback": told}, ensure_ascii=False).encode()
-        return replace(served, value={**served.value, "report": [written]})
+        return replace(served, value=outputs | {"report": [written]})
 
     async def upscale(
         self, data: bytes, media_type: str | None = None, *, scale: int, deadline: Deadline
     ) -> Served[Upscaled]:
-        """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by the first provider that serves.
-
-        Raises:
-            InvalidOption, ResolutionTooLarge; others as :meth:`infer`.
-        """
+        """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by the first provider that serves."""
         if scale not in limits.UPSCALE_SCALES:
             raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
-        picture = await own_work(DECODING, deadline, partial(prepare, data, media_type, limits.UPSCALE_LIMITS))
+        decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
+        picture = await own_work("decoding the picture", deadline, decode)
+        sent = picture.data, picture.media_type, scale
+        return await run_chain(self._attempts(scale, lambda it: partial(it.upscale, *sent)), deadline)
 
-        async def upscale(provider: Provider, turn: Deadline) -> Upscaled:
-            return await provider.upscale(picture.data, picture.media_type, scale, turn)
-
-        attempts = self._attempts(scale, upscale, lambda it: scale in it.scales, f"It does not upscale by {scale}.")
-        return await run_chain(attempts, deadline)
-
-    def _attempts(
-        self, scale: int, call: Callable[..., Awaitable[Any]], able: Callable[[Provider], bool], otherwise: str
-    ) -> list[Attempt]:
-        return [
-            Attempt(it.name, it.tier, it.timeout_s, partial(call, it), breaker, "" if able(it) else otherwise, True)
-            for it, breaker in zip(self.providers, self._breakers[scale], strict=True)
-        ]
+    def _attempts(self, scale: int, call: Callable[[Provider], Callable[..., Awaitable[Any]]]) -> list[Attempt]:
+        unable = "It was set up for upscaling only." if scale == MATTE else f"It does not upscale by {scale}."
+        found = []
+        for it, breaker in zip(self.providers, self._breakers[scale], strict=True):
+            able = it.mattes if scale == MATTE else scale in it.scales
+            found.append(Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, "" if able else unable, True))
+        return found
 
 
 async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:
@@ -252,9 +236,14 @@ async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> 
     if detect is None:
         raise needed
     try:
-        outputs = await detect(turn.capped(turn.left_s * DETECT_SHARE))
-        return detected_people(outputs, json.loads(outputs["report"][0]), options)
+        outputs = await detect(turn)
     except (InputError, RequestCancelled):
         raise
     except CutawayError as error:
         raise needed from error
+    ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]  # `select` is applied already
+    people = list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))
+    if not people:
+        details = {"min_confidence": options.min_confidence, "tips": []}
+        raise NoPersonDetected("Nobody was found in the picture.", details=details)
+    return people

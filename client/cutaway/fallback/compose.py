@@ -7,13 +7,14 @@ warning or an error, never silently something else.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cutaway.contract import limits
-from cutaway.contract.errors import NoPersonDetected, invalid_option
+from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.contract.options import CutOptions
 from cutaway.decode import decode_upright, open_checked, orientation_of
@@ -24,8 +25,6 @@ from cutaway.resilience import Deadline
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-Box = tuple[float, float, float, float]
-
 REACH = 0.1  # margin around a person's box for hair and hands, as a share of the box's longer side
 GRID_PX, AROUND_PX = 512, 45  # colours are averaged on a copy of this longer side, within so many of its pixels
 BAND_ROWS = 256  # cleaned at once: as floats they take about 50 MB
@@ -35,7 +34,7 @@ class Person(NamedTuple):
     """A person to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
 
     id: int
-    box: Box
+    box: tuple[float, float, float, float]
     confidence: float
 
 
@@ -67,20 +66,6 @@ def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = li
     return Picture(rgb, alpha, {"width_px": rgb.width, "height_px": rgb.height, **facts}, sent, kind)
 
 
-def detected_people(outputs: Mapping[str, Any], report: Any, options: CutOptions) -> list[Person]:
-    """The people of a server's detection answer, in which `select` is applied already; NoPersonDetected without any."""
-    entries = report.get("people") if isinstance(report, dict) else None
-    found = zip(entries if isinstance(entries, list) else [], outputs["boxes"], outputs["scores"], strict=False)
-    people = [
-        Person(entry["id"], (float(x1), float(y1), float(x2), float(y2)), float(score))
-        for entry, (x1, y1, x2, y2), score in found
-    ]
-    if people:
-        return people
-    details = {"min_confidence": options.min_confidence, "tips": []}
-    raise NoPersonDetected("Nobody was found in the picture.", details=details)
-
-
 def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] | None:
     """The given boxes as people, largest first and filtered by `select`; None without boxes.
 
@@ -89,12 +74,10 @@ def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] 
     """
     if options.boxes is None:
         return None
-    boxes: list[Box] = []
-    for box in options.boxes:
-        (x1, x2), (y1, y2) = ([min(max(box[n], 0.0), size_wh[axis]) for n in (axis, axis + 2)] for axis in (0, 1))
+    boxes = [tuple(np.clip(box, 0.0, (*size_wh, *size_wh)).tolist()) for box in options.boxes]
+    for x1, y1, x2, y2 in boxes:
         if x2 - x1 < 1 or y2 - y1 < 1:
-            raise invalid_option("boxes", list(box), "boxes of at least 1×1 px within {}×{} px".format(*size_wh))
-        boxes.append((x1, y1, x2, y2))
+            raise invalid_option("boxes", options.boxes, "boxes of at least 1×1 px within {}×{} px".format(*size_wh))
     boxes.sort(key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))
     chosen = range(len(boxes)) if options.select is None else options.select
     if max(chosen) >= len(boxes):
@@ -112,13 +95,12 @@ def outputs_of(
     """
     from PIL import Image, ImageChops, ImageFilter
 
-    size_wh = picture.rgb.size
+    size_wh, background = picture.rgb.size, options.background
     alpha = Image.fromarray(matte.alpha)
     if picture.alpha is not None:
         alpha = ImageChops.darker(alpha, picture.alpha)
     if options.feather_px:  # a Gaussian whose standard deviation is half of it, as on the server
         alpha = alpha.filter(ImageFilter.GaussianBlur(options.feather_px / 2))
-    background = options.background
     behind = Image.new("RGB", size_wh, background.colour_rgb) if background.colour_rgb is not None else None
     if background.blur_px is not None:
         behind = picture.rgb.filter(ImageFilter.GaussianBlur(background.blur_px))
@@ -128,68 +110,55 @@ def outputs_of(
     images, cutouts = [], []
     for group in [[person] for person in chosen] if alone else [chosen]:
         deadline.check("composing")
+        kept = alpha if people is None else Image.new("L", size_wh)
+        for _, box, _ in group if people is not None else []:
+            near = _grown(box, round(REACH * max(box[2] - box[0], box[3] - box[1])), size_wh)
+            kept.paste(alpha.crop(near), near)
         frame = _grown(group[0].box, options.padding_px, size_wh) if alone else (0, 0, *size_wh)
-        part = (alpha if people is None else _kept_near(alpha, group)).crop(frame)
-        image = _rendered(picture.rgb.crop(frame), part, behind and behind.crop(frame), options)
-        images.append(image)
+        file, form = _finished(picture.rgb, kept, behind, frame, options)
+        images.append(file)
         left, top, right, bottom = zip(*(person.box for person in group), strict=True)
         cutout = {"id": group[0].id if alone else 0, "people": [person.id for person in group if named]}
-        cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "frame": list(frame), "size": list(part.size)}
-        cutout |= {"confidence": min(round(p.confidence, 4) for p in group), "bytes": len(image)}
-        cutouts.append(cutout | {"media_type": "image/webp" if options.output == "webp" else "image/png"})
+        cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "bytes": len(file)}
+        cutouts.append(cutout | {"confidence": min(round(p.confidence, 4) for p in group)} | form)
+    # Warnings about what a hosted matte does not do.
+    who: dict[str, Any] = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
+    warned = {"HOSTED_MODEL": f"{matte.model} at {matte.provider} made this cut-out, and not your server."}
+    if options.subject == "people" and people is None:
+        warned["PEOPLE_NOT_CHECKED"] = "What stands out was cut out; nobody checked that these are people."
+    if people is not None and len(people) > len(chosen):
+        warned["PEOPLE_LEFT_OUT"] = f"{len(people)} people were found; the {len(chosen)} largest were taken."
+        who |= {"found": len(people), "max_people": options.max_people}
+    pairs = [(a.box, b.box) for a, b in combinations(chosen, 2) if alone]
+    if any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
+        warned["PEOPLE_NOT_SEPARATED"] = "Boxes overlap: a neighbour may be seen in somebody's cut-out."
+    same = {"tier": int(limits.Tier.MEDIUM), "details": who}
     report = {
         "picture": picture.facts,
+        "subject": options.subject,
         "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.confidence, 4)} for p in named],
         "cutouts": cutouts,
         "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
         "device": matte.provider,
         "milliseconds": {"matte": round(matte.elapsed_ms, 2)},
-        "warnings": _warnings(matte, options, people, chosen),
+        "warnings": [{"code": code, "message": text, **same} for code, text in warned.items()],
     }
     boxes = np.array([person.box for person in chosen], np.float32)
     return {"images": images, "boxes": boxes, "scores": np.array([p.confidence for p in chosen], np.float32)}, report
 
 
-def _warnings(
-    matte: Matte, options: CutOptions, people: Sequence[Person] | None, chosen: Sequence[Person]
-) -> list[dict[str, Any]]:
-    """Warnings about what a hosted matte does not do."""
-    found: list[dict[str, Any]] = []
-
-    def warn(code: str, message: str, **details: Any) -> None:
-        found.append({"code": code, "message": message, "tier": int(limits.Tier.MEDIUM), "details": details})
-
-    who = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
-    warn("HOSTED_MODEL", f"{matte.model} at {matte.provider} made this cut-out, and not your server.", **who)
-    if options.subject == "people" and people is None:
-        warn("PEOPLE_NOT_CHECKED", "What stands out in the picture was cut out; nobody checked that these are people.")
-    if people is not None and len(people) > len(chosen):
-        what = f"{len(people)} people were found; the {len(chosen)} largest were taken."
-        warn("PEOPLE_LEFT_OUT", what, found=len(people), max_people=options.max_people)
-    pairs = [(a.box, b.box) for place, a in enumerate(chosen) for b in chosen[:place] if options.subject == "each"]
-    if any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
-        warn("PEOPLE_NOT_SEPARATED", "Boxes overlap: a neighbour may be seen in somebody's cut-out.")
-    return found
-
-
-def _grown(box: Box, by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+def _grown(box: Sequence[float], by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     x1, y1 = max(0, int(box[0]) - by_px), max(0, int(box[1]) - by_px)
     x2, y2 = min(size_wh[0], -int(-box[2] // 1) + by_px), min(size_wh[1], -int(-box[3] // 1) + by_px)
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
-def _kept_near(alpha: PILImage, group: Sequence[Person]) -> PILImage:
-    """The alpha in the people's boxes and a margin, 0 elsewhere."""
-    from PIL import Image
-
-    kept = Image.new("L", alpha.size)
-    for _, box, _ in group:
-        near = _grown(box, round(REACH * max(box[2] - box[0], box[3] - box[1])), alpha.size)
-        kept.paste(alpha.crop(near), near)
-    return kept
-
-
-def _rendered(image: PILImage, alpha: PILImage, behind: PILImage | None, options: CutOptions) -> bytes:
+def _finished(
+    rgb: PILImage, alpha: PILImage, behind: PILImage | None, frame: tuple[int, int, int, int], options: CutOptions
+) -> tuple[bytes, dict[str, Any]]:
+    """The encoded cut-out, and the report's entries about its form and size, which only this function decides."""
+    image, alpha = rgb.crop(frame), alpha.crop(frame)
+    kind, how = ("WEBP", {"quality": 90, "method": 2}) if options.output == "webp" else ("PNG", {"compress_level": 1})
     if options.output != "mask" and options.decontaminate:
         image = clean_colours(image, alpha)
     if options.output == "mask":
@@ -197,10 +166,11 @@ def _rendered(image: PILImage, alpha: PILImage, behind: PILImage | None, options
     elif behind is None:
         image.putalpha(alpha)
     else:
-        behind.paste(image, (0, 0), alpha)
-        image = behind
-    kind, how = ("WEBP", {"quality": 90, "method": 2}) if options.output == "webp" else ("PNG", {"compress_level": 1})
-    return _encoded(image, kind, **how)
+        backdrop = behind.crop(frame)
+        backdrop.paste(image, (0, 0), alpha)
+        image = backdrop
+    form = {"frame": list(frame), "size": list(image.size), "media_type": f"image/{kind.lower()}"}
+    return _encoded(image, kind, **how), form
 
 
 def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:

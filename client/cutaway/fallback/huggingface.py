@@ -32,20 +32,17 @@ MODELS = {model.name.lower(): model for model in _MODELS}
 class HuggingFace(Provider):
     """Mattes and upscaling by models on Hugging Face.
 
-    - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``, with the permission to call inference providers.
-    - *Cost*: by compute time against the account's monthly credit; a dedicated endpoint by the hour.
+    - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``. *Cost*: by compute time; a dedicated endpoint by the hour.
     - *Licence*: Bria's models are **not for commercial use** and need ``accept_noncommercial=True``; BiRefNet is MIT.
-    - *Cold start*: a model that is loading answers 503 with ``estimated_time``; the request is repeated after it, five
-      times at most, within the overall deadline. `timeout_s` begins anew after each wait.
+    - *Cold start*: where a model is loading (503 with ``estimated_time``), the request is repeated, five times at most.
 
     Args:
         model: "owner/model", or "fal-ai/…", or a :class:`Model` with its licence.
         route: ``hf-inference`` sends the file as it is; ``fal-ai`` queues a data URI and polls; ``endpoint`` posts to
             `base_url` itself: BiRefNet is not served by the router, so it needs an endpoint of your own.
         upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
-        settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 10 by default.
+        settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 10 by default.
 
-    >>> HuggingFace("briaai/RMBG-2.0", route="fal-ai", accept_noncommercial=True)
     >>> HuggingFace("ZhengPeng7/BiRefNet", route="endpoint", base_url="https://abc.endpoints.huggingface.cloud")
     """
 

@@ -27,19 +27,13 @@ MAX_PREDICTION_BYTES = limits.HOSTED_MAX_ANSWER_BYTES + MAX_JSON_BYTES  # with t
 _MODEL = re.compile(r"[\w.-]+/[\w.-]+(:[0-9a-f]{8,64})?|[0-9a-f]{64}")
 _PREDICTION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+_RGBA = {"format": "png", "background_type": "rgba"}
 _MODELS = (
     Model("men1scus/birefnet:f3e7ae8430032db9e9923c65f95ddf9f5b7ded8b7780163f18d1db67215dbd6d", "MIT (BiRefNet)"),
-    Model(
-        "851-labs/background-remover:a029dff38972b5fda4ec5d75d7d1cd25aeff621d2cf4946a41055d7db66b80bc",
-        inputs={"format": "png", "background_type": "rgba"},
-    ),
+    Model("851-labs/background-remover:a029dff38972b5fda4ec5d75d7d1cd25aeff621d2cf4946a41055d7db66b80bc", inputs=_RGBA),
     Model("lucataco/remove-bg:95fcc2a26d3899cd6c2691c900465aaeff466285a65c14638cc5f36f34befaf1"),
     Model("bria/remove-background", "Bria's terms, as Replicate shows them", inputs={"preserve_alpha": True}),
-    Model(
-        "nightmareai/real-esrgan:f121d640bd286e1fdc67f9799164c1d5be36ff74576ee11c803ae5b665dd46aa",
-        "BSD-3-Clause",
-        inputs={"face_enhance": False},
-    ),
+    Model("nightmareai/real-esrgan:f121d640bd286e1fdc67f9799164c1d5be36ff74576ee11c803ae5b665dd46aa", "BSD-3-Clause"),
 )
 MODELS = {model.name.partition(":")[0]: model for model in _MODELS}
 
@@ -47,20 +41,17 @@ MODELS = {model.name.partition(":")[0]: model for model in _MODELS}
 class Replicate(Provider):
     """Mattes and upscaling by models on Replicate.
 
-    - *Token*: ``REPLICATE_API_TOKEN``.
-    - *Cost*: each prediction, by the model's run time; a created one is charged even if nobody fetches it. So a
-      creation is repeated only where it certainly was not accepted (no connection, 429). A prediction that nobody
-      waits for is cancelled, and carries ``Cancel-After`` in case that does not get through.
-    - *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see the model's page.
+    - *Token*: ``REPLICATE_API_TOKEN``. *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see their pages.
+    - *Cost*: each prediction, even if nobody fetches it. So a creation is repeated only where it certainly was not
+      accepted, and a prediction that nobody waits for is cancelled.
 
     Args:
         model: "owner/name" of a known or official model, "owner/name:version" (community models need a version), or a
             :class:`Model`.
         inputs: sent beside the picture, over what the model brings.
         upscale_model: takes ``image`` and ``scale``; None for no upscaling.
-        settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 30 by default.
+        settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 30 by default.
 
-    >>> Replicate()                                        # BiRefNet
     >>> Replicate("owner/name:0123…", inputs={"threshold": 0.1})
     """
 

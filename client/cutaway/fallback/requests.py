@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -27,8 +28,6 @@ from cutaway.transports.base import parse_address
 from cutaway.transports.connection import is_loopback, proxy_of
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from cutaway.fallback.base import Model, Provider
 
 logger = logging.getLogger("cutaway.providers")
@@ -43,14 +42,24 @@ Origin = tuple[str, str, int]
 _tls = functools.cache(ssl.create_default_context)  # reading the authorities takes time
 
 
+def _refused(name: str, what: str, allowed: str) -> InvalidOption:
+    details = {"name": name, "value": "not shown", "allowed": allowed}
+    return InvalidOption(f"{what} has to be {allowed}.", details=details)
+
+
 class Secret:
     """A token that is masked in every representation, and in the error where a character in it is no token's."""
 
-    def __init__(self, value: str, of: str) -> None:
-        if not re.fullmatch(r"[\x21-\x7e]*", value.strip()):
-            details = {"name": "token", "value": "not shown", "allowed": "printable ASCII without spaces"}
-            raise InvalidOption(f"The token of {of} has to be {details['allowed']}.", details=details)
-        self._value = value.strip()
+    def __init__(self, given: str | None, of: str, variables: tuple[str, ...] = ()) -> None:
+        values = (value.strip() for value in (given or "", *(os.environ.get(name, "") for name in variables)))
+        self._value, self._given, self._of, self._variables = next(filter(None, values), ""), bool(given), of, variables
+        if not re.fullmatch(r"[\x21-\x7e]*", self._value):
+            raise _refused("token", f"The token of {of}", "printable ASCII without spaces")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._given:
+            raise TypeError("a token is not pickled: leave it to the environment of the other process")
+        return Secret, (None, self._of, self._variables)
 
     def __bool__(self) -> bool:
         return bool(self._value)
@@ -74,19 +83,17 @@ def origin_of(url: str) -> Origin | None:
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
         return None
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        return None
-    return parts.scheme, parts.hostname.lower(), port
+    valid = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    return (parts.scheme, (parts.hostname or "").lower(), port) if valid else None
 
 
 def check_base_url(url: str, *, token: bool) -> Origin:
     """The origin of a provider's address; InvalidOption for one with secrets, or a token in plain text."""
     origin = origin_of(url)
-    if origin and not ("?" in url or "#" in url or (token and origin[0] == "http" and not is_loopback(origin[1]))):
-        return origin
-    allowed = "https://… (http://… without a token, or on this machine) without user, password, query and fragment"
-    details = {"name": "base_url", "value": "not shown", "allowed": allowed}
-    raise InvalidOption(f"base_url has to be {allowed}.", details=details)
+    if not origin or "?" in url or "#" in url or (token and origin[0] == "http" and not is_loopback(origin[1])):
+        allowed = "https://… (http://… without a token, or on this machine) without user, password, query and fragment"
+        raise _refused("base_url", "base_url", allowed)
+    return origin
 
 
 def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provider: str) -> bool:
@@ -95,9 +102,9 @@ def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provide
     if origin == own:
         return True
     if origin is None or (origin[0], origin[2]) != ("https", 443):
-        raise invalid(provider, "not a plain https address, which is not followed", "points to")
+        raise invalid(provider, "an address that is not plain https, which is not followed")
     if not f".{origin[1]}".endswith(tuple(f".{known}" for known in delivery_hosts)):
-        raise invalid(provider, "none of its delivery hosts, which is not followed", "points to")
+        raise invalid(provider, "an address at none of its delivery hosts, which is not followed")
     return False
 
 
@@ -110,38 +117,38 @@ class Call:
     """
 
     def __init__(self, provider: Provider, model: Model, deadline: Deadline, scale: int = 1) -> None:
-        self.model, self.scale, self.overall = model, scale, deadline.capped(deadline.left_s)
+        self.provider, self.model, self.scale = provider, model, scale
+        self.overall = deadline.capped(deadline.left_s)
         self.requests, self.details = 0, dict[str, Any]()
-        self._provider = provider
         self.restart()
 
     def restart(self) -> None:
         """Restart the provider's own timeout, after a wait that is not part of it."""
-        self.deadline = self.overall.capped(self._provider.timeout_s)
-        self._retries = Retries(self.deadline, self._provider.policy, self._provider.budget)
+        self.deadline = self.overall.capped(self.provider.timeout_s)
+        self._retries = Retries(self.deadline, self.provider.policy, self.provider.budget)
 
     async def __aenter__(self) -> Self:
         # The transport alone: httpx's client logs addresses with their query, which may hold a signature.
-        proxy = proxy_of(parse_address(self._provider.base_url)) or None
-        self._transport = self._provider.transport or httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy)
+        proxy = proxy_of(parse_address(self.provider.base_url)) or None
+        self._transport = self.provider.transport or httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._transport is not self._provider.transport:
+        if self._transport is not self.provider.transport:
             await self._transport.aclose()
 
     async def send(self, method: str, url: str, *, repeatable: bool = True, **request: Any) -> httpx.Response:
         """Send a request as :meth:`once` does, with retries by the policy.
 
-        Requests that are not repeatable cost money each time: they are retried only where they certainly were not
-        accepted, without a connection or at a rate limit.
+        One that is not repeatable costs money each time: it is retried only where it certainly was not accepted,
+        without a connection or at a rate limit.
         """
         while True:
             if self.requests >= limits.HOSTED_MAX_REQUESTS:
-                raise self.deadline.exceeded(self._provider.name)
+                raise self.deadline.exceeded(self.provider.name)
             try:
                 response = await self.once(method, url, **request)
-                failure = self._provider.failure_of(response)
+                failure = self.provider.failure_of(response)
             except CutawayError as error:
                 failure = error
             if failure is None:
@@ -160,7 +167,7 @@ class Call:
         headers: Mapping[str, str] | None = None,
         deadline: Deadline | None = None,
         max_bytes: int = MAX_JSON_BYTES,
-        until: Callable[[bytes], bool] = lambda _: False,
+        until: Callable[[bytes], object] = lambda _: False,
         **content: Any,
     ) -> httpx.Response:
         """Send one request to an address or a path below the provider's, with the token to its own origin only.
@@ -169,26 +176,34 @@ class Call:
             deadline: instead of the call's own; `max_bytes` bounds the answer.
             until: called with the body so far; True ends an answer that its server keeps open.
             content: `json`, `content` or `files` as httpx takes them.
-
-        Raises:
-            ProcessingTimeout, InvalidAnswer; ProviderUnavailable, with the detail `unsent` where no request was sent.
         """
-        provider, deadline = self._provider, deadline or self.deadline
+        provider = self.provider
         url = url if "://" in url else provider.base_url + url
         own = check_target(url, provider.origin, provider.delivery_hosts, provider.name)
         sent = {**HEADERS, **(headers or {}), **(provider.token.bearer() if own else {})}
-        request = httpx.Request(method, url, headers=sent, **content)
         self.requests += 1
-        started, outcome = time.monotonic(), "no answer"
+        started, outcome, body = time.monotonic(), "no answer", bytearray()
         try:
-            async with deadline.limit(provider.name):
+            async with (deadline or self.deadline).limit(provider.name):
+                request = httpx.Request(method, url, headers=sent, **content)
                 answer = await self._transport.handle_async_request(request)
                 try:
-                    body = await _body(answer, provider.name, max_bytes, until)
+                    if answer.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+                        raise invalid(provider.name, "a compressed body, which was not asked for")
+                    length = answer.headers.get("content-length", "")[:20]
+                    too_large = invalid(provider.name, f"more than {max_bytes:,} bytes")
+                    if length.isdecimal() and int(length) > max_bytes:
+                        raise too_large
+                    async for chunk in answer.aiter_bytes():
+                        body += chunk
+                        if len(body) > max_bytes:
+                            raise too_large
+                        if until(bytes(body)):
+                            break
                 finally:
                     await answer.aclose()
             outcome = str(answer.status_code)
-            return httpx.Response(answer.status_code, headers=answer.headers, content=body)
+            return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
         except httpx.TransportError as error:
             unsent = isinstance(error, httpx.ConnectError)
             message = f"{provider.name} {'cannot be reached' if unsent else 'broke the connection off'}."
@@ -202,35 +217,19 @@ class Call:
 
     async def fetch(self, url: str) -> bytes:
         """The picture of a data URI, or at an address after at most three checked redirects."""
-        name = self._provider.name
         if url.startswith("data:"):
-            return decode_base64(url, name)
+            return decode_base64(url, self.provider.name)
         for _ in range(MAX_REDIRECTS + 1):
             response = await self.send("GET", url, max_bytes=limits.HOSTED_MAX_ANSWER_BYTES)
-            if response.status_code < 300:
-                if media_type(response).startswith(("image/", "application/octet-stream", "binary/octet-stream")):
-                    return response.content
-                raise invalid(name, f"a file of type {media_type(response)!r} instead of a picture")
-            url = urljoin(url, response.headers.get("location", ""))
-        raise invalid(name, "more redirects than are followed")
+            if response.status_code >= 300:
+                url = urljoin(url, response.headers.get("location", ""))
+            elif media_type(response).startswith(("image/", "application/octet-stream", "binary/octet-stream")):
+                return response.content
+            else:
+                raise invalid(self.provider.name, f"a file of type {media_type(response)!r} instead of a picture")
+        raise invalid(self.provider.name, "more redirects than are followed")
 
 
 def media_type(response: httpx.Response) -> str:
     """The content type without its parameters, in lower case and short; "" where there is none."""
     return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()[:50]
-
-
-async def _body(answer: httpx.Response, provider: str, max_bytes: int, until: Callable[[bytes], bool]) -> bytes:
-    if answer.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
-        raise invalid(provider, "a compressed body, which was not asked for")
-    length, data = answer.headers.get("content-length", ""), bytearray()
-    too_large = invalid(provider, f"more than {max_bytes:,} bytes")
-    if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise too_large
-    async for chunk in answer.aiter_bytes():
-        data += chunk
-        if len(data) > max_bytes:
-            raise too_large
-        if until(bytes(data)):
-            break
-    return bytes(data)

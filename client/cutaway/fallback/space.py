@@ -28,17 +28,15 @@ class Space(Provider):
     """Mattes (and upscaling, where you name a function for it) by a Gradio 5 app on a Hugging Face Space.
 
     - *Token*: none. For a private Space of your own pass `token`, which its code gets; the environment's is not used.
-    - *Cost*: none for public Spaces, and no availability promised: they sleep, queue and change without notice.
-    - *Licence*: the app's and its model's own, see the Space's page. Pass a :class:`Model` for `model` to record it.
+    - *Cost*: none, and no availability promised. *Licence*: the app's and its model's own, see the Space's page.
 
     Args:
         space: "owner/name"; only a label where `base_url` is given.
         fn: the API name of the app's function that takes a picture and `arguments` and mattes; None where it has none.
         upscale_fn: that of the one that takes a picture and a factor and upscales.
         model: the app's model and licence.
-        settings: see :class:`cutaway.fallback.base.Provider`; `timeout_s` is 60 by default.
+        settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
 
-    >>> Space()                                             # not-lain/background-removal
     >>> Space("owner/upscaler", upscale_fn="predict", fn=None)
     >>> Space(base_url="http://localhost:7860", fn="image")
     """

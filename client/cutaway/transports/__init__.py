@@ -15,26 +15,16 @@ def open_transport(connection: Connection) -> Transport:
 
     Raises:
         OSError, ValueError: a certificate's file cannot be read.
-
-    Warns:
-        InsecureTokenWarning: see there.
     """
-    _warn_of_open_secrets(connection)
-    if connection.address.scheme.startswith("grpc"):
+    address = connection.address
+    secrets = [name for name in SECRET_HEADERS if name in connection.headers]
+    if secrets and not connection.encrypted and not is_loopback(address.host):
+        advice = f"{secrets[0]} goes to {address} without encryption: use {address.scheme}s://."
+        warnings.warn(advice, InsecureTokenWarning, stacklevel=3)
+    if address.scheme.startswith("grpc"):
         from cutaway.transports.grpc import GrpcTransport
 
         return GrpcTransport(connection)
     from cutaway.transports.http import HttpTransport
 
     return HttpTransport(connection)
-
-
-def _warn_of_open_secrets(connection: Connection) -> None:
-    address = connection.address
-    sent = [name for name in SECRET_HEADERS if name in connection.headers]
-    if sent and not connection.encrypted and not is_loopback(address.host):
-        warnings.warn(
-            f"{sent[0]} goes to {address} without encryption: use {address.scheme}s://.",
-            InsecureTokenWarning,
-            stacklevel=4,
-        )

@@ -29,7 +29,7 @@ class InputTensor:
 
 @dataclass(frozen=True)
 class SequencePart:
-    """A request's place in a sequence, for a stateful model: the sequence's id, and whether it is the first or last."""
+    """A request's place in a stateful model's sequence."""
 
     id: int
     begins: bool = False
@@ -57,12 +57,7 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of a model.
-
-    Attributes:
-        datatype: KServe's name, such as "BYTES" or "FP32".
-        shape: -1 where any size goes; the first is the batch where the model has one.
-    """
+    """An input or output of a model: KServe's datatype, such as "FP32", and the shape, -1 where any size goes."""
 
     name: str
     datatype: str
@@ -71,13 +66,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A server's metadata of a model.
-
-    Attributes:
-        versions: those that it serves.
-        state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND".
-        platform: its backend, such as "onnxruntime_onnx" or "python".
-    """
+    """A server's metadata of a model: the versions that it serves, its backend (`platform`), such as "python", and the
+    state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND"."""
 
     name: str
     versions: tuple[str, ...] = ()
@@ -119,7 +109,7 @@ async def models_by_name(
     ready: Callable[[str, float], Awaitable[bool]],
     metadata: Callable[[str, float], Awaitable[ModelInfo]],
 ) -> list[ModelInfo]:
-    """What :meth:`Transport.models` returns: a model without metadata is not there, or not ready."""
+    """For :meth:`Transport.models`: a model without metadata is not there, or not ready."""
     deadline, found = Deadline(timeout_s), []
     for name in names:
         is_ready = await ready(name, deadline.left_s)
@@ -134,14 +124,7 @@ async def models_by_name(
 
 @dataclass(frozen=True)
 class Address:
-    """The parts of a server's address.
-
-    Attributes:
-        scheme: "grpc", "grpcs", "http" or "https".
-        host: name or IP address; IPv6 in brackets.
-        port: 1 to 65535.
-        path: the prefix of ``/v2`` behind a proxy, without a slash at its end; "" for gRPC.
-    """
+    """A server's address; IPv6 in brackets, and `path` is the prefix of ``/v2`` behind a proxy."""
 
     scheme: str
     host: str
@@ -153,11 +136,8 @@ class Address:
 
 
 def parse_address(url: str) -> Address:
-    """Read ``grpc://host:8001``, ``grpcs://host``, ``http://host:8000`` or ``https://host/path``.
-
-    Raises:
-        ValueError: anything else; credentials in the address too, since addresses end up in logs.
-    """
+    """Read ``grpc://host:8001``, ``grpcs://host``, ``http://host:8000`` or ``https://host/path``; ValueError for
+    anything else, and for credentials, since addresses end up in logs."""
     hint = "write grpc://host:8001 or http://host:8000 (grpcs:// and https:// for TLS)"
     try:
         parts = urlsplit(url)
@@ -166,15 +146,8 @@ def parse_address(url: str) -> Address:
         raise ValueError(f"{url!r} is no address: {error}; {hint}") from None
     if "@" in parts.netloc:
         raise ValueError(f"an address holds no user or password; {hint}")
-    if parts.scheme not in DEFAULT_PORTS or not host:
+    extra = parts.query or parts.fragment or (parts.scheme.startswith("grpc") and parts.path.strip("/"))
+    if parts.scheme not in DEFAULT_PORTS or not host or extra:
         raise ValueError(f"{url!r} is no address of a server; {hint}")
-    if parts.query or parts.fragment or (parts.scheme.startswith("grpc") and parts.path.strip("/")):
-        raise ValueError(f"{url!r} says more than an address; {hint}")
-    if ":" in host:
-        host = f"[{host}]"
-    return Address(
-        parts.scheme,
-        host,
-        DEFAULT_PORTS[parts.scheme] if port is None else port,
-        parts.path.rstrip("/"),
-    )
+    port = DEFAULT_PORTS[parts.scheme] if port is None else port
+    return Address(parts.scheme, f"[{host}]" if ":" in host else host, port, parts.path.rstrip("/"))

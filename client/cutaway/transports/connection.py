@@ -23,17 +23,10 @@ SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 
 _NAME = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
-_RESERVED = (
-    "accept-encoding",
-    "connection",
-    "content-length",
-    "content-type",
-    "host",
+_RESERVED = {  # the protocol itself sets them
+    *("accept-encoding", "connection", "content-length", "content-type", "host", "te", "transfer-encoding"),
     "inference-header-content-length",
-    "te",
-    "transfer-encoding",
-)
-"""Headers that the protocol itself sets."""
+}
 
 
 class InsecureTokenWarning(UserWarning):
@@ -42,13 +35,8 @@ class InsecureTokenWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Tls:
-    """Certificates, as files in PEM form.
-
-    Attributes:
-        ca_file: the only trusted authorities; the public ones where None.
-        cert_file: the client's certificate, followed by its intermediate ones.
-        key_file: its key, without a password; None where `cert_file` holds it, too.
-    """
+    """Certificates, as files in PEM form: the only trusted authorities (None: the public ones), and the client's own,
+    followed by its intermediate ones, with its key, without a password (None: in `cert_file`, too)."""
 
     ca_file: str | PathLike[str] | None = None
     cert_file: str | PathLike[str] | None = None
@@ -59,12 +47,7 @@ class Tls:
             raise ValueError("key_file is the key to a certificate: give cert_file, too")
 
     def context(self) -> ssl.SSLContext:
-        """For connections of the standard library.
-
-        Raises:
-            OSError: a file cannot be read.
-            ValueError: it is no certificate or key in PEM form.
-        """
+        """OSError where a file cannot be read, ValueError where it is no certificate or key."""
         # The files are opened first, because the errors of OpenSSL do not name them.
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None:
@@ -78,22 +61,15 @@ class Tls:
                 # An empty password, because without one OpenSSL prompts at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
             except ssl.SSLError as error:
-                raise ValueError(
-                    f"{self.cert_file} and {self.key_file or 'itself'} are not a certificate and its key in PEM form, "
-                    f"without a password: {error}"
-                ) from None
+                files = f"{self.cert_file} and {self.key_file or 'itself'}"
+                raise ValueError(f"{files} are not a certificate and its key, without a password: {error}") from None
         return context
 
 
 @dataclass(frozen=True)
 class Connection:
-    """The address of a server, and what every request to it needs.
-
-    Attributes:
-        address: the server's.
-        headers: sent with every request; names in lower case. Masked in representations, since they have tokens.
-        tls: for grpcs:// and https:// only; None trusts the public authorities.
-        proxy: the HTTP proxy of the environment; "" for none. Masked, since it may have a password.
+    """The address of a server, and what every request to it needs: headers (names in lower case), certificates, and the
+    environment's HTTP proxy. Headers and the proxy are masked, since they have tokens and passwords.
 
     Raises:
         ValueError: a header that cannot be sent, certificates for an address without TLS, or a proxy of another kind.
@@ -115,13 +91,7 @@ class Connection:
         return self.address.scheme in ("grpcs", "https")
 
     def headers_of(self, request: InferRequest) -> dict[str, str]:
-        """The headers of a request.
-
-        Raises:
-            ValueError: a header of the request cannot be sent.
-        """
-        if not request.headers:
-            return dict(self.headers)
+        """The headers of a request; ValueError where one cannot be sent."""
         check_headers(request.headers)
         return {**self.headers, **request.headers}
 
@@ -129,11 +99,6 @@ class Connection:
 def connections_of(
     urls: str | Sequence[str], headers: Mapping[str, str] | None = None, tls: Tls | None = None
 ) -> tuple[Connection, ...]:
-    """The connections to some servers.
-
-    Raises:
-        ValueError: there is none, a URL is no address, or see :class:`Connection`.
-    """
     addresses = [parse_address(url) for url in ([urls] if isinstance(urls, str) else urls)]
     if not addresses:
         raise ValueError("a client needs the address of at least one server")
@@ -141,10 +106,7 @@ def connections_of(
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """
-    Raises:
-        ValueError: a header that cannot be sent over both HTTP and gRPC. Its value is not in the message.
-    """
+    """Check that they can be sent over both HTTP and gRPC; no value is in the ValueError's message."""
     for name, value in headers.items():
         if not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("grpc-") or name.endswith("-bin"):
             raise ValueError(f"{name!r} is no name for a header of one's own (in lower case)")
@@ -153,37 +115,22 @@ def check_headers(headers: Mapping[str, str]) -> None:
 
 
 def proxy_of(address: Address) -> str:
-    """The proxy for an address, "" for none: ``HTTPS_PROXY`` for TLS, else ``HTTP_PROXY``, or ``ALL_PROXY``; none for
-    loopback and the hosts of ``NO_PROXY``. Lower case has precedence.
-
-    Raises:
-        ValueError: it is not ``http://host:port``, the only kind that gRPC supports.
-    """
+    """The environment's proxy, "" for none; ValueError where it is not ``http://host:port``, all that gRPC supports."""
     proxies = getproxies_environment()
     proxy = proxies.get("https" if address.scheme in ("grpcs", "https") else "http") or proxies.get("all", "")
-    if not proxy or is_loopback(address.host):
-        return ""
-    if proxy_bypass(f"{address.host.strip('[]')}:{address.port}"):
+    if not proxy or is_loopback(address.host) or proxy_bypass(f"{address.host.strip('[]')}:{address.port}"):
         return ""
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(
-            f"the environment's proxy for {address} is no http:// proxy: set another, or name the host in NO_PROXY"
-        )
+        raise ValueError(f"the proxy for {address} is no http:// proxy: set another, or name the host in NO_PROXY")
     return parts.geturl()
 
 
 class OneLoop(Generic[C]):
-    """A client library's object that belongs to the event loop in which it is first used.
+    """A client library's object that belongs to the event loop in which it is first used."""
 
-    Args:
-        opened: opens it.
-        forked: why it cannot be opened anew in a forked process; "" where it can.
-    """
-
-    def __init__(self, opened: Callable[[], C], *, forked: str = "") -> None:
+    def __init__(self, opened: Callable[[], C]) -> None:
         self._open = opened
-        self._forked = forked
         self._client: C | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
@@ -191,35 +138,29 @@ class OneLoop(Generic[C]):
         self._of_parents: list[C | None] = []
 
     def get(self) -> C:
-        """
-        Raises:
-            RuntimeError: it is closed, or belongs to another loop.
-        """
+        """The object; RuntimeError where it is closed, or belongs to another loop."""
         if self._closed:
             raise RuntimeError("the connection is closed")
-        if self._pid != os.getpid():
-            self._forget_parent()
+        self._forget_parent()
         loop = asyncio.get_running_loop()
         if self._client is None:
             self._client, self._loop = self._open(), loop
         elif self._loop is not loop:
-            raise RuntimeError(
-                "an asynchronous client belongs to the event loop in which it was first used: make one for each loop"
-            )
+            raise RuntimeError("an asynchronous client belongs to the event loop of its first use: make one for each")
         return self._client
 
     def close(self) -> C | None:
         """The object to close; None where none was opened in this loop."""
         self._closed = True
-        if self._pid != os.getpid():
-            self._forget_parent()
+        self._forget_parent()
         client, self._client = self._client, None
         return client if self._loop is asyncio.get_running_loop() else None
 
     def _forget_parent(self) -> None:
         """The parent's is kept and not touched: its sockets are the parent's, too, and gRPC hangs where it ends it."""
-        self._of_parents.append(self._client)
-        self._client, self._pid = None, os.getpid()
+        if self._pid != os.getpid():
+            self._of_parents.append(self._client)
+            self._client, self._pid = None, os.getpid()
 
 
 def is_loopback(host: str) -> bool:

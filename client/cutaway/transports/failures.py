@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 
 from cutaway.contract import errors
 from cutaway.contract.errors import (
@@ -17,11 +18,8 @@ from cutaway.contract.errors import (
     ServerUnavailable,
 )
 
-MAX_ANSWER_BYTES = 2**31 - 1
-"""Maximum of one gRPC message; the same limit holds for HTTP answers."""
-
-MAX_MESSAGE_CHARS = 500
-"""Maximum length of a server's message in an error."""
+MAX_ANSWER_BYTES = 2**31 - 1  # of one gRPC message; the same limit holds for HTTP answers
+MAX_MESSAGE_CHARS = 500  # of a server's message in an error
 
 STATUS_OF_HTTP = {
     400: "INVALID_ARGUMENT",
@@ -70,15 +68,8 @@ def malformed(what: str) -> InferenceError:
 def error_of(
     status: str, message: str, *, address: str, elapsed_s: float, retry_after_s: float | None = None
 ) -> CutawayError:
-    """The typed error for a failed call that its caller did not cancel.
-
-    Args:
-        status: a gRPC status by name; HTTP statuses come through :data:`STATUS_OF_HTTP`.
-        message: the server's or the network library's; Cutaway's own errors are a JSON form in it.
-        address: the server's, for messages.
-        elapsed_s: seconds since the call began.
-        retry_after_s: of a ``Retry-After`` header.
-    """
+    """The typed error for a failed call that its caller did not cancel, from a gRPC status by name, and a message: of
+    the server, where Cutaway's own errors are a JSON form in it, or of the network library."""
     error = errors.from_json(message) or _untyped(status, message, address, elapsed_s)
     if retry_after_s is not None and error.retry:
         error.asks_to_wait(retry_after_s)
@@ -98,7 +89,14 @@ def _untyped(status: str, message: str, address: str, elapsed_s: float) -> Cutaw
     if status == "PAYLOAD_TOO_LARGE":
         return FileTooLarge(f"{address} takes no file this large.")
     if status == "RESOURCE_EXHAUSTED":
-        return _exhausted(address, said)
+        found = _TOO_LARGE.search(lower)
+        if found is None:
+            return RateLimitExceeded(f"{address} limits the rate: {said}.")
+        size_bytes, max_bytes = (int(number or 0) for number in found.groups())
+        if max_bytes >= MAX_ANSWER_BYTES:  # the limit of this side, so that it is about the answer
+            return malformed(f"it has more than {MAX_ANSWER_BYTES:,} bytes")
+        details = {"size_bytes": size_bytes, "max_bytes": max_bytes} if max_bytes else {}
+        return FileTooLarge(f"{address} takes no file this large.", details=details)
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return refused(f"{address} refuses access: {said}.", "Check the token or API key.")
     if all(words in lower for words in _NO_SUCH_MODEL):
@@ -108,40 +106,19 @@ def _untyped(status: str, message: str, address: str, elapsed_s: float) -> Cutaw
     if status in ("NOT_FOUND", "UNIMPLEMENTED"):
         return no_triton(address, said)
     if status == "UNAVAILABLE":
-        return _unreachable(address, said) or ServerUnavailable(f"{address} is not available: {said}.")
+        if any(words in lower for words in _UNTRUSTED):
+            return untrusted(address, said)
+        if any(words in lower for words in _NEEDS_CERTIFICATE):
+            return refused(f"{address} refuses the connection: {said}.", "Check the client certificate.")
+        if any(words in lower for words in _OTHER_PROTOCOL) and not _PROXY_FAILED.search(lower):
+            return no_triton(address, said)
+        return ServerUnavailable(f"{address} is not available: {said}.")
     if status == "INVALID_ARGUMENT":
         return refused(
             f"{address} does not take the request: {said or status}.",
             "Check that client and server are of the same release, and what a proxy between them asks for.",
         )
     return InferenceError(f"The server failed: {said or status}.")
-
-
-def _exhausted(address: str, said: str) -> CutawayError:
-    """A rate limit of Triton or a proxy, or a message over gRPC's size limit, which has the same status."""
-    found = _TOO_LARGE.search(said.lower())
-    if found is None:
-        return RateLimitExceeded(f"{address} limits the rate: {said}.")
-    if found[2] is None:
-        return FileTooLarge(f"{address} takes no file this large.")
-    if int(found[2]) >= MAX_ANSWER_BYTES:  # the limit of this side, so that it is about the answer
-        return malformed(f"it has more than {MAX_ANSWER_BYTES:,} bytes")
-    return FileTooLarge(
-        f"{address} takes no file this large.",
-        details={"size_bytes": int(found[1]), "max_bytes": int(found[2])},
-    )
-
-
-def _unreachable(address: str, said: str) -> ServerRefused | None:
-    """The refusal in gRPC's message about a connection; None where a retry may succeed."""
-    lower = said.lower()
-    if any(words in lower for words in _UNTRUSTED):
-        return untrusted(address, said)
-    if any(words in lower for words in _NEEDS_CERTIFICATE):
-        return refused(f"{address} refuses the connection: {said}.", "Check the client certificate.")
-    if any(words in lower for words in _OTHER_PROTOCOL) and not _PROXY_FAILED.search(lower):
-        return no_triton(address, said)
-    return None
 
 
 def refused(message: str, user_action: str) -> ServerRefused:
@@ -157,7 +134,6 @@ def no_triton(address: str, said: str) -> ServerRefused:
 
 
 def untrusted(address: str, said: str) -> ServerRefused:
-    """The error for a server with an untrusted certificate."""
     return refused(
         f"The certificate of {address} is not trusted: {said}.",
         "Name the authority that signed it (ca_file), and use the host's name that is written in it.",
@@ -173,9 +149,7 @@ def timed_out(address: str, elapsed_s: float) -> ProcessingTimeout:
 
 def http_message(body: bytes) -> str:
     """The message of a failed HTTP answer: Triton's ``{"error": …}``, or the start of the body."""
-    try:
-        form = json.loads(body)
-    except (ValueError, RecursionError):
-        return body[: 4 * MAX_MESSAGE_CHARS].decode("utf-8", errors="replace")
-    said = form.get("error") if isinstance(form, dict) else None
+    said = None
+    with suppress(ValueError, RecursionError, AttributeError):
+        said = json.loads(body).get("error")
     return said if isinstance(said, str) else body[: 4 * MAX_MESSAGE_CHARS].decode("utf-8", errors="replace")

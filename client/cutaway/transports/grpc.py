@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,11 +44,7 @@ _used_in = 0  # the process whose gRPC was used; in a fork of it gRPC aborts the
 
 
 class GrpcTransport:
-    """See :class:`cutaway.transports.base.Transport`.
-
-    Raises:
-        OSError, ValueError: a certificate's file cannot be read.
-    """
+    """See :class:`cutaway.transports.base.Transport`; OSError or ValueError where a certificate cannot be read."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -125,22 +122,15 @@ def _channel_of(connection: Connection) -> dict[str, Any]:
     address, tls = connection.address, connection.tls
     credentials = None
     if connection.encrypted:
+        files: list[str | PathLike[str] | None] = [None, None, None]
         if tls is not None:
             tls.context()  # gRPC's own errors about the files come with the first connection, and without a reason
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=None if tls is None or tls.ca_file is None else Path(tls.ca_file).read_bytes(),
-            private_key=None
-            if tls is None or tls.cert_file is None
-            else Path(tls.key_file or tls.cert_file).read_bytes(),
-            certificate_chain=None if tls is None or tls.cert_file is None else Path(tls.cert_file).read_bytes(),
-        )
+            files = [tls.ca_file, tls.key_file or tls.cert_file, tls.cert_file]
+        credentials = grpc.ssl_channel_credentials(*(file and Path(file).read_bytes() for file in files))
     # Given here, because gRPC reads other variables than HTTP, in another order.
     proxy = ("grpc.http_proxy", connection.proxy) if connection.proxy else ("grpc.enable_http_proxy", 0)
-    return {
-        "url": f"{address.host}:{address.port}",
-        "creds": credentials,
-        "channel_args": [*CHANNEL_OPTIONS, proxy],
-    }
+    url = f"{address.host}:{address.port}"
+    return {"url": url, "creds": credentials, "channel_args": [*CHANNEL_OPTIONS, proxy]}
 
 
 def _input_of(given: InputTensor) -> Any:

@@ -33,21 +33,12 @@ from cutaway.transports.failures import (
 from cutaway.transports.kserve import message_of, model_of, tensors_of
 
 MAX_FAILURE_BYTES = 64 * 1024
-
-MAX_IDLE = 100
-IDLE_S = 30.0
-"""Connections that wait for the next request, and how long: shorter than what proxies commonly keep them for."""
-
-READY_STATUSES = (200, 400, 503)
-"""Triton answers "not ready" with 400, and with 503 while it starts."""
+MAX_IDLE, IDLE_S = 100, 30.0  # connections that wait for a request: shorter than what proxies commonly keep them for
+READY_STATUSES = (200, 400, 503)  # Triton answers "not ready" with 400, and with 503 while it starts
 
 
 class HttpTransport:
-    """See :class:`cutaway.transports.base.Transport`.
-
-    Raises:
-        OSError, ValueError: a certificate's file cannot be read.
-    """
+    """See :class:`cutaway.transports.base.Transport`; OSError or ValueError where a certificate cannot be read."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -100,22 +91,14 @@ class HttpTransport:
         content: bytes | None = None,
     ) -> tuple[httpx.Response, bytes]:
         """One request and its whole answer, whose length is bounded."""
-        pool = self._pool.get()
-        started = time.monotonic()
-        handshake = _Handshake()
+        pool, started, handshake, body = self._pool.get(), time.monotonic(), _Handshake(), bytearray()
         # The deadline bounds every other wait.
         extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
         if self._connection.encrypted:
             extensions["trace"] = handshake.trace
-        body = bytearray()
+        sent = {**self._headers, **(self._connection.headers if headers is None else headers)}
         try:
-            request = httpx.Request(
-                method,
-                self._origin + path,
-                headers={**self._headers, **(self._connection.headers if headers is None else headers)},
-                content=content,
-                extensions=extensions,
-            )
+            request = httpx.Request(method, self._origin + path, headers=sent, content=content, extensions=extensions)
             async with asyncio.timeout(timeout_s), aclosing(await pool.handle_async_request(request)) as response:
                 is_expected = response.status_code in expected
                 async for part in response.aiter_raw():
@@ -127,7 +110,8 @@ class HttpTransport:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _broken(error, self._address, time.monotonic() - started, timeout_s) from None
         finally:
-            await handshake.close()
+            if handshake.stream is not None:
+                await handshake.stream.aclose()
         if not is_expected:
             raise _failure(response, bytes(body), self._address, time.monotonic() - started)
         return response, bytes(body)
@@ -148,18 +132,13 @@ class HttpTransport:
 class _Handshake:
     """Closes a connection whose TLS handshake was cancelled, which httpcore forgets."""
 
-    def __init__(self) -> None:
-        self._stream: Any = None
+    stream: Any = None
 
     async def trace(self, event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.complete":
-            self._stream = info["return_value"]
+            self.stream = info["return_value"]
         elif event == "connection.start_tls.complete":
-            self._stream = None
-
-    async def close(self) -> None:
-        if self._stream is not None:
-            await self._stream.aclose()
+            self.stream = None
 
 
 def _context_of(connection: Connection) -> ssl.SSLContext:
@@ -170,17 +149,11 @@ def _context_of(connection: Connection) -> ssl.SSLContext:
 
 def _failure(response: httpx.Response, body: bytes, address: str, elapsed_s: float) -> CutawayError:
     """The error for an answer with an unexpected status."""
-    code = response.status_code
-    status = STATUS_OF_HTTP.get(code, "UNKNOWN")
-    if status == "UNKNOWN" and not 500 <= code <= 599:
+    code, wait_s = response.status_code, parse_retry_after(response.headers.get("Retry-After"))
+    if code not in STATUS_OF_HTTP and not 500 <= code <= 599:
         return no_triton(address, f"HTTP {code}")
-    return error_of(
-        status,
-        http_message(body) or f"HTTP {code}",
-        address=address,
-        elapsed_s=elapsed_s,
-        retry_after_s=parse_retry_after(response.headers.get("Retry-After")),
-    )
+    status, said = STATUS_OF_HTTP.get(code, "UNKNOWN"), http_message(body) or f"HTTP {code}"
+    return error_of(status, said, address=address, elapsed_s=elapsed_s, retry_after_s=wait_s)
 
 
 def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) -> CutawayError:

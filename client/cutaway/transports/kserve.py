@@ -17,12 +17,11 @@ import numpy as np
 from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor, TensorInfo
 from cutaway.transports.failures import malformed, no_triton
 
-JSON_LENGTH = "Inference-Header-Content-Length"
-"""The header with the number of JSON bytes in a body; the raw tensors follow them."""
+JSON_LENGTH = "Inference-Header-Content-Length"  # the number of JSON bytes in a body; the raw tensors follow them
 
+# Of the timeout in the queue over the caller's: Triton does not detect that an HTTP caller has gone, and the caller's
+# own timeout is to end the call.
 QUEUE_TIMEOUT_FACTOR = 1.1
-"""Of the timeout in the queue over the caller's: Triton does not detect that an HTTP caller has gone, and the caller's
-own timeout is to end the call."""
 
 
 def message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
@@ -58,12 +57,7 @@ def inputs_of(request: InferRequest) -> tuple[InputTensor, ...]:
 
 
 def tensors_of(headers: Mapping[str, str], body: bytes, address: str) -> dict[str, Tensor]:
-    """The outputs in an answer.
-
-    Raises:
-        InferenceError: they are malformed.
-        ServerRefused: it is no answer of Triton.
-    """
+    """The outputs in an answer; InferenceError where they are malformed, ServerRefused where it is none of Triton's."""
     written = headers.get(JSON_LENGTH, str(len(body)))
     # Digits are bounded, because int() raises another error for thousands of them.
     length = int(written) if written.isascii() and written.isdigit() and len(written) < 20 else -1
@@ -95,11 +89,7 @@ def _described(output: Any) -> tuple[str, str, list[int], int]:
 
 
 def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
-    """One output tensor from its raw little-endian bytes.
-
-    Raises:
-        InferenceError: datatype, shape and bytes do not fit together.
-    """
+    """One output tensor from its raw little-endian bytes; InferenceError where they do not fit datatype and shape."""
     if any(not isinstance(side, int) or isinstance(side, bool) or side < 0 for side in shape):
         raise malformed(f"output {name!r} has an impossible shape")
     count = math.prod(shape)
@@ -118,47 +108,34 @@ def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryvi
 
 
 def _strings(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
-    view = memoryview(raw)
     strings: list[bytes] = []
     position = 0
-    while position < len(view):
-        if position + 4 > len(view):
-            raise malformed(f"output {name!r} ends inside a length")
-        (length,) = struct.unpack_from("<I", view, position)
-        position += 4
-        if length > len(view) - position:
+    while position < len(raw):
+        length = int.from_bytes(raw[position : position + 4], "little")
+        end = position + 4 + length
+        if end > len(raw):
             raise malformed(f"output {name!r} ends inside an element")
-        strings.append(bytes(view[position : position + length]))
-        position += length
+        strings.append(bytes(raw[position + 4 : end]))
+        position = end
     if len(strings) != count:
         raise malformed(f"output {name!r} has {len(strings)} elements instead of {count}")
     return strings
 
 
 def model_of(body: bytes, address: str) -> ModelInfo:
-    """A ready model's metadata.
-
-    Raises:
-        ServerRefused: it is no answer of Triton.
-    """
+    """A ready model's metadata; ServerRefused where it is no answer of Triton."""
     head = _json(body, address)
     try:
-        return ModelInfo(
-            name=str(head["name"]),
-            versions=tuple(map(str, head.get("versions", ()))),
-            state="READY",
-            platform=str(head.get("platform", "")),
-            inputs=_infos(head.get("inputs", ())),
-            outputs=_infos(head.get("outputs", ())),
+        inputs, outputs = (
+            tuple(
+                TensorInfo(str(each["name"]), str(each["datatype"]), tuple(map(int, each["shape"]))) for each in found
+            )
+            for found in (head.get("inputs", ()), head.get("outputs", ()))
         )
+        versions = tuple(map(str, head.get("versions", ())))
+        return ModelInfo(str(head["name"]), versions, "READY", str(head.get("platform", "")), inputs, outputs)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise no_triton(address, "JSON that describes no model") from None
-
-
-def _infos(entries: Any) -> tuple[TensorInfo, ...]:
-    return tuple(
-        TensorInfo(str(entry["name"]), str(entry["datatype"]), tuple(map(int, entry["shape"]))) for entry in entries
-    )
 
 
 def _json(body: bytes, address: str) -> dict[str, Any]:

@@ -206,6 +206,19 @@ def test_chunks_without_end_are_cut_off(serve: Callable[..., Peer], matte: Calla
         matte(Space(base_url=peer.base_url))
 
 
+def test_a_call_sends_a_hundred_requests_at_most(
+    serve: Callable[..., Peer], matte: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Polls included, whatever the deadline allows; what was created is still cancelled."""
+    monkeypatch.setattr("cutaway.fallback.replicate.POLL_FIRST_S", 0.0)
+    script = ReplicateScript(states=["processing"])
+    peer = serve(script)
+    with pytest.raises(ProcessingTimeout):
+        matte(Replicate(base_url=peer.base_url, timeout_s=60), 60.0)
+    assert len(peer.received) == 100 + 1
+    assert script.cancelled == 1
+
+
 def test_nobody_listens(serve: Callable[..., Peer], matte: Callable[..., Any]) -> None:
     with Peer(HubScript()) as peer:
         base_url = peer.base_url

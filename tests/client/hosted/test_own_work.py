@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,14 +55,14 @@ def test_own_work_is_given_up_at_the_deadline(
 def test_cut_outs_that_nobody_waits_for_are_not_composed(
     serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    over, composed = threading.Event(), []
+    over, composed = threading.Event(), list[threading.Thread]()
 
-    def rendered(*_: Any) -> bytes:
+    def finished(*_: Any) -> tuple[bytes, dict[str, Any]]:
         over.wait(60)
-        composed.append(1)
-        return b""
+        composed.append(threading.current_thread())
+        return b"", {}
 
-    monkeypatch.setattr("cutaway.fallback.compose._rendered", rendered)
+    monkeypatch.setattr("cutaway.fallback.compose._finished", finished)
     fallback = Fallback([hub(serve(HubScript()))])
     boxes = [[number, 0, 160, 96] for number in range(20)]
 
@@ -71,21 +72,24 @@ def test_cut_outs_that_nobody_waits_for_are_not_composed(
             await fallback.infer(picture(), options=options, deadline=Deadline(1.0))
         over.set()
 
-    asyncio.run(main())  # which waits for its threads
+    asyncio.run(main())
+    while not composed:
+        time.sleep(0.01)
+    composed[0].join()
     assert len(composed) == 1
 
 
 def test_the_answer_is_not_read_in_the_event_loop(serve: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> None:
-    from cutaway.fallback import base
+    from cutaway.fallback import answers
 
     threads: list[int] = []
-    decode = base.alpha_of
+    decode = answers.alpha_of
 
     def noting(*arguments: Any) -> Any:
         threads.append(threading.get_ident())
         return decode(*arguments)
 
-    monkeypatch.setattr(base, "alpha_of", noting)
+    monkeypatch.setattr(answers, "alpha_of", noting)
     asyncio.run(hub(serve(HubScript())).matte(picture(), "image/png", Deadline(10)))
     assert len(threads) == 1
     assert threading.get_ident() not in threads

@@ -105,7 +105,8 @@ class Probe:
     def canary(self, timeout_s: float) -> Answer:
         """Send the canary through detection, then through matting, with `timeout_s` for each."""
         for outputs, parameters in (
-            (("boxes", "scores", "report"), {}),
+            # With a box given, that nobody is in the noise makes the pipeline look no further.
+            (("boxes", "scores", "report"), {"boxes": "[[1, 1, 63, 63]]"}),
             (("images", "boxes", "scores", "report"), {"subject": "all"}),
         ):
             answer = self._infer(outputs, parameters, timeout_s)

@@ -129,7 +129,7 @@ def test_a_type_that_disagrees_is_a_warning_and_an_error_for_a_strict_client(dri
 
 
 def test_the_ratio_can_be_raised(recorder: Recorder) -> None:
-    flat = make.bmp(1000, 1000, 24, bytes(3000), compression=1)
+    flat = make.bmp(5000, 4000, 24, bytes(60_000), compression=1)
     with Client("grpc://unused", transport=recorder, max_decompression_ratio=2000) as client:
         client.cut(flat)
     with pytest.raises(ImageBomb), Client("grpc://unused", transport=recorder) as client:

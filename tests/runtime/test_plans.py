@@ -236,6 +236,7 @@ def test_a_repository_of_plans_is_the_source_with_another_side(plans: dict[str, 
                 "profile": "lite",
                 "device": "tensorrt 10.13.3.9 (NVIDIA L4)",
                 "matte_side_px": "768",
+                "tensorrt": "yes",
                 "birefnet_trt_sha256": plans["birefnet_trt"].record.plan_sha256,
                 "yolov8_seg_sha256": plans["yolov8_seg"].record.plan_sha256,
             }

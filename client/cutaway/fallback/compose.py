@@ -7,6 +7,7 @@ warning or an error, never silently something else.
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 REACH = 0.1  # margin around a person's box for hair and hands, as a share of the box's longer side
 GRID_PX, AROUND_PX = 512, 45  # colours are averaged on a copy of this longer side, within so many of its pixels
+CROP_ALPHA = 13  # less than 5 % opaque does not widen a crop, as on the server
 BAND_ROWS = 256  # cleaned at once: as floats they take about 50 MB
 
 
@@ -105,8 +107,9 @@ def outputs_of(
     if background.blur_px is not None:
         behind = picture.rgb.filter(ImageFilter.GaussianBlur(background.blur_px))
     whole = Person(0, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])), 1.0)
-    chosen = [whole] if people is None else list(people)[: options.max_people]
-    named, alone = [] if people is None else chosen, options.subject == "each"
+    alone = options.subject == "each"
+    chosen = [whole] if people is None else list(people)[: options.max_people if alone else None]
+    named = [] if people is None else chosen
     images, cutouts = [], []
     for group in [[person] for person in chosen] if alone else [chosen]:
         deadline.check("composing")
@@ -135,7 +138,7 @@ def outputs_of(
     same = {"tier": int(limits.Tier.MEDIUM), "details": who}
     report = {
         "picture": picture.facts,
-        "subject": options.subject,
+        "subject": options.subject if options.subject != "auto" else "all" if people is None else "people",
         "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.confidence, 4)} for p in named],
         "cutouts": cutouts,
         "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
@@ -157,8 +160,15 @@ def _finished(
     rgb: PILImage, alpha: PILImage, behind: PILImage | None, frame: tuple[int, int, int, int], options: CutOptions
 ) -> tuple[bytes, dict[str, Any]]:
     """The encoded cut-out, and the report's entries about its form and size, which only this function decides."""
+    from PIL import Image
+
+    shown = alpha.crop(frame).point(lambda value: 255 * (value >= CROP_ALPHA)).getbbox() if options.crop else None
+    if shown is not None:
+        margin = max(shown[2] - shown[0], shown[3] - shown[1]) * options.crop_margin_percent / 100
+        margin_px = max(options.crop_margin_px, round(margin))
+        x1, y1 = max(0, shown[0] - margin_px) + frame[0], max(0, shown[1] - margin_px) + frame[1]
+        frame = (x1, y1, min(frame[2], frame[0] + shown[2] + margin_px), min(frame[3], frame[1] + shown[3] + margin_px))
     image, alpha = rgb.crop(frame), alpha.crop(frame)
-    kind, how = ("WEBP", {"quality": 90, "method": 2}) if options.output == "webp" else ("PNG", {"compress_level": 1})
     if options.output != "mask" and options.decontaminate:
         image = clean_colours(image, alpha)
     if options.output == "mask":
@@ -169,8 +179,23 @@ def _finished(
         backdrop = behind.crop(frame)
         backdrop.paste(image, (0, 0), alpha)
         image = backdrop
-    form = {"frame": list(frame), "size": list(image.size), "media_type": f"image/{kind.lower()}"}
-    return _encoded(image, kind, **how), form
+    if options.max_side_px is not None:  # premultiplied, so that edges keep their colours
+        premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
+        premultiplied.thumbnail((options.max_side_px,) * 2, Image.Resampling.BOX)
+        image = premultiplied.convert(image.mode)
+    form = {"frame": list(frame), "size": list(image.size)}
+    lossy = {"quality": options.quality, "subsampling": 0}
+    if options.output == "layers":
+        layers = {"color.jpg": _encoded(image.convert("RGB"), "JPEG", **lossy)}
+        layers["alpha.png"] = _encoded(image.getchannel("A"), "PNG")
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, data in layers.items():
+                archive.writestr(name, data)
+        return file.getvalue(), form | {"media_type": "application/zip"}
+    kind = {"webp": "WEBP", "jpeg": "JPEG"}.get(options.output, "PNG")
+    how = {"WEBP": {"quality": options.quality, "method": 2}, "JPEG": lossy, "PNG": {"compress_level": 1}}[kind]
+    return _encoded(image, kind, **how), form | {"media_type": f"image/{kind.lower()}"}
 
 
 def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:

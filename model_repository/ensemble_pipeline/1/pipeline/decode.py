@@ -16,18 +16,20 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+from cutaway.contract import png
 from cutaway.contract.errors import CorruptImage
 from cutaway.contract.headers import PictureHeader, check_picture
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from pipeline.files import jpeg_fault, judge_fault, readable_jpeg, readable_png
 from pipeline.geometry import Rect, whole
+from pipeline.jpeg import jpeg_fault, judge_fault, readable_jpeg
 from pipeline.notices import Notice
 from pipeline.samples import density_of, exif_of, to_8_bit
 from pipeline.tuning import BEHIND_TRANSPARENCY
 
 ORIENTATION_TAG = 0x0112
+PROFILE_DAMAGED = "The colour profile is damaged and was ignored."
 STRIP_BYTES = 512 * 1024
 """Pixels are copied out of Pillow in strips of this size: they fit the CPU cache, and no second
 whole picture is held."""
@@ -91,7 +93,9 @@ def decode(data: bytes, media_type: str | None = None, max_decompression_ratio: 
 def _decode(data: bytes, header: PictureHeader) -> Picture:
     notices: list[Notice] = []
     if header.format == "png":
-        data, notices = readable_png(data)
+        data, profile_dropped = png.readable(data)
+        if profile_dropped:
+            notices.append(Notice("ICC_PROFILE_IGNORED", PROFILE_DAMAGED))
     elif header.format == "jpeg":
         data, notices = readable_jpeg(data, header)
     with Image.open(io.BytesIO(data), formats=[_PILLOW_FORMATS[header.format]]) as image:
@@ -209,7 +213,7 @@ def _by_profile(image: Image.Image, profile: bytes, notices: list[Notice]) -> Im
         transform = _transform_to_srgb(profile, image.mode)
         return image if transform is None else ImageCms.applyTransform(image, transform) or image
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        notices.append(Notice("ICC_PROFILE_IGNORED", "The colour profile is damaged and was ignored."))
+        notices.append(Notice("ICC_PROFILE_IGNORED", PROFILE_DAMAGED))
         return image
 
 

@@ -20,7 +20,8 @@ from cutaway.health import Health, canary, combined
 from cutaway.inputs import ImageInput
 from cutaway.loop import in_thread
 from cutaway.many import Outcome, Progress, run_many
-from cutaway.resilience import Deadline
+from cutaway.observe import requests_of
+from cutaway.resilience import Deadline, Retries
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
 from cutaway.servers import Server, Servers
 from cutaway.transports import open_transport
@@ -33,11 +34,8 @@ T = TypeVar("T")
 
 MODELS = (PIPELINE, "birefnet_trt", "yolov8_seg")
 
-INLINE_BYTES = 1_000_000
-"""The checks of an encoded file up to this size take less time than a thread's start, since they read its header."""
-
-CLOSE_GRACE_S = 1.0
-"""How long closing waits for the calls that it cancels, before it closes their connections."""
+INLINE_BYTES = 1_000_000  # an encoded file up to this size is checked in less time than a thread's start takes
+CLOSE_GRACE_S = 1.0  # for the calls that closing cancels, before it closes their connections
 
 
 class AsyncClient:
@@ -55,9 +53,9 @@ class AsyncClient:
         self._settings = settings = Settings(urls, **given)
         self._closed = False
         self._running: dict[asyncio.Timeout, tuple[asyncio.Task[Any], asyncio.Future[None]]] = {}
-        members = [
-            Server(str(each.address), settings.transport or open_transport(each)) for each in settings.connections
-        ]
+        members = []
+        for each in settings.connections:  # a comprehension's frame would be one more in warnings
+            members.append(Server(str(each.address), settings.transport or open_transport(each)))
         self._servers = Servers(members, always_ask=settings.fallback is None)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,7 +70,6 @@ class AsyncClient:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The servers' addresses."""
         return self._settings.urls
 
     @property
@@ -203,19 +200,20 @@ class AsyncClient:
         return Call(self._settings, operation, timeout_s, request_id, options)
 
     def many(self, jobs: int, timeout_s: float | None, options: OptionKeywords) -> Callable[[ImageInput], Any]:
-        """The function that cuts each of many pictures."""
         self._check_open()
         if jobs < 1:
             raise ValueError("jobs is at least 1")
         return lambda image: self.cut(image, timeout_s=timeout_s, **options)
 
     async def serve(self, call: Call) -> None:
-        """Serve a cut or a detection by an own server or the fallback."""
-
         async def ask(outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
             request, alone = call.request(outputs, turn), outputs == DETECTION_OUTPUTS
-            with call.counting():
-                answer = await self._servers.infer(request, turn, call.retries(turn), nobody_else=alone)
+            retries = Retries(turn, self._settings.retry, self._settings.budget)
+            try:
+                answer = await self._servers.infer(request, turn, retries, nobody_else=alone)
+            except CutawayError as error:
+                call.requests += requests_of(error)
+                raise
             return call.answered(answer, outputs)
 
         fallback = self._settings.fallback
@@ -228,7 +226,6 @@ class AsyncClient:
             call.served(await fallback.infer(call.data, call.media_type, **known))
 
     async def serve_upscaled(self, call: Call, scale: int) -> UpscaleResult:
-        """Upscale a picture by the fallback."""
         fallback = self._settings.fallback
         assert fallback is not None
         async with self._until_closed():
@@ -253,9 +250,9 @@ class AsyncClient:
                 await in_thread("writing to the cache", call.deadline, call.store)
 
     async def _computed(self, call: Call, result: Callable[[], T]) -> T:
-        if call.needs_work:
-            return await in_thread("bringing the cut-outs to the original's size", call.deadline, result)
-        return result()
+        if not call.needs_work:
+            return result()
+        return await in_thread("bringing the cut-outs to the original's size", call.deadline, result)
 
     @asynccontextmanager
     async def _until_closed(self) -> AsyncIterator[None]:
@@ -292,11 +289,9 @@ async def _health_of(server: Server, deadline: Deadline) -> Health:
         health = replace(health, server_ready=ready, model_ready=await transport.model_ready(PIPELINE, deadline.left_s))
         if not (ready and health.model_ready):
             raise ServerUnavailable(f"The {'pipeline' if ready else 'server'} at {server.url} is not ready.")
-        begun = Deadline(deadline.left_s)
-        parameters = to_parameters({"subject": "all"})
-        outputs = await transport.infer(
-            InferRequest(PIPELINE, canary(), CUT_OUTPUTS, parameters, "health", deadline.left_s)
-        )
+        begun, options = Deadline(deadline.left_s), to_parameters({"subject": "all"})
+        request = InferRequest(PIPELINE, canary(), CUT_OUTPUTS, options, "health", begun.left_s)
+        outputs = await transport.infer(request)
         elapsed_ms = begun.elapsed_s * 1000
         report = read_cut(outputs, Origin("triton", "health", elapsed_ms)).report
         return replace(health, round_trip_ms=elapsed_ms, profile=report.profile, device=report.device)

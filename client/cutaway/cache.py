@@ -32,9 +32,9 @@ FORMAT = 2
 class ResultCache:
     """Answers by the picture's content and the options, on disk: ``Client(url, cache=ResultCache())``.
 
-    Threads, processes and clients may share a folder. The disk fails no call: a damaged or foreign file is a miss, a
-    full disk or a read-only folder is a warning in the log, once. Files are for their owner alone, because they hold
-    people's pictures. Where a server's models were exchanged, :meth:`clear` it or change the namespace.
+    Threads, processes and clients may share a folder. The disk fails no call: a damaged file is a miss, a full disk or
+    a read-only folder is a warning in the log, once. Files are for their owner alone, because they hold people's
+    pictures. Where a server's models were exchanged, :meth:`clear` it or change the namespace.
 
     Args:
         folder: ``$XDG_CACHE_HOME/cutaway`` or ``~/.cache/cutaway`` where None; made where it is missing.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -16,8 +16,8 @@ from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, UPSCALE_LIMITS
 from cutaway.contract.options import CutOptions, parse_options, to_parameters
 from cutaway.fit import Fitted, shrink
 from cutaway.inputs import ImageInput, encode
-from cutaway.observe import Observer, ServedFacts, observed, requests_of
-from cutaway.resilience import Deadline, Retries, RetryBudget, RetryPolicy, checked_timeout
+from cutaway.observe import Observer, ServedFacts, observed
+from cutaway.resilience import Deadline, RetryBudget, RetryPolicy, checked_timeout
 from cutaway.result import (
     CUT_OUTPUTS,
     DETECTION_OUTPUTS,
@@ -29,8 +29,8 @@ from cutaway.result import (
     read_detection,
 )
 from cutaway.servers import Answer
-from cutaway.transports.base import InferRequest, Tensor, Transport
-from cutaway.transports.connection import Tls, connections_of
+from cutaway.transports.base import InferRequest, Tensor, Transport, parse_address
+from cutaway.transports.connection import Connection, Tls
 
 if TYPE_CHECKING:
     from cutaway.cache import ResultCache
@@ -78,7 +78,10 @@ class Settings:
             headers["authorization"] = f"Bearer {token}"
         if api_key := given.get("api_key") or os.environ.get(API_KEY_VARIABLE):
             headers["x-api-key"] = api_key
-        self.connections = connections_of(urls, headers, given.get("tls"))
+        tls, several = given.get("tls"), [urls] if isinstance(urls, str) else urls
+        self.connections = [Connection(parse_address(url), headers, tls) for url in several]
+        if not self.connections:
+            raise ValueError("a client needs the address of at least one server")
         self.urls = tuple(str(connection.address) for connection in self.connections)
         self.transport = given.get("transport")
         self.retry, self.budget = given.get("retry") or RetryPolicy(), RetryBudget()
@@ -117,7 +120,7 @@ class Call(AbstractContextManager["Call"]):
         self.deadline = settings.deadline(timeout_s)
         self.request_id = uuid.uuid4().hex if request_id is None else checked_id(request_id)
         self._given = options
-        self._requests = 0
+        self.requests = 0
         self._url = ""
         self._parsed: Detection | None = None
         self._outputs: Mapping[str, Tensor] = {}
@@ -133,8 +136,8 @@ class Call(AbstractContextManager["Call"]):
     ) -> None:
         if isinstance(error, CutawayError):
             error.request_id = self.request_id
-            if self._requests:
-                error.details["requests"] = self._requests
+            if self.requests:
+                error.details["requests"] = self.requests
         self._observed.__exit__(kind, error, trace)
 
     def read(self, image: ImageInput, media_type: str | None) -> tuple[CutOptions, Fitted]:
@@ -159,12 +162,8 @@ class Call(AbstractContextManager["Call"]):
         self._sent = fitted.options(self._given)
         self.options = options if fitted.original is None else parse_options(self._sent)
         self.data, self.media_type = fitted.picture.data, MEDIA_TYPES[fitted.picture.header.format]
+        self.needs_work = fitted.original is not None  # a thread's, for the result
         self._observation.sent(len(self.data), options)
-
-    @property
-    def needs_work(self) -> bool:
-        """Whether the result takes long enough for a thread."""
-        return self._fitted.original is not None
 
     def find_cached(self) -> bool:
         """Whether the cache has the answer; reads from disk."""
@@ -187,31 +186,12 @@ class Call(AbstractContextManager["Call"]):
 
     def request(self, outputs: tuple[str, ...], turn: Deadline) -> InferRequest:
         """The request to an own server, with the deadline `turn`."""
-        return InferRequest(
-            model=PIPELINE,
-            image=self.data,
-            outputs=outputs,
-            parameters=to_parameters(self._sent),
-            request_id=self.request_id,
-            timeout_s=turn.left_s,
-            headers=self._observation.headers(),
-        )
-
-    def retries(self, turn: Deadline) -> Retries:
-        return Retries(turn, self.settings.retry, self.settings.budget)
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count failed requests to own servers in the block."""
-        try:
-            yield
-        except CutawayError as error:
-            self._requests += requests_of(error)
-            raise
+        parameters, headers = to_parameters(self._sent), self._observation.headers()
+        return InferRequest(PIPELINE, self.data, outputs, parameters, self.request_id, turn.left_s, headers)
 
     def answered(self, answer: Answer, outputs: tuple[str, ...]) -> Mapping[str, Tensor]:
         """Take an own server's answer. InferenceError where it is malformed: the fallback may serve."""
-        self._requests += answer.requests
+        self.requests += answer.requests
         self._url = answer.url
         parsed = self._read(answer.outputs, outputs)
         if outputs == self.outputs:
@@ -264,7 +244,7 @@ class Call(AbstractContextManager["Call"]):
     def _set_origin(self, served: Served[Any]) -> None:
         url = self._url if served.tier == 1 else ""
         known: dict[str, Any] = {"provider": served.provider, "tier": served.tier, "tried": served.tried}
-        self._origin = replace(self._origin, **known, url=url, requests=self._requests)
+        self._origin = replace(self._origin, **known, url=url, requests=self.requests)
 
     def _ended(self) -> Origin:
         return replace(self._origin, elapsed_ms=self.deadline.elapsed_s * 1000)

@@ -64,7 +64,6 @@ class Client:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The servers' addresses."""
         return self._client.urls
 
     @property
@@ -204,8 +203,7 @@ class Client:
             size_px: width and height of the result; those of the picture behind, or of the original, by default.
             who: the options that choose people.
 
-        Raises:
-            Errors as :meth:`cut`; InputError also where `onto` is no picture.
+        Errors are those of :meth:`cut`; InputError also where `onto` is no picture.
         """
         from cutaway.composite import compose
 
@@ -227,12 +225,7 @@ class Client:
     ) -> UpscaleResult:
         """Enlarge a picture of at most 1440p by 2 or 4 along each side, through the fallback's hosted models.
 
-        Raises:
-            InvalidOption: another scale.
-            InputError: the picture is refused.
-            ServerUnavailable: no provider was named, or none served.
-            ProcessingTimeout: the deadline is exceeded.
-            RequestCancelled: `cancel` was used.
+        Errors are those of :meth:`cut`; InvalidOption for another scale, ServerUnavailable where no provider was named.
         """
         with self._client.begin("upscale", timeout_s, request_id, {}) as call:
             call.take(*call.read(image, media_type))
@@ -246,11 +239,7 @@ class Client:
         return loop.run(self._client.health(timeout_s=timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
-        """The pipeline and the models that it calls, of the first server that answers.
-
-        Raises:
-            ServerUnavailable, ProcessingTimeout: no server answers.
-        """
+        """The pipeline and the models that it calls, of the first server that answers."""
         return loop.run(self._client.models(timeout_s=timeout_s))
 
     def _answer(self, call: Call, image: ImageInput, media_type: str | None, cancel: Cancel | None) -> None:

@@ -21,20 +21,11 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-OPAQUE_FROM = 250
-"""Alpha from which a pixel shows nothing but the cut-out."""
-
-FEWEST_PIXELS = 64
-"""Minimum of opaque pixels, and of the background's, for statistics."""
-
-SAMPLE_PX = 256
-"""Statistics are taken from a grid of at most so many pixels along each side: more make no visible difference."""
-
-DARK = 0.4
-"""Share of full lightness below which a shift of colour fades out."""
-
-TABLE_SIDE = 33
-"""Points of the colour table along each axis; between them Pillow interpolates, to within one of 255."""
+OPAQUE_FROM = 250  # alpha from which a pixel shows nothing but the cut-out
+FEWEST_PIXELS = 64  # opaque ones, and of the background, for statistics
+SAMPLE_PX = 256  # statistics are of a grid of at most so many pixels a side: more make no visible difference
+DARK = 0.4  # share of full lightness below which a shift of colour fades out
+TABLE_SIDE = 33  # points of the colour table along each axis; between them Pillow interpolates to within one of 255
 
 # sRGB (IEC 61966-2-1) to CIE XYZ with the white D65, each row divided by the white's component.
 _XYZ = np.array(
@@ -71,13 +62,8 @@ def samples(image: PILImage) -> Floats:
 
 
 def matching(cutouts: Sequence[Floats], behind: Floats, strength: float) -> Color3DLUT | None:
-    """A filter that matches the cut-outs' colours to the background's; None with too few pixels.
-
-    Args:
-        cutouts: the samples of every cut-out; all get the same filter.
-        behind: the samples of the background around their place.
-        strength: 0 for no change, 1 for the largest within the bounds.
-    """
+    """A filter for all cut-outs that matches their samples' colours to those of the background around their place; None
+    with too few pixels. A `strength` of 0 is no change, of 1 the largest within the bounds."""
     from PIL import ImageFilter
 
     own = np.concatenate([np.empty((0, 3)), *cutouts])

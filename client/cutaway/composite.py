@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ANCHORS", "Blur", "CompositeResult", "Onto", "Picture", "Placement", "compose"]
 
 ANCHORS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
-
-SURROUNDINGS = 0.5
-"""Margin of the box of the cut-outs, on each side, whose colours are matched."""
-
+SURROUNDINGS = 0.5  # margin on each side of the cut-outs' box whose colours are matched
 _SAVING: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": 0}, "webp": {"method": 2}, "png": {"compress_level": 1}}
 
 
@@ -150,12 +147,10 @@ def compose(
     Args:
         cut: cut-outs on transparent, decontaminated best: soft edges keep the old background's colour otherwise.
         original: the file that they were cut from; read for a blur only.
-        onto: the background, see :data:`Onto`.
-        place: one for all cut-outs together, or one for each. None keeps them where they were, see :class:`Placement`.
+        place: one for all cut-outs together, or one for each; None keeps them where they were.
         match_colour: strength of the colour match with the surroundings, 0 to 1; only onto another picture.
-        output: "png", "webp" or "jpeg", which cannot be transparent.
-        quality: of a WebP or JPEG, 1 to 100.
-        size_px: width and height of the result. Otherwise those of the picture behind, or of the original.
+        output: "png", "webp" or "jpeg", which cannot be transparent; `quality` of the latter two is 1 to 100.
+        size_px: width and height of the result; else those of the picture behind, or of the original.
 
     Raises:
         InvalidOption: an argument is out of bounds; a colour match where there is no other picture; a transparent JPEG.

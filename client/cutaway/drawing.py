@@ -18,14 +18,9 @@ if TYPE_CHECKING:
 
 SizeWH = tuple[int, int]
 
-VISIBLE_FROM = 16
-"""Alpha from which a pixel counts as visible for the box of a cut-out."""
-
-HOLE_FROM = 8
-"""Alpha from which the original behind a cut-out is filled before it is blurred, so that its colours do not bleed."""
-
-HOLE_SIDE_PX = 512
-"""Longer side of the copy on which it is filled: far from its edge a hole is smooth."""
+VISIBLE_FROM = 16  # alpha from which a pixel counts as visible for the box of a cut-out
+HOLE_FROM = 8  # alpha from which the original is filled before it is blurred, so that its colours do not bleed
+HOLE_SIDE_PX = 512  # longer side of the copy on which it is filled: far from its edge a hole is smooth
 
 
 @dataclass(frozen=True)

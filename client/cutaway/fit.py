@@ -26,12 +26,8 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT", CutResult, Detection)
 
-SMALLER = 0.7
-"""Next scale of a copy that is over the limit of bytes even at the lowest quality: half the pixels."""
-
-SOFT_GAIN = 6
-"""From alpha 255 down to 212 colours are blended from the original's to the server's, which are decontaminated."""
-
+SMALLER = 0.7  # next scale of a copy that is over the limit of bytes even at the lowest quality: half the pixels
+SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to the server's, which are decontaminated
 WEBP_MAX_SIDE_PX = 16_383
 
 

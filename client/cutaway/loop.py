@@ -102,28 +102,23 @@ async def in_thread(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
 
     Not asyncio's executor: it is everybody's, and the end of the loop waits for its threads.
     """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if not ended.done():
-            ended.set_result(result) if error is None else ended.set_exception(error)
+    ended: Future[T] = Future()
+    ended.set_running_or_notify_cancel()  # so that nobody who has gone cancels it
 
     def main() -> None:
         try:
-            outcome: tuple[Any, BaseException | None] = (work(), None)
+            ended.set_result(work())
         except BaseException as error:
-            outcome = (None, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, *outcome)
+            ended.set_exception(error)
 
+    loop = asyncio.get_running_loop()
     try:
         async with (
             asyncio.timeout(deadline.left_s) as scope,
             _threads.setdefault(loop, asyncio.Semaphore(CLIENT_THREADS)),
         ):
             threading.Thread(target=copy_context().run, args=(main,), name="cutaway", daemon=True).start()
-            return await ended
+            return await asyncio.wrap_future(ended)
     except TimeoutError:
         if not scope.expired():
             raise

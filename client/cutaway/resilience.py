@@ -42,7 +42,6 @@ class Deadline:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since it was set."""
         return self.budget_s - (self._ends_at - self._clock())
 
     @property

@@ -139,18 +139,10 @@ class Cutout(EncodedResult):
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of an answer.
-
-    Attributes:
-        provider: the one that served it: "triton", or the hosted "huggingface", "replicate" or "space".
-        request_id: the id under which the server logged the request.
-        elapsed_ms: milliseconds from the call to the answer.
-        tier: 1 for your own server, 2 to 4 for hosted models.
-        url: the server that answered; "" for hosted models.
-        tried: the tiers that failed before, in order.
-        requests: requests to your own servers, retries included.
-        from_cache: whether the answer came from the cache, without a request.
-    """
+    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate" or "space"), the id
+    under which the server logged the request, milliseconds from call to answer, the tier (1 for your own server,
+    2 to 4 for hosted models), the server's `url` ("" for hosted models), the tiers that were `tried` and failed before,
+    the number of `requests` to your own servers, retries included, and whether it came from the cache without any."""
 
     provider: str
     request_id: str

@@ -102,7 +102,10 @@ class Servers:
         always_ask = self._always_ask or nobody_else
         attempt = self._choose(untried, always_ask)
         if attempt is None:
-            raise self._all_open()
+            open_for_s = min(each.breaker.open_for_s for each in everybody)
+            who = everybody[0].url if len(everybody) == 1 else f"Each of {len(everybody)} servers"
+            message = f"{who} failed repeatedly; the circuit breaker is open for {open_for_s:.0f} s more."
+            raise ServerUnavailable(message, retry_after=open_for_s, details={"requests": 0})
         for requests in itertools.count(1):
             server, began_s = attempt.server, deadline.elapsed_s
             untried = [each for each in untried if each is not server]
@@ -234,12 +237,3 @@ class Servers:
         attempt.permit.dropped()
         if attempt.probes and attempt.began >= attempt.server.last_since:
             attempt.server.last_until = self._clock()
-
-    def _all_open(self) -> ServerUnavailable:
-        open_for_s = min(each.breaker.open_for_s for each in self.members)
-        who = self.members[0].url if len(self.members) == 1 else f"Each of {len(self.members)} servers"
-        return ServerUnavailable(
-            f"{who} failed repeatedly; the circuit breaker is open for {open_for_s:.0f} s more.",
-            retry_after=open_for_s,
-            details={"requests": 0},
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, Union
+from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cutaway.contract.errors import ServerRefused, ServerUnavailable
 from cutaway.resilience import Deadline
 
-Tensor: TypeAlias = Union["list[bytes]", "NDArray[np.float32]", "NDArray[np.uint8]"]
+Tensor: TypeAlias = list[bytes] | NDArray[np.float32] | NDArray[np.uint8]
 """A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}

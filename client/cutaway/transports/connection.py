@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from cutaway.transports.base import Address, InferRequest, parse_address
+from cutaway.transports.base import Address, InferRequest
 
 C = TypeVar("C")
 
@@ -94,15 +94,6 @@ class Connection:
         """The headers of a request; ValueError where one cannot be sent."""
         check_headers(request.headers)
         return {**self.headers, **request.headers}
-
-
-def connections_of(
-    urls: str | Sequence[str], headers: Mapping[str, str] | None = None, tls: Tls | None = None
-) -> tuple[Connection, ...]:
-    addresses = [parse_address(url) for url in ([urls] if isinstance(urls, str) else urls)]
-    if not addresses:
-        raise ValueError("a client needs the address of at least one server")
-    return tuple(Connection(address, headers or {}, tls) for address in addresses)
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

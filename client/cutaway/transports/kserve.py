@@ -69,23 +69,18 @@ def tensors_of(headers: Mapping[str, str], body: bytes, address: str) -> dict[st
     view, position = memoryview(body), length
     tensors: dict[str, Tensor] = {}
     for output in outputs:
-        name, datatype, shape, size = _described(output)
+        match output:
+            case {"name": str(name), "datatype": str(datatype), "shape": list(shape), "parameters": dict(parameters)}:
+                size = parameters.get("binary_data_size")
+            case _:
+                raise malformed("an output is not described")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise malformed("an output is not binary")
         if size > len(body) - position:
             raise malformed(f"output {name!r} is cut off")
         tensors[name] = tensor(name, datatype, shape, view[position : position + size])
         position += size
     return tensors
-
-
-def _described(output: Any) -> tuple[str, str, list[int], int]:
-    parameters = output.get("parameters") if isinstance(output, dict) else None
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise malformed("an output is not binary")
-    name, datatype, shape = output.get("name"), output.get("datatype"), output.get("shape")
-    if not isinstance(name, str) or not isinstance(datatype, str) or not isinstance(shape, list):
-        raise malformed("an output is not described")
-    return name, datatype, shape, size
 
 
 def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cutaway.contract import png
 from cutaway.contract.errors import CorruptImage, InputError
 from cutaway.contract.headers import PictureHeader
 
@@ -42,6 +43,10 @@ def open_checked(data: bytes, header: PictureHeader) -> PILImage:
     Image.preinit()
     if header.format.upper() not in Image.OPEN:
         Image.init()
+    if header.format == "png":
+        data = png.readable(data)[0]
+    if header.end_bytes is not None:
+        data = data[: header.end_bytes] + b"\xff\xd9"
     image: PILImage = Image.OPEN[header.format.upper()][0](io.BytesIO(data), "")
     if image.size != (header.width_px, header.height_px):
         raise CorruptImage("The file's headers disagree about its size.")
@@ -57,9 +62,16 @@ def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
 
 
 def orientation_of(image: PILImage) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is no valid one."""
+    """The EXIF orientation, 1 to 8; 1 where there is no valid one. XMP's is ignored, as by browsers and the server."""
+    from PIL import Image
+
+    exif = Image.Exif()
     try:
-        found = image.getexif().get(0x0112, 1)
+        if image.info.get("exif"):
+            exif.load(image.info["exif"])
+        elif not {"xmp", "XML:com.adobe.xmp"} & set(image.info):
+            exif = image.getexif()
+        found = exif.get(0x0112, 1)
     except Exception:  # a damaged EXIF block is ignored
         return 1
     return found if found in _TURNS else 1
@@ -79,14 +91,19 @@ def plain(image: PILImage) -> PILImage:
     if image.mode.startswith("I"):
         values = np.asarray(image.convert("I"), dtype=np.int64)
         image = Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8))
+    elif image.mode in ("LA", "La"):  # grey stays apart, since a grey profile applies to nothing else
+        image = image.convert("LA")
+        alpha, image = image.getchannel("A"), image.getchannel("L")
     elif image.has_transparency_data:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # La converts to nothing else
+        image = image.convert("RGBA")
         alpha, image = image.getchannel("A"), image.convert("RGB")
     elif image.mode not in ("RGB", "CMYK", "L"):
         image = image.convert("RGB")
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if image.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+                image = image.convert("RGB")
             found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass  # an invalid profile says nothing

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cutaway.contract.errors import invalid_option
+from cutaway.contract.options import CutOptions
 from cutaway.report import Box, Frame
 from cutaway.transports.failures import malformed
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 SizeWH = tuple[int, int]
 
 VISIBLE_FROM = 16  # alpha from which a pixel counts as visible for the box of a cut-out
+WEBP_MAX_SIDE_PX = 16_383
 HOLE_FROM = 8  # alpha from which the original is filled before it is blurred, so that its colours do not bleed
 HOLE_SIDE_PX = 512  # longer side of the copy on which it is filled: far from its edge a hole is smooth
 
@@ -163,3 +167,32 @@ def _spread(image: PILImage) -> PILImage:
     coarse = _spread(image.reduce(2)).resize(image.size, Image.Resampling.BILINEAR)
     coarse.alpha_composite(image)
     return coarse
+
+
+def encoded_cutout(image: PILImage, options: CutOptions) -> tuple[bytes, str, tuple[int, int]]:
+    """A cut-out (RGBA, RGB before a background, L of a mask) as a file in the form and size of the options, with its
+    format ("png", "webp", "jpeg" or "zip") and its size in pixels."""
+    from PIL import Image
+
+    def saved(part: PILImage, kind: str, **how: Any) -> bytes:
+        file = io.BytesIO()
+        part.save(file, kind, **how)
+        return file.getvalue()
+
+    if options.max_side_px is not None and max(image.size) > options.max_side_px:
+        mode = image.mode
+        image = image.convert("RGBa") if mode == "RGBA" else image.copy()  # premultiplied: edges keep their colours
+        image.thumbnail((options.max_side_px,) * 2, Image.Resampling.BOX)
+        image = image.convert(mode)
+    lossy = {"quality": options.quality, "subsampling": 0}
+    if options.output == "layers":
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("color.jpg", saved(image.convert("RGB"), "JPEG", **lossy))
+            archive.writestr("alpha.png", saved(image.getchannel("A"), "PNG"))
+        return file.getvalue(), "zip", image.size
+    if options.output == "jpeg":
+        return saved(image, "JPEG", **lossy), "jpeg", image.size
+    if options.output == "webp" and max(image.size) <= WEBP_MAX_SIDE_PX:
+        return saved(image, "WEBP", quality=options.quality, method=2), "webp", image.size
+    return saved(image, "PNG", compress_level=1), "png", image.size

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
 from cutaway.decode import decode_upright, plain
-from cutaway.drawing import filled, whole
+from cutaway.drawing import encoded_cutout, filled, whole
 from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
 from cutaway.report import Box, Notice
 from cutaway.result import Cutout, CutResult, Detection
@@ -28,7 +27,6 @@ ResultT = TypeVar("ResultT", CutResult, Detection)
 
 SMALLER = 0.7  # next scale of a copy that is over the limit of bytes even at the lowest quality: half the pixels
 SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to the server's, which are decontaminated
-WEBP_MAX_SIDE_PX = 16_383
 
 
 def shrink(
@@ -97,8 +95,8 @@ class Fitted:
         return self.original.width / header.width_px, self.original.height / header.height_px
 
     def options(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options to send for the copy, or InvalidOption: lengths in its pixels, and no background, which restoring
-        adds."""
+        """The options to send for the copy, or InvalidOption: lengths in its pixels; background, form and size are left
+        to restoring."""
         if self.original is None:
             return given
         checked, (across, down) = parse_options(given), self.scale_xy
@@ -106,7 +104,9 @@ class Fitted:
         scaled["feather_px"] = math.ceil(checked.feather_px / across)
         if checked.boxes is not None:
             scaled["boxes"] = [[x1 / across, y1 / down, x2 / across, y2 / down] for x1, y1, x2, y2 in checked.boxes]
-        return scaled | {"background": "transparent"}
+        scaled["crop_margin_px"] = round(checked.crop_margin_px / across)
+        form = {"output": "png"} if checked.output in ("jpeg", "layers") else {}  # encoded by `restore`
+        return scaled | {"background": "transparent", "max_side_px": None} | form
 
     def restore(self, result: ResultT, options: CutOptions) -> ResultT:
         """The answer for the copy as one for the original: full-size cut-outs, boxes and frames in its pixels. The
@@ -117,11 +117,12 @@ class Fitted:
         """
         if self.original is None:
             return result
-        cutouts = tuple(self._cutout(cutout, options) for cutout in getattr(result, "cutouts", ()))
+        made = [self._cutout(cutout, options) for cutout in getattr(result, "cutouts", ())]
+        cutouts = tuple(cutout for cutout, _ in made)
         people = tuple(replace(person, box=self._box(person.box)) for person in result.report.people)
         entries = tuple(
-            replace(entry, box=cutout.box, frame=cutout.frame, size=None, file_bytes=len(cutout.image))
-            for entry, cutout in zip(result.report.cutouts, cutouts, strict=False)
+            replace(entry, box=cutout.box, frame=cutout.frame, size=size, file_bytes=len(cutout.image))
+            for entry, (cutout, size) in zip(result.report.cutouts, made, strict=False)
         )
         width, height = self.original.size
         report = replace(result.report, width_px=width, height_px=height, people=people, cutouts=entries)
@@ -133,7 +134,7 @@ class Fitted:
         across, down = self.scale_xy
         return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
-    def _cutout(self, cutout: Cutout, options: CutOptions) -> Cutout:
+    def _cutout(self, cutout: Cutout, options: CutOptions) -> tuple[Cutout, tuple[int, int]]:
         from PIL import Image, ImageFilter
 
         assert self.original is not None
@@ -160,7 +161,5 @@ class Fitted:
             else:
                 behind = filled(own, alpha).filter(ImageFilter.GaussianBlur(background.blur_px or 0))
                 image = Image.composite(image, behind, alpha)
-        form: Literal["png", "webp"] = "webp" if options.output == "webp" and max(size) <= WEBP_MAX_SIDE_PX else "png"
-        file, webp = io.BytesIO(), {"quality": 90, "method": 2}
-        image.save(file, form.upper(), **(webp if form == "webp" else {"compress_level": 1}))
-        return replace(cutout, box=self._box(cutout.box), frame=frame, image=file.getvalue(), format=form)
+        file, form, size = encoded_cutout(image, options)
+        return replace(cutout, box=self._box(cutout.box), frame=frame, image=file, format=cast(Any, form)), size

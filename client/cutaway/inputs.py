@@ -259,7 +259,7 @@ def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
         ways: list[tuple[str, dict[str, Any]]] = [("PNG", {"compress_level": 1})]
         if image.mode in ("L", "RGB") and not profile and n_bytes <= min(BMP_UP_TO_BYTES, limits.max_file_bytes // 2):
             ways = [("BMP", {})]
-        elif image.mode != "I;16":
+        elif image.mode != "I;16" and not (image.mode == "L" and profile):  # WebP has no grey for a grey profile
             # Faster and smaller than PNG at any level, but it folds flat pictures so far that they count as bombs.
             ways.insert(0, ("WEBP", {"lossless": True, "quality": 0, "method": 0, "exact": True}))
         for pil_format, parameters in ways:

@@ -7,7 +7,6 @@ warning or an error, never silently something else.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.contract.options import CutOptions
 from cutaway.decode import decode_upright, open_checked, orientation_of
+from cutaway.drawing import encoded_cutout
 from cutaway.fallback.answers import Matte
 from cutaway.inputs import encode_lossy
 from cutaway.resilience import Deadline
@@ -160,8 +160,6 @@ def _finished(
     rgb: PILImage, alpha: PILImage, behind: PILImage | None, frame: tuple[int, int, int, int], options: CutOptions
 ) -> tuple[bytes, dict[str, Any]]:
     """The encoded cut-out, and the report's entries about its form and size, which only this function decides."""
-    from PIL import Image
-
     shown = alpha.crop(frame).point(lambda value: 255 * (value >= CROP_ALPHA)).getbbox() if options.crop else None
     if shown is not None:
         margin = max(shown[2] - shown[0], shown[3] - shown[1]) * options.crop_margin_percent / 100
@@ -179,23 +177,9 @@ def _finished(
         backdrop = behind.crop(frame)
         backdrop.paste(image, (0, 0), alpha)
         image = backdrop
-    if options.max_side_px is not None:  # premultiplied, so that edges keep their colours
-        premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
-        premultiplied.thumbnail((options.max_side_px,) * 2, Image.Resampling.BOX)
-        image = premultiplied.convert(image.mode)
-    form = {"frame": list(frame), "size": list(image.size)}
-    lossy = {"quality": options.quality, "subsampling": 0}
-    if options.output == "layers":
-        layers = {"color.jpg": _encoded(image.convert("RGB"), "JPEG", **lossy)}
-        layers["alpha.png"] = _encoded(image.getchannel("A"), "PNG")
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, data in layers.items():
-                archive.writestr(name, data)
-        return file.getvalue(), form | {"media_type": "application/zip"}
-    kind = {"webp": "WEBP", "jpeg": "JPEG"}.get(options.output, "PNG")
-    how = {"WEBP": {"quality": options.quality, "method": 2}, "JPEG": lossy, "PNG": {"compress_level": 1}}[kind]
-    return _encoded(image, kind, **how), form | {"media_type": f"image/{kind.lower()}"}
+    file, kind, size = encoded_cutout(image, options)
+    media_type = "application/zip" if kind == "zip" else f"image/{kind}"
+    return file, {"frame": list(frame), "size": list(size), "media_type": media_type}
 
 
 def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:

@@ -51,8 +51,9 @@ def around(boxes: Sequence[Box]) -> Box:
 
 
 def whole(box: Box) -> Frame:
-    """The nearest box of whole pixels."""
-    return round(box[0]), round(box[1]), round(box[2]), round(box[3])
+    """The nearest box of whole pixels, of one at least."""
+    x1, y1 = round(box[0]), round(box[1])
+    return x1, y1, max(x1 + 1, round(box[2])), max(y1 + 1, round(box[3]))
 
 
 def within(frame: Frame, size_wh: SizeWH) -> Frame | None:

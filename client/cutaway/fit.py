@@ -104,9 +104,12 @@ class Fitted:
         scaled["feather_px"] = math.ceil(checked.feather_px / across)
         if checked.boxes is not None:
             scaled["boxes"] = [[x1 / across, y1 / down, x2 / across, y2 / down] for x1, y1, x2, y2 in checked.boxes]
-        scaled["crop_margin_px"] = round(checked.crop_margin_px / across)
-        form = {"output": "png"} if checked.output in ("jpeg", "layers") else {}  # encoded by `restore`
-        return scaled | {"background": "transparent", "max_side_px": None} | form
+        if checked.crop_margin_px:
+            scaled["crop_margin_px"] = round(checked.crop_margin_px / across)
+        if checked.output in ("jpeg", "layers"):
+            scaled["output"] = "png"
+        scaled.pop("max_side_px", None)
+        return scaled | {"background": "transparent"}
 
     def restore(self, result: ResultT, options: CutOptions) -> ResultT:
         """The answer for the copy as one for the original: full-size cut-outs, boxes and frames in its pixels. The

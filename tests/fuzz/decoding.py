@@ -2,8 +2,7 @@
 
     python -m tests.fuzz.decoding CORPUS -max_total_time=60
 
-The seeds are the test suite's own files of every format, and `tests/fuzz/findings`, what earlier runs tripped over.
-Every further argument goes to libFuzzer. What is found is written to the working folder as `crash-…`.
+The seeds are the test suite's own files of every format, and `tests/fuzz/corpus.zip`. Every further argument goes to libFuzzer. What is found is written to the working folder as `crash-…`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ with atheris.instrument_imports(include=["cutaway", "pipeline", "PIL"]):
     from cutaway.contract.headers import check_picture
     from pipeline.decode import decode
 
-from tests.fuzz.properties import FINDINGS, check_decoded, seeds  # noqa: E402 (after what is instrumented)
+from tests.fuzz.properties import check_decoded, seeds  # noqa: E402 (after what is instrumented)
 
 MAX_PIXELS = 1_000_000
 """Larger pictures take long, and walk the same code."""
@@ -47,9 +46,7 @@ def main() -> None:
     for name, data in seeds():
         (corpus / name).write_bytes(data)
     limits = ["-rss_limit_mb=2048", "-timeout=20", "-max_len=65536"]
-    atheris.Setup(
-        [sys.argv[0], str(corpus), *([str(FINDINGS)] if FINDINGS.is_dir() else []), *limits, *arguments], one_input
-    )
+    atheris.Setup([sys.argv[0], str(corpus), *limits, *arguments], one_input)
     atheris.Fuzz()
 
 

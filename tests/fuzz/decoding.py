@@ -2,7 +2,8 @@
 
     python -m tests.fuzz.decoding CORPUS -max_total_time=60
 
-The seeds are the test suite's own files of every format, and `tests/fuzz/corpus.zip`. Every further argument goes to libFuzzer. What is found is written to the working folder as `crash-…`.
+The seeds are the test suite's own files of every format, and `tests/fuzz/corpus.zip`. Every further argument goes to
+libFuzzer. What is found is written to the working folder as `crash-…`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def test_every_warning_is_described() -> None:
     described = set(re.findall(r"`([A-Z_]+)`", text[text.index("## Warnings") : text.index("## Input rules")]))
     sources = [*SERVER.rglob("*.py"), *(ROOT / "client" / "cutaway").rglob("*.py")]
     issued = {
-        code for file in sources for code in re.findall(r"""(?:Notice|warn)\(\s*"([A-Z_]+)\"""", file.read_text())
+        code
+        for file in sources
+        for code in re.findall(r"""(?:Notice\(|warned\[|warned = \{)\s*"([A-Z_]+)\"""", file.read_text())
     }
     assert len(issued) > 10
     assert issued | {"UNTOUCHED"} == described

@@ -194,7 +194,7 @@ def test_a_hosted_tier_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_nothing_of_the_callers_own_is_told(caplog: pytest.LogCaptureFixture, spans: InMemorySpanExporter) -> None:
     """No name of a file, no token, and no word of an error that may hold one."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="cutaway")
     broken = Watching(fails_at="failed")
     client = Client(
         "http://127.0.0.1:1", token="s3cret-token", observers=[broken, OpenTelemetry(provider_of(spans))], timeout_s=5

@@ -37,8 +37,10 @@ class Proxy:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.url = ""
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
         with suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             first, *lines = head.decode().split("\r\n")
@@ -48,6 +50,7 @@ class Proxy:
             parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
             assert parts.hostname == "cutaway.test"
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", parts.port)
+            self.writers.append(up_writer)
             if method == "CONNECT":
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
@@ -80,7 +83,10 @@ def running_proxy() -> Iterator[Proxy]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
+        for writer in proxy.writers:  # a cancelled copy leaves them open, and the loop ends before it closes them
+            writer.transport.abort()
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()

@@ -33,8 +33,8 @@ TURNED_MIN_CONFIDENCE = 0.5
 """People lying or upside down are believed from this score on: three more looks find more that is nobody."""
 
 SURE_CONFIDENCE, TURNED_LEAD = 0.7, 0.15
-"""With somebody found at the first score a picture is not turned; else a turn has to lead by the second. Of 110 upright
-pictures of the evaluation none is turned by this rule, and of 120 turned ones it finds people in 28 more."""
+"""With somebody found at the first score a picture is not turned; else a turn has to lead by the second. Of 197 upright
+pictures of `train` none is turned; of the same upside down, 100 are turned although something was found in them."""
 
 MAX_OWN_CROPS = 64
 """Of more people than these the smaller ones share the matte of the whole picture: the work stays at 8 batches."""

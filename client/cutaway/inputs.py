@@ -291,9 +291,16 @@ def encode_lossy(image: Image.Image, limits: InputLimits) -> EncodedPicture:
 
 
 def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:
-    buffer = io.BytesIO()
+    from PIL import Image
+
+    buffer, exif = io.BytesIO(), Image.Exif()  # without an orientation, since the pixels are upright
+    dpi = image.info.get("dpi") or (0, 0)  # Pillow's own default for BMP, 96, would be made up
+    if all(isinstance(each, (int, float)) and 1 <= each <= 10_000 for each in dpi):
+        exif[0x011A], exif[0x011B], exif[0x0128] = float(dpi[0]), float(dpi[1]), 2
+        parameters["dpi"] = tuple(map(float, dpi))
+    elif pil_format == "BMP":
+        parameters["dpi"] = (0, 0)
     if pil_format != "BMP":
-        # The pixels are upright, so that the file must not have an orientation.
-        parameters |= {"exif": b"", "icc_profile": image.info.get("icc_profile")}
+        parameters |= {"exif": exif.tobytes() if len(exif) else b"", "icc_profile": image.info.get("icc_profile")}
     image.save(buffer, pil_format, **parameters)
     return buffer.getvalue()

@@ -522,3 +522,34 @@ def test_a_pil_image_whose_file_is_damaged() -> None:
     whole = make.saved(Image.fromarray(make.noise()), "PNG")
     with pytest.raises(CorruptImage, match="PIL image"):
         encode(Image.open(io.BytesIO(whole[:-5000])))
+
+
+# ------------------------------------------------------------------------------------- what the server makes of it
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_profile_reaches_the_server_or_is_applied(mode: str) -> None:
+    """The pipeline reads 128 at gamma 1 as 188, whether the file is grey or already in sRGB."""
+    from pipeline.decode import decode
+
+    from tests.pipeline.test_files import grey_profile
+
+    image = Image.new(mode, (64, 64), 128 if mode == "L" else (128, 200))
+    image.info["icc_profile"] = grey_profile(1.0)
+    picture = decode(encode(image).data)
+    shown = picture.rgb if picture.own_rgb is None else picture.own_rgb
+    assert np.abs(shown.astype(int) - 188).max() <= 1
+    assert picture.notices == ()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "I;16"])
+@pytest.mark.parametrize("size", [64, 1500])
+def test_density_is_sent_where_a_pil_image_has_one_and_none_is_made_up(mode: str, size: int) -> None:
+    from pipeline.decode import decode
+
+    image = Image.new(mode, (size, size))
+    assert decode(encode(image).data).density_dpi is None
+    image.info["dpi"] = (300, 300)
+    assert decode(encode(image).data).density_dpi == pytest.approx((300, 300), abs=0.1)
+    image.info["dpi"] = ("much", float("nan"))
+    assert decode(encode(image).data).density_dpi is None

@@ -102,7 +102,7 @@ def bad_files() -> dict[str, bytes]:
         "CORRUPT_IMAGE": good[: len(good) // 2],
         "RESOLUTION_TOO_SMALL": _png(noise.integers(0, 256, (small, small, 3), np.uint8)),
         "RESOLUTION_TOO_LARGE": _png(noise.integers(0, 256, (INPUT_LIMITS.min_side_px, wide, 3), np.uint8)),
-        "IMAGE_BOMB": _png(np.zeros((4000, 4000), np.uint8)),
+        "IMAGE_BOMB": _png(np.zeros((4200, 4200), np.uint8)),
         "FILE_TOO_LARGE": good + bytes(INPUT_LIMITS.max_file_bytes),
         "NO_PERSON_DETECTED": _png(noise.integers(0, 256, (240, 320, 3), np.uint8)),
     }

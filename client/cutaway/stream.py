@@ -111,7 +111,9 @@ class StreamStatistics:
 def checked(frame: FrameInput) -> FrameInput:
     """A frame within `STREAM_LIMITS`, else an InputError; an array is copied, since a camera's library reuses it."""
     if isinstance(frame, bytes):
-        check_picture(frame, limits=limits.STREAM_LIMITS)
+        # A camera's JPEG without its end marker was cut on its way: no picture to repair, but a frame to drop.
+        if check_picture(frame, limits=limits.STREAM_LIMITS).end_bytes is not None:
+            raise errors.CorruptImage("The JPEG ends before its picture does.")
         return frame
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         received = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__

@@ -15,7 +15,7 @@ Pillow unfolds it, refuses the picture where it is long, and would turn the pict
 
 def readable(data: bytes) -> tuple[bytes, bool]:
     """The file without chunks that no decoder needs, and whether a damaged colour profile was among them."""
-    kept, position, profile_dropped = [data[:8]], 8, False
+    kept, position, dropped, profile_dropped = [data[:8]], 8, False, False
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         chunk = data[position : position + 12 + length]
@@ -23,12 +23,12 @@ def readable(data: bytes) -> tuple[bytes, bool]:
             break
         if not kind[0] & 0x20 or (kind in _READ and _is_sound(kind, chunk)):
             kept.append(chunk)
-        elif kind == b"iCCP":
-            profile_dropped = True
+        else:
+            dropped, profile_dropped = True, profile_dropped or kind == b"iCCP"
         position += len(chunk)
         if kind == b"IEND":
             break
-    return b"".join(kept), profile_dropped
+    return b"".join(kept) if dropped else data, profile_dropped
 
 
 def _is_sound(kind: bytes, chunk: bytes) -> bool:

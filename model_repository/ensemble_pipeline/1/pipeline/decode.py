@@ -135,10 +135,10 @@ def _coloured_jpeg(data: bytes, image: Image.Image, notices: list[Notice]) -> ND
         if fault := "" if end_is_new else jpeg_fault(data):
             judge_fault(fault, notices)
         return None
-    # Asked before memory is taken for it: a file may hold more than one header.
-    if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
-        return None
     try:
+        # Checked before memory is allocated, because a file may hold more than one header.
+        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
+            return None
         pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=not end_is_new), np.uint8)
     except ValueError as error:
         judge_fault(str(error), notices)

@@ -1,0 +1,1 @@
+"""What stands in front of Triton: the gate, and the HTTP service."""

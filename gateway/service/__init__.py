@@ -1,0 +1,1 @@
+"""The HTTP service: background removal, people, a drop-in for remove.bg, jobs, keys and limits, and the page."""

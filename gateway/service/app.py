@@ -1,0 +1,154 @@
+"""The application: routes, error forms, bounds, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from cutaway import AsyncClient, __version__
+from cutaway.contract.errors import CutawayError, InferenceError
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from gateway.service import avatar, background_removal, media, people, removebg
+from gateway.service.engine import Admission, Engine, Places
+from gateway.service.errors import ServiceProblem, answer
+from gateway.service.fetch import Fetcher
+from gateway.service.jobs import Jobs
+from gateway.service.keys import Keys, Limiter
+from gateway.service.settings import FORM_BYTES, MAX_REQUEST_BYTES, ServiceSettings
+from gateway.service.state import State
+from gateway.service.storage import Storage
+from gateway.service.uploads import BodyLimit, Refused
+
+log = logging.getLogger("gateway.service")
+
+_BATCHES = ("/api/background-removal/remove-batch", "/api/background-removal/remove-async")
+_CSP = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'; object-src 'none'"
+
+
+def create_app(settings: ServiceSettings, admission: Admission | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        settings: what it is started with.
+        admission: the gate's; one of its own where None.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        state = await _open(settings, admission or Places())
+        app.state.service = state
+        sweep = asyncio.create_task(state.storage.sweep_regularly())
+        try:
+            yield
+        finally:
+            sweep.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweep
+            await state.jobs.aclose()
+            await state.fetcher.aclose()
+            await state.engine.aclose()
+
+    app = FastAPI(
+        title="Cutaway",
+        version=__version__,
+        description="Cuts people and objects out of pictures. Errors: docs/errors.md.",
+        docs_url="/api/docs",
+        openapi_url="/api/openapi.json",
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    for module in (background_removal, people, media, avatar, removebg):
+        app.include_router(module.router)
+    for kind in (CutawayError, ServiceProblem, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _failed)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+
+    def bound(path: str) -> int:
+        return settings.batch_max_bytes + FORM_BYTES if path in _BATCHES else MAX_REQUEST_BYTES
+
+    app.add_middleware(BodyLimit, bound=bound)
+    app.middleware("http")(_secured)
+    if settings.page.is_dir():
+        app.mount("/", StaticFiles(directory=settings.page, html=True), name="page")
+    return app
+
+
+async def _open(settings: ServiceSettings, admission: Admission) -> State:
+    hosted: dict[str, Any] = {"fallback": hosted_tiers(settings.hosted)} if settings.hosted else {}
+    client = AsyncClient(settings.triton_url, timeout_s=settings.timeout_s, **hosted)
+    engine = Engine(client, admission, settings.triton_metrics_url)
+    storage = Storage(settings.storage, settings.storage_max_bytes)
+
+    async def work(arguments: dict[str, Any], stage: Any) -> dict[str, Any]:
+        result: dict[str, Any] = await background_removal.remove_job(state)(arguments, stage)
+        return result
+
+    state = State(
+        settings=settings,
+        engine=engine,
+        storage=storage,
+        keys=Keys(settings.keys, settings.keys_required),
+        limiter=Limiter(settings.redis_url),
+        jobs=Jobs(work, settings.redis_url, settings.jobs, settings.job_timeout_s),
+        fetcher=Fetcher(settings.image_hosts, settings.image_private),
+    )
+    await storage.sweep()
+    await state.jobs.start()
+    return state
+
+
+def hosted_tiers(names: tuple[str, ...]) -> list[Any]:
+    """Providers by name, with their default models for enlarging; tokens come from the environment.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    from cutaway.providers import HuggingFace, Replicate, Space
+
+    known: dict[str, Any] = {"huggingface": HuggingFace, "replicate": Replicate, "space": Space}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no hosted provider {unknown[0]!r}: there are {', '.join(known)}")
+    return [known[name]() for name in names]
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Any error in the form of its path's dialect."""
+    path = request.scope["path"]
+    match error:
+        case CutawayError() | ServiceProblem():
+            return answer(path, error)
+        case Refused():
+            return answer(path, error.problem)
+        case RequestValidationError():
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+            problem = ServiceProblem(400, "INVALID_OPTION", f"{where}: {first['msg']}.", "Correct it; see /api/docs.")
+            problem.details = {"name": where}
+            return answer(path, problem)
+        case HTTPException():
+            code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "INVALID_REQUEST")
+            problem = ServiceProblem(error.status_code, code, str(error.detail), "See /api/docs.")
+            response = answer(path, problem)
+            response.headers.update(error.headers or {})
+            return response
+    log.exception("a request to %s failed", path, exc_info=error)
+    return answer(path, InferenceError("The request failed; the reason is in the service's log."))
+
+
+async def _secured(request: Request, call_next: Any) -> Response:
+    response: Response = await call_next(request)
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    if not request.scope["path"].startswith("/api/docs"):
+        response.headers.setdefault("Content-Security-Policy", _CSP)
+    return response

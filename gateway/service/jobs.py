@@ -1,0 +1,125 @@
+"""Cutting in the background: taskiq, in the process or on Redis, where another gateway takes a dead one's jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from cutaway.contract.errors import CutawayError, InferenceError, Overloaded, ProcessingTimeout
+from cutaway.contract.limits import CUT_MANY_JOBS
+from taskiq import AsyncBroker, InMemoryBroker
+from taskiq.api import run_receiver_task
+from taskiq.depends.progress_tracker import TaskProgress, TaskState
+from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
+
+from gateway.service.errors import ServiceProblem, detail_form, not_found
+from gateway.service.settings import KEEP_S
+
+Work = Callable[[dict[str, Any], Callable[[str, int], Awaitable[None]]], Awaitable[dict[str, Any]]]
+"""A job's arguments and the callback for its stage and percentage → its result; both are plain JSON."""
+
+FINISHED = ("completed", "failed")
+
+
+class Jobs:
+    """Jobs by id: submitted, worked on side by side, with progress that any gateway can read.
+
+    Args:
+        work: does one job.
+        redis_url: where jobs are kept; in the process where empty, and gone with it.
+        most: unfinished jobs that this gateway takes.
+        timeout_s: deadline of a job.
+        reclaim_s: after so long without an acknowledgement a job of a dead gateway is begun anew by another.
+    """
+
+    def __init__(self, work: Work, redis_url: str, most: int, timeout_s: float, reclaim_s: float | None = None) -> None:
+        self._work, self._most, self._timeout_s = work, most, timeout_s
+        self._slots = asyncio.Semaphore(CUT_MANY_JOBS)
+        self._open = 0
+        self._receiver: asyncio.Task[None] | None = None
+        self._broker = broker_on(redis_url, timeout_s if reclaim_s is None else reclaim_s)
+        self._in_process = not redis_url
+        self._task = self._broker.register_task(self._run, task_name="remove")
+
+    async def start(self) -> None:
+        await self._broker.startup()
+        if not self._in_process:
+            receive = run_receiver_task(self._broker, max_async_tasks=CUT_MANY_JOBS, max_prefetch=0)
+            self._receiver = asyncio.create_task(receive)
+
+    async def aclose(self) -> None:
+        if self._receiver is not None:
+            self._receiver.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._receiver
+        await self._broker.shutdown()
+
+    async def submit(self, job_id: str, arguments: dict[str, Any]) -> None:
+        """Begin a job.
+
+        Raises:
+            Overloaded: there are too many unfinished ones.
+        """
+        if self._open >= self._most:
+            raise Overloaded(f"{self._most} jobs are waiting already.")
+        await self.progress(job_id, {"status": "queued", "stage": "queued", "percentage": 0})
+        self._open += 1
+        try:
+            await self._task.kicker().with_task_id(job_id).kiq(job_id, arguments)
+        except Exception as error:  # Redis is away; its client raises many
+            self._open -= 1
+            raise ServiceProblem(503, "UNAVAILABLE", "The queue of jobs does not answer.", "Try again.") from error
+
+    async def progress(self, job_id: str, state: dict[str, Any]) -> None:
+        progress = TaskProgress(state=TaskState.STARTED, meta=state | {"at": time.time()})
+        await self._broker.result_backend.set_progress(job_id, progress)
+
+    async def state(self, job_id: str) -> dict[str, Any]:
+        """A job's or batch's last state: status (queued, processing, completed, failed), stage, percentage, result.
+
+        Raises:
+            ServiceProblem: 404.
+        """
+        found = await self._broker.result_backend.get_progress(job_id)
+        if found is None or not isinstance(found.meta, dict):
+            raise not_found("job with this id")
+        return dict(found.meta)
+
+    async def _run(self, job_id: str, arguments: dict[str, Any]) -> None:
+        async def stage(name: str, percentage: int) -> None:
+            await self.progress(job_id, {"status": "processing", "stage": name, "percentage": percentage})
+
+        try:
+            async with self._slots, asyncio.timeout(self._timeout_s):
+                await stage("processing", 10)
+                state = {"status": "completed", "stage": "done", "percentage": 100}
+                state |= {"result": await self._work(arguments, stage)}
+        except TimeoutError:
+            state = _failed(ProcessingTimeout(f"The job took more than {self._timeout_s:g} s."))
+        except (CutawayError, ServiceProblem) as error:
+            state = _failed(error)
+        except Exception:  # the log has it
+            state = _failed(InferenceError("The job failed."))
+            raise
+        finally:
+            self._open = max(0, self._open - 1)
+            await self.progress(job_id, state)
+
+
+def _failed(error: CutawayError | ServiceProblem) -> dict[str, Any]:
+    return {"status": "failed", "stage": "failed", "percentage": 100, "error": detail_form(error)}
+
+
+def broker_on(redis_url: str, reclaim_s: float) -> AsyncBroker:
+    """taskiq's broker in the process, or on a Redis stream with acknowledgements."""
+    if not redis_url:
+        return InMemoryBroker(max_stored_results=10_000)
+    keep_s = round(KEEP_S["cutouts"])
+    results: Any = RedisAsyncResultBackend(redis_url, result_ex_time=keep_s)
+    broker = RedisStreamBroker(
+        redis_url, queue_name="cutaway-jobs", idle_timeout=round(reclaim_s * 1000), xread_count=1
+    )
+    return broker.with_result_backend(results)

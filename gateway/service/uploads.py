@@ -1,0 +1,145 @@
+"""What arrives: bodies bounded while they arrive, pictures from forms and data URIs, the options as form fields."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import inspect
+import re
+import unicodedata
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import PurePath
+from typing import Annotated, Any
+
+from cutaway.contract.errors import CutawayError, FileTooLarge, InvalidFormat
+from cutaway.contract.limits import INPUT_LIMITS, OPTIONS
+from fastapi import Form, Request, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.service.errors import Problem, answer
+
+_DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]+)?(;[a-z0-9=.+-]+)*;base64,", re.IGNORECASE)
+
+
+class Refused(HTTPException):
+    """A problem met while the body is read, in the one class that the framework passes on unchanged."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(413)
+        self.problem = problem
+
+
+class BodyLimit:
+    """ASGI middleware: no body becomes longer than its path allows.
+
+    Args:
+        app: what is protected.
+        bound: path → bytes.
+    """
+
+    def __init__(self, app: ASGIApp, bound: Callable[[str], int]) -> None:
+        self._app, self._bound = app, bound
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        most, seen = self._bound(scope["path"]), 0
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > most:
+            return await answer(scope["path"], too_large(int(declared)))(scope, receive, send)
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            problem: CutawayError = InvalidFormat("A body with a Content-Encoding is refused: send it as it is.")
+            return await answer(scope["path"], problem)(scope, receive, send)
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise Refused(too_large(seen))
+            return message
+
+        return await self._app(scope, bounded, send)
+
+
+def too_large(size_bytes: int) -> FileTooLarge:
+    limit = INPUT_LIMITS.max_file_bytes
+    return FileTooLarge(
+        f"{size_bytes:,} bytes are more than the {limit:,} allowed.",
+        details={"size_bytes": size_bytes, "max_bytes": limit},
+    )
+
+
+async def read_upload(upload: UploadFile) -> bytes:
+    """The bytes of a form's picture.
+
+    Raises:
+        FileTooLarge, InvalidFormat: it is too long, or empty.
+    """
+    data: bytes = await upload.read(INPUT_LIMITS.max_file_bytes + 1)
+    if len(data) > INPUT_LIMITS.max_file_bytes:
+        raise too_large(upload.size or len(data))
+    if not data:
+        raise InvalidFormat("The picture is empty.", details={"received": "nothing"})
+    return data
+
+
+def read_base64(text: str) -> tuple[bytes, str | None]:
+    """The bytes and the declared media type of a data URI, or of bare base64.
+
+    Raises:
+        FileTooLarge, InvalidFormat.
+    """
+    head = _DATA_URI.match(text[:200])
+    body = text[head.end() :] if head else text
+    if len(body) > INPUT_LIMITS.max_file_bytes * 4 // 3 + 1024:
+        raise too_large(len(body) * 3 // 4)
+    try:
+        data = base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        message = "The picture is no base64: send a data URI such as data:image/jpeg;base64,…"
+        raise InvalidFormat(message, details={"received": text[:40]}) from None
+    return data, head[1] if head else None
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def download_name(filename: str | None, extension: str) -> str:
+    """``{stem}_nobg_{YYYYmmdd_HHMMSS}.png``, in ASCII, as a header can carry it."""
+    stem = PurePath((filename or "image").replace("\\", "/")).stem
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', plain)[:100] or 'image'}_nobg_{datetime.now():%Y%m%d_%H%M%S}{extension}"
+
+
+def option_fields(skip: tuple[str, ...] = ()) -> Callable[..., dict[str, str]]:
+    """A FastAPI dependency that reads the contract's options as form fields; what is empty keeps its default."""
+
+    def read(**given: str | None) -> dict[str, str]:
+        return {name: value for name, value in given.items() if value not in (None, "")}
+
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, Form(description=f"{option.help}. Allowed: {option.allowed}.")],
+        )
+        for name, option in OPTIONS.items()
+        if name not in skip
+    ]
+    read.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return read
+
+
+def path_of(request: Request) -> str:
+    return str(request.scope["path"])
+
+
+def plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, rounded: boxes in answers."""
+    return [round(float(number), 1) for number in value]

@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"key (shown once): {key}\n\nfor the key file:\n{lines}")
         return
     app = create_app(settings_of(given))
-    uvicorn.run(app, host=given.address, port=given.port, forwarded_allow_ips=given.trusted_proxies, log_level="warning")
+    uvicorn.run(
+        app, host=given.address, port=given.port, forwarded_allow_ips=given.trusted_proxies, log_level="warning"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--keys", type=Path, metavar="FILE", help="API keys, see --new-key")
     add("--keys-required", action="store_true", help="refuse requests without a key of the file")
     add("--new-key", nargs=2, metavar=("TIER", "NAME"), help=f"make a key of {', '.join(TIERS_PER_MINUTE)}, and end")
-    add("--image-hosts", nargs="*", default=[], metavar="HOST", help="hosts that image_url may name (default: any public)")
+    add(
+        "--image-hosts",
+        nargs="*",
+        default=[],
+        metavar="HOST",
+        help="hosts that image_url may name (default: any public)",
+    )
     add("--cors", nargs="*", default=[], metavar="ORIGIN", help="origins whose pages may call the service")
     add("--hosted", nargs="*", default=[], help="hosted models for hd-image: huggingface, replicate, space")
     add("--trusted-proxies", default="127.0.0.1", help="whose X-Forwarded-For is believed (default: %(default)s)")

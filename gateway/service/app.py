@@ -16,16 +16,16 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from gateway.service import avatar, background_removal, media, people, removebg
+from gateway.service import avatar, background_removal, live, media, people, removebg
 from gateway.service.engine import Admission, Engine, Places
 from gateway.service.errors import ServiceProblem, answer
 from gateway.service.fetch import Fetcher
 from gateway.service.jobs import Jobs
-from gateway.service.keys import Keys, Limiter
+from gateway.service.keys import Keys, Limiter, Quota
 from gateway.service.settings import FORM_BYTES, MAX_REQUEST_BYTES, ServiceSettings
-from gateway.service.state import State
+from gateway.service.state import State, quota_headers
 from gateway.service.storage import Storage
-from gateway.service.uploads import BodyLimit, Refused
+from gateway.service.uploads import Guard, Refused
 
 log = logging.getLogger("gateway.service")
 
@@ -65,7 +65,7 @@ def create_app(settings: ServiceSettings, admission: Admission | None = None) ->
         redoc_url=None,
         lifespan=lifespan,
     )
-    for module in (background_removal, people, media, avatar, removebg):
+    for module in (background_removal, people, media, live, avatar, removebg):
         app.include_router(module.router)
     for kind in (CutawayError, ServiceProblem, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _failed)
@@ -77,8 +77,7 @@ def create_app(settings: ServiceSettings, admission: Admission | None = None) ->
     def bound(path: str) -> int:
         return settings.batch_max_bytes + FORM_BYTES if path in _BATCHES else MAX_REQUEST_BYTES
 
-    app.add_middleware(BodyLimit, bound=bound)
-    app.middleware("http")(_secured)
+    app.add_middleware(Guard, bound=bound, headers=_headers)
     if settings.page.is_dir():
         app.mount("/", StaticFiles(directory=settings.page, html=True), name="page")
     return app
@@ -146,9 +145,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     return answer(path, InferenceError("The request failed; the reason is in the service's log."))
 
 
-async def _secured(request: Request, call_next: Any) -> Response:
-    response: Response = await call_next(request)
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    if not request.scope["path"].startswith("/api/docs"):
-        response.headers.setdefault("Content-Security-Policy", _CSP)
-    return response
+def _headers(path: str, quota: Quota | None) -> dict[str, str]:
+    """The headers of every answer; FastAPI's page of the API loads its scripts from elsewhere."""
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if not path.startswith("/api/docs"):
+        headers["Content-Security-Policy"] = _CSP
+    return headers | (quota_headers(quota) if quota else {})

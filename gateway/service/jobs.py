@@ -42,7 +42,11 @@ class Jobs:
         self._receiver: asyncio.Task[None] | None = None
         self._broker = broker_on(redis_url, timeout_s if reclaim_s is None else reclaim_s)
         self._in_process = not redis_url
-        self._task = self._broker.register_task(self._run, task_name="remove")
+
+        async def remove(job_id: str, arguments: dict[str, Any]) -> None:  # taskiq renames what it takes: no method
+            await self._run(job_id, arguments)
+
+        self._task = self._broker.register_task(remove, task_name="remove")
 
     async def start(self) -> None:
         await self._broker.startup()

@@ -151,7 +151,7 @@ def arrange(cutout: Image.Image, layout: Layout) -> tuple[Image.Image, Box]:
     if width * height > layout.max_pixels:
         share = (layout.max_pixels / (width * height)) ** 0.5
         whole = whole.resize((max(1, int(width * share)), max(1, int(height * share))), Image.Resampling.LANCZOS)
-        at = tuple(round(edge * share) for edge in at)  # type: ignore[assignment]
+        at = tuple(round(edge * share) for edge in at)
     if layout.channels == "alpha":
         return whole.getchannel("A"), at
     return _onto(whole, layout.background), at

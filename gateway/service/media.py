@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from gateway.service.background_removal import PICTURE, job_state
 from gateway.service.errors import ServiceProblem
 from gateway.service.jobs import FINISHED
+from gateway.service.live import same_origin
 from gateway.service.people import FAILURES
 from gateway.service.state import ADMITTED, KNOWN, ServiceState, State
 from gateway.service.uploads import data_uri, read_base64
@@ -58,6 +59,9 @@ async def batch_progress(socket: WebSocket, task_id: str) -> None:
 
 async def _watch(socket: WebSocket, task_id: str) -> None:
     state: State = socket.app.state.service
+    if not same_origin(socket):
+        await socket.close(code=1008)
+        return
     await socket.accept()
     last: dict[str, Any] = {}
     try:

@@ -107,7 +107,7 @@ async def removebg(request: Request, state: ServiceState, caller: Admitted) -> R
     opaque = background is not None and wanted.channels == "rgba"
     form = kind if kind != "auto" else "jpg" if opaque else "png"
     picture, box, size = await asyncio.to_thread(_compose, result, wanted, form)
-    headers = _headers(result, size, box, given) | quota_headers(request.state.quota) | CORS_HEADERS
+    headers = _headers(result, size, box, given) | CORS_HEADERS
     if "application/json" in request.headers.get("accept", ""):
         left, top, right, bottom = box
         found = {"foreground_top": top, "foreground_left": left}

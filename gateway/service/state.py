@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request
 
 from gateway.service.engine import Engine
 from gateway.service.fetch import Fetcher
@@ -39,10 +39,9 @@ async def identified(request: Request) -> Caller:
     return state_of(request).keys.caller(request.headers.get(KEY_HEADER), address)
 
 
-async def admitted(request: Request, response: Response, caller: Annotated[Caller, Depends(identified)]) -> Caller:
+async def admitted(request: Request, caller: Annotated[Caller, Depends(identified)]) -> Caller:
     """The caller, whose request counts; the answer tells what is left of the minute."""
     quota = await state_of(request).limiter.admit(caller)
-    response.headers.update(quota_headers(quota))
     request.state.quota = quota
     return caller
 

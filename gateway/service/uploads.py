@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from cutaway.contract.errors import CutawayError, FileTooLarge, InvalidFormat
 from cutaway.contract.limits import INPUT_LIMITS, OPTIONS
 from fastapi import Form, Request, UploadFile
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,21 +32,24 @@ class Refused(HTTPException):
         self.problem = problem
 
 
-class BodyLimit:
-    """ASGI middleware: no body becomes longer than its path allows.
+class Guard:
+    """ASGI middleware: no body becomes longer than its path allows, and every answer has the same headers.
 
     Args:
         app: what is protected.
         bound: path → bytes.
+        headers: path and the caller's quota, where it was counted → headers that each answer gets.
     """
 
-    def __init__(self, app: ASGIApp, bound: Callable[[str], int]) -> None:
-        self._app, self._bound = app, bound
+    def __init__(
+        self, app: ASGIApp, bound: Callable[[str], int], headers: Callable[[str, Any], dict[str, str]]
+    ) -> None:
+        self._app, self._bound, self._headers = app, bound, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        most, seen = self._bound(scope["path"]), 0
+        most, seen, send = self._bound(scope["path"]), 0, self._with_headers(scope, send)
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > most:
@@ -63,6 +67,17 @@ class BodyLimit:
             return message
 
         return await self._app(scope, bounded, send)
+
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer_headers = MutableHeaders(scope=message)
+                quota = scope.get("state", {}).get("quota")
+                for name, value in self._headers(scope["path"], quota).items():
+                    answer_headers.setdefault(name, value)
+            await send(message)
+
+        return sent
 
 
 def too_large(size_bytes: int) -> FileTooLarge:

@@ -82,8 +82,12 @@ class Gate:
 
     async def listen(self, name: str, app: Callable[[Any, Any, Any], Awaitable[None]], address: str, port: int) -> None:
         """Serve an ASGI application on a port of its own, with the gate's bounds of connections."""
-        settings, family = self.core.settings, socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.create_server((address, port), family=family, backlog=BACKLOG)
+        settings = self.core.settings
+        # The protocol is named, because asyncio sends at once (TCP_NODELAY) only where it is.
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
         config = uvicorn.Config(
             app,
             http=partial(Connection, settings, self.core.metrics),

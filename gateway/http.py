@@ -35,7 +35,7 @@ PREFLIGHT = (
 EXTENSIONS = {"binary_tensor_data", "parameters", "sequence"}
 """Of Triton's, what passes here."""
 
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?")
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]{1,9}))?(?:/(infer|ready))?")
 
 
 class HttpApp:
@@ -70,21 +70,15 @@ class HttpApp:
         if path == "/v2/health/live":
             return await exchange.respond(200, [JSON])
         if path == "/v2/health/ready" or action == "ready":
-            if await self._core.ready() and (not found or await self._model_ready(name, version)):
+            if await self._core.ready() and (not found or (await self._core.upstream.get(path))[0] == 200):
                 return await exchange.respond(200, [JSON])
             raise failures.of_error(ServerUnavailable("The server is not ready."))
         if path.rstrip("/") == "/v2" or found:
             return await exchange.respond(*await self._metadata(path.rstrip("/") if not found else path))
         raise failures.not_found(path)
 
-    async def _model_ready(self, name: str, version: str | None) -> bool:
-        versions = f"/versions/{version}" if version and version.isalnum() else ""
-        return (await self._core.upstream.get(f"/v2/models/{name}{versions}/ready"))[0] == 200
-
     async def _metadata(self, path: str) -> tuple[int, list[tuple[str, str]], list[Buffer]]:
-        """Triton's own, whose path is one of this module's."""
-        if not re.fullmatch(r"[\w/]+", path, re.ASCII):
-            raise failures.not_found(path)
+        """Triton's own; the path is one of this module's."""
         status, body = await self._core.upstream.get(path)
         if path == "/v2" and status == 200:
             told = json.loads(body)

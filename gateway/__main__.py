@@ -5,6 +5,7 @@ It prints its ports as one line of JSON when it listens; SIGTERM and SIGINT drai
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
@@ -13,7 +14,9 @@ import signal
 import sys
 import time
 
-from gateway.settings import Settings, parse
+from gateway.service.keys import new_key
+from gateway.service.settings import TIERS_PER_MINUTE, ServiceSettings
+from gateway.settings import Settings, add_options, read_options
 
 LOG_INTERVAL_S = 1.0
 
@@ -33,7 +36,7 @@ class _Sparse(logging.Filter):
         return due
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, service: ServiceSettings) -> None:
     from gateway.serving import Gate
 
     loop, stop, force = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
@@ -43,8 +46,8 @@ async def _serve(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    gate = await Gate.start(settings)
-    print(json.dumps({name: gate.ports[name] for name in ("http", "grpc", "metrics")}), flush=True)
+    gate = await Gate.start(settings, service)
+    print(json.dumps(gate.ports), flush=True)
     await stop.wait()
     draining = asyncio.create_task(gate.stop())
     forced = asyncio.create_task(force.wait())
@@ -54,9 +57,24 @@ async def _serve(settings: Settings) -> None:
     forced.cancel()
 
 
+def _print_key(tier: str, name: str) -> int:
+    if tier not in TIERS_PER_MINUTE:
+        print(f"error: tiers are {', '.join(TIERS_PER_MINUTE)}", file=sys.stderr)
+        return 2
+    key, lines = new_key(tier, name)
+    print(f"The key, which is not stored anywhere: {key}\n\nIts lines for the file of --keys:\n{lines}")
+    return 0
+
+
 def main() -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it has a line for each connection that strangers break
-    settings = parse()
+    if len(sys.argv) == 4 and sys.argv[1] == "--new-key":
+        return _print_key(*sys.argv[2:])
+    parser = argparse.ArgumentParser(prog="python -m gateway", description="What stands in front of Triton.")
+    add_options(parser, "the gate", Settings)
+    add_options(parser, "the HTTP service", ServiceSettings)
+    given = parser.parse_args()
+    settings, service = read_options(Settings, given), read_options(ServiceSettings, given)
     handler = logging.StreamHandler()
     handler.addFilter(_Sparse())
     logging.basicConfig(
@@ -64,8 +82,8 @@ def main() -> int:
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     try:
-        asyncio.run(_serve(settings))
-    except OSError as error:
+        asyncio.run(_serve(settings, service))
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -93,7 +93,7 @@ class HttpApp:
         """
         settings = self._core.settings
         host = headers.get("host", "")
-        if not _is_known(host, settings.hosts):
+        if not is_known_host(host, settings.hosts):
             raise failures.forbidden("this name is none of the server's: name it with --hosts")
         origin = headers.get("origin")
         if origin is None or origin.partition("://")[2] == host:
@@ -221,7 +221,7 @@ def _too_long(size: int, json_length: int | None, allowed: int) -> Exception:
     return too_large(size)
 
 
-def _is_known(host: str, names: Sequence[str]) -> bool:
+def is_known_host(host: str, names: Sequence[str]) -> bool:
     """Whether a Host header names this server: an address, localhost, a name of a local network, or one of `names`."""
     if "*" in names:
         return True

@@ -17,6 +17,9 @@ from gateway.connections import Connection, sweep
 from gateway.core import Core
 from gateway.grpc_server import Handlers, options
 from gateway.http import HttpApp, MetricsApp
+from gateway.service.app import Service
+from gateway.service.live import MAX_FRAME_BYTES
+from gateway.service.settings import ServiceSettings
 from gateway.settings import Settings
 
 BACKLOG = 1024
@@ -51,9 +54,10 @@ class Gate:
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
         self._sweeps: list[asyncio.Task[None]] = []
         self._grpc: Any = None
+        self._service: Service | None = None
 
     @classmethod
-    async def start(cls, settings: Settings) -> Gate:
+    async def start(cls, settings: Settings, service: ServiceSettings | None = None) -> Gate:
         """Listen.
 
         Raises:
@@ -75,33 +79,41 @@ class Gate:
             except RuntimeError as error:
                 raise OSError(f"{host}:{settings.grpc_port} cannot be listened on: {error}") from None
             await gate._grpc.start()
+            if service is not None and service.service_port >= 0:
+                gate._service = await Service.open(core, service)
+                trusted = list(service.trusted_proxies)
+                more: dict[str, Any] = {"ws": "websockets-sansio", "ws_max_size": MAX_FRAME_BYTES}
+                more |= {"proxy_headers": bool(trusted), "forwarded_allow_ips": trusted}
+                await gate.listen("service", gate._service.app, settings.address, service.service_port, **more)
         except BaseException:
             await gate.stop(drain_timeout_s=0)
             raise
         return gate
 
-    async def listen(self, name: str, app: Callable[[Any, Any, Any], Awaitable[None]], address: str, port: int) -> None:
-        """Serve an ASGI application on a port of its own, with the gate's bounds of connections."""
+    async def listen(
+        self, name: str, app: Callable[[Any, Any, Any], Awaitable[None]], address: str, port: int, **more: Any
+    ) -> None:
+        """Serve an ASGI application on a port of its own, with the gate's bounds; `more` is uvicorn's."""
         settings = self.core.settings
         # The protocol is named, because asyncio sends at once (TCP_NODELAY) only where it is.
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
-        config = uvicorn.Config(
-            app,
-            http=partial(Connection, settings, self.core.metrics),
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # callers are whom they connect from
-            timeout_keep_alive=settings.idle_timeout_s,
-            timeout_graceful_shutdown=CLOSE_S,
-            backlog=BACKLOG,
-        )
+        given: dict[str, Any] = {
+            "http": partial(Connection, settings, self.core.metrics),
+            "ws": "none",
+            "lifespan": "off",
+            "interface": "asgi3",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "proxy_headers": False,  # callers are whom they connect from
+            "timeout_keep_alive": settings.idle_timeout_s,
+            "timeout_graceful_shutdown": CLOSE_S,
+            "backlog": BACKLOG,
+        }
+        config = uvicorn.Config(app, **(given | more))
         server = _Server(config)
         self.ports[name] = listener.getsockname()[1]
         serving = asyncio.create_task(server.serve([listener]), name=f"gate-{name}")
@@ -126,6 +138,8 @@ class Gate:
         await asyncio.gather(*(serving for _, serving in self._servers), return_exceptions=True)
         for task in self._sweeps:
             task.cancel()
+        if self._service is not None:
+            await self._service.aclose()
         await self.core.upstream.aclose()
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cutaway import AsyncClient, __version__
 from cutaway.contract.errors import CutawayError, InferenceError
+from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from gateway.core import Core
 from gateway.service import avatar, background_removal, live, media, people, removebg
-from gateway.service.engine import Admission, Engine, Places
+from gateway.service.engine import Engine
 from gateway.service.errors import ServiceProblem, answer
 from gateway.service.fetch import Fetcher
 from gateway.service.jobs import Jobs
@@ -33,29 +35,50 @@ _BATCHES = ("/api/background-removal/remove-batch", "/api/background-removal/rem
 _CSP = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'; object-src 'none'"
 
 
-def create_app(settings: ServiceSettings, admission: Admission | None = None) -> FastAPI:
-    """The service as an ASGI application.
+class Service:
+    """The HTTP service, open: what its routes share, and its ASGI application."""
 
-    Args:
-        settings: what it is started with.
-        admission: the gate's; one of its own where None.
-    """
+    def __init__(self, state: State) -> None:
+        self.app = _app(state)
+        self._state = state
+        self._sweep = asyncio.create_task(state.storage.sweep_regularly(), name="service-sweep")
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        state = await _open(settings, admission or Places())
-        app.state.service = state
-        sweep = asyncio.create_task(state.storage.sweep_regularly())
-        try:
-            yield
-        finally:
-            sweep.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweep
-            await state.jobs.aclose()
-            await state.fetcher.aclose()
-            await state.engine.aclose()
+    @classmethod
+    async def open(cls, core: Core, settings: ServiceSettings) -> Service:
+        """Begin to work on jobs.
 
+        Raises:
+            ValueError, OSError: a setting makes no sense; the file of keys cannot be read.
+        """
+        hosted: dict[str, Any] = {"fallback": hosted_tiers(settings.hosted)} if settings.hosted else {}
+        client = AsyncClient(f"grpc://{core.settings.triton_grpc}", timeout_s=PROCESSING_TIMEOUT_S, **hosted)
+        engine = Engine(client, core)
+        storage = Storage(settings.storage, settings.storage_max_bytes)
+        work = background_removal.remove_job(engine, storage)
+        jobs = Jobs(work, settings.redis_url, settings.jobs, settings.job_timeout_s, settings.job_reclaim_s)
+        state = State(
+            settings=settings,
+            engine=engine,
+            storage=storage,
+            keys=Keys(Path(settings.keys) if settings.keys else None, settings.keys_required),
+            limiter=Limiter(settings.redis_url),
+            jobs=jobs,
+            fetcher=Fetcher(settings.image_hosts, settings.image_private),
+        )
+        await jobs.start()
+        return cls(state)
+
+    async def aclose(self) -> None:
+        self._sweep.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._sweep
+        await self._state.jobs.aclose()
+        await self._state.fetcher.aclose()
+        await self._state.engine.client.close()
+
+
+def _app(state: State) -> FastAPI:
+    settings, gate = state.settings, state.engine.core.settings
     app = FastAPI(
         title="Cutaway",
         version=__version__,
@@ -63,48 +86,21 @@ def create_app(settings: ServiceSettings, admission: Admission | None = None) ->
         docs_url="/api/docs",
         openapi_url="/api/openapi.json",
         redoc_url=None,
-        lifespan=lifespan,
     )
+    app.state.service = state
     for module in (background_removal, people, media, live, avatar, removebg):
         app.include_router(module.router)
     for kind in (CutawayError, ServiceProblem, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _failed)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    if gate.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=gate.origins, allow_methods=["*"], allow_headers=["*"])
 
     def bound(path: str) -> int:
         return settings.batch_max_bytes + FORM_BYTES if path in _BATCHES else MAX_REQUEST_BYTES
 
-    app.add_middleware(Guard, bound=bound, headers=_headers)
-    if settings.page.is_dir():
-        app.mount("/", StaticFiles(directory=settings.page, html=True), name="page")
+    app.add_middleware(Guard, settings=gate, bound=bound, headers=_headers)
+    app.mount("/", StaticFiles(directory=settings.page, html=True), name="page")
     return app
-
-
-async def _open(settings: ServiceSettings, admission: Admission) -> State:
-    hosted: dict[str, Any] = {"fallback": hosted_tiers(settings.hosted)} if settings.hosted else {}
-    client = AsyncClient(settings.triton_url, timeout_s=settings.timeout_s, **hosted)
-    engine = Engine(client, admission, settings.triton_metrics_url)
-    storage = Storage(settings.storage, settings.storage_max_bytes)
-
-    async def work(arguments: dict[str, Any], stage: Any) -> dict[str, Any]:
-        result: dict[str, Any] = await background_removal.remove_job(state)(arguments, stage)
-        return result
-
-    state = State(
-        settings=settings,
-        engine=engine,
-        storage=storage,
-        keys=Keys(settings.keys, settings.keys_required),
-        limiter=Limiter(settings.redis_url),
-        jobs=Jobs(work, settings.redis_url, settings.jobs, settings.job_timeout_s),
-        fetcher=Fetcher(settings.image_hosts, settings.image_private),
-    )
-    await storage.sweep()
-    await state.jobs.start()
-    return state
 
 
 def hosted_tiers(names: tuple[str, ...]) -> list[Any]:

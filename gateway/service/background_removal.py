@@ -18,7 +18,9 @@ from pydantic import BaseModel
 
 from gateway.service.engine import Engine
 from gateway.service.errors import ServiceProblem, detail_form
+from gateway.service.jobs import Work
 from gateway.service.state import Admitted, ServiceState, State
+from gateway.service.storage import Storage
 from gateway.service.uploads import data_uri, download_name, option_fields, read_upload
 
 SERVICE = "BiRefNet Background Removal"
@@ -304,14 +306,14 @@ async def job_state(state: State, task_id: str) -> dict[str, Any]:
     return {"task_id": task_id} | {name: found.get(name) for name in names}
 
 
-def remove_job(state: State) -> Any:
-    """The work of a job, for `Jobs`."""
+def remove_job(engine: Engine, storage: Storage) -> Work:
+    """The work of a job."""
 
     async def work(arguments: dict[str, Any], stage: Any) -> dict[str, Any]:
-        begun, data = time.monotonic(), await state.storage.get(arguments["upload"])
-        result = await state.engine.cut(arguments["caller"], data, arguments["media_type"], **arguments["options"])
+        begun, data = time.monotonic(), await storage.get(arguments["upload"])
+        result = await engine.cut(arguments["caller"], data, arguments["media_type"], **arguments["options"])
         await stage("storing", 90)
-        image_id = await state.storage.put("cutouts", result.cutouts[0].image)
+        image_id = await storage.put("cutouts", result.cutouts[0].image)
         info = processing_info(result, arguments["smoothing"], (time.monotonic() - begun) * 1000)
         return {
             "image_id": image_id,

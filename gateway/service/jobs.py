@@ -35,12 +35,12 @@ class Jobs:
         reclaim_s: after so long without an acknowledgement a job of a dead gateway is begun anew by another.
     """
 
-    def __init__(self, work: Work, redis_url: str, most: int, timeout_s: float, reclaim_s: float | None = None) -> None:
+    def __init__(self, work: Work, redis_url: str, most: int, timeout_s: float, reclaim_s: float) -> None:
         self._work, self._most, self._timeout_s = work, most, timeout_s
         self._slots = asyncio.Semaphore(CUT_MANY_JOBS)
         self._open = 0
         self._receiver: asyncio.Task[None] | None = None
-        self._broker = broker_on(redis_url, timeout_s if reclaim_s is None else reclaim_s)
+        self._broker = broker_on(redis_url, reclaim_s)
         self._in_process = not redis_url
 
         async def remove(job_id: str, arguments: dict[str, Any]) -> None:  # taskiq renames what it takes: no method

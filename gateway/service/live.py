@@ -17,7 +17,7 @@ from gateway.service.errors import Problem, ServiceProblem, error_entry
 from gateway.service.state import State
 from gateway.service.uploads import read_base64
 
-FRAME_MAX_BYTES = 4 * 1024 * 1024
+MAX_FRAME_BYTES = 4 * 1024 * 1024
 WAIT_S = 1.0
 IDLE_S = 30.0
 """A socket on which no frame comes for so long is closed: its place at the server is another's."""
@@ -26,10 +26,14 @@ router = APIRouter(tags=["video"])
 
 
 def same_origin(socket: WebSocket) -> bool:
-    """Whether the page that opens the socket is this service's, or one that `cors_origins` names; programs send none."""
+    """Whether the page that opens the socket is this service's, or one of the settings' origins; programs send none."""
     origin = socket.headers.get("origin")
     state: State = socket.app.state.service
-    return origin is None or origin in state.settings.cors_origins or urlsplit(origin).netloc == socket.headers["host"]
+    return (
+        origin is None
+        or origin in state.engine.core.settings.origins
+        or urlsplit(origin).netloc == socket.headers["host"]
+    )
 
 
 @router.websocket("/api/live")
@@ -45,7 +49,7 @@ async def live(socket: WebSocket) -> None:
         address = socket.client.host if socket.client else "unknown"
         await state.limiter.admit(state.keys.caller(socket.headers.get("x-api-key"), address))
         options = _options(await socket.receive_text())
-        async with AsyncStream(state.settings.triton_url, **options) as stream:
+        async with AsyncStream(f"grpc://{state.engine.core.settings.triton_grpc}", **options) as stream:
             await _run(socket, stream)
     except (CutawayError, ServiceProblem) as error:
         await _refuse(socket, error)
@@ -77,7 +81,7 @@ async def _run(socket: WebSocket, stream: AsyncStream) -> None:
         while True:
             async with asyncio.timeout(IDLE_S):
                 frame = await socket.receive_bytes()
-            if len(frame) > FRAME_MAX_BYTES:
+            if len(frame) > MAX_FRAME_BYTES:
                 raise ServiceProblem(413, "FILE_TOO_LARGE", "The frame is too large.", "Send smaller frames.")
             stream.submit(frame)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from cutaway.contract.limits import INPUT_LIMITS, MIB
+
+from gateway.settings import setting
 
 KEY_HEADER = "X-API-Key"
 
@@ -28,44 +31,39 @@ KEEP_S = {"uploads": 7 * DAY_S, "persons": 3 * DAY_S, "cutouts": 3 * DAY_S, "vid
 SWEEP_INTERVAL_S = 6 * 3600.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
-    """What the HTTP service is started with.
+    """The HTTP service's settings; each field is also an option of the command line, and its reason is the help.
 
-    Attributes:
-        triton_url: the Triton that it asks, as the SDK takes it.
-        storage: a folder, "memory:", or "s3://bucket/prefix" (credentials from the environment).
-        storage_max_bytes: beyond it, uploads are refused until the sweep has made room.
-        redis_url: where limits and jobs are kept, so that several gateways share them; in the process where empty.
-        keys: a file of API keys, see `keys.py`; none where None.
-        keys_required: whether requests without a key of the file are refused.
-        image_hosts: hosts that `image_url` may name; where empty, any host with a public address.
-        batch_max_pictures, batch_max_bytes: bounds of one batch.
-        jobs: pictures that wait or are worked on in the background at most, in each gateway.
-        job_timeout_s: deadline of a job; after it, another gateway takes the job of one that has died.
-        cors_origins: origins whose pages may call the service.
-        hosted: hosted models for `/api/ai/hd-image`, as `cutaway --fallback` names them.
-        did_url: where D-ID's API is.
-        did_key: the operator's key for D-ID; never logged.
-        page: the folder of the page's files.
+    Secrets come from the environment: CUTAWAY_DID_KEY, and those of S3 and of hosted models as their libraries say.
     """
 
-    triton_url: str = "grpc://127.0.0.1:8001"
-    triton_metrics_url: str = ""
-    storage: str = "memory:"
-    storage_max_bytes: int = 4096 * MIB
-    redis_url: str = ""
-    keys: Path | None = None
-    keys_required: bool = False
-    image_hosts: tuple[str, ...] = ()
-    image_private: bool = False
-    batch_max_pictures: int = 20
-    batch_max_bytes: int = 64 * MIB
-    jobs: int = 100
-    job_timeout_s: float = 60.0
-    timeout_s: float = 30.0
-    cors_origins: tuple[str, ...] = ()
-    hosted: tuple[str, ...] = ()
-    did_url: str = "https://api.d-id.com"
-    did_key: str = field(default="", repr=False)
-    page: Path = Path(__file__).parent.parent / "page"
+    service_port: int = setting(55433, "port of the HTTP service and its page; 0 takes any free one, -1 leaves it out")
+    storage: str = setting("memory:", "where pictures behind ids are kept: memory:, a folder, or s3://bucket/prefix")
+    storage_max_bytes: int = setting(4096 * MIB, "of kept pictures; further uploads are refused until some are deleted")
+    redis_url: str = setting(
+        "", "where several gateways share limits and jobs, as redis://host:6379; in the process else"
+    )
+    keys: str = setting("", "file of API keys; `python -m gateway --new-key TIER NAME` makes one")
+    keys_required: bool = setting(False, "refuse requests without a key of the file")
+    trusted_proxies: tuple[str, ...] = setting((), "addresses whose X-Forwarded-For is believed")
+    image_hosts: tuple[str, ...] = setting(
+        (), "hosts that image_url may name; any with a public address where none is given"
+    )
+    image_private: bool = setting(False, "let image_url name private addresses: for closed networks alone")
+    batch_max_pictures: int = setting(20, "of one batch")
+    batch_max_bytes: int = setting(64 * MIB, "of one batch: it is held in memory and on disk while it is read")
+    jobs: int = setting(100, "unfinished jobs that this gateway takes: each holds a picture in the storage")
+    job_timeout_s: float = setting(60.0, "of a job: twice the pipeline's own, for its waiting")
+    job_reclaim_s: float = setting(90.0, "after which a job of a gateway that has died is begun by another, on Redis")
+    hosted: tuple[str, ...] = setting((), "hosted models that enlarge pictures: huggingface, replicate, space")
+    did_url: str = setting("https://api.d-id.com", "address of D-ID's API")
+
+    @property
+    def did_key(self) -> str:
+        return os.environ.get("CUTAWAY_DID_KEY", "")
+
+    @property
+    def page(self) -> Path:
+        """The folder of the page's files."""
+        return Path(__file__).parent.parent / "page"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import inspect
 import re
+import time
 import unicodedata
 from collections.abc import Callable
 from datetime import datetime
@@ -19,7 +21,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.service.errors import Problem, answer
+from gateway.http import is_known_host
+from gateway.service.errors import Problem, ServiceProblem, answer
+from gateway.settings import Settings
 
 _DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]+)?(;[a-z0-9=.+-]+)*;base64,", re.IGNORECASE)
 
@@ -37,20 +41,28 @@ class Guard:
 
     Args:
         app: what is protected.
+        settings: the gate's: which names this host has, and how long a body may take.
         bound: path → bytes.
         headers: path and the caller's quota, where it was counted → headers that each answer gets.
     """
 
     def __init__(
-        self, app: ASGIApp, bound: Callable[[str], int], headers: Callable[[str, Any], dict[str, str]]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        bound: Callable[[str], int],
+        headers: Callable[[str, Any], dict[str, str]],
     ) -> None:
-        self._app, self._bound, self._headers = app, bound, headers
+        self._app, self._settings, self._bound, self._headers = app, settings, bound, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         most, seen, send = self._bound(scope["path"]), 0, self._with_headers(scope, send)
         headers = dict(scope["headers"])
+        if not is_known_host(headers.get(b"host", b"").decode("latin-1"), self._settings.hosts):
+            unknown = ServiceProblem(403, "FORBIDDEN", "This name is none of the server's.", "Name it with --hosts.")
+            return await answer(scope["path"], unknown)(scope, receive, send)
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > most:
             return await answer(scope["path"], too_large(int(declared)))(scope, receive, send)
@@ -58,9 +70,17 @@ class Guard:
             problem: CutawayError = InvalidFormat("A body with a Content-Encoding is refused: send it as it is.")
             return await answer(scope["path"], problem)(scope, receive, send)
 
+        until, complete = time.monotonic() + self._settings.body_timeout_s, False
+
         async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, complete
+            try:
+                async with asyncio.timeout(None if complete else max(0.0, until - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                message_s = f"The body did not come within {self._settings.body_timeout_s:g} s."
+                raise Refused(ServiceProblem(408, "BODY_TIMEOUT", message_s, "Send it faster, or smaller.")) from None
+            complete = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > most:
                 raise Refused(too_large(seen))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from cutaway import AsyncClient, __version__
@@ -14,7 +13,10 @@ from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from gateway.core import Core
@@ -32,7 +34,10 @@ from gateway.service.uploads import Guard, Refused
 log = logging.getLogger("gateway.service")
 
 _BATCHES = ("/api/background-removal/remove-batch", "/api/background-removal/remove-async")
-_CSP = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'; object-src 'none'"
+_POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'"
+_CSP = f"{_POLICY}; style-src 'self'"
+_DOCS_CSP = f"{_POLICY}; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'"
+"""FastAPI's page of the API has a script of its own in it."""
 
 
 class Service:
@@ -60,12 +65,15 @@ class Service:
             settings=settings,
             engine=engine,
             storage=storage,
-            keys=Keys(Path(settings.keys) if settings.keys else None, settings.keys_required),
+            keys=Keys(settings),
             limiter=Limiter(settings.redis_url),
             jobs=jobs,
             fetcher=Fetcher(settings.image_hosts, settings.image_private),
         )
-        await jobs.start()
+        try:
+            await jobs.start()
+        except RedisError as error:
+            raise ValueError(f"Redis at {settings.redis_url} does not answer: {error}") from None
         return cls(state)
 
     async def aclose(self) -> None:
@@ -79,7 +87,7 @@ class Service:
 
 def _app(state: State) -> FastAPI:
     settings, gate = state.settings, state.engine.core.settings
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Cutaway",
         version=__version__,
         description="Cuts people and objects out of pictures. Errors: docs/errors.md.",
@@ -99,7 +107,8 @@ def _app(state: State) -> FastAPI:
         return settings.batch_max_bytes + FORM_BYTES if path in _BATCHES else MAX_REQUEST_BYTES
 
     app.add_middleware(Guard, settings=gate, bound=bound, headers=_headers)
-    app.mount("/", StaticFiles(directory=settings.page, html=True), name="page")
+    app.mount("/page", StaticFiles(directory=settings.page), name="page")
+    app.add_api_route("/", lambda: FileResponse(settings.page / "index.html"), include_in_schema=False)
     return app
 
 
@@ -142,8 +151,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _headers(path: str, quota: Quota | None) -> dict[str, str]:
-    """The headers of every answer; FastAPI's page of the API loads its scripts from elsewhere."""
-    headers = {"X-Content-Type-Options": "nosniff"}
-    if not path.startswith("/api/docs"):
-        headers["Content-Security-Policy"] = _CSP
+    """The headers of every answer."""
+    policy = _DOCS_CSP if path == "/api/docs" else _CSP
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": policy}
     return headers | (quota_headers(quota) if quota else {})

@@ -48,7 +48,11 @@ class Fetcher:
         action = "Send the picture itself."
         if urlsplit(url).scheme not in ("http", "https") or len(url) > 2048:
             raise ServiceProblem(
-                400, "INVALID_OPTION", "The URL is none.", action, title=title.replace("failed", "invalid")
+                400,
+                "INVALID_OPTION",
+                "The URL is none.",
+                action,
+                title="invalid_bg_image_url" if "bg" in title else "invalid_image_url",
             )
         most = INPUT_LIMITS.max_file_bytes
         try:

@@ -69,9 +69,9 @@ class Jobs:
         """
         if self._open >= self._most:
             raise Overloaded(f"{self._most} jobs are waiting already.")
-        await self.progress(job_id, {"status": "queued", "stage": "queued", "percentage": 0})
         self._open += 1
         try:
+            await self.progress(job_id, {"status": "queued", "stage": "queued", "percentage": 0})
             await self._task.kicker().with_task_id(job_id).kiq(job_id, arguments)
         except Exception as error:  # Redis is away; its client raises many
             self._open -= 1
@@ -124,6 +124,10 @@ def broker_on(redis_url: str, reclaim_s: float) -> AsyncBroker:
     keep_s = round(KEEP_S["cutouts"])
     results: Any = RedisAsyncResultBackend(redis_url, result_ex_time=keep_s)
     broker = RedisStreamBroker(
-        redis_url, queue_name="cutaway-jobs", idle_timeout=round(reclaim_s * 1000), xread_count=1
+        redis_url,
+        queue_name="cutaway-jobs",
+        idle_timeout=round(reclaim_s * 1000),
+        xread_count=1,
+        unacknowledged_lock_timeout=reclaim_s,
     )
     return broker.with_result_backend(results)

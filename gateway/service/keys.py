@@ -14,19 +14,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cutaway.contract.errors import RateLimitExceeded
 from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
+from limits.errors import StorageError
 from limits.storage import storage_from_string
 
 from gateway.service.errors import ServiceProblem, timestamp
-from gateway.service.settings import KEY_HEADER, PER_SECOND, TIERS_PER_MINUTE
+from gateway.service.settings import KEY_HEADER, TIERS_PER_MINUTE, ServiceSettings
+
+log = logging.getLogger(__name__)
 
 PACE_S = 1.0
 """A request over the limit per second waits for at most so long: a page that sends four at once is not refused."""
@@ -34,18 +40,11 @@ PACE_S = 1.0
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sends a request: a key's name, or an address; with the tier's limits."""
+    """Who sends a request, a key's name or an address, and how many requests it may send."""
 
     name: str
-    tier: str = "free"
-
-    @property
-    def per_minute(self) -> int:
-        return TIERS_PER_MINUTE[self.tier]
-
-    @property
-    def per_second(self) -> int:
-        return PER_SECOND if self.tier == "free" else max(PER_SECOND, self.per_minute // 10)
+    per_minute: int
+    per_second: int
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,19 @@ def new_key(tier: str, name: str) -> tuple[str, str]:
 
 
 class Keys:
-    """The key file. ValueError where it makes no sense."""
+    """Who is who, and what each may send. ValueError where the file of keys makes no sense."""
 
-    def __init__(self, path: Path | None, required: bool = False) -> None:
-        self.required = required
+    def __init__(self, settings: ServiceSettings) -> None:
+        path = Path(settings.keys) if settings.keys else None
+        self._settings = settings
+        per_minute = TIERS_PER_MINUTE | {"free": settings.free_per_minute}
         self._callers: list[tuple[bytes, Caller]] = []
         for name, entry in tomllib.loads(path.read_text()).items() if path else ():
             tier, digest = entry.get("tier", "free"), bytes.fromhex(entry.get("sha256", ""))
             if tier not in TIERS_PER_MINUTE or len(digest) != 32:
                 raise ValueError(f"{path}: [{name}] needs sha256 and a tier of {', '.join(TIERS_PER_MINUTE)}")
-            self._callers.append((digest, Caller(f"key:{name}", tier)))
+            per_second = max(settings.free_per_second, per_minute[tier] // 10)
+            self._callers.append((digest, Caller(f"key:{name}", per_minute[tier], per_second)))
 
     def caller(self, key: str | None, address: str) -> Caller:
         """The caller with this key, else the address.
@@ -85,41 +87,59 @@ class Keys:
         for known, caller in self._callers:  # all of them, so that the time tells nothing about which
             if hmac.compare_digest(known, digest):
                 found = caller
-        if found is None and self.required:
+        if found is None and self._settings.keys_required:
             action = f"Send a key in the header {KEY_HEADER}."
             message = "The API key is not known." if key else "An API key is missing."
             raise ServiceProblem(401, "UNAUTHORIZED", message, action, title="auth_failed")
-        return found or Caller(f"address:{address}")
+        free = self._settings
+        return found or Caller(f"address:{address}", free.free_per_minute, free.free_per_second)
 
 
 class Limiter:
     """Counts callers' requests in a moving window, in the process or on Redis."""
 
     def __init__(self, redis_url: str = "") -> None:
-        options = {"implementation": "redispy"} if redis_url else {}
-        storage = storage_from_string(f"async+{redis_url}" if redis_url else "async+memory://", **options)
-        self._limiter = MovingWindowRateLimiter(storage)
+        self._own = MovingWindowRateLimiter(MemoryStorage())
+        self._shared = self._own
+        if redis_url:
+            options: dict[str, Any] = {"implementation": "redispy", "wrap_exceptions": True}
+            self._shared = MovingWindowRateLimiter(storage_from_string(f"async+{redis_url}", **options))
 
     async def admit(self, caller: Caller, cost: int = 1) -> Quota:
-        """Count `cost` requests.
+        """Count `cost` requests; in this process alone while Redis is away.
 
         Raises:
             RateLimitExceeded: the minute's are used up, or more come per second than pacing can take.
         """
+        try:
+            return await self._admit(self._shared, caller, cost)
+        except StorageError as error:
+            log.warning("Redis is away, so that limits are counted by each gateway alone: %s", error)
+            return await self._admit(self._own, caller, cost)
+
+    async def quota(self, caller: Caller) -> Quota:
+        """What is left of the caller's minute."""
+        try:
+            return await _quota(self._shared, caller)
+        except StorageError:
+            return await _quota(self._own, caller)
+
+    async def _admit(self, limiter: MovingWindowRateLimiter, caller: Caller, cost: int) -> Quota:
         minute: RateLimitItem = RateLimitItemPerMinute(caller.per_minute)
-        if not await self._limiter.hit(minute, caller.name, cost=cost):
-            raise _exceeded(f"{caller.per_minute} requests per minute", await self.quota(caller))
+        if not await limiter.hit(minute, caller.name, cost=cost):
+            raise _exceeded(f"{caller.per_minute} requests per minute", await _quota(limiter, caller))
         second, until = RateLimitItemPerSecond(caller.per_second), time.monotonic() + PACE_S
-        while not await self._limiter.hit(second, caller.name):
+        while not await limiter.hit(second, caller.name):
             if time.monotonic() > until:
                 quota = Quota(caller.per_second, 0, time.time() + 1)
                 raise _exceeded(f"{caller.per_second} requests per second", quota)
             await asyncio.sleep(0.05)
-        return await self.quota(caller)
+        return await _quota(limiter, caller)
 
-    async def quota(self, caller: Caller) -> Quota:
-        window = await self._limiter.get_window_stats(RateLimitItemPerMinute(caller.per_minute), caller.name)
-        return Quota(caller.per_minute, max(0, window.remaining), window.reset_time)
+
+async def _quota(limiter: MovingWindowRateLimiter, caller: Caller) -> Quota:
+    window = await limiter.get_window_stats(RateLimitItemPerMinute(caller.per_minute), caller.name)
+    return Quota(caller.per_minute, max(0, window.remaining), window.reset_time)
 
 
 def _exceeded(limit: str, quota: Quota) -> RateLimitExceeded:

@@ -104,7 +104,9 @@ async def removebg(request: Request, state: ServiceState, caller: Admitted) -> R
     wanted, kind = _layout(given, background)
     subject: Any = {"auto": "auto", "person": "people"}.get(given.get("type", "auto"), "all")
     result = await state.engine.cut(caller.name, data, subject=subject, output="png")
-    opaque = background is not None and wanted.channels == "rgba"
+    opaque = wanted.channels == "rgba" and (
+        isinstance(background, Image.Image) or (background and background[3] == 255)
+    )
     form = kind if kind != "auto" else "jpg" if opaque else "png"
     picture, box, size = await asyncio.to_thread(_compose, result, wanted, form)
     headers = _headers(result, size, box, given) | CORS_HEADERS

@@ -13,10 +13,8 @@ from gateway.settings import setting
 KEY_HEADER = "X-API-Key"
 
 TIERS_PER_MINUTE = {"free": 30, "basic": 100, "pro": 1000}
-"""Requests a minute that an API key's tier may send; callers without a key have the free tier, by address."""
-
-PER_SECOND = 3
-"""Requests a second of one caller in the free tier; the others have as many as their minute needs."""
+"""Requests a minute that an API key's tier may send, and a tenth of them a second; callers without a key have the free
+tier, by address."""
 
 FORM_BYTES = MIB
 """What a form may hold beside its pictures: options, names, and multipart's own lines."""
@@ -46,6 +44,8 @@ class ServiceSettings:
     )
     keys: str = setting("", "file of API keys; `python -m gateway --new-key TIER NAME` makes one")
     keys_required: bool = setting(False, "refuse requests without a key of the file")
+    free_per_minute: int = setting(30, "requests of a caller without a key")
+    free_per_second: int = setting(3, "of the same; further ones wait for up to a second, so that a page may send four")
     trusted_proxies: tuple[str, ...] = setting((), "addresses whose X-Forwarded-For is believed")
     image_hosts: tuple[str, ...] = setting(
         (), "hosts that image_url may name; any with a public address where none is given"

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ class GateProcess:
     http: int
     grpc: int
     metrics: int
+    service: int = -1
 
     @property
     def http_url(self) -> str:
@@ -67,15 +68,21 @@ class GateProcess:
 
 
 @contextmanager
-def gate_before(triton: dict[str, str], *options: str, log: Path | None = None) -> Iterator[GateProcess]:
-    """A gate in front of a Triton, by its addresses by name: http, grpc, metrics."""
-    ports = [word for name in triton for word in (f"--{name}-port", "0")]
+def gate_before(
+    triton: dict[str, str],
+    *options: str,
+    log: Path | None = None,
+    service_port: int = -1,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[GateProcess]:
+    """A gate in front of a Triton, by its addresses by name: http, grpc, metrics; without the HTTP service."""
+    ports = [word for name in triton for word in (f"--{name}-port", "0")] + ["--service-port", str(service_port)]
     addresses = [word for name, address in triton.items() for word in (f"--triton-{name}", address)]
     with (log or Path(os.devnull)).open("a") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway", *ports, *addresses, *options],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", **(variables or {})},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

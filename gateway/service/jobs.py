@@ -39,27 +39,38 @@ class Jobs:
         self._work, self._most, self._timeout_s = work, most, timeout_s
         self._slots = asyncio.Semaphore(CUT_MANY_JOBS)
         self._open = 0
-        self._receiver: asyncio.Task[None] | None = None
+        self._reclaim_s = reclaim_s
+        self._running: list[asyncio.Task[None]] = []
         self._broker = broker_on(redis_url, reclaim_s)
         self._in_process = not redis_url
 
         async def remove(job_id: str, arguments: dict[str, Any]) -> None:  # taskiq renames what it takes: no method
             await self._run(job_id, arguments)
 
+        async def nothing() -> None:
+            pass
+
         self._task = self._broker.register_task(remove, task_name="remove")
+        self._tick = self._broker.register_task(nothing, task_name="tick")
 
     async def start(self) -> None:
         await self._broker.startup()
         if not self._in_process:
             receive = run_receiver_task(self._broker, max_async_tasks=CUT_MANY_JOBS, max_prefetch=0)
-            self._receiver = asyncio.create_task(receive)
+            self._running = [asyncio.create_task(receive), asyncio.create_task(self._reclaim())]
 
     async def aclose(self) -> None:
-        if self._receiver is not None:
-            self._receiver.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._receiver
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._broker.shutdown()
+
+    async def _reclaim(self) -> None:
+        """taskiq's broker looks for the jobs of dead gateways only after a message has come: here is one."""
+        while True:
+            await asyncio.sleep(self._reclaim_s)
+            with suppress(Exception):  # Redis is away; its client raises many
+                await self._tick.kiq()
 
     async def submit(self, job_id: str, arguments: dict[str, Any]) -> None:
         """Begin a job.

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from redis.exceptions import RedisError
@@ -144,10 +145,17 @@ async def _failed(request: Request, error: Exception) -> Response:
             code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "INVALID_REQUEST")
             problem = ServiceProblem(error.status_code, code, str(error.detail), "See /api/docs.")
             response = answer(path, problem)
-            response.headers.update(error.headers or {})
+            if error.status_code == 405:  # the framework names the methods of one route alone
+                response.headers["Allow"] = ", ".join(sorted(_methods(request)))
             return response
     log.exception("a request to %s failed", path, exc_info=error)
     return answer(path, InferenceError("The request failed; the reason is in the service's log."))
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods that the path has."""
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
+    return {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
 
 
 def _headers(path: str, quota: Quota | None) -> dict[str, str]:

@@ -114,7 +114,7 @@ def _client(state: Any, key: str | None) -> httpx.AsyncClient:
     key = key or state.settings.did_key
     if not key:
         action = "Send your key in X-DID-Key, or start the service with CUTAWAY_DID_KEY."
-        raise ServiceProblem(501, "NOT_CONFIGURED", "Videos need a D-ID key, and none is configured.", action)
+        raise ServiceProblem(404, "NOT_CONFIGURED", "Videos need a D-ID key, and none is configured.", action)
     encoded = base64.b64encode(key.encode()).decode() if ":" in key else key
     return httpx.AsyncClient(
         base_url=state.settings.did_url, headers={"Authorization": f"Basic {encoded}"}, timeout=30.0, trust_env=True

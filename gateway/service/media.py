@@ -109,14 +109,14 @@ async def hd_image(state: ServiceState, given: HdRequest) -> HdImage:
     """Enlarge a picture with a hosted model."""
     if not state.settings.hosted:
         action = "Start the service with --hosted, for example --hosted replicate, and the provider's token."
-        raise ServiceProblem(501, "NOT_CONFIGURED", "Enlarging needs a hosted model, and none is configured.", action)
+        raise ServiceProblem(404, "NOT_CONFIGURED", "Enlarging needs a hosted model, and none is configured.", action)
     data, media_type = read_base64(given.image)
     try:
         result = await state.engine.client.upscale(data, given.scale, media_type=media_type)
     except ValueError as error:
         if isinstance(error, CutawayError):
             raise
-        raise ServiceProblem(501, "NOT_CONFIGURED", str(error), "Configure a provider that enlarges.") from None
+        raise ServiceProblem(404, "NOT_CONFIGURED", str(error), "Configure a provider that enlarges.") from None
     return HdImage(
         success=True,
         image=data_uri(result.data, result.media_type),

@@ -45,8 +45,14 @@ class PeopleFailure(BaseModel):
     error: ErrorEntry
 
 
-_TEXTS = {400: "refused", 401: "no such key", 404: "no such picture", 413: "too large", 422: "nobody found"}
-_TEXTS |= {429: "limit used up", 500: "a model failed", 501: "not configured", 502: "another service failed"}
+_TEXTS = {
+    400: "refused",
+    401: "no such key",
+    404: "no such thing, or not configured",
+    413: "too large",
+    422: "nobody found",
+}
+_TEXTS |= {429: "limit used up", 500: "a model failed", 502: "another service failed"}
 _TEXTS |= {503: "too much to do", 504: "took too long"}
 FAILURES: dict[int | str, dict[str, Any]] = {
     code: {"model": PeopleFailure, "description": text} for code, text in _TEXTS.items()

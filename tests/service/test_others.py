@@ -134,10 +134,10 @@ def test_a_wrong_key_and_none_say_so(open_service: Running, samples: list[Path])
     assert wrong.status_code == 401
     assert "unauthenticated" in wrong.json()["error"]["message"]
     none = open_service.post("/api/video/generate-from-persons", json=given)
-    assert (none.status_code, none.json()["error"]["code"]) == (501, "NOT_CONFIGURED")
+    assert (none.status_code, none.json()["error"]["code"]) == (404, "NOT_CONFIGURED")
 
 
 def test_enlarging_says_how_to_configure_it(service: Running, samples: list[Path]) -> None:
     answer = service.post("/api/ai/hd-image", json={"image": data_uri(samples[0].read_bytes())})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "NOT_CONFIGURED")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NOT_CONFIGURED")
     assert "--hosted" in answer.json()["error"]["user_action"]

@@ -38,7 +38,7 @@ def one_input(data: bytes) -> None:
     form, rest = data[:1], data[1:]
     try:
         if form < b"\x40":
-            request = wire.Reader(SETTINGS.max_fields, SETTINGS.max_json_bytes).infer_request(rest)
+            request = wire.infer_request(rest, SETTINGS)
             if request.model not in MODELS:
                 return
         else:
@@ -51,7 +51,7 @@ def one_input(data: bytes) -> None:
     except InputError as error:
         json.loads(error.to_json())
         return
-    check(request, service_pb2.ModelInferRequest.FromString(wire.infer_request(request)))
+    check(request, service_pb2.ModelInferRequest.FromString(wire.framed(request)))
 
 
 def check(request: InferRequest, sent: Any) -> None:

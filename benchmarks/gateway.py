@@ -1,4 +1,4 @@
-"""What the gate adds: the same requests to Triton itself and through the gate, in turns (`python -m benchmarks.gateway`).
+"""What the gate adds to Triton itself, by the same requests in turns (`python -m benchmarks.gateway`).
 
 "no networks" sends a megapixel and is told to detect nothing, so that what is added shows; "cut" is the whole work. The
 added milliseconds are the median of the differences within rounds; throughput is that of eight clients in turns of some
@@ -63,21 +63,26 @@ async def added_ms(urls: dict[str, str], data: bytes, rounds: int) -> None:
                 print(f"{protocol}, {work}: p50 {p50:.1f} ms, through the gate {p50_gate:.1f}, added {added:+.2f}")
 
 
+async def pictures(url: str, data: bytes) -> int:
+    """How many clients together get in a turn."""
+    end = time.monotonic() + TURN_S
+    async with cutaway.AsyncClient(url) as client:
+
+        async def one() -> int:
+            done = 0
+            while time.monotonic() < end:
+                await client.cut(data)
+                done += 1
+            return done
+
+        return sum(await asyncio.gather(*(one() for _ in range(CLIENTS))))
+
+
 async def throughput(urls: dict[str, str], data: bytes) -> None:
     for protocol in ("grpc", "http"):
-        done = {f"{protocol} direct": 0, f"{protocol} gate": 0}
-        for turn in range(2 * TURNS):
-            way = list(done)[turn % 2]
-            async with cutaway.AsyncClient(urls[way]) as client:
-                end = time.monotonic() + TURN_S
-
-                async def one(client: cutaway.AsyncClient = client, end: float = end, way: str = way) -> None:
-                    while time.monotonic() < end:
-                        await client.cut(data)
-                        done[way] += 1
-
-                await asyncio.gather(*(one() for _ in range(CLIENTS)))
-        direct, gate = done.values()
+        ways = [urls[f"{protocol} {way}"] for way in ("direct", "gate")]
+        counts = [[await pictures(url, data) for url in ways] for _ in range(TURNS)]
+        direct, gate = (sum(each) for each in zip(*counts, strict=True))
         print(f"{protocol}, {CLIENTS} clients: {direct} pictures, through the gate {gate} ({gate / direct - 1:+.1%})")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,13 @@ def test_deep_json(gate: GateProcess) -> None:
     deep = b'{"inputs": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
     assert "deeper" in refused(gate.infer(content=deep))["message"]
     refused(gate.infer(content=b'{"inputs": ' + b"[" * 150_000 + b"]" * 150_000 + b"}"))
+
+
+def test_quotes_without_end(gate: GateProcess) -> None:
+    for quotes in (b'"' + b'\\"' * 32_000, b'"' * 64_000, b'{"' + b"\\" * 64_000):
+        begun = time.monotonic()
+        refused(gate.infer(content=quotes))
+        assert time.monotonic() - begun < LIMIT_S / 4
 
 
 def test_a_page_elsewhere(gate: GateProcess) -> None:

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[models],
         help="run the server until Ctrl-C",
         description="Run the server until Ctrl-C or SIGTERM. It is ready when a small picture went through, runs "
-        "health checks, and restarts when a process dies.",
+        "health checks, and restarts what dies or hangs.",
     )
     network = serve.add_argument_group("network")
     network.add_argument(
@@ -114,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PORT",
             help=f"{use} (default: {default}; 0: any free)",
         )
+    network.add_argument(
+        "--direct",
+        action="store_true",
+        help="leave the gate out: Triton itself listens. Only where everybody who reaches it is trusted: a malformed "
+        "request can end it, nothing bounds what it takes, and a model process that dies restarts all of it",
+    )
     serve.add_argument(
         "--verbose", type=int, default=0, choices=range(5), metavar="0-4", help="Triton's own log level (default: 0)"
     )
@@ -183,6 +189,7 @@ def _serve(options: argparse.Namespace) -> int:
             cache_dir=options.cache_dir,
             verbose=options.verbose,
             traces_url=options.traces_url,
+            direct=options.direct,
         ),
         say=_say,
     )

@@ -69,6 +69,7 @@ class Launcher:
 
     Attributes:
         stubs: its model processes, as they ought to be.
+        retired: former ones, which end when they have completed what they work on.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Launcher:
     ) -> None:
         self.run, self.composed, self.listen = run, composed, listen
         self.stubs: list[Stub] = []
+        self.retired: list[Stub] = []
         self._process: TritonProcess | None = None
         self._program, self._timeout_s, self._start_timeout_s = program, processing_timeout_s, start_timeout_s
         self._stopping, self._say = stopping, say
@@ -164,7 +166,7 @@ class Launcher:
                 self._say(f"still loading the models ({now - begun:.0f} s)")
                 progress_at = now + START_PROGRESS_INTERVAL_S
             self._stopping.wait(START_POLL_S)
-        self.stubs = process.stubs()
+        self.stubs, self.retired = process.stubs(), []
         if len(self.stubs) < self.composed.processes:
             raise RuntimeProblem(f"a model's process ended while starting; see {self.log}")
         loaded = time.monotonic()
@@ -207,13 +209,19 @@ class Launcher:
             try:
                 status, body = asked.result()
             except (OSError, http.client.HTTPException) as error:
-                raise RuntimeProblem(f"{model} could not be loaded anew: {error!r}") from None
+                raise RuntimeProblem(f"{model} could not be loaded anew: {self._why(error)}") from None
         if status != 200:
             raise RuntimeProblem(f"{model} could not be loaded anew: {body.decode(errors='replace')}")
         fresh = [stub for stub in self.process.stubs() if stub.model == model and stub.pid not in before]
         if len(fresh) < self.composed.instances[model]:
             raise RuntimeProblem(f"{model} could not be loaded anew: a process of it ended; see {self.log}")
+        self.retired += [stub for stub in self.stubs if stub.model == model]
         self.stubs = [stub for stub in self.stubs if stub.model != model] + fresh
+
+    def _why(self, error: Exception) -> str:
+        if self._stopping.wait(POLL_INTERVAL_S) or self.process.exit_status() is None:
+            return repr(error)
+        return f"Triton ended ({self.process.end_reason()})"
 
     @staticmethod
     def kill(stub: Stub) -> None:

@@ -22,7 +22,7 @@ from runtime.compose import STREAM
 from runtime.gate import Gate
 from runtime.health import STREAMS, Failure, HealthMonitor
 from runtime.launcher import POLL_INTERVAL_S, Launcher, StartCancelled
-from runtime.procfs import end_of, stat, state_of
+from runtime.procfs import Stub, end_of, stat, state_of
 from runtime.weights import FREE_DETECTOR
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -90,6 +90,7 @@ class Supervisor:
         self._stopping, self._say = stopping, say
         self._backoff = Backoff()
         self._due_at: dict[str, float] = {}
+        self._retired_since: dict[Stub, float] = {}
         self._stuck_since: dict[tuple[int, str], float] = {}
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -124,6 +125,7 @@ class Supervisor:
                 self._look_at_gate()
                 if (reason := self._triton_failure()) is not None:
                     return reason
+                self._end_retired()
                 broken = self._broken_models()
                 if broken and self._stopping.wait(POLL_INTERVAL_S):  # it may be Triton's end that ended it
                     return None
@@ -135,12 +137,14 @@ class Supervisor:
                     if not launcher.can_reload(model):
                         return what
                     self._reload(model, what)
+                if broken:  # what was asked before says nothing about what runs now
+                    monitor.close()
+                    monitor = self._monitor()
                 failure = monitor.check()
                 if failure is not None and (failure.part != STREAMS or not launcher.listen.private):
                     return f"the server is unhealthy ({failure.part}: {failure.reason})"
                 if failure is not None:
                     self._reload_streams(failure)
-                if broken or failure is not None:  # what was asked before says nothing about what runs now
                     monitor.close()
                     monitor = self._monitor()
         except RuntimeProblem as problem:
@@ -171,6 +175,18 @@ class Supervisor:
                 found[stub.model] = f"the process of {stub.model} ({stub.pid}) {what}"
                 self._launcher.kill(stub)
         return found
+
+    def _end_retired(self) -> None:
+        """Kill former model processes that do not end: Triton would wait for them, and end itself after two minutes."""
+        launcher, now = self._launcher, time.monotonic()
+        for stub in list(launcher.retired):
+            state = state_of(stub)
+            since = self._retired_since.setdefault(stub, now)
+            if state in "ZX":
+                launcher.retired.remove(stub)
+                del self._retired_since[stub]
+            elif self._stuck(stub.pid, state) or now - since > self._timeout_s:
+                launcher.kill(stub)
 
     def _stuck(self, pid: int, state: str) -> str | None:
         """What keeps a process from working, where it has been so for long enough."""

@@ -50,6 +50,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
     def close(self, bound: str) -> None:
         """Close it at once, because of a bound."""
         self._metrics.closed.labels(bound).inc()
+        self.connections.discard(self)
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -73,8 +73,8 @@ class HttpApp:
             if await self._core.ready() and (not found or (await self._core.upstream.get(path))[0] == 200):
                 return await exchange.respond(200, [JSON])
             raise failures.of_error(ServerUnavailable("The server is not ready."))
-        if path.rstrip("/") == "/v2" or found:
-            return await exchange.respond(*await self._metadata(path.rstrip("/") if not found else path))
+        if path == "/v2" or found:
+            return await exchange.respond(*await self._metadata(path))
         raise failures.not_found(path)
 
     async def _metadata(self, path: str) -> tuple[int, list[tuple[str, str]], list[Buffer]]:
@@ -96,7 +96,7 @@ class HttpApp:
         if not _is_known(host, settings.hosts):
             raise failures.forbidden("this name is none of the server's: name it with --hosts")
         origin = headers.get("origin")
-        if origin is None or urlsplit(origin).netloc == host:
+        if origin is None or origin.partition("://")[2] == host:
             return []
         if origin not in settings.origins and "*" not in settings.origins:
             raise failures.forbidden("pages of this origin may not call the server: name it with --origins")

@@ -200,7 +200,7 @@ def test_networks_cannot_be_reached(model: str, server: Any, gate: GateProcess) 
 
 ELSEWHERE = (
     "repository/index", "systemsharedmemory/status", "cudasharedmemory/status", "logging", "trace/setting",
-    "models/stats", f"models/{PIPELINE}/config", f"models/{PIPELINE}/stats", f"models/{PIPELINE}/trace/setting", "../metrics", "",
+    "models/stats", f"models/{PIPELINE}/config", f"models/{PIPELINE}/stats", "../metrics", "",
     f"models/{PIPELINE}%2f..%2fbirefnet_trt/infer", f"models/{PIPELINE}/versions/1%0a/ready", "health/../models",
 )  # fmt: skip
 
@@ -210,7 +210,7 @@ ELSEWHERE = (
 def test_other_paths(method: str, path: str, gate: GateProcess) -> None:
     request = f"{method} /v2/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
     status = by_hand(gate.http, request.encode()).split(b" ")[1]
-    assert status in ((b"404", b"405", b"503") if path or method == "POST" else (b"200",))
+    assert status in (b"404", b"405")
 
 
 def test_no_network_ran(server: Any, gate: GateProcess) -> None:
@@ -229,15 +229,17 @@ def test_long_ids(triton: dict[str, str], samples: list[Path], tmp_path: Path) -
     image = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": size}
 
     def sent(request_id: str) -> httpx.Response:
-        head = json.dumps({"id": request_id, "inputs": [image]}).encode()
+        asked = {"id": request_id, "inputs": [image], "parameters": {"binary_data_output": True}}
+        head = json.dumps(asked).encode()
         body = head + len(picture).to_bytes(4, "little") + picture
         return one.infer(content=body, headers={"Inference-Header-Content-Length": str(len(head))})
 
     log = tmp_path / "log"
     with gate_before(triton, log=log) as one:
         refused(sent("x" * MIB))
-        answer = json.loads(sent("y\n" * 5000).content.partition(b'"outputs"')[0].rstrip(b", ") + b"}")
-        assert answer["id"] == "y?" * 64
+        answer = sent("y\n" * 5000)
+        head = json.loads(answer.content[: int(answer.headers["Inference-Header-Content-Length"])])
+        assert head["id"] == "y?" * 64
         request = grpc_request(PIPELINE, "image", "BYTES", [1], bytes(5))
         request.id = "z" * MIB
         assert json.loads(refused_grpc(one, request).details())["code"] == "INVALID_OPTION"

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from runtime.checks import RuntimeProblem, check_platform, check_python
 
@@ -114,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PORT",
             help=f"{use} (default: {default}; 0: any free)",
         )
+    for name, use in (("hosts", "a further name of this server in Host headers"), ("origins", "pages that may call")):
+        network.add_argument(
+            f"--{name}", action="append", default=[], metavar="NAME", help=f"{use}; may be repeated, * for all"
+        )
     network.add_argument(
         "--direct",
         action="store_true",
@@ -171,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from runtime.server import Server, ServerOptions, StartCancelled
+    from runtime.server import Server, ServerOptions, serve_until_stopped
 
     server = Server(
         ServerOptions(
@@ -190,29 +193,12 @@ def _serve(options: argparse.Namespace) -> int:
             verbose=options.verbose,
             traces_url=options.traces_url,
             direct=options.direct,
+            hosts=tuple(options.hosts),
+            origins=tuple(options.origins),
         ),
         say=_say,
     )
-    asked: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        server.request_stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
-    try:
-        server.start()
-        server.wait()
-        if asked:
-            _say("stopping: requests in flight are completed (once more to stop at once)")
-    except StartCancelled:
-        pass
-    finally:
-        server.stop()
-    if server.failure is not None:
-        raise server.failure
-    _say("stopped")
+    serve_until_stopped(server, _say)
     return 0
 
 

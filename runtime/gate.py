@@ -8,6 +8,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from runtime.runs import Run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 60.0
-DRAIN_TIMEOUT_S = 40.0
-"""Longer than the gate itself takes."""
+KILL_MARGIN_S = 5.0
+"""Between the end of the gate's own grace period and its process's."""
 LOOK_INTERVAL_S = 10.0
 LOOK_TIMEOUT_S = 10.0
 LOOKS = 2
@@ -34,16 +35,28 @@ class Gate:
         triton: where Triton listens.
         addresses: where the gate is to listen; 0 takes any free port, which it keeps then.
         run: whose log it writes to.
+        drain_s: grace period of requests in flight when it stops.
+        hosts, origins: see `gateway/settings.py`.
 
     Attributes:
         addresses: where it listens.
         launches: how often it was started.
     """
 
-    def __init__(self, triton: Addresses | Sockets, addresses: Addresses, run: Run) -> None:
+    def __init__(
+        self,
+        triton: Addresses | Sockets,
+        addresses: Addresses,
+        run: Run,
+        *,
+        drain_s: float,
+        hosts: Sequence[str] = (),
+        origins: Sequence[str] = (),
+    ) -> None:
         self.addresses = addresses
         self.launches = 0
-        self._triton, self._run = triton, run
+        self._triton, self._run, self._drain_s = triton, run, drain_s
+        self._names = [*(f"--hosts={name}" for name in hosts), *(f"--origins={name}" for name in origins)]
         self._process: Kept | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="gate")
         self._reset()
@@ -71,7 +84,8 @@ class Gate:
         for name, port in ports.items():
             command += [f"--{name}-port", str(port)]
         command += ["--triton-http", http_target, "--triton-grpc", grpc_target, "--triton-metrics", metrics_target]
-        process = Kept(command, _environment(), self._run, grace_s=DRAIN_TIMEOUT_S, own_stdout=True)
+        command += ["--drain-timeout-s", str(self._drain_s), *self._names]
+        process = Kept(command, _environment(), self._run, grace_s=self._drain_s + KILL_MARGIN_S, own_stdout=True)
         try:
             where = json.loads(_first_line(process))
         except (TimeoutError, ValueError):

@@ -115,7 +115,7 @@ class Launcher:
         program = self._program
         self.listen.clear()
         arguments = triton_arguments(
-            self.run.repository,
+            self.run,
             self.listen,
             verbose=program.verbose,
             exit_timeout_s=program.exit_timeout_s,

@@ -314,13 +314,13 @@ _DRAINED_TAIL_BYTES = 2**16
 
 
 def triton_arguments(
-    repository: Path, listen: Addresses | Sockets, *, verbose: int, exit_timeout_s: int, traces_url: str
+    run: Run, listen: Addresses | Sockets, *, verbose: int, exit_timeout_s: int, traces_url: str
 ) -> list[str]:
     """The arguments that every Triton of the project is given, after the program."""
     apis = CLOSED if listen.private else (*CLOSED, MODEL_CONTROL)
     restricted = f"{','.join(apis)}:{CLOSED_KEY}"
     return [
-        f"--model-repository={repository}",
+        f"--model-repository={run.repository}",
         "--model-control-mode=explicit",
         "--load-model=*",
         "--disable-auto-complete-config",
@@ -330,6 +330,7 @@ def triton_arguments(
         f"--grpc-infer-allocation-pool-size={GRPC_ALLOCATION_POOL_SIZE}",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
+        f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}",
         f"--backend-config=python,shm-default-byte-size={SHM_START_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
         "--backend-config=python,stub-timeout-seconds=120",

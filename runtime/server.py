@@ -7,12 +7,13 @@ with Server(ServerOptions(profile="nano")) as server:
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from cutaway.contract.limits import PROCESSING_TIMEOUT_S
 
@@ -22,7 +23,7 @@ from runtime.devices import DeviceChoice, choose_device, cores, plan
 from runtime.gate import Gate
 from runtime.health import CANARY_INTERVAL_S, CANARY_TIMEOUT_S, Probe
 from runtime.launcher import Launcher, Program, StartCancelled, short
-from runtime.process import Addresses, Sockets, TritonProcess, bundled_environment
+from runtime.process import KILL_MARGIN_S, Addresses, Sockets, TritonProcess, bundled_environment
 from runtime.runs import Run, default_cache_dir, open_run
 from runtime.supervision import Supervisor
 from runtime.weights import load_networks, profile_folder
@@ -57,8 +58,9 @@ class ServerOptions:
         cache_dir: where repositories and logs are written; `.cache/runtime` of the checkout where None.
         verbose: Triton's own log level, 0 to 4.
         start_timeout_s: how long loading may take.
+        hosts, origins: further names of this server in Host headers, and pages that may call (`gateway/settings.py`).
         direct: leaves the gate out, so that callers reach Triton itself; only where all of them are trusted.
-        canary_interval_s: interval of canary requests to an idle server.
+        canary_interval_s: interval of health checks.
         source: the repository to serve.
         traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context, such as
             "http://127.0.0.1:4318/v1/traces"; no spans where empty.
@@ -82,6 +84,8 @@ class ServerOptions:
     source: Path = SOURCE
     traces_url: str = ""
     direct: bool = False
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
     @property
     def weights_dir(self) -> Path:
@@ -202,7 +206,14 @@ class Server:
             self._launch(program, composed, self._run)
             assert self._launcher is not None
             if not options.direct:
-                self._gate = Gate(self._launcher.listen, self._addresses, self._run)
+                self._gate = Gate(
+                    self._launcher.listen,
+                    self._addresses,
+                    self._run,
+                    drain_s=program.exit_timeout_s + KILL_MARGIN_S,
+                    hosts=options.hosts,
+                    origins=options.origins,
+                )
                 self._gate.launch()
         except BaseException:
             self.stop()
@@ -299,11 +310,8 @@ class Server:
         )
         if device.warning is not None:
             self._say(f"warning: {device.warning}")
-        arguments = (
-            f"--backend-directory={run.backends}",
-            f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}",
-        )
         environment = bundled_environment(files)
+        arguments = (f"--backend-directory={run.backends}",)
         program = Program(files.server, arguments, environment, verbose=options.verbose, traces_url=options.traces_url)
         return program, composed
 
@@ -335,3 +343,31 @@ class Server:
     def _free(self, wanted: Addresses) -> Addresses:
         free = iter(free_ports(wanted.host, 3))
         return Addresses(wanted.host, *(port or next(free) for port in (wanted.http, wanted.grpc, wanted.metrics)))
+
+
+def serve_until_stopped(server: Server, say: Callable[[str], None]) -> None:
+    """Run a server until SIGINT, SIGTERM or SIGHUP; a second one ends it at once.
+
+    Raises:
+        RuntimeProblem: it does not start, or failed for good.
+    """
+    asked: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        server.request_stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    try:
+        server.start()
+        server.wait()
+        if asked:
+            say("stopping: requests in flight are completed (once more to stop at once)")
+    except StartCancelled:
+        pass
+    finally:
+        server.stop()
+    if server.failure is not None:
+        raise server.failure
+    say("stopped")

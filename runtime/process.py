@@ -207,6 +207,11 @@ class Kept:
         """The exit status, 128 + the signal that killed it, or None while it runs."""
         return self._keeper.poll()
 
+    def wait_ended(self, timeout_s: float) -> None:
+        """Wait for its end at most so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._keeper.wait(timeout_s)
+
     def ask_to_end(self) -> None:
         """The first request lets work in flight be completed, the second kills."""
         if self._keeper.poll() is None:

@@ -32,6 +32,8 @@ STOPPED_S = 0.5
 """A process in state T for this long was stopped, and does not go on by itself."""
 BLOCKED_S = 20.0
 """A process in state D for this long hangs in the kernel: a disk or a driver does not answer."""
+KEEPER_S = 15.0
+"""How long a keeper may take to end what its program has left."""
 STREAM_MODELS = (STREAM, FREE_DETECTOR)
 """What only streams need. A network is met by the pictures' canaries, too."""
 TRITON = "Triton"
@@ -158,9 +160,12 @@ class Supervisor:
 
     def _triton_failure(self) -> str | None:
         process = self._launcher.process
-        if process.exit_status() is not None:
-            return f"Triton ended by itself ({process.end_reason()})"
         found = stat(process.pid)
+        gone = found is None or found.state in "ZX"
+        if process.exit_status() is None and gone:  # the keeper ends what Triton has left, and tells then
+            process.wait_ended(KEEPER_S)
+        if gone or process.exit_status() is not None:
+            return f"Triton ended by itself ({process.end_reason()})"
         if found is not None and (stuck := self._stuck(found.pid, found.state)):
             return f"Triton {stuck}"
         return None

@@ -282,9 +282,9 @@ def test_waiting_grows_to_a_cap_and_is_forgotten() -> None:
 def test_it_is_never_given_up(
     server: Server, said: list[str], samples: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten deaths of Triton in a row; the sixth ended the server before."""
+    """Six deaths of Triton in a row; the sixth ended the server before."""
     monkeypatch.setattr(supervision, "BACKOFF_S", (0.0,))
-    for _ in range(10):
+    for _ in range(6):
         restarts = server.restarts
         os.kill(server.process.pid, signal.SIGKILL)
         assert wait_for(lambda: server.restarts == restarts + 1), said  # noqa: B023

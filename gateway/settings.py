@@ -18,8 +18,8 @@ def _set(default: Any, reason: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where the gate listens, where Triton does (``HOST:PORT``), and what is let through; each field is also an option
-    of the command line, and its reason is the help."""
+    """Where the gate listens, where Triton does (``HOST:PORT`` or ``unix:PATH``), and what is let through; each field
+    is also an option of the command line, and its reason is the help."""
 
     triton_http: str = field(metadata={"reason": "address of Triton's HTTP, for health and metadata"})
     triton_grpc: str = field(metadata={"reason": "address of Triton's gRPC, for inference in either protocol"})

@@ -28,22 +28,20 @@ from runtime.demo import SAMPLES
 from runtime.server import Server, ServerOptions
 
 SIZE_PX = (1152, 864)
-CLIENTS = 8
-TURNS, TURN_S = 4, 6.0
+CLIENTS, TURNS, TURN_S = 8, 4, 6.0
+PORTS = ("http", "grpc", "metrics")
 
 
 @contextmanager
 def gate_before(server: Server) -> Iterator[dict[str, str]]:
-    """The URLs of both ways, by names such as "grpc direct"."""
-    triton = server._addresses
-    ports = {"http": triton.http, "grpc": triton.grpc, "metrics": triton.metrics}
-    words = [f"--triton-{name}={triton.reachable}:{port}" for name, port in ports.items()]
-    command = [sys.executable, "-m", "gateway", *words, *(f"--{name}-port=0" for name in ports)]
-    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as process:
+    """The URLs of both ways to a Triton without a gate, by names such as "grpc direct"."""
+    direct = dict(zip(PORTS, server._addresses.targets, strict=True))
+    words = [word for name in PORTS for word in (f"--triton-{name}={direct[name]}", f"--{name}-port=0")]
+    with subprocess.Popen([sys.executable, "-m", "gateway", *words], cwd=CHECKOUT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        of_gate = json.loads(process.stdout.readline())
-        urls = {"direct": ports, "gate": of_gate}
-        yield {f"{name} {way}": f"{name}://127.0.0.1:{urls[way][name]}" for name in ("grpc", "http") for way in urls}
+        gate = {name: f"127.0.0.1:{port}" for name, port in json.loads(process.stdout.readline()).items()}
+        ways = {"direct": direct, "gate": gate}
+        yield {f"{name} {way}": f"{name}://{at[name]}" for name in PORTS for way, at in ways.items()}
         process.terminate()
 
 
@@ -91,7 +89,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=90, help="per protocol (default: 90)")
     rounds, load, file = parser.parse_args().rounds, load_before(), io.BytesIO()
     Image.open(SAMPLES / "astronaut.jpg").resize(SIZE_PX).save(file, "JPEG", quality=90)
-    with Server(ServerOptions(canary_interval_s=3600.0), say=say) as server, gate_before(server) as urls:
+    with Server(ServerOptions(canary_interval_s=3600.0, direct=True), say=say) as server, gate_before(server) as urls:
         asyncio.run(added_ms(urls, file.getvalue(), rounds))
         asyncio.run(throughput(urls, file.getvalue()))
     print(sentence(head(("grpcio", "uvicorn"), load)))

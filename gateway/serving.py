@@ -16,7 +16,7 @@ import uvicorn
 from gateway.connections import Connection, sweep
 from gateway.core import Core
 from gateway.grpc_server import Handlers, options
-from gateway.http import HttpApp, MetricsApp
+from gateway.http import HttpApp, metrics_app
 from gateway.settings import Settings
 
 BACKLOG = 1024
@@ -60,12 +60,12 @@ class Gate:
             OSError: a port is taken, or the address is none of this machine's.
         """
         _raise_descriptors()
-        gate, core = cls(Core(settings)), None
-        core = gate.core
+        core = Core(settings)
+        gate = cls(core)
         try:
             metrics_address = settings.metrics_address or settings.address
             await gate.listen("http", HttpApp(core), settings.address, settings.http_port)
-            await gate.listen("metrics", MetricsApp(core), metrics_address, settings.metrics_port)
+            await gate.listen("metrics", metrics_app(core), metrics_address, settings.metrics_port)
             gate._grpc = grpc.aio.server(
                 handlers=[Handlers(core)], options=options(settings), maximum_concurrent_rpcs=2 * settings.max_requests
             )

@@ -35,6 +35,7 @@ class Gate:
         triton: where Triton listens.
         addresses: where the gate is to listen; 0 takes any free port, which it keeps then.
         run: whose log it writes to.
+        request_s: how long a request may take in Triton, its queue included.
         drain_s: grace period of requests in flight when it stops.
         hosts, origins: see `gateway/settings.py`.
 
@@ -49,6 +50,7 @@ class Gate:
         addresses: Addresses,
         run: Run,
         *,
+        request_s: float,
         drain_s: float,
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
@@ -56,6 +58,7 @@ class Gate:
         self.addresses = addresses
         self.launches = 0
         self._triton, self._run, self._drain_s = triton, run, drain_s
+        self._request_s = request_s
         self._names = [*(f"--hosts={name}" for name in hosts), *(f"--origins={name}" for name in origins)]
         self._process: Kept | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="gate")
@@ -84,6 +87,7 @@ class Gate:
         for name, port in ports.items():
             command += [f"--{name}-port", str(port)]
         command += ["--triton-http", http_target, "--triton-grpc", grpc_target, "--triton-metrics", metrics_target]
+        command += ["--request-timeout-s", str(self._request_s)]
         command += ["--drain-timeout-s", str(self._drain_s), *self._names]
         process = Kept(command, _environment(), self._run, grace_s=self._drain_s + KILL_MARGIN_S, own_stdout=True)
         try:

@@ -210,6 +210,7 @@ class Server:
                     self._launcher.listen,
                     self._addresses,
                     self._run,
+                    request_s=3 * self._timeout_s,  # in the queue, in the pipeline, and some
                     drain_s=program.exit_timeout_s + KILL_MARGIN_S,
                     hosts=options.hosts,
                     origins=options.origins,

@@ -26,7 +26,6 @@ def test_tensors_are_those_of_the_models(name: str) -> None:
         found = {each.name: (KSERVE[pb.DataType.Name(each.data_type)], tuple(each.dims)) for each in declared}
         assert found == {name: (kind.datatype, kind.shape) for name, kind in known.items()}
     assert MODELS[name].optional == all(each.optional for each in config.input)
-    assert MODELS[name].stateful == config.HasField("sequence_batching")
 
 
 def test_every_bound_has_a_reason_and_an_option(capsys: pytest.CaptureFixture[str]) -> None:

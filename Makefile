@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PROFILE ?= nano
-FUZZ_S ?= 60
+FUZZ_S ?= 30
 LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
@@ -92,8 +92,9 @@ $(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
 	$(PIP) install --quiet --require-hashes -r requirements/fuzz.txt
 	@touch $@
 
-fuzz: $(VENV)/.fuzz  ## feed the decoding path with broken files for a minute: make fuzz [FUZZ_S=3600]
+fuzz: $(VENV)/.fuzz  ## feed the decoding path and the gate's codec with broken input, each for half a minute: make fuzz [FUZZ_S=3600]
 	$(PY) -m tests.fuzz.decoding .cache/fuzz -max_total_time=$(FUZZ_S) -artifact_prefix=.cache/
+	$(PY) -m tests.fuzz.gateway .cache/fuzz-gateway -max_total_time=$(FUZZ_S) -artifact_prefix=.cache/
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

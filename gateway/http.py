@@ -18,6 +18,7 @@ from gateway.admission import Place
 from gateway.core import CallerGone, Core
 from gateway.failures import Failure
 from gateway.request import MODELS, Body, Buffer, malformed, too_large
+from gateway.upstream import EXTENSIONS
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,8 +33,6 @@ PREFLIGHT = (
     ("access-control-allow-headers", f"content-type, {JSON_LENGTH}"),
     ("access-control-max-age", "600"),
 )
-EXTENSIONS = {"binary_tensor_data", "parameters", "sequence"}
-"""Of Triton's, what passes here."""
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]{1,9}))?(?:/(infer|ready))?")
 

@@ -13,7 +13,8 @@ from gateway import wire
 from gateway.request import MODELS, Body, Buffer, InferRequest, Parameter, Tensor, file_parts, malformed
 from gateway.settings import Settings
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A text is matched whether it ends or not, and never a second time: else many quotes take minutes.
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _NUMBERS = {"FP32": "<f4", "UINT8": "u1"}
 
 

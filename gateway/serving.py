@@ -87,7 +87,11 @@ class Gate:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
+        try:
+            listener.bind((address, port))
+        except OSError:
+            listener.close()
+            raise
         config = uvicorn.Config(
             app,
             http=partial(Connection, settings, self.core.metrics),

@@ -60,7 +60,6 @@ class Settings:
         64 * KIB, "of a request's JSON, or protobuf without tensors: the longest list of boxes has 20"
     )
     max_json_depth: int = _set(16, "of nested JSON; a request has 5")
-    max_fields: int = _set(1000, "of a protobuf message: a request with every option has 100")
     max_parameters: int = _set(64, "of a request; all options of both models are 25")
     max_text_chars: int = _set(20_000, "of a parameter: as long as the contract's longest list")
     max_id_chars: int = _set(128, "of a request id, which is cut: it is logged")

@@ -16,6 +16,7 @@ from gateway.metrics import Metrics
 from gateway.settings import Settings
 
 SERVICE = "/inference.GRPCInferenceService/"
+EXTENSIONS = {"binary_tensor_data", "parameters", "sequence"}  # of Triton's, what passes the gate
 HEALTH_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 2.0
 

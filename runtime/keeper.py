@@ -8,11 +8,12 @@ children, and removes their shared memory. Run as `python -I -S keeper.py SPEC` 
     owner       process id of the supervisor
     grace_s     seconds between asking the program to end and killing it
     shm_prefix  how the names of its shared memory regions in /dev/shm begin, "" for none
-    log         the file that standard error is, to be cut when it has grown to `log_max_bytes`; "" for none
+    own_stdout  whether the program has a standard output of its own; it is the same as standard error where not
+    log         the file that standard error is, which is cut when it has grown to `log_max_bytes`
 
-It writes the program's process id and a newline to standard output once it is started (what the program writes there
-follows, where there is no log to cut), and ends with its exit status, or 128 + the signal that killed it. The first
-SIGTERM asks it to end, the second kills it.
+It writes the program's process id and a newline to standard output once it is started, after which comes what the
+program writes there, and ends with its exit status, or 128 + the signal that killed it. The first SIGTERM asks it to
+end, the second kills it.
 
 Only the standard library, and little of it: this process lives as long as the server does.
 """
@@ -56,7 +57,7 @@ def main(spec: dict[str, object]) -> int:
 
     command = [str(part) for part in spec["command"]]  # type: ignore[attr-defined]
     log, log_max_bytes = str(spec["log"]), int(str(spec["log_max_bytes"]))
-    child = _start(libc, command, own_stdout=not log)
+    child = _start(libc, command, own_stdout=bool(spec["own_stdout"]))
     os.write(1, f"{child}\n".encode())
     owner, grace_s = int(str(spec["owner"])), float(str(spec["grace_s"]))
     kill_at: float | None = None
@@ -76,7 +77,7 @@ def main(spec: dict[str, object]) -> int:
             os.kill(child, signal.SIGTERM)
         if len(stops) > 1 or (kill_at is not None and time.monotonic() > kill_at):
             os.kill(child, signal.SIGKILL)
-        if log and os.fstat(2).st_size > log_max_bytes:
+        if os.fstat(2).st_size > log_max_bytes:
             _cut_log(log, log_max_bytes)
         status = _reap(child)
     _end_session()

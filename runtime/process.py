@@ -183,7 +183,8 @@ class Kept:
             "owner": os.getpid(),
             "grace_s": grace_s,
             "shm_prefix": shm_prefix,
-            "log": "" if own_stdout else str(run.log.absolute()),
+            "own_stdout": own_stdout,
+            "log": str(run.log.absolute()),
             "log_max_bytes": LOG_MAX_BYTES,
         }
         self._log = run.log

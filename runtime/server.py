@@ -163,6 +163,12 @@ class Server:
         return self._listening.targets[1]
 
     @property
+    def triton_grpc_address(self) -> str:
+        """Triton's own gRPC, past the gate; it knows the networks, too."""
+        assert self._launcher is not None, "the server was not started"
+        return self._launcher.listen.targets[1]
+
+    @property
     def log(self) -> Path:
         """The file that Triton, the models and the gate write to. It is kept when the server has ended."""
         assert self._run is not None, "the server was not started"

@@ -170,7 +170,9 @@ def test_waiting_request_is_given_up_after_its_own_timeout(
             return "served"
 
     source = broken_repository(GATED.format(gate=gate))
-    options = ServerOptions(cache_dir=tmp_path / "cache", instances=1, source=source, canary_interval_s=3600.0)
+    options = ServerOptions(
+        cache_dir=tmp_path / "cache", instances=1, source=source, canary_interval_s=3600.0, direct=True
+    )
     with Server(options) as server, ThreadPoolExecutor(3) as pool:
         gate.unlink()
         try:

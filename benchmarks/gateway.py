@@ -1,13 +1,11 @@
 """What the gate adds to Triton itself, by the same requests in turns (`python -m benchmarks.gateway`).
 
-"no networks" sends a megapixel and is told to detect nothing, so that what is added shows; "cut" is the whole work. The
-added milliseconds are the median of the differences within rounds; throughput is that of eight clients in turns of some
-seconds each.
+"no networks" sends a megapixel and is told to detect nothing, so that what is added shows; "cut" is the whole work.
+Milliseconds added are the median of the differences within rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import json
@@ -28,7 +26,7 @@ from runtime.demo import SAMPLES
 from runtime.server import Server, ServerOptions
 
 SIZE_PX = (1152, 864)
-CLIENTS, TURNS, TURN_S = 8, 4, 6.0
+ROUNDS, CLIENTS, TURNS, TURN_S = 90, 8, 4, 6.0
 PORTS = ("http", "grpc", "metrics")
 
 
@@ -45,13 +43,13 @@ def gate_before(server: Server) -> Iterator[dict[str, str]]:
         process.terminate()
 
 
-async def added_ms(urls: dict[str, str], data: bytes, rounds: int) -> None:
+async def added_ms(urls: dict[str, str], data: bytes) -> None:
     for protocol in ("grpc", "http"):
         ways = f"{protocol} direct", f"{protocol} gate"
         async with cutaway.AsyncClient(urls[ways[0]]) as direct, cutaway.AsyncClient(urls[ways[1]]) as gate:
             for work in ("no networks", "cut"):
                 times: dict[Any, list[float]] = {direct: [], gate: []}
-                for number in range(rounds if work == "no networks" else rounds // 3):
+                for number in range(ROUNDS if work == "no networks" else ROUNDS // 3):
                     for client in (direct, gate) if number % 2 else (gate, direct):
                         begun = time.perf_counter()
                         await (client.detect(data, subject="all") if work == "no networks" else client.cut(data))
@@ -63,17 +61,17 @@ async def added_ms(urls: dict[str, str], data: bytes, rounds: int) -> None:
 
 async def pictures(url: str, data: bytes) -> int:
     """How many clients together get in a turn."""
-    end = time.monotonic() + TURN_S
+    end, done = time.monotonic() + TURN_S, 0
     async with cutaway.AsyncClient(url) as client:
 
-        async def one() -> int:
-            done = 0
+        async def one() -> None:
+            nonlocal done
             while time.monotonic() < end:
                 await client.cut(data)
                 done += 1
-            return done
 
-        return sum(await asyncio.gather(*(one() for _ in range(CLIENTS))))
+        await asyncio.gather(*(one() for _ in range(CLIENTS)))
+    return done
 
 
 async def throughput(urls: dict[str, str], data: bytes) -> None:
@@ -85,12 +83,10 @@ async def throughput(urls: dict[str, str], data: bytes) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=90, help="per protocol (default: 90)")
-    rounds, load, file = parser.parse_args().rounds, load_before(), io.BytesIO()
+    load, file = load_before(), io.BytesIO()
     Image.open(SAMPLES / "astronaut.jpg").resize(SIZE_PX).save(file, "JPEG", quality=90)
     with Server(ServerOptions(canary_interval_s=3600.0, direct=True), say=say) as server, gate_before(server) as urls:
-        asyncio.run(added_ms(urls, file.getvalue(), rounds))
+        asyncio.run(added_ms(urls, file.getvalue()))
         asyncio.run(throughput(urls, file.getvalue()))
     print(sentence(head(("grpcio", "uvicorn"), load)))
     return 0

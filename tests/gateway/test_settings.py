@@ -53,7 +53,6 @@ def test_envoy_has_the_same_bounds() -> None:
     expected = {
         "max_request_headers_kb": {bounds.max_header_bytes // 1024},
         "request_headers_timeout": {bounds.header_timeout_s},
-        "listener_filters_timeout": {bounds.header_timeout_s},
         "request_timeout": {bounds.body_timeout_s},
         "stream_idle_timeout": {bounds.answer_timeout_s},
         "drain_timeout": {bounds.drain_timeout_s},

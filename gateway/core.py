@@ -55,7 +55,7 @@ class Core:
         request.check(self.settings)
         timeout_s = min(timeout_s, self.settings.request_timeout_s)
         traced = [(name, value) for name, value in metadata if _is_trace(name, value)]
-        answer = await self.upstream.call("ModelInfer", wire.infer_request(request), timeout_s, traced)
+        answer = await self.upstream.call("ModelInfer", wire.framed(request), timeout_s, traced)
         place.hold(len(answer), shed=False)
         return answer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -74,7 +74,7 @@ def of_triton(error: grpc.aio.AioRpcError, elapsed_s: float) -> Failure:
     said, status = error.details() or "", error.code()
     known = errors.from_json(said)
     if known is not None:
-        return Failure(_PATH.sub("…", said[said.index("{") :]), *_statuses(known), known.code, known.retry_after)
+        return replace(of_error(known), message=_PATH.sub("…", said[said.index("{") :]))
     if any(words in said.lower() for words in _FULL_QUEUE):
         return of_error(errors.Overloaded("The server's queue is full."))
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -91,8 +91,3 @@ def of_triton(error: grpc.aio.AioRpcError, elapsed_s: float) -> Failure:
     if status is grpc.StatusCode.CANCELLED:
         return of_error(ServerUnavailable("The request was given up when the server stopped."))
     return of_error(errors.InferenceError("The server failed."))
-
-
-def _statuses(error: CutawayError) -> tuple[int, grpc.StatusCode]:
-    failure = of_error(error)
-    return failure.http_status, failure.grpc_status

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any, TypeAlias
 
 import grpc
 from cutaway.contract.errors import CutawayError
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
 
 from gateway import failures, wire
 from gateway.core import CallerGone, Core
 from gateway.failures import Failure
-from gateway.request import MODELS, malformed
+from gateway.request import MODELS, NETWORKS, malformed
 from gateway.settings import Settings
-from gateway.upstream import HEALTH_TIMEOUT_S, SERVICE
+from gateway.upstream import EXTENSIONS, HEALTH_TIMEOUT_S, SERVICE
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, on bytes
 
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # how soon a peer without power is noticed
+SERVING, NOT_SERVING = b"\x08\1", b"\x08\2"  # of grpc.health.v1
 IDENTITY_ONLY = 1  # a bit for each of gRPC's compressions: small messages would unfold without a bound of ours
 
 
@@ -71,8 +74,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                 message = await self._message(context)
                 place.hold(len(message))
                 seen.request_bytes = len(message)
-                reader = wire.Reader(core.settings.max_fields, core.settings.max_json_bytes)
-                request = reader.infer_request(message)
+                request = wire.infer_request(message, core.settings)
                 seen.model = _known(request.model)
                 left_s = context.time_remaining()
                 metadata = [(name, value) for name, value in context.invocation_metadata() if isinstance(value, str)]
@@ -115,13 +117,13 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         return answer
 
     async def _live(self, _: bytes) -> bytes:
-        return wire.truth(True)
+        return _encoded(service_pb2.ServerLiveResponse(live=True))
 
     async def _ready(self, _: bytes) -> bytes:
-        return wire.truth(await self._core.ready())
+        return _encoded(service_pb2.ServerReadyResponse(ready=await self._core.ready()))
 
     async def _health(self, _: bytes) -> bytes:
-        return wire.truth(True) if await self._core.ready() else wire.NOT_SERVING
+        return SERVING if await self._core.ready() else NOT_SERVING
 
     async def _model_ready(self, message: bytes) -> bytes:
         return await self._about_model("ModelReady", message)
@@ -130,17 +132,27 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         return await self._about_model("ModelMetadata", message)
 
     async def _server_metadata(self, _: bytes) -> bytes:
-        return await self._core.upstream.call("ServerMetadata", b"", HEALTH_TIMEOUT_S)
+        answer = await self._core.upstream.call("ServerMetadata", b"", HEALTH_TIMEOUT_S)
+        told = service_pb2.ServerMetadataResponse.FromString(answer)
+        told.extensions[:] = [each for each in told.extensions if each in EXTENSIONS]
+        return _encoded(told)
 
     async def _about_model(self, method: str, message: bytes) -> bytes:
-        settings = self._core.settings
-        texts = wire.Reader(settings.max_parameters, settings.max_json_bytes).strings(message)
-        name, version = _known(texts.get(1, "")), texts.get(2, "")
-        return await self._core.upstream.call(method, wire.named(name, version[:20]), HEALTH_TIMEOUT_S)
+        """Both requests have a name and a version."""
+        try:
+            asked = service_pb2.ModelReadyRequest.FromString(message[: self._core.settings.max_json_bytes])
+        except DecodeError:
+            raise malformed("it is no such message", "protobuf") from None
+        sent = service_pb2.ModelReadyRequest(name=_known(asked.name, (*MODELS, *NETWORKS)), version=asked.version[:9])
+        return await self._core.upstream.call(method, _encoded(sent), HEALTH_TIMEOUT_S)
 
 
-def _known(model: str) -> str:
-    if model not in MODELS:
+def _encoded(message: Any) -> bytes:
+    return bytes(message.SerializeToString())
+
+
+def _known(model: str, among: Container[str] = MODELS) -> str:
+    if model not in among:
         raise failures.no_such_model(model)
     return model
 

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -17,7 +18,8 @@ from gateway import failures, kserve_json
 from gateway.admission import Place
 from gateway.core import CallerGone, Core
 from gateway.failures import Failure
-from gateway.request import MODELS, Body, Buffer, malformed, too_large
+from gateway.request import MODELS, NETWORKS, Body, Buffer, malformed, too_large
+from gateway.upstream import EXTENSIONS
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,8 +34,6 @@ PREFLIGHT = (
     ("access-control-allow-headers", f"content-type, {JSON_LENGTH}"),
     ("access-control-max-age", "600"),
 )
-EXTENSIONS = {"binary_tensor_data", "parameters", "sequence"}
-"""Of Triton's, what passes here."""
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]{1,9}))?(?:/(infer|ready))?")
 
@@ -47,21 +47,19 @@ class HttpApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         exchange = _Exchange(self._core, scope, headers, receive, send)
-        try:
+        with suppress(CallerGone):
             try:
                 exchange.added = self._cross_origin(headers)
                 await self._route(scope["method"], scope["path"], exchange)
             except Failure as failure:
                 await exchange.fail(failure)
-        except CallerGone:
-            return
 
     async def _route(self, method: str, path: str, exchange: _Exchange) -> None:
         if method == "OPTIONS" and exchange.added:
             return await exchange.respond(204, PREFLIGHT)
         found = _MODEL.fullmatch(path)
         name, version, action = found.groups() if found else ("", None, None)
-        if found and name not in MODELS:
+        if found and name not in (MODELS if action == "infer" else (*MODELS, *NETWORKS)):
             raise failures.no_such_model(name)
         if method != ("POST" if action == "infer" else "GET"):
             raise Failure(f"not here with {method[:20]}", 405, grpc.StatusCode.UNIMPLEMENTED, "NOT_FOUND")
@@ -168,7 +166,9 @@ class _Exchange:
             async with asyncio.timeout(settings.body_timeout_s):
                 while True:
                     if max(size, declared) > allowed:
-                        raise _too_long(max(size, declared), json_length, allowed)
+                        if json_length is not None:
+                            raise too_large(max(size, declared))
+                        raise malformed("its JSON is too long", f"at most {allowed} bytes; tensors in binary form")
                     event = await self._receive()
                     if event["type"] == "http.disconnect":
                         raise CallerGone
@@ -196,29 +196,18 @@ class _Exchange:
             disconnect.cancel()
 
 
-class MetricsApp:
-    """``GET /metrics``: the gate's and Triton's."""
+def metrics_app(core: Core) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """``GET /metrics``: the gate's and Triton's, and nothing else."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _Exchange(self._core, scope, {}, receive, send)
-        try:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = _Exchange(core, scope, {}, receive, send)
+        with suppress(CallerGone):
             if scope["path"] != "/metrics" or scope["method"] != "GET":
-                await exchange.fail(failures.not_found(scope["path"]))
-            else:
-                of_triton = await self._core.upstream.metrics()
-                kind = ("content-type", "text/plain; version=0.0.4; charset=utf-8")
-                await exchange.respond(200, [kind], [self._core.metrics.text(), of_triton])
-        except CallerGone:
-            return
+                return await exchange.fail(failures.not_found(scope["path"]))
+            texts = [core.metrics.text(), await core.upstream.metrics()]
+            await exchange.respond(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], texts)
 
-
-def _too_long(size: int, json_length: int | None, allowed: int) -> Exception:
-    if json_length is None:
-        return malformed("its JSON is too long", f"at most {allowed} bytes; tensors in binary form")
-    return too_large(size)
+    return answer
 
 
 def is_known_host(host: str, names: Sequence[str]) -> bool:

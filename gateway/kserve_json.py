@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from cutaway.contract.errors import InvalidOption, invalid_option
@@ -13,18 +14,13 @@ from gateway import wire
 from gateway.request import MODELS, Body, Buffer, InferRequest, Parameter, Tensor, file_parts, malformed
 from gateway.settings import Settings
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A text is matched whether it ends or not, and never a second time: else many quotes take minutes.
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _NUMBERS = {"FP32": "<f4", "UINT8": "u1"}
 
 
-class Wanted:
-    """Which outputs are asked for in binary form, by name, or all or none of them where they are not named."""
-
-    def __init__(self, default: bool, named: dict[str, bool]) -> None:
-        self._default, self._named = default, named
-
-    def __getitem__(self, name: str) -> bool:
-        return self._named.get(name, self._default)
+Wanted: TypeAlias = "Callable[[str], bool]"
+"""Whether an output, by name, is asked for in binary form."""
 
 
 def infer_request(model: str, body: Body, json_length: int | None, settings: Settings) -> tuple[InferRequest, Wanted]:
@@ -41,7 +37,7 @@ def infer_request(model: str, body: Body, json_length: int | None, settings: Set
         if others:
             raise malformed("a file without JSON", "that for models with one input")
         image = Tensor(name, kind.datatype, [1], file_parts(body.take(body.size)))
-        return InferRequest(model, inputs=[image]), Wanted(True, {})
+        return InferRequest(model, inputs=[image]), lambda _: True
     length = body.size if json_length is None else json_length
     try:
         head = _load(b"".join(body.take(length)), settings.max_json_depth)
@@ -56,7 +52,8 @@ def infer_request(model: str, body: Body, json_length: int | None, settings: Set
     if body.size:
         raise malformed(f"{body.size} bytes too many", "the tensors that the JSON names")
     request.outputs = [name for name, _ in outputs]
-    return request, Wanted(binary is True, {name: form for name, form in outputs if form is not None})
+    forms = {name: form for name, form in outputs if form is not None}
+    return request, lambda name: forms.get(name, binary) is True
 
 
 def _load(text: bytes, max_depth: int) -> dict[str, Any]:
@@ -94,14 +91,10 @@ def _parameters(form: dict[str, Any]) -> dict[str, Parameter]:
 
 
 def _tensor(form: Any, body: Body) -> Tensor:
-    if not isinstance(form, dict):
-        raise TypeError("an input is no object")
+    parameters = _parameters_of(form, "binary_data_size")
     tensor = Tensor(_of(form, "name", str, ""), _of(form, "datatype", str, ""), _of(form, "shape", list, []))
     if not all(type(side) is int for side in tensor.shape):
         raise TypeError("a shape is of whole numbers")
-    parameters = _of(form, "parameters", dict, {})
-    if others := parameters.keys() - {"binary_data_size"}:
-        raise ValueError(f"a parameter {min(others)[:40]!r} of an input: there is no shared memory here")
     if "data" in form:
         tensor.parts = _values(tensor.datatype, form["data"])
     else:
@@ -126,12 +119,18 @@ def _values(datatype: str, data: Any) -> list[Buffer]:
 
 
 def _output(form: Any) -> tuple[str, bool | None]:
-    if not isinstance(form, dict):
-        raise TypeError("an output is no object")
-    parameters = _of(form, "parameters", dict, {})
-    if others := parameters.keys() - {"binary_data"}:
-        raise ValueError(f"a parameter {min(others)[:40]!r} of an output")
+    parameters = _parameters_of(form, "binary_data")
     return _of(form, "name", str, ""), parameters.get("binary_data")
+
+
+def _parameters_of(form: Any, allowed: str) -> dict[str, Any]:
+    """The parameters of an input or output, which may have one; there are no classes here, and no shared memory."""
+    if not isinstance(form, dict):
+        raise TypeError("an input or output is no object")
+    parameters: dict[str, Any] = _of(form, "parameters", dict, {})
+    if others := parameters.keys() - {allowed}:
+        raise ValueError(f"a parameter {min(others)[:40]!r} of an input or output")
+    return parameters
 
 
 def answer(message: bytes, wanted: Wanted, settings: Settings) -> tuple[bytes, list[Buffer]]:
@@ -145,7 +144,7 @@ def answer(message: bytes, wanted: Wanted, settings: Settings) -> tuple[bytes, l
     outputs, raw = [], list[Buffer]()
     for tensor in tensors:
         described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-        if wanted[tensor.name]:
+        if wanted(tensor.name):
             described["parameters"] = {"binary_data_size": sum(map(len, tensor.parts))}
             raw += tensor.parts
         else:

@@ -16,7 +16,6 @@ from gateway.settings import Settings
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Parameter: TypeAlias = bool | int | float | str
 
-SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _MAX_SHOWN = 8
 
 
@@ -35,7 +34,6 @@ class Model:
     inputs: Mapping[str, TensorType]
     outputs: Mapping[str, TensorType]
     optional: bool = False
-    stateful: bool = False
 
 
 _FILE, _FRAME = TensorType("BYTES", (1,)), TensorType("UINT8", (-1, -1, 3))
@@ -54,10 +52,11 @@ MODELS = {
         {"frame": _FRAME, "file": _FILE, "background": _FILE},
         {"frame": _FRAME, "jpeg": _FILE, "alpha": TensorType("UINT8", (-1, -1)), "report": _FILE},
         optional=True,
-        stateful=True,
     ),
 }
 """The models that can be called; the networks cannot, since only the pipelines bound what reaches them."""
+NETWORKS = ("yolov8_seg", "birefnet_trt")
+"""Whether they are ready, and their metadata, is told: `cutaway.Client.models()` asks."""
 
 
 @dataclass
@@ -96,8 +95,6 @@ class InferRequest:
             raise invalid_option("parameters", len(self.parameters), f"at most {settings.max_parameters}")
         for name, value in self.parameters.items():
             _check_parameter(name, value, settings)
-        for name in SEQUENCE if model.stateful else ():
-            _check_sequence(name, self.parameters.get(name, 0))
         names = [each.name for each in self.inputs]
         if len(set(names)) != len(names) or not (model.optional or names):
             raise invalid_option("inputs", ", ".join(names[:_MAX_SHOWN]), f"each once of {', '.join(model.inputs)}")
@@ -119,15 +116,11 @@ def _check_parameter(name: str, value: Parameter, settings: Settings) -> None:
         raise invalid_option(name, value, "a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise invalid_option(name, value, "a number of 64 bits")
-    if name == "timeout" and (type(value) is not int or not 0 <= value < 2**63):
-        raise invalid_option(name, value, "microseconds from 0 upwards")
-
-
-def _check_sequence(name: str, value: Parameter) -> None:
-    if name != "sequence_id" and value not in (True, False):
+    # Triton's own; all others are options, which the pipelines check.
+    if name in ("timeout", "sequence_id", "priority") and (type(value) is not int or value < 0):
+        raise invalid_option(name, value, "a whole number from 0 upwards")
+    if name in ("sequence_start", "sequence_end") and type(value) is not bool:
         raise invalid_option(name, value, "true, false")
-    if name == "sequence_id" and (type(value) is not int or not 0 <= value < 2**64):
-        raise invalid_option(name, value, "a whole number of 64 bits")
 
 
 def _check_tensor(tensor: Tensor, model: Model) -> None:

@@ -16,7 +16,7 @@ import uvicorn
 from gateway.connections import Connection, sweep
 from gateway.core import Core
 from gateway.grpc_server import Handlers, options
-from gateway.http import HttpApp, MetricsApp
+from gateway.http import HttpApp, metrics_app
 from gateway.service.app import Service
 from gateway.service.live import MAX_FRAME_BYTES
 from gateway.service.settings import ServiceSettings
@@ -64,12 +64,12 @@ class Gate:
             OSError: a port is taken, or the address is none of this machine's.
         """
         _raise_descriptors()
-        gate, core = cls(Core(settings)), None
-        core = gate.core
+        core = Core(settings)
+        gate = cls(core)
         try:
             metrics_address = settings.metrics_address or settings.address
             await gate.listen("http", HttpApp(core), settings.address, settings.http_port)
-            await gate.listen("metrics", MetricsApp(core), metrics_address, settings.metrics_port)
+            await gate.listen("metrics", metrics_app(core), metrics_address, settings.metrics_port)
             gate._grpc = grpc.aio.server(
                 handlers=[Handlers(core)], options=options(settings), maximum_concurrent_rpcs=2 * settings.max_requests
             )
@@ -99,7 +99,11 @@ class Gate:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
+        try:
+            listener.bind((address, port))
+        except OSError:
+            listener.close()
+            raise
         given: dict[str, Any] = {
             "http": partial(Connection, settings, self.core.metrics),
             "ws": "none",

@@ -16,8 +16,11 @@ from gateway.metrics import Metrics
 from gateway.settings import Settings
 
 SERVICE = "/inference.GRPCInferenceService/"
+EXTENSIONS = {"binary_tensor_data", "parameters", "sequence"}  # of Triton's, what passes the gate
 HEALTH_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 2.0
+
+UNIX = "unix:"
 
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
@@ -37,7 +40,8 @@ class Upstream:
         self._settings, self._metrics = settings, metrics
         options = (*_OPTIONS, ("grpc.max_receive_message_length", settings.max_answer_bytes))
         self._channel = grpc.aio.insecure_channel(settings.triton_grpc, options)
-        self._http = httpx.AsyncClient(trust_env=False, timeout=HEALTH_TIMEOUT_S)
+        addresses = {settings.triton_http, settings.triton_metrics}
+        self._http = {address: _client(address) for address in addresses}
 
     async def call(
         self, method: str, message: bytes, timeout_s: float, metadata: Sequence[tuple[str, str]] = ()
@@ -75,13 +79,21 @@ class Upstream:
             return False
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        for client in self._http.values():
+            await client.aclose()
         await self._channel.close()
 
     async def _get(self, address: str, path: str) -> tuple[int, bytes]:
         try:
-            response = await self._http.get(f"http://{address}{path}")
+            host = "localhost" if address.startswith(UNIX) else address
+            response = await self._http[address].get(f"http://{host}{path}")
         except (httpx.HTTPError, OSError):
             self._metrics.ready.set(0)
             raise failures.of_error(ServerUnavailable("The models are not there: the server starts.")) from None
         return response.status_code, response.content
+
+
+def _client(address: str) -> httpx.AsyncClient:
+    """HTTP to HOST:PORT, or to the socket of ``unix:PATH``."""
+    socket = address.removeprefix(UNIX) if address.startswith(UNIX) else None
+    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=socket), trust_env=False, timeout=HEALTH_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""One gate before the session's Triton."""
+"""One more gate before the session's Triton."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def triton(server: Any) -> dict[str, str]:
 
 
 def triton_of(server: Any) -> dict[str, str]:
-    addresses = server._addresses
-    ports = {"http": addresses.http, "grpc": addresses.grpc, "metrics": addresses.metrics}
-    return {name: f"{addresses.reachable}:{port}" for name, port in ports.items()}
+    return dict(zip(("http", "grpc", "metrics"), server._launcher.listen.targets, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from gateway.service.keys import Keys, Limiter, Quota
 from gateway.service.settings import FORM_BYTES, MAX_REQUEST_BYTES, ServiceSettings
 from gateway.service.state import State, quota_headers
 from gateway.service.storage import Storage
+from gateway.service.transport import CoreTransport
 from gateway.service.uploads import Guard, Refused
 
 log = logging.getLogger("gateway.service")
@@ -57,7 +58,7 @@ class Service:
             ValueError, OSError: a setting makes no sense; the file of keys cannot be read.
         """
         hosted: dict[str, Any] = {"fallback": hosted_tiers(settings.hosted)} if settings.hosted else {}
-        client = AsyncClient(f"grpc://{core.settings.triton_grpc}", timeout_s=PROCESSING_TIMEOUT_S, **hosted)
+        client = AsyncClient(transport=CoreTransport(core), timeout_s=PROCESSING_TIMEOUT_S, **hosted)
         engine = Engine(client, core)
         storage = Storage(settings.storage, settings.storage_max_bytes)
         work = background_removal.remove_job(engine, storage)

@@ -15,6 +15,7 @@ from cutaway.contract.limits import MIB
 from cutaway.contract.options import OptionKeywords
 
 from gateway.core import Core
+from gateway.service.transport import caller as asking
 
 HOUR_S = 3600.0
 KEPT_LATENCIES = 100_000
@@ -29,7 +30,7 @@ class Engine:
     """Cuts and detects for all dialects, in the places of the gate.
 
     Args:
-        client: asks Triton.
+        client: asks Triton through the core.
         core: the gate's settings, admission, metrics and way to Triton.
     """
 
@@ -58,13 +59,12 @@ class Engine:
 
     @asynccontextmanager
     async def _admitted(self, operation: str, caller: str, size_bytes: int) -> AsyncIterator[None]:
-        """A place at the gate for one picture; what comes of it is counted."""
+        """Count what comes of one picture, which the transport finds a place for."""
         metrics, begun, code = self.core.metrics, time.monotonic(), "CANCELLED"
         try:
             await self._check_gpu()
-            with self.core.admission.place(caller) as place:
-                place.hold(size_bytes)
-                yield
+            asking.set(caller)
+            yield
             code = "OK"
             self._latencies.append((begun, (time.monotonic() - begun) * 1000))
         except CutawayError as error:

@@ -15,6 +15,8 @@ from starlette.websockets import WebSocketState
 
 from gateway.service.errors import Problem, ServiceProblem, error_entry
 from gateway.service.state import State
+from gateway.service.transport import CoreTransport
+from gateway.service.transport import caller as asking
 from gateway.service.uploads import read_base64
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -47,9 +49,11 @@ async def live(socket: WebSocket) -> None:
     state: State = socket.app.state.service
     try:
         address = socket.client.host if socket.client else "unknown"
-        await state.limiter.admit(state.keys.caller(socket.headers.get("x-api-key"), address))
+        sender = state.keys.caller(socket.headers.get("x-api-key"), address)
+        await state.limiter.admit(sender)
+        asking.set(sender.name)
         options = _options(await socket.receive_text())
-        async with AsyncStream(f"grpc://{state.engine.core.settings.triton_grpc}", **options) as stream:
+        async with AsyncStream(transport=CoreTransport(state.engine.core), **options) as stream:
             await _run(socket, stream)
     except (CutawayError, ServiceProblem) as error:
         await _refuse(socket, error)

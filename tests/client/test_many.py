@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from cutaway import loop
-from cutaway.cancel import Cancel
+from cutaway.loop import Cancel
 from cutaway.contract.errors import CorruptImage, RequestCancelled
 from cutaway.many import Outcome, iterate_many, run_many
 

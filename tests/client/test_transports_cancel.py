@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from cutaway import loop
-from cutaway.cancel import Cancel
+from cutaway.loop import Cancel
 from cutaway.contract.errors import RequestCancelled
 from cutaway.transports import Connection, open_transport
 from cutaway.transports.base import InferRequest, Transport, parse_address

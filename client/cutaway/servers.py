@@ -4,8 +4,8 @@
   :class:`cutaway.resilience.RetryPolicy` and goes round again. Each retry costs a token of the retry budget; without
   one, a call that was shed still moves on to a server whose last answer was a success: in an outage there is none.
 - An error of the picture never moves on. A server that refused, or timed out, is not tried again in the same call.
-- A server is tried last for `contract.limits.ENDPOINT_BACK_S`, or its ``Retry-After``, when it has shed all calls for
-  that long, or missed `contract.limits.ENDPOINT_LATE_MAX` deadlines in a row: one picture may be slow. Then one call is
+- A server is tried last for `contract.limits.SERVER_BACK_S`, or its ``Retry-After``, when it has shed all calls for
+  that long, or missed `contract.limits.SERVER_LATE_MAX` deadlines in a row: one picture may be slow. Then one call is
   its probe; each failed probe doubles the time, up to a breaker's.
 
 All of it runs in one event loop, so that there are no locks.
@@ -181,7 +181,7 @@ class Servers:
                     server.last_since, server.last_until = now, now + limits.BREAKER_RESET_S
                 return _Attempt(server, permit, now, probes=bool(server.last_s))
         # Those that will soon be probed keep their order, since one alone could not serve the load of all.
-        for server in sorted(among, key=lambda each: max(limits.ENDPOINT_BACK_S, each.last_until - now)):
+        for server in sorted(among, key=lambda each: max(limits.SERVER_BACK_S, each.last_until - now)):
             if permit := server.breaker.permit():
                 return _Attempt(server, permit, now)
         if not always_ask:
@@ -203,18 +203,18 @@ class Servers:
             server.healthy = False
             now, asked_s = self._clock(), asked_to_wait_s(error)
             server.shed_since = now if server.shed_since is None else server.shed_since
-            if asked_s is not None or server.last_s or now - server.shed_since >= limits.ENDPOINT_BACK_S:
+            if asked_s is not None or server.last_s or now - server.shed_since >= limits.SERVER_BACK_S:
                 self._try_last(attempt, asked_s or 0.0)
             return
         if isinstance(error, ProcessingTimeout):
-            silent = took_s >= limits.ENDPOINT_SILENT_S
+            silent = took_s >= limits.SERVER_SILENT_S
             if not (silent or gave_up or took_s >= (self._latency_s or float("inf"))):
                 self._drop(attempt)  # the caller had little time
                 return
             permit.failed() if silent else permit.dropped()
             server.healthy = False
             server.late += began >= server.last_since
-            if server.late >= limits.ENDPOINT_LATE_MAX or server.last_s:
+            if server.late >= limits.SERVER_LATE_MAX or server.last_s:
                 self._try_last(attempt, 0.0)
             return
         if isinstance(error, (ServerUnavailable, InferenceError)):
@@ -228,7 +228,7 @@ class Servers:
     def _try_last(self, attempt: _Attempt, asked_s: float) -> None:
         server, now = attempt.server, self._clock()
         if attempt.probes or not server.last_s:
-            server.last_s = min(max(2 * server.last_s, limits.ENDPOINT_BACK_S), limits.BREAKER_RESET_S)
+            server.last_s = min(max(2 * server.last_s, limits.SERVER_BACK_S), limits.BREAKER_RESET_S)
             server.last_since, server.last_until = now, now + server.last_s
         server.last_until = max(server.last_until, now + min(asked_s, limits.RETRY_AFTER_MAX_S))
 

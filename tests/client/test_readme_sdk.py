@@ -237,8 +237,8 @@ def test_numbers_of_the_servers_page() -> None:
         f"up to {limits.RETRY_AFTER_MAX_S:g} s is obeyed",
         f"{limits.BREAKER_FAIL_MAX} failures in a row",
         f"After {limits.BREAKER_RESET_S:g} s it is half-open",
-        f"exceeds {limits.ENDPOINT_LATE_MAX} deadlines in a row",
-        f"tried last for {limits.ENDPOINT_BACK_S:g} s, or for its `Retry-After`",
+        f"exceeds {limits.SERVER_LATE_MAX} deadlines in a row",
+        f"tried last for {limits.SERVER_BACK_S:g} s, or for its `Retry-After`",
         f"doubles the time, up to {limits.BREAKER_RESET_S:g} s",
     ):
         assert words in page, words

@@ -26,10 +26,9 @@ from cutaway.resilience import Deadline
 
 T = TypeVar("T")
 # Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat.
-_BYTES, _LONG_PX, _SHORT_PX = limits.HOSTED_MAX_ANSWER_BYTES, 4 * 2560, 4 * 1440
-ANSWER_LIMITS = limits.InputLimits(
-    *(("jpeg", "png", "webp", "bmp"), _BYTES, _LONG_PX, _SHORT_PX, _LONG_PX * _SHORT_PX, 1, math.inf)
-)
+_PX = {"max_long_side_px": 4 * 2560, "max_short_side_px": 4 * 1440, "max_pixels": 16 * 2560 * 1440, "min_side_px": 1}
+_BYTES = limits.HOSTED_MAX_ANSWER_BYTES
+ANSWER_LIMITS = limits.InputLimits(max_file_bytes=_BYTES, max_decompression_ratio=math.inf, **_PX)
 
 GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02
@@ -69,13 +68,13 @@ class InvalidAnswer(errors.InferenceError):
     retry = False
 
 
-class OutOfTime(errors.ProcessingTimeout):
-    """The deadline was exceeded by this machine's own work (decoding, composing): no tier failed."""
+class LocalTimeout(errors.ProcessingTimeout):
+    """Decoding or composing on this machine exceeded the deadline: no tier failed."""
 
 
 BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
-BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat}
-BY_STATUS |= {429: errors.RateLimitExceeded, 503: errors.Overloaded}
+BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat, 429: errors.RateLimitExceeded}
+BY_STATUS |= {503: errors.Overloaded}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +125,6 @@ def form_of(response: httpx.Response) -> dict[str, Any]:
     """The body as a JSON object, empty where it is none."""
     form = json_of(response)
     return form if isinstance(form, dict) else {}
-
-
-def data_uri(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def decode_base64(text: str, provider: str) -> bytes:
@@ -191,9 +186,9 @@ def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider:
     return header
 
 
-async def own_work(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
-    """The result of work in a thread; OutOfTime where it outlasts the deadline."""
+async def run_locally(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The result of work in a thread; LocalTimeout where it exceeds the deadline."""
     try:
         return await in_thread(doing, deadline, work)
     except errors.ProcessingTimeout as error:
-        raise OutOfTime(error.message, details=error.details) from None
+        raise LocalTimeout(error.message, details=error.details) from None

@@ -24,8 +24,8 @@ from cutaway.contract.errors import (
     invalid_option,
 )
 from cutaway.contract.options import CutOptions
-from cutaway.fallback.answers import OutOfTime, Upscaled, own_work
-from cutaway.fallback.compose import Person, Picture, given_people, outputs_of, prepare
+from cutaway.fallback.answers import LocalTimeout, Upscaled, run_locally
+from cutaway.fallback.cutouts import Person, Picture, given_people, outputs_of, prepare
 from cutaway.resilience import Deadline
 
 if TYPE_CHECKING:
@@ -114,12 +114,12 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
             settle = permit.succeeded
             return Served(value, tier.provider, tier.tier, tuple(tried))
         except CutawayError as error:
-            own = isinstance(error, OutOfTime)
-            if isinstance(error, (InputError, NeedsDetection, RequestCancelled)) or (own and deadline.over):
+            local = isinstance(error, LocalTimeout)
+            if isinstance(error, (InputError, NeedsDetection, RequestCancelled)) or (local and deadline.over):
                 settle = permit.succeeded if isinstance(error, InputError) else permit.dropped
                 error.details["tried"] = [entry.to_dict() for entry in tried]
                 raise
-            settle = permit.dropped if own else permit.failed
+            settle = permit.dropped if local else permit.failed
             errors.append(error)
             tried.append(Tried(tier.provider, tier.tier, error.code, error.message, turn.elapsed_s * 1000))
         finally:
@@ -191,7 +191,7 @@ class Fallback:
         async def matte(provider: Provider, turn: Deadline) -> tuple[dict[str, Any], dict[str, Any]]:
             nonlocal picture, people
             if picture is None:
-                decoded = await own_work("decoding the picture", deadline, partial(prepare, data, media_type))
+                decoded = await run_locally("decoding the picture", deadline, partial(prepare, data, media_type))
                 people = given_people(options, decoded.rgb.size)
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
@@ -199,7 +199,7 @@ class Fallback:
                 people = await _detected(detect, turn.capped(detect_s), options)
             made = await provider.matte(picture.data, picture.media_type, turn)
             compose = partial(outputs_of, picture, made, options, people, deadline)
-            return await own_work("putting the cut-out together", deadline, compose)
+            return await run_locally("putting the cut-out together", deadline, compose)
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
         served = await run_chain(attempts + self._attempts(MATTE, lambda it: partial(matte, it)), deadline)
@@ -217,7 +217,7 @@ class Fallback:
         if scale not in limits.UPSCALE_SCALES:
             raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
         decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
-        picture = await own_work("decoding the picture", deadline, decode)
+        picture = await run_locally("decoding the picture", deadline, decode)
         sent = picture.data, picture.media_type, scale
         return await run_chain(self._attempts(scale, lambda it: partial(it.upscale, *sent)), deadline)
 

@@ -1,4 +1,4 @@
-"""The requests of one call: allowed addresses, the token, deadline, size of answers, and retries.
+"""The HTTP requests of one call: allowed addresses, the token, deadline, size of answers, and retries.
 
 An answer has the address of the file to fetch ("output": "https://…"), which an attacker could point into the caller's
 network (SSRF). So requests go to the provider's own origin, or by https to one of its few delivery hosts; each redirect
@@ -108,9 +108,9 @@ def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provide
     return False
 
 
-class Call:
-    """One call of a provider, as an asynchronous context manager: the deadline `overall`, and within it `deadline`, the
-    provider's own timeout; retries, number of requests, and details for the result.
+class Request:
+    """A call's HTTP requests to a provider, as an asynchronous context manager: the deadline `overall`, and within it
+    `deadline`, the provider's own timeout; retries, number of requests, and details for the result.
 
     Its connections are closed with it: they belong to an event loop, and the other side may close an idle one just as
     a request that costs money is sent.

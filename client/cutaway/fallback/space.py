@@ -13,8 +13,8 @@ import httpx
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.fallback.answers import invalid, json_of
-from cutaway.fallback.base import Model, Provider, Settings, model_of
-from cutaway.fallback.requests import Call, media_type
+from cutaway.fallback.base import Model, Provider, ProviderKeywords, model_of
+from cutaway.fallback.requests import Request, media_type
 
 API = "/gradio_api"
 MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8  # they have addresses; previews as base64 stay below this
@@ -54,7 +54,7 @@ class Space(Provider):
         arguments: Sequence[Any] = (),
         upscale_fn: str | None = None,
         model: Model | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[ProviderKeywords],
     ) -> None:
         if not _SPACE.fullmatch(space):
             raise invalid_option("space", space, "owner/name")
@@ -65,23 +65,24 @@ class Space(Provider):
         self.mattes = fn is not None
         self._functions, self._arguments = (fn, upscale_fn), list(arguments)
 
-    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
-        function, arguments = self._functions[call.scale > 1], self._arguments if call.scale == 1 else [call.scale]
+    async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:
+        function = self._functions[request.scale > 1]
+        arguments = self._arguments if request.scale == 1 else [request.scale]
         if function is None:
             raise invalid_option("fn", None, "the API name of a function that mattes")
         name = f"picture.{kind.partition('/')[2]}"
-        paths = _parse(await call.send("POST", f"{API}/upload", files={"files": (name, data, kind)}))
+        paths = _parse(await request.send("POST", f"{API}/upload", files={"files": (name, data, kind)}))
         if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):
             raise invalid(self.name, "no path for the uploaded picture")
         file = {"path": paths[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
         route, form = f"{API}/call/{quote(function.strip('/'))}", {"data": [file, *arguments]}
         # A call that may have been accepted is not repeated: it would queue behind itself.
-        called = _parse(await call.send("POST", route, json=form, repeatable=False))
-        call.details["event_id"] = event_id = str(called.get("event_id") if isinstance(called, dict) else "")
+        called = _parse(await request.send("POST", route, json=form, repeatable=False))
+        request.details["event_id"] = event_id = str(called.get("event_id") if isinstance(called, dict) else "")
         if not _EVENT_ID.fullmatch(event_id):
             raise invalid(self.name, "no event to wait for")
         wait = {"headers": {"Accept": "text/event-stream"}, "max_bytes": MAX_EVENTS_BYTES, "until": _FINAL.search}
-        events = await call.send("GET", f"{route}/{event_id}", repeatable=False, **wait)
+        events = await request.send("GET", f"{route}/{event_id}", repeatable=False, **wait)
         if media_type(events) != "text/event-stream":
             raise invalid(self.name, f"{media_type(events)!r} instead of events")
         final = _FINAL.search(events.content)
@@ -95,7 +96,7 @@ class Space(Provider):
             raise invalid(self.name, "a stream of events that ends without a result")
         if (address := self._file(result)) is None:
             raise invalid(self.name, "a result without a file")
-        return await call.fetch(address)
+        return await request.fetch(address)
 
     def _file(self, item: Any, depth: int = 0) -> str | None:
         """The address of the first file in a result, which may be nested in lists and in components' forms."""

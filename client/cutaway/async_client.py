@@ -26,7 +26,7 @@ from cutaway.transports import open_transport
 from cutaway.transports.base import ModelInfo, Tensor
 
 if TYPE_CHECKING:
-    from cutaway.composite import CompositeResult, Onto, Placement
+    from cutaway.composite import CompositeResult, Onto
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class AsyncClient:
         """See :meth:`cutaway.Client.models`."""
         deadline = self._deadline(timeout_s)
         async with self._until_closed():
-            return tuple(await self._servers.models(MODELS, deadline))
+            return await self._servers.models(MODELS, deadline)
 
     def _begin(self, operation: str, given: Mapping[str, Any]) -> AbstractContextManager[Call]:
         self._check_open()

@@ -17,7 +17,7 @@ from cutaway.downscale import Fitted, downscale
 from cutaway.health import PIPELINE
 from cutaway.inputs import ImageInput, encode
 from cutaway.observe import Observation, Observer, ServedFacts, observed
-from cutaway.resilience import Deadline, RetryBudget, RetryPolicy, checked_timeout
+from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
 from cutaway.result import (
     CUT_OUTPUTS,
     DETECTION_OUTPUTS,
@@ -128,13 +128,15 @@ class Settings:
             self.limits = replace(INPUT_LIMITS, max_decompression_ratio=ratio)
 
     def deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
+        if timeout_s is not None and not 0 < timeout_s < float("inf"):
+            raise ValueError(f"a timeout is a number of seconds above 0, not {timeout_s}")
+        return Deadline(self.timeout_s if timeout_s is None else timeout_s)
 
 
 @contextmanager
 def begin(settings: Settings, operation: str, given: Mapping[str, Any]) -> Iterator[Call]:
-    """Observe a "cut", "detect" or "upscale"; its id is set on errors that leave it. ValueError where the timeout or the
-    request id is invalid."""
+    """A "cut", "detect" or "upscale", observed; its id is set on errors that leave it. ValueError where the timeout or
+    the request id is invalid."""
     call = Call(settings, operation, given)
     with observed(settings.observers, operation, call.request_id) as call.observation:
         try:

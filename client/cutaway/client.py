@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from cutaway import loop
 from cutaway.async_client import AsyncClient
@@ -142,7 +142,13 @@ class Client:
             ValueError: `jobs` is below 1.
             TypeError: `images` is one picture.
         """
-        how = {"jobs": jobs, "ordered": ordered, "progress": progress, "timeout_s": timeout_s, "cancel": cancel}
+        how: dict[str, Any] = {
+            "jobs": jobs,
+            "ordered": ordered,
+            "progress": progress,
+            "timeout_s": timeout_s,
+            "cancel": cancel,
+        }
         return loop.iterate(self._client.cut_many(images, **how, **options))
 
     def detect(self, image: ImageInput, *, cancel: Cancel | None = None, **given: Unpack[CutKeywords]) -> Detection:

@@ -27,7 +27,7 @@ from cutaway.contract.options import parse_stream_options, to_parameters
 from cutaway.inputs import ImageInput, encode
 from cutaway.report import Notice, Report, parse_report
 from cutaway.transports import Tls, open_transport
-from cutaway.transports.base import InferRequest, InputTensor, SequencePart, Transport
+from cutaway.transports.base import InferRequest, SequencePart, Transport
 from cutaway.transports.failures import malformed
 
 T = TypeVar("T")
@@ -229,7 +229,7 @@ class AsyncStream:
         if self._started:
             self._started = False
             part = SequencePart(self._sequence_id, ends=True)
-            end = InferRequest(STREAM, b"", ("report",), inputs=(), sequence=part, timeout_s=END_TIMEOUT_S)
+            end = InferRequest(STREAM, b"", ("report",), inputs={}, sequence=part, timeout_s=END_TIMEOUT_S)
             with suppress(CutawayError):
                 await self._transport.infer(end)
         await self._transport.aclose()
@@ -289,9 +289,9 @@ class AsyncStream:
 
     async def _send(self, number: int, image: FrameInput, starts: bool) -> StreamFrame:
         """The server's answer; InferenceError where it is malformed."""
-        inputs = [InputTensor("file" if isinstance(image, bytes) else "frame", image)]
+        inputs = {"file" if isinstance(image, bytes) else "frame": image}
         if starts and self._background is not None:
-            inputs.append(InputTensor("background", self._background))
+            inputs["background"] = self._background
         wanted = "jpeg" if isinstance(image, bytes) else "frame"
         request = InferRequest(
             STREAM,
@@ -300,7 +300,7 @@ class AsyncStream:
             parameters=self._parameters if starts else {},
             request_id=f"frame-{number}",
             timeout_s=self._settings.timeout_s,
-            inputs=tuple(inputs),
+            inputs=inputs,
             sequence=SequencePart(self._sequence_id, begins=starts),
         )
         outputs = await self._transport.infer(request)

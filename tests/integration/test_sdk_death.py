@@ -20,10 +20,9 @@ from typing import Any
 
 import cutaway
 import pytest
-from cutaway.breaker import CircuitBreaker
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, NoPersonDetected, ServerRefused, ServerUnavailable, ServiceError
-from cutaway.resilience import RetryPolicy
+from cutaway.resilience import CircuitBreaker, RetryPolicy
 
 from runtime import server as server_module
 from runtime.compose import PIPELINE, STREAM

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from cutaway.transports.base import Tensor
 
 logger = logging.getLogger("cutaway.cache")
 
-FORMAT = 2
-"""Of a file; it is part of every key."""
+FORMAT = 2  # of a file; part of every key
 
 
 class ResultCache:
@@ -61,15 +60,6 @@ class ResultCache:
         self.folder = Path(folder or default).absolute()
         self._max_bytes, self._max_age_s, self._warned = max_bytes, results_max_age_s, False
         self._prefix = hashlib.sha256(namespace.encode()).hexdigest()[:16]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Does nothing: no file is open between calls."""
 
     def key(
         self, data: bytes, options: CutOptions | Mapping[str, Any], outputs: Sequence[str], server: str | Sequence[str]

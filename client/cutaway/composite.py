@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from cutaway.colour_match import matching, samples
+from cutaway import drawing
+from cutaway.colour_match import match_colours, sample_colours
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.options import parse_options
 from cutaway.decode import decode_upright
-from cutaway.drawing import Mapping, SizeWH, around, draw, filled, fitted, flat, rgba_of, visible_box, whole, within
+from cutaway.drawing import SizeWH, Transform, clip_frame, enclose, rgba_of, round_box
 from cutaway.inputs import ImageInput, decode_input
 from cutaway.report import Box, Frame
 from cutaway.result import EncodedResult
@@ -39,13 +40,17 @@ SURROUNDINGS = 0.5  # margin on each side of the cut-outs' box whose colours are
 _SAVING: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": 0}, "webp": {"method": 2}, "png": {"compress_level": 1}}
 
 
-def _checked(name: str, value: object, allowed: str, valid: bool) -> None:
+def _check(name: str, value: object, allowed: str, valid: bool) -> None:
     if not valid:
         raise invalid_option(name, value, allowed)
 
 
-def _is_number(value: object, least: float, most: float, kind: tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most  # type: ignore[operator]
+def _is_number(value: object, least: float, most: float, *kinds: type) -> bool:
+    return type(value) in (kinds or (int, float)) and least <= value <= most  # type: ignore[operator]
+
+
+def _is_pair(value: object, least: float, most: float) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(n, least, most, int) for n in value)
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,12 @@ class Placement:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        _checked("anchor", self.anchor, ", ".join(ANCHORS), self.anchor is None or self.anchor in ANCHORS)
-        least, most = limits.COMPOSITE_SCALE
+        (least, most), reach = limits.COMPOSITE_SCALE, limits.COMPOSITE_LIMITS.max_long_side_px
+        _check("anchor", self.anchor, ", ".join(ANCHORS), self.anchor in (None, *ANCHORS))
         valid = self.scale is None or _is_number(self.scale, least, most)
-        _checked("scale", self.scale, f"{least:g} to {most:g}", valid)
-        reach, pair = limits.COMPOSITE_LIMITS.max_long_side_px, isinstance(self.offset_px, (tuple, list))
-        valid = pair and len(self.offset_px) == 2 and all(_is_number(part, -reach, reach) for part in self.offset_px)
-        valid = valid and all(part == int(part) for part in self.offset_px)
-        _checked("offset_px", self.offset_px, f"two whole numbers from {-reach} to {reach}", valid)
+        _check("scale", self.scale, f"{least:g} to {most:g}", valid)
+        allowed = f"two whole numbers from {-reach} to {reach}"
+        _check("offset_px", self.offset_px, allowed, _is_pair(self.offset_px, -reach, reach))
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,7 @@ class Blur:
     px: int = 20
 
     def __post_init__(self) -> None:
-        option = limits.OPTIONS["background"]
-        least, most = option.minimum or 0, option.maximum or 0
-        _checked("px", self.px, f"a whole number from {least:g} to {most:g}", _is_number(self.px, least, most, (int,)))
+        parse_options({"background": f"blur:{self.px}"})
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class Picture:
     fill: str = "#FFFFFF"
 
     def __post_init__(self) -> None:
-        _checked("fit", self.fit, "cover, contain, stretch", self.fit in ("cover", "contain", "stretch"))
-        valid = isinstance(self.fill, str) and bool(re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill))
-        _checked("fill", self.fill, "transparent, #RRGGBB", valid)
+        _check("fit", self.fit, "cover, contain, stretch", self.fit in ("cover", "contain", "stretch"))
+        valid = bool(re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill))
+        _check("fill", self.fill, "transparent, #RRGGBB", valid)
 
 
 Onto: TypeAlias = str | Blur | Picture | ImageInput
@@ -157,48 +158,50 @@ def compose(
         OSError, TypeError, InputError: the picture behind, see :func:`cutaway.inputs.encode`.
         InferenceError: the cut-outs contradict their report.
     """
-    _checked("match_colour", match_colour, "0 to 1", _is_number(match_colour, 0, 1))
-    _checked("output", output, ", ".join(limits.COMPOSITE_OUTPUTS), output in limits.COMPOSITE_OUTPUTS)
-    _checked("quality", quality, "1 to 100", _is_number(quality, 1, 100, (int,)))
-    size_wh, source_wh = check_size(size_px), (cut.report.width_px, cut.report.height_px)
-    boxes = [visible_box(cutout) for cutout in cut.cutouts]
+    _check("match_colour", match_colour, "0 to 1", _is_number(match_colour, 0, 1))
+    _check("output", output, ", ".join(limits.COMPOSITE_OUTPUTS), output in limits.COMPOSITE_OUTPUTS)
+    _check("quality", quality, "1 to 100", _is_number(quality, 1, 100, int))
+    if size_px is not None:
+        _check("size_px", size_px, "a width and a height in whole pixels", _is_pair(size_px, 1, math.inf))
+        check_dimensions(PictureHeader("png", *size_px), limits.COMPOSITE_LIMITS)
+    source_wh = cut.report.width_px, cut.report.height_px
+    boxes = [drawing.visible_box(cutout) for cutout in cut.cutouts]
     visible = [box for box in boxes if box is not None]
     together = place is None or isinstance(place, Placement)
     places: list[Any] = [place or Placement()] * len(boxes) if together else list(place)  # type: ignore[arg-type]
     valid = len(places) == len(boxes) and all(isinstance(each, Placement) for each in places)
-    _checked("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
-    canvas, source, is_picture = _canvas(onto, original, source_wh, size_wh, cut)
-    check_dimensions(PictureHeader("png", *canvas.size), limits.COMPOSITE_LIMITS)
+    _check("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
+    canvas, source, is_picture = _canvas(onto, original, source_wh, size_px, cut)
     transparent = output == "jpeg" and canvas.mode == "RGBA"
-    _checked("output", output, "png or webp, since the result is transparent in places", not transparent)
+    _check("output", output, "png or webp, since the result is transparent in places", not transparent)
     allowed = "0, unless the cut-outs go onto another picture"
-    _checked("match_colour", match_colour, allowed, is_picture or not match_colour)
-    mappings, frames = [], []
+    _check("match_colour", match_colour, allowed, is_picture or not match_colour)
+    transforms, frames = [], []
     for box, each in zip(boxes, places, strict=True):
-        group = around(visible) if together and visible else box
-        mappings.append(mapping_for(group, source_wh, canvas.size, each, source) if box and group else Mapping())
-        frames.append(whole(mappings[-1].box(box, source_wh)) if box else (0, 0, 0, 0))
+        group = enclose(visible) if together and visible else box
+        transforms.append(transform_for(group, source_wh, canvas.size, each, source) if box and group else Transform())
+        frames.append(round_box(transforms[-1].box(box, source_wh)) if box else (0, 0, 0, 0))
     colours = None
     if match_colour and visible:
-        x1, y1, x2, y2 = around([frame for frame in frames if any(frame)])
+        x1, y1, x2, y2 = enclose([frame for frame in frames if any(frame)])
         reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
-        part = within(whole((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y)), canvas.size)
+        part = clip_frame(round_box((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y)), canvas.size)
         if part is not None:
-            own = [samples(rgba_of(cutout)) for cutout in cut.cutouts]
-            colours = matching(own, samples(canvas.crop(part)), match_colour)
-    for cutout, mapping in zip(cut.cutouts, mappings, strict=True):
-        draw(canvas, cutout, mapping, source_wh, colours)
+            own = [sample_colours(rgba_of(cutout)) for cutout in cut.cutouts]
+            colours = match_colours(own, sample_colours(canvas.crop(part)), match_colour)
+    for cutout, transform in zip(cut.cutouts, transforms, strict=True):
+        drawing.draw(canvas, cutout, transform, source_wh, colours)
     buffer = io.BytesIO()
     canvas.save(buffer, output.upper(), **_SAVING[output], **({} if output == "png" else {"quality": quality}))
     return CompositeResult(buffer.getvalue(), limits.MEDIA_TYPES[output], *canvas.size, tuple(frames), cut)
 
 
-def mapping_for(
-    box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement, as_background: Mapping | None = None
-) -> Mapping:
-    """The mapping of a group of cut-outs, `box` around their visible pixels, onto a canvas; `as_background` is that of
-    the source picture, where it is the background."""
-    start = as_background or Mapping()
+def transform_for(
+    box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement, as_background: Transform | None = None
+) -> Transform:
+    """That of a group of cut-outs, `box` around their visible pixels, onto a canvas; `as_background` is that of the
+    source picture, where it is the background."""
+    start = as_background or Transform()
     if as_background is None and source_wh != canvas_wh:
         start = _elsewhere(box, source_wh, canvas_wh, place.flip)
     x1, y1, x2, y2 = start.box(box, source_wh)
@@ -214,10 +217,10 @@ def mapping_for(
     dx, dy = x1 + place.offset_px[0] - scale * left, y1 + place.offset_px[1] - scale * top
     if scale == 1.0:  # whole pixels, so that nothing is resampled
         dx, dy = float(round(dx)), float(round(dy))
-    return Mapping(scale, dx, dy, place.flip)
+    return Transform(scale, dx, dy, place.flip)
 
 
-def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Mapping:
+def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Transform:
     """Onto a canvas of another size: height and distance from the bottom keep their share of the canvas; not wider than
     it; and flush with an edge that cut them off."""
     (width, height), (canvas_width, canvas_height) = source_wh, canvas_wh
@@ -228,7 +231,7 @@ def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Ma
     if (x1 <= 0) != (x2 >= width):
         left = 0.0 if (x1 <= 0) != flip else spare
     top = 0.0 if y1 <= 0 and y2 < height else y2 / height * canvas_height - scale * (y2 - y1)
-    return Mapping(scale, left - scale * x1, top - scale * y1)
+    return Transform(scale, left - scale * x1, top - scale * y1)
 
 
 def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
@@ -237,20 +240,21 @@ def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
 
 def _canvas(
     onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult
-) -> tuple[PILImage, Mapping | None, bool]:
-    """The background, RGB, or RGBA where it is transparent; the source picture's mapping onto it, where it is the
+) -> tuple[PILImage, Transform | None, bool]:
+    """The background, RGB, or RGBA where it is transparent; the source picture's transform onto it, where it is the
     background; and whether it is another picture, to which colours may be matched."""
     from PIL import Image, ImageChops, ImageFilter
 
     if isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:"))):
         background = parse_options({"background": onto}).background
         if background.blur_px is None:
-            return flat(size_wh or source_wh, onto), None, False
+            mode, colour = ("RGBA", 0) if background.transparent else ("RGB", background.colour_rgb)
+            return Image.new(mode, size_wh or source_wh, colour), None, False
         onto = Blur(background.blur_px)
     if not isinstance(onto, Blur):
         picture = onto if isinstance(onto, Picture) else Picture(onto)
         image = decode_input(picture.image)
-        return fitted(image, size_wh or image.size, picture.fit, picture.fill), None, True
+        return drawing.fit_background(image, size_wh or image.size, picture.fit, picture.fill), None, True
     image = decode_upright(original, check_picture(original))
     if image.size != source_wh:
         raise invalid_option("original", f"{image.width}×{image.height} pixels", "the picture that was cut")
@@ -264,16 +268,6 @@ def _canvas(
         alpha.paste(ImageChops.lighter(alpha.crop(cutout.frame), own), cutout.frame[:2])
     width, height = size_wh or source_wh
     scale = max(width / source_wh[0], height / source_wh[1])
-    source = Mapping(scale, (width - scale * source_wh[0]) / 2, (height - scale * source_wh[1]) / 2)
-    behind = fitted(filled(image, alpha), (width, height), "cover", "")
+    source = Transform(scale, (width - scale * source_wh[0]) / 2, (height - scale * source_wh[1]) / 2)
+    behind = drawing.fit_background(drawing.fill_people(image, alpha), (width, height), "cover", "")
     return behind.filter(ImageFilter.GaussianBlur(onto.px)), source, False
-
-
-def check_size(size_px: object) -> SizeWH | None:
-    if size_px is None:
-        return None
-    parts: Any = size_px if isinstance(size_px, (tuple, list)) and len(size_px) == 2 else (None, None)
-    valid = all(_is_number(part, 1, math.inf, (int,)) for part in parts)
-    _checked("size_px", size_px, "a width and a height in whole pixels", valid)
-    check_dimensions(PictureHeader("png", *parts), limits.COMPOSITE_LIMITS)
-    return parts[0], parts[1]

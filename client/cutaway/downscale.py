@@ -13,7 +13,7 @@ from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
 from cutaway.decode import decode_upright, to_srgb
-from cutaway.drawing import encoded_cutout, filled, whole
+from cutaway.drawing import encode_cutout, fill_people, round_box
 from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
 from cutaway.report import Box, Notice
 from cutaway.result import Cutout, CutResult, Detection
@@ -141,7 +141,7 @@ class Fitted:
         from PIL import Image, ImageFilter
 
         assert self.original is not None
-        frame = whole(self._box(cutout.frame))
+        frame = round_box(self._box(cutout.frame))
         size = frame[2] - frame[0], frame[3] - frame[1]
         # A kernel without negative lobes: one with them draws rims. Pillow weights the colours of RGBA by alpha.
         small, kernel = cutout.pil().convert("L" if options.output == "mask" else "RGBA"), Image.Resampling.HAMMING
@@ -162,7 +162,7 @@ class Fitted:
             elif background.colour_rgb is not None:
                 image = Image.composite(image, Image.new("RGB", size, background.colour_rgb), alpha)
             else:
-                behind = filled(own, alpha).filter(ImageFilter.GaussianBlur(background.blur_px or 0))
+                behind = fill_people(own, alpha).filter(ImageFilter.GaussianBlur(background.blur_px or 0))
                 image = Image.composite(image, behind, alpha)
-        file, form, size = encoded_cutout(image, options)
+        file, form, size = encode_cutout(image, options)
         return replace(cutout, box=self._box(cutout.box), frame=frame, image=file, format=cast(Any, form)), size

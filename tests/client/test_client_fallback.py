@@ -505,7 +505,7 @@ def test_only_the_own_server_s_answers_are_kept(
     tmp_path: Path,
     stack: ExitStack,
 ) -> None:
-    cache = stack.enter_context(ResultCache(tmp_path))
+    cache = ResultCache(tmp_path)
     server, peer = own("http", DOWN), serve(HubScript())
     asking = client(server.url, fallback=[hub(peer)], cache=cache, retry=RetryPolicy(retries=0))
     for _ in range(2):
@@ -524,7 +524,7 @@ def test_only_the_own_server_s_answers_are_kept(
 def test_an_answer_that_makes_no_sense_is_not_kept(
     stack: ExitStack, client: Callable[..., Driven], tmp_path: Path
 ) -> None:
-    cache = stack.enter_context(ResultCache(tmp_path))
+    cache = ResultCache(tmp_path)
     senseless = peers.grpc_answer(("images", "BYTES", [0], b""))
     good = [False]
 

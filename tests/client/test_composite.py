@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cutaway import colour_match as colour
-from cutaway.composite import ANCHORS, Blur, Picture, Placement, compose, mapping_for
+from cutaway.composite import ANCHORS, Blur, Picture, Placement, compose, transform_for
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
 from cutaway.drawing import VISIBLE_FROM
@@ -364,7 +364,8 @@ def test_mirroring_changes_no_box(
     from dataclasses import replace
 
     boxes = [
-        mapping_for(box, source_wh, canvas_wh, replace(place, flip=flip)).box(box, source_wh) for flip in (False, True)
+        transform_for(box, source_wh, canvas_wh, replace(place, flip=flip)).box(box, source_wh)
+        for flip in (False, True)
     ]
     np.testing.assert_allclose(boxes[0], boxes[1], atol=1)
 
@@ -478,34 +479,12 @@ def test_another_picture_than_the_one_that_was_cut() -> None:
 # ------------------------------------------------------------------------------------------------------------ colours
 
 
-def test_lab_is_the_published_one() -> None:
-    """CIE 15 with D65, as in any table of sRGB's primaries."""
-    rgb = np.array([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]], float)
-    lab = [
-        [100, 0, 0],
-        [0, 0, 0],
-        [53.24, 80.09, 67.20],
-        [87.73, -86.18, 83.18],
-        [32.30, 79.19, -107.86],
-        [53.39, 0, 0],
-    ]
-    np.testing.assert_allclose(colour.to_lab(rgb), lab, atol=0.02)
-
-
-@given(st.tuples(*[st.floats(0, 1)] * 3))
-def test_lab_and_back(rgb: tuple[float, float, float]) -> None:
-    np.testing.assert_allclose(colour.from_lab(colour.to_lab(np.array(rgb))), rgb, atol=1e-4)
-
-
-def lab_of(pixels: Pixels) -> NDArray[np.float64]:
-    return colour.to_lab(pixels.reshape(-1, pixels.shape[2])[:, :3] / 255)
-
-
 def matched(cutout: Pixels, behind: Pixels, strength: float) -> Pixels:
     """The cut-out as it comes out, with its own alpha kept apart by putting it beside the statistics' place."""
     cut = cut_of((cutout.shape[1], cutout.shape[0]), (cutout, (0, 0)))
-    table = colour.matching([colour.samples(cut.cutouts[0].pil())], colour.samples(Image.fromarray(behind)), strength)
-    return cutout if table is None else np.asarray(Image.fromarray(cutout).filter(table))
+    own, others = colour.sample_colours(cut.cutouts[0].pil()), colour.sample_colours(Image.fromarray(behind))
+    table = colour.match_colours([own], others, strength)
+    return cutout if table is None else np.asarray(Image.fromarray(cutout).point(table))
 
 
 @pytest.mark.parametrize("behind", [(30, 60, 120), (240, 200, 150), (20, 20, 20), (90, 160, 60)])
@@ -513,15 +492,15 @@ def test_a_match_moves_colours_towards_the_background(behind: tuple[int, int, in
     """Closer in every step of strength, and at most as far as the bounds say."""
     cutout = np.clip(RNG.normal((150, 110, 100, 255), (25, 25, 25, 0), (120, 100, 4)), 0, 255).astype(np.uint8)
     background = np.clip(RNG.normal(behind, 12, (100, 100, 3)), 0, 255).astype(np.uint8)
-    goal, start = lab_of(background).mean(axis=0), lab_of(cutout).mean(axis=0)
+    goal, start = background.mean(axis=(0, 1)), cutout[..., :3].mean(axis=(0, 1))
     distances, spreads = [], []
     for strength in (0, 0.25, 0.5, 1):
-        lab = lab_of(matched(cutout, background, strength))
-        moved = lab.mean(axis=0) - start
-        assert abs(moved[0]) <= limits.MATCH_MAX_LIGHTNESS + 0.5
-        assert np.hypot(*moved[1:]) <= limits.MATCH_MAX_CHROMA + 0.5
-        distances.append(np.linalg.norm(goal - lab.mean(axis=0)))
-        spreads.append(lab[:, 0].std())
+        out = matched(cutout, background, strength)[..., :3]
+        moved = out.mean(axis=(0, 1)) - start
+        assert abs(moved.mean()) <= limits.MATCH_MAX_LIGHTNESS + 0.5
+        assert np.abs(moved - moved.mean()).max() <= limits.MATCH_MAX_TINT + 0.5
+        distances.append(np.linalg.norm(goal - out.mean(axis=(0, 1))))
+        spreads.append(out.std(axis=(0, 1)).mean())
     assert distances == sorted(distances, reverse=True)
     assert distances[0] - distances[-1] > 2
     assert spreads[-1] < spreads[0], "the background is flatter"
@@ -533,8 +512,8 @@ def test_a_match_leaves_alpha_black_and_white_alone() -> None:
     cutout[40:60] = (255, 255, 255, 255)
     out = matched(cutout, flat(80, 80, (200, 120, 60)), 1.0)
     np.testing.assert_array_equal(out[..., 3], cutout[..., 3])
-    assert int(out[:40, :, :3].max()) <= 1
-    assert lab_of(out[40:60]).mean(axis=0)[0] > 97
+    assert int(out[:40, :, :3].max()) == 0
+    assert int(out[40:60, :, :3].min()) == 255
 
 
 def test_a_match_does_not_change_what_is_behind() -> None:

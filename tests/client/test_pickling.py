@@ -40,7 +40,8 @@ def test_processes_that_are_spawned(scheme: str) -> None:
 
 
 def test_everything_goes_along(tmp_path: Path) -> None:
-    with own_server("http", DOWN) as server, ResultCache(tmp_path) as cache:
+    cache = ResultCache(tmp_path)
+    with own_server("http", DOWN) as server:
         fallback = Fallback([HuggingFace(accept_noncommercial=True), Replicate()])
         client = Client(
             [server.url, f"grpc://127.0.0.1:{peers.dead_port()}"],

@@ -320,10 +320,10 @@ COMPOSITE_QUALITY = 90
 COMPOSITE_SCALE = (0.01, 4.0)
 """Height of what is placed as a share of the canvas: from a figure far off to an eye that fills the picture."""
 
-MATCH_MAX_LIGHTNESS = 10.0
-MATCH_MAX_CHROMA = 6.0
+MATCH_MAX_LIGHTNESS = 25.0
+MATCH_MAX_TINT = 10.0
 MATCH_MAX_CONTRAST = 1.15
-"""How far a full colour match moves the mean, in units of CIELAB, and the spread at most: further, skin looks sick."""
+"""How far a full colour match moves the mean, in levels of 255, and the spread at most: further, skin looks sick."""
 
 
 # ------------------------------------------------------------------------------------------------ observability

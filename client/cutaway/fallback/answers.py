@@ -26,9 +26,8 @@ from cutaway.resilience import Deadline
 
 T = TypeVar("T")
 # Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat.
-_PX = {"max_long_side_px": 4 * 2560, "max_short_side_px": 4 * 1440, "max_pixels": 16 * 2560 * 1440, "min_side_px": 1}
-_BYTES = limits.HOSTED_MAX_ANSWER_BYTES
-ANSWER_LIMITS = limits.InputLimits(max_file_bytes=_BYTES, max_decompression_ratio=math.inf, **_PX)
+_PX = (4 * 2560, 4 * 1440, 16 * 2560 * 1440, 1)
+ANSWER_LIMITS = limits.InputLimits(limits.INPUT_LIMITS.formats, limits.HOSTED_MAX_ANSWER_BYTES, *_PX, math.inf)
 
 GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02

@@ -18,7 +18,7 @@ from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.contract.options import CutOptions
 from cutaway.decode import decode_upright, open_checked, orientation_of
-from cutaway.drawing import encoded_cutout
+from cutaway.drawing import encode_cutout
 from cutaway.fallback.answers import Matte
 from cutaway.inputs import encode_lossy
 from cutaway.resilience import Deadline
@@ -177,7 +177,7 @@ def _finished(
         backdrop = behind.crop(frame)
         backdrop.paste(image, (0, 0), alpha)
         image = backdrop
-    file, kind, size = encoded_cutout(image, options)
+    file, kind, size = encode_cutout(image, options)
     media_type = "application/zip" if kind == "zip" else f"image/{kind}"
     return file, {"frame": list(frame), "size": list(size), "media_type": media_type}
 

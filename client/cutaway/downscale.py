@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge, TooManyPixels
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
 from cutaway.decode import decode_upright, to_srgb
 from cutaway.drawing import encode_cutout, fill_people, round_box
-from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
+from cutaway.inputs import EncodedPicture, ImageInput, encode, encode_lossy, is_pixels, pil_of, read_encoded
 from cutaway.report import Box, Notice
 from cutaway.result import Cutout, CutResult, Detection
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-    from cutaway.inputs import ImageInput
 
 ResultT = TypeVar("ResultT", CutResult, Detection)
 
@@ -30,7 +26,7 @@ SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to th
 
 
 def downscale(
-    image: ImageInput | EncodedPicture,
+    image: ImageInput,
     *,
     media_type: str | None = None,
     limits: InputLimits = INPUT_LIMITS,
@@ -42,7 +38,7 @@ def downscale(
     Raises:
         OSError, TypeError, InputError: see there; the sizes that are refused are those of `limits.FIT_LIMITS`.
     """
-    if not is_pixels(image) and not isinstance(image, EncodedPicture):
+    if not is_pixels(image):
         image, declared = read_encoded(image, FIT_LIMITS.max_file_bytes)
         media_type = media_type or declared
     try:
@@ -63,9 +59,7 @@ def downscale(
     return Fitted(replace(copy, warnings=(*warnings, notice)), original)
 
 
-def _copy(original: PILImage, limits: InputLimits, refusal: InputError) -> EncodedPicture:
-    from PIL import Image
-
+def _copy(original: Image.Image, limits: InputLimits, refusal: InputError) -> EncodedPicture:
     long, short = max(original.size), min(original.size)
     scale = min(1, limits.max_long_side_px / long, limits.max_short_side_px / short)
     scale = min(scale, math.sqrt(limits.max_pixels / (long * short)))
@@ -84,7 +78,7 @@ class Fitted:
     sRGB; None where the picture is sent as it is."""
 
     picture: EncodedPicture
-    original: PILImage | None = None
+    original: Image.Image | None = None
 
     @property
     def scale_xy(self) -> tuple[float, float]:
@@ -138,8 +132,6 @@ class Fitted:
         return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
     def _cutout(self, cutout: Cutout, options: CutOptions) -> tuple[Cutout, tuple[int, int]]:
-        from PIL import Image, ImageFilter
-
         assert self.original is not None
         frame = round_box(self._box(cutout.frame))
         size = frame[2] - frame[0], frame[3] - frame[1]

@@ -13,33 +13,26 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from cutaway.contract.headers import PictureHeader, picture_format, read_header
 from cutaway.decode import open_checked
+from cutaway.inputs import declared_type
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
 from cutaway.transports.base import Tensor
 from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
     from cutaway.fallback.chain import Tried
 
 DETECTION_OUTPUTS = ("boxes", "scores", "report")
 CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
-
-PICTURE_SUFFIXES = (
-    *(".png", ".webp", ".jpg", ".jpeg", ".jfif", ".zip", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".avif", ".heic", ".psd", ".svg", ".pdf"),
-)
-"""Extensions that make a path a file's and not a folder's, whether or not it can be written."""
-
 _SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "zip": (".zip",)}
 _LAYERS = ("color.jpg", "alpha.png")
 
 
 class EncodedResult:
-    """A result with an encoded file: as a PIL image, as an array, saved, shown in a notebook."""
+    """A result with an encoded file, which a notebook shows."""
 
     data: bytes
     media_type: str
@@ -52,14 +45,15 @@ class EncodedResult:
         """The file's extension: ".png", ".jpg", ".webp" or ".zip"."""
         return _SUFFIXES[self._file()[1]][0]
 
-    def pil(self) -> PILImage:
+    def pil(self) -> Image:
         """The picture as a PIL image: RGBA, RGB where it is opaque, L for a mask; a ZIP's layers put together.
 
         Raises:
             InferenceError: it cannot be decoded.
         """
         try:
-            image, *alphas = (_opened(part) for part in _parts(*self._file()))
+            image, *alphas = (open_checked(part, read_header(part)) for part in _parts(*self._file()))
+            image.load()
             for alpha in alphas:
                 image.putalpha(alpha)
         except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
@@ -85,13 +79,9 @@ class EncodedResult:
             file.write(data)
         return path
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
         data, form = self._file()
-        if form == "png":
-            return data
-        buffer = io.BytesIO()
-        self.pil().save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return data if form == "png" else self.pil()._repr_png_()
 
 
 def _parts(data: bytes, form: str) -> list[bytes]:
@@ -105,22 +95,15 @@ def _parts(data: bytes, form: str) -> list[bytes]:
         return [archive.read(entry) for entry in entries]
 
 
-def _opened(data: bytes) -> PILImage:
-    image = open_checked(data, read_header(data))
-    image.load()
-    return image
-
-
 @dataclass(frozen=True)
 class Cutout(EncodedResult):
-    """One cut-out. Boxes and frames are in pixels of the upright picture.
+    """One cut-out; pixels are those of the upright picture.
 
     Attributes:
         id: the person's id for subject "each" (0 is the largest), else 0.
         people: ids of the people in it; none for subject "all".
-        box: x1, y1, x2, y2 around all detections in it.
+        box, frame: x1, y1, x2, y2 around all detections in it, and of the rectangle that it covers: paste it there.
         score: the confidence of the least certain person in it, 0 to 1.
-        frame: x1, y1, x2, y2 of the rectangle that this cut-out covers: paste it at the first two to put it back.
         image: the encoded file.
         format: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png.
     """
@@ -222,15 +205,13 @@ class CutResult(Detection):
             FileExistsError: a file exists and `overwrite` is False.
         """
         path = Path(path)
-        if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES:
+        if path.is_dir() or not (declared_type(path) or path.suffix.lower() == ".zip"):
             path.mkdir(parents=True, exist_ok=True)
             path /= f"cutout{self.cutouts[0].extension}"
         if len(self.cutouts) == 1:
             return [self.cutouts[0].save(path, overwrite=overwrite)]
-        return [
-            cutout.save(path.with_name(f"{path.stem}-{cutout.id}{path.suffix}"), overwrite=overwrite)
-            for cutout in self.cutouts
-        ]
+        names = [path.with_name(f"{path.stem}-{cutout.id}{path.suffix}") for cutout in self.cutouts]
+        return [cutout.save(name, overwrite=overwrite) for cutout, name in zip(self.cutouts, names, strict=True)]
 
     def _repr_png_(self) -> bytes | None:
         return self.cutouts[0]._repr_png_() if self.cutouts else None

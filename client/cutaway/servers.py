@@ -102,7 +102,7 @@ class Servers:
                 outputs = await server.transport.infer(replace(request, timeout_s=deadline.left_s))
             except CutawayError as raised:
                 error = raised
-                error.details.setdefault("requests", requests)
+                error.details["requests"] = requests
                 gave_up = deadline.elapsed_s < 0.99 * deadline.budget_s
                 self._record(attempt, error, deadline.elapsed_s - began_s, gave_up)
                 is_late = isinstance(error, ProcessingTimeout)

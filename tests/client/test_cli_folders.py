@@ -56,23 +56,6 @@ def test_a_folder_of_hidden_ones_only_has_no_pictures(capsys: pytest.CaptureFixt
 # ------------------------------------------------------------------------------------------------------------ names
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["cut", "-o", "x.gif"], "x.gif: no GIF file comes out: name it x.png"),
-        (["cut", "-o", "new/x.TIFF"], "new/x.TIFF: no TIFF file comes out: name it new/x.png"),
-        (["composite", "--onto", "#000000", "-o", "x.avif"], "name it x.png"),
-        (["upscale", "--fallback", "replicate", "-o", "x.heic"], "name it x.png or x.jpg or x.webp"),
-    ],
-)
-def test_a_kind_that_cannot_be_written_is_no_folder(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(*arguments, "in/a.jpg") == codes.USAGE
-    assert words in capsys.readouterr().err
-    assert sorted(path.name for path in Path().iterdir()) == ["in"]
-
-
 def test_folders_may_be_called_anything(own: OwnServer) -> None:
     Path("x.gif").mkdir()
     assert run("cut", "in/a.jpg", "-o", "x.gif") == codes.OK

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,17 @@ def option(*names: str, help: str, **more: Any) -> click.Option:
     return click.Option(names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
 
 
-def _token(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
-    if name and not os.environ.get(name):
-        raise click.BadParameter(f"{name}, which is not set or empty")
-    return os.environ.get(name or "")
+def log(level: int) -> None:
+    """Print the SDK's log from this level on."""
+    logger, handler = logging.getLogger("cutaway"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(level)
 
 
-def _headers(_: click.Context, __: click.Parameter, lines: tuple[str, ...]) -> dict[str, str]:
-    if not all(":" in line for line in lines):
-        raise click.BadParameter("--header takes 'Name: value'")  # what was given may be a secret
-    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+def _log_everything(_: click.Context, __: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        log(logging.DEBUG)
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
@@ -74,22 +75,17 @@ _HOSTED = f"Hosted models where no server of yours serves, in this order: {SPECS
 
 JSON = option("--json", is_flag=True, help="One JSON object per line on standard output.")
 QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
-VERBOSE = option("-v", "--verbose", is_flag=True, help="Tell of requests, failures and repeats.")
+VERBOSE = option(
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_log_everything, help="Show requests and repeats."
+)
 OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make anew what is there, and replace it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
 IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
 TIMEOUT = option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included {_TIMEOUTS}.")
-TLS = {
-    "ca_file": "Trust only what these authorities signed (PEM).",
-    "cert_file": "The client's own certificate (PEM).",
-    "key_file": "The certificate's key (PEM).",
-}
 CONNECTION = (
     option("--url", "urls", callback=_split, help=_URL, **_VARIABLE),
     TIMEOUT,
-    option("--token-env", "token", metavar="VARIABLE", callback=_token, help="Variable that holds the bearer token."),
-    option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", callback=_headers, help="Sent always."),
-    *(option(f"--{name.replace('_', '-')}", type=FILE, help=text) for name, text in TLS.items()),
+    option("--ca-file", type=FILE, help="Trust only what these authorities signed (PEM)."),
     VERBOSE,
 )
 CLIENT = (
@@ -99,8 +95,10 @@ CLIENT = (
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
     option("--max-decompression-ratio", type=ABOVE_0, envvar=codes.RATIO_VARIABLE, show_envvar=True, help="Allowed."),
 )
-FALLBACK = partial(option, "--fallback", multiple=True, metavar="SPEC", callback=_split, help=_HOSTED)
-NONCOMMERCIAL = option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right.")
+FALLBACK = (
+    option("--fallback", multiple=True, metavar="SPEC", callback=_split, help=_HOSTED),
+    option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right."),
+)
 
 
 def results(folder: str, names: str) -> list[click.Parameter]:
@@ -145,23 +143,22 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more
 
 def connection(context: click.Context, *names: str) -> dict[str, Any]:
     """The given arguments of clients and streams of these names, and `tls`."""
-    files = {name: context.params.get(name) for name in TLS}
     given = {name: context.params[name] for name in names if context.params.get(name) is not None}
-    return given | ({"tls": cutaway.Tls(**files)} if any(files.values()) else {})
+    ca_file = context.params["ca_file"]
+    return given if ca_file is None else given | {"tls": cutaway.Tls(ca_file)}
 
 
 def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
     """The client of the command line."""
-    given, upscales = context.params, context.command.name == "upscale"
-    names = ("urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit")
+    given = context.params
     try:
-        arguments = connection(context, *names) | more
-        if given.get("retries") is not None:
+        arguments = connection(context, "urls", "timeout_s", "max_decompression_ratio", "fit") | more
+        if given["retries"] is not None:
             arguments["retry"] = cutaway.RetryPolicy(retries=given["retries"])
-        if given.get("cache") is not None:
+        if given["cache"] is not None:
             arguments["cache"] = cutaway.ResultCache(given["cache"])
         accept = given.get("accept_noncommercial", False)
-        arguments["fallback"] = [parse_fallback(each, accept, upscales) for each in given.get("fallback", ())]
+        arguments["fallback"] = [parse_fallback(each, accept) for each in given.get("fallback", ())]
         for each in arguments["fallback"]:
             if each.token_variables and not any(map(os.environ.get, each.token_variables)):
                 say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
@@ -171,29 +168,20 @@ def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
         raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None
 
 
-def parse_fallback(spec: str, accept: bool = False, upscales: bool = False) -> Any:
-    """The provider of a specification, for mattes or upscaling; `accept` allows non-commercial weights.
+def parse_fallback(spec: str, accept_noncommercial: bool = False) -> Any:
+    """The provider of a specification.
 
     Raises:
         InvalidOption: it names none, or LicenceNotAccepted.
     """
-    from cutaway.fallback.huggingface import FAL_IDS, UPSCALE_MODELS
     from cutaway.providers import HuggingFace, Replicate, Space
 
     kind, _, name = spec.partition(":")
-    given: dict[str, Any] = {"accept_noncommercial": accept}
-    if name:
-        given["upscale_model" if upscales and kind == "replicate" else "model"] = name
-    match kind if re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name) else "":
-        case "huggingface" if upscales:  # the model of mattes does not count: its licence is no reason to refuse
-            models = dict.fromkeys(UPSCALE_MODELS, name) if name else UPSCALE_MODELS
-            return HuggingFace(**given | {"model": models[4], "upscale_models": models})
-        case "huggingface":
-            queued = name in FAL_IDS or name.startswith("fal-ai/")
-            return HuggingFace(route="fal-ai" if queued else "hf-inference", **given)
-        case "replicate":
-            return Replicate(**given)
-        case "space" if name:
-            functions: dict[str, Any] = {"fn": None, "upscale_fn": "predict"} if upscales else {}
-            return Space(name, accept_noncommercial=accept, **functions)
-    raise invalid_option("fallback", spec[:100], SPECS)
+    providers: dict[str, Any] = {"huggingface": HuggingFace, "replicate": Replicate, "space": Space}
+    if (
+        kind not in providers
+        or not re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name)
+        or spec in ("", "space", "space:")
+    ):
+        raise invalid_option("fallback", spec[:100], SPECS)
+    return providers[kind](*[name][: bool(name)], accept_noncommercial=accept_noncommercial)

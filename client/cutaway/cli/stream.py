@@ -35,8 +35,7 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
         cv2: Any = import_module("cv2")
     except ImportError:
         raise click.UsageError("videos need OpenCV: pip install opencv-python-headless") from None
-    codec = CODECS.get(output.suffix.lower())
-    if codec is None:
+    if output.suffix.lower() not in CODECS:
         raise click.UsageError(f"-o names a video: {', '.join(CODECS)}")
     if output.exists() and not given["overwrite"]:
         raise click.UsageError(f"{output} is there already; --overwrite replaces it")
@@ -44,7 +43,7 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
     source, writer, code = cv2.VideoCapture(int(video) if live else video), cv2.VideoWriter(), OK
     wait_s = STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S
     try:
-        arguments = {"timeout_s": wait_s} | options.connection(context, "timeout_s", "token", "headers", *FLAGS)
+        arguments = {"timeout_s": wait_s} | options.connection(context, "timeout_s", *FLAGS)
         arguments["background"] = background if background.startswith(("#", "blur:")) else Path(background)
         frames = cutaway.Stream(given["urls"][0], channels="bgr", **arguments)
     except (ValueError, OSError) as error:
@@ -58,7 +57,8 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
                     continue
                 if not writer.isOpened():
                     fps = source.get(cv2.CAP_PROP_FPS) or 25.0  # of cameras and files that do not say
-                    writer.open(str(output), cv2.VideoWriter_fourcc(*codec), fps, done.image.shape[1::-1])
+                    codec = cv2.VideoWriter_fourcc(*CODECS[output.suffix.lower()])
+                    writer.open(str(output), codec, fps, done.image.shape[1::-1])
                 writer.write(done.image)
                 if done.untouched and frames.statistics.untouched == 1:
                     say(f"frame {done.id} and others come back untouched: {done.error or 'no detection'}", err=True)
@@ -67,13 +67,12 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
     finally:
         source.release()
         writer.release()
-    told = frames.statistics
-    if code == OK and not told.done:
+    totals = frames.statistics
+    if code == OK and not totals.done:
         say(f"{video}: no frames can be read", err=True)
         return FAILED
     if given["json"]:
-        say_json({"output": str(output), **vars(told)})
+        say_json({"output": str(output), **vars(totals)})
     elif not given["quiet"]:
-        lost = f"{told.dropped + told.skipped} dropped, {told.untouched} untouched"
-        say(f"{output}: {told.done} frames, {told.fps:.1f} per second, {lost}")
-    return code or (OK if not told.untouched else UNAVAILABLE if told.untouched == told.done else FAILED)
+        say(f"{output}: {totals.done} frames, {totals.fps:.1f} per second, {totals.untouched} untouched")
+    return code or (OK if not totals.untouched else UNAVAILABLE if totals.untouched == totals.done else FAILED)

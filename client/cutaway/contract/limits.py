@@ -68,10 +68,6 @@ CLIENT_THREADS = 32
 """Of an asynchronous client, for pictures that are read, checked and composed: as many as asyncio's executor has at
 most."""
 
-RUN_GIVE_UP_FAILURES = 10
-"""A command stops after so many failures of the server in a row: more than a restart or a full queue causes with a few
-pictures in flight, few enough not to fail thousands one by one."""
-
 DETECTOR_SIDE_PX = 640
 MODEL_MAX_BATCH = 8
 PERSON_CLASS = 0

@@ -38,7 +38,6 @@ def test_what_is_hidden_is_taken_only_by_name(own: OwnServer, capsys: pytest.Cap
     Path("in/.thumbnails").mkdir()
     Path("in/.thumbnails/a.jpg").write_bytes(make.jpeg())
     assert run("cut", "in") == codes.OK
-    assert run("cut", "in/*.jpg", "--overwrite") == codes.OK
     assert sorted(path.name for path in Path("cutouts").iterdir()) == ["a.png", "b.png"]
     assert "2 of 2 pictures done" in capsys.readouterr().err
     assert run("cut", "in/.thumbnails", "-o", "small") == codes.OK, "the folder itself was named"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 import cutaway
-from cutaway.cli import codes, console, options, pictures, servers
+from cutaway.cli import codes, console, pictures, servers
 from cutaway.cli.stream import stream
 
 COMMANDS = (pictures.cut, pictures.detect, pictures.composite, stream, servers.health, servers.models)
@@ -26,7 +26,8 @@ def command() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would stand among what the command says
-    options.log(logging.ERROR)  # the command says the rest itself, but that a cache fails, which fails no call
+    # The command says the rest itself, but that a cache fails, which fails no call.
+    logging.getLogger("cutaway").setLevel(logging.ERROR)
     logging.getLogger("cutaway.cache").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():

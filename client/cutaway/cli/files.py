@@ -6,12 +6,10 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
 
 import click
 
-from cutaway.cli.console import reason
 from cutaway.contract.limits import FIT_LIMITS
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib")
@@ -45,11 +43,9 @@ class Job:
 
 
 def plan(names: Sequence[str], to: Path = Path(), extension: str = "") -> list[Job]:
-    """The pictures that files, patterns and folders (with all below them) or "-" name, each once, with its own target.
-
-    `to` is a folder, one file with this extension, or STDOUT. Pictures that differ only in extension or folder get
-    numbers: ``photo``, ``photo_2``, …, in the order given.
-    """
+    """The pictures that files and folders (with all below them) or "-" name, each once, with its own target. `to` is a
+    folder, one file with this extension, or STDOUT. Pictures that differ only in extension or folder get numbers:
+    ``photo``, ``photo_2``, …, in the order given."""
     file = to if to == STDOUT or (to.suffix.lower() in (*EXTENSIONS, ".zip") and not to.is_dir()) else None
     if file == STDOUT and sys.stdout.isatty():
         raise click.UsageError("-o - would print a picture to the terminal: send it to a file or to a program")
@@ -64,10 +60,7 @@ def plan(names: Sequence[str], to: Path = Path(), extension: str = "") -> list[J
     if "-" in names:
         if len(names) > 1:
             raise click.UsageError("- stands for one picture from standard input: name no others beside it")
-        try:  # one byte more than what is made to fit is enough to refuse it
-            data = sys.stdin.buffer.read(FIT_LIMITS.max_file_bytes + 1)
-        except OSError as error:
-            raise click.UsageError(f"standard input cannot be read: {reason(error)}") from None
+        data = sys.stdin.buffer.read(FIT_LIMITS.max_file_bytes + 1)  # one byte too many is enough to refuse it
         return [Job(Path("stdin"), folder / "stdin", file, data)]
     jobs: dict[Path, Job] = {}
     taken: set[str] = set()
@@ -88,9 +81,10 @@ def plan(names: Sequence[str], to: Path = Path(), extension: str = "") -> list[J
 def _pictures(name: str, to: Path | None) -> list[tuple[Path, Path]]:
     """Pairs of a picture and its path relative to its argument, which its result keeps below the folder `to`."""
     path, output = Path(name), to.resolve() if to and to != Path() else None
+    if name.startswith(("http://", "https://")):
+        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
     if not path.is_dir():
-        found = [path] if path.exists() else [Path(each) for each in sorted(glob(name, recursive=True))]  # noqa: PTH207
-        pairs = [(each, Path(each.name)) for each in found if not each.is_dir()]
+        pairs = [(path, Path(path.name))] if path.exists() else []
     elif output == path.resolve():
         raise click.UsageError(f"{name} is searched for pictures: name another folder for the results with -o")
     else:
@@ -98,8 +92,6 @@ def _pictures(name: str, to: Path | None) -> list[tuple[Path, Path]]:
         pairs = [(each, each.relative_to(path)) for each in found if output not in each.resolve().parents]
         # Hidden ones are such as the ._photo.jpg that macOS leaves.
         pairs = [pair for pair in pairs if not any(part.startswith(".") for part in pair[1].parts)]
-    if name.startswith(("http://", "https://")):
-        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
     if not pairs:
         raise click.UsageError(f"there is no picture {'in ' * path.is_dir()}{name!r}")
     return pairs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -51,17 +50,8 @@ def option(*names: str, help: str, **more: Any) -> click.Option:
     return click.Option(names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
 
 
-def log(level: int) -> None:
-    """Print the SDK's log from this level on."""
-    logger, handler = logging.getLogger("cutaway"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logger.handlers = [handler]
-    logger.setLevel(level)
-
-
-def _log_everything(_: click.Context, __: click.Parameter, is_given: bool) -> None:
-    if is_given:
-        log(logging.DEBUG)
+def _as(kind: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda _context, _parameter, value: None if value is None else kind(value)
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
@@ -70,14 +60,12 @@ def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> li
 
 _URL = "grpc://HOST:8001 or http://HOST:8000, grpcs:// or https:// with TLS; again, or with commas, for equal ones."
 _TIMEOUTS = f"[default: {limits.PROCESSING_TIMEOUT_S:g}, with --fallback {limits.FALLBACK_TIMEOUT_S:g}]"
+_REPEATS = f"Repeats where that can help [default: {limits.RETRIES}]."
 _VARIABLE = {"multiple": True, "envvar": codes.URL_VARIABLE, "show_envvar": True, "default": [limits.DEFAULT_URL]}
 _HOSTED = f"Hosted models where no server of yours serves, in this order: {SPECS}; again, or with commas."
 
 JSON = option("--json", is_flag=True, help="One JSON object per line on standard output.")
 QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
-VERBOSE = option(
-    "-v", "--verbose", is_flag=True, expose_value=False, callback=_log_everything, help="Show requests and repeats."
-)
 OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make anew what is there, and replace it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
 IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
@@ -85,13 +73,12 @@ TIMEOUT = option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all 
 CONNECTION = (
     option("--url", "urls", callback=_split, help=_URL, **_VARIABLE),
     TIMEOUT,
-    option("--ca-file", type=FILE, help="Trust only what these authorities signed (PEM)."),
-    VERBOSE,
+    option("--ca-file", "tls", type=FILE, callback=_as(cutaway.Tls), help="Trust only these authorities (PEM)."),
 )
 CLIENT = (
     *CONNECTION,
-    option("--retries", type=click.IntRange(min=0), help=f"Repeats where that can help [default: {limits.RETRIES}]."),
-    option("--cache", type=FOLDER, help="Keep answers in this folder, and take them from there."),
+    option("--retries", "retry", type=click.IntRange(min=0), callback=_as(cutaway.RetryPolicy), help=_REPEATS),
+    option("--cache", type=FOLDER, callback=_as(cutaway.ResultCache), help="Folder of answers to reuse."),
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
     option("--max-decompression-ratio", type=ABOVE_0, envvar=codes.RATIO_VARIABLE, show_envvar=True, help="Allowed."),
 )
@@ -141,28 +128,21 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more
     return given
 
 
-def connection(context: click.Context, *names: str) -> dict[str, Any]:
-    """The given arguments of clients and streams of these names, and `tls`."""
-    given = {name: context.params[name] for name in names if context.params.get(name) is not None}
-    ca_file = context.params["ca_file"]
-    return given if ca_file is None else given | {"tls": cutaway.Tls(ca_file)}
+def given_arguments(context: click.Context, *names: str) -> dict[str, Any]:
+    """The given arguments of these names, for clients and streams."""
+    return {name: context.params[name] for name in names if context.params.get(name) is not None}
 
 
 def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
     """The client of the command line."""
-    given = context.params
+    accept = context.params.get("accept_noncommercial", False)
+    names = "urls", "timeout_s", "tls", "retry", "cache", "fit", "max_decompression_ratio"
     try:
-        arguments = connection(context, "urls", "timeout_s", "max_decompression_ratio", "fit") | more
-        if given["retries"] is not None:
-            arguments["retry"] = cutaway.RetryPolicy(retries=given["retries"])
-        if given["cache"] is not None:
-            arguments["cache"] = cutaway.ResultCache(given["cache"])
-        accept = given.get("accept_noncommercial", False)
-        arguments["fallback"] = [parse_fallback(each, accept) for each in given.get("fallback", ())]
-        for each in arguments["fallback"]:
+        fallback = [parse_fallback(each, accept) for each in context.params.get("fallback", ())]
+        for each in fallback:
             if each.token_variables and not any(map(os.environ.get, each.token_variables)):
                 say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
-        return cutaway.AsyncClient(**arguments)
+        return cutaway.AsyncClient(**given_arguments(context, *names) | more, fallback=fallback)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))
         raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None

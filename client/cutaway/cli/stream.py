@@ -20,7 +20,7 @@ CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 
 
 @options.command(
-    *(click.Argument(["video"]), options.OVERWRITE, options.QUIET, options.JSON),
+    *(click.Argument(["video"]), options.OVERWRITE, options.JSON),
     option("-o", "--output", type=options.FILE, default="stream.mp4", help="What is written."),
     option("--background", default=STREAM_OPTIONS["background"].default, help="#RRGGBB, a picture, or blur:<px>."),
     *(*options.table(FLAGS, STREAM_OPTIONS), *options.CONNECTION),
@@ -43,7 +43,7 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
     source, writer, code = cv2.VideoCapture(int(video) if live else video), cv2.VideoWriter(), OK
     wait_s = STREAM_TIMEOUT_S if live else PROCESSING_TIMEOUT_S
     try:
-        arguments = {"timeout_s": wait_s} | options.connection(context, "timeout_s", *FLAGS)
+        arguments = {"timeout_s": wait_s} | options.given_arguments(context, "timeout_s", "tls", *FLAGS)
         arguments["background"] = background if background.startswith(("#", "blur:")) else Path(background)
         frames = cutaway.Stream(given["urls"][0], channels="bgr", **arguments)
     except (ValueError, OSError) as error:
@@ -73,6 +73,6 @@ def stream(context: click.Context, video: str, output: Path, background: str, **
         return FAILED
     if given["json"]:
         say_json({"output": str(output), **vars(totals)})
-    elif not given["quiet"]:
+    else:
         say(f"{output}: {totals.done} frames, {totals.fps:.1f} per second, {totals.untouched} untouched")
     return code or (OK if not totals.untouched else UNAVAILABLE if totals.untouched == totals.done else FAILED)

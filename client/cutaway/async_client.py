@@ -5,30 +5,28 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from cutaway.call import PIPELINE, Call, ClientKeywords, Settings
-from cutaway.cancel import closed
-from cutaway.contract.errors import CutawayError, ProcessingTimeout, ServerUnavailable
-from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
-from cutaway.contract.options import OptionKeywords, WhoKeywords, to_parameters
+from cutaway.call import LOOK, Call, CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords, Settings, begin
+from cutaway.contract.errors import CutawayError, ProcessingTimeout, RequestCancelled
+from cutaway.contract.limits import CUT_MANY_JOBS, DEFAULT_URL
+from cutaway.contract.options import OptionKeywords
 from cutaway.fallback.chain import Served
-from cutaway.health import Health, canary, combined
+from cutaway.health import PIPELINE, Health, check, combine
 from cutaway.inputs import ImageInput
-from cutaway.loop import in_thread
+from cutaway.loop import Cancel, in_thread
 from cutaway.many import Outcome, Progress, run_many
 from cutaway.observe import requests_of
 from cutaway.resilience import Deadline, Retries
-from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, Origin, UpscaleResult, read_cut
+from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, UpscaleResult
 from cutaway.servers import Server, Servers
 from cutaway.transports import open_transport
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor
+from cutaway.transports.base import ModelInfo, Tensor
 
 if TYPE_CHECKING:
-    from cutaway.composite import CompositeResult, Onto, Placement
+    from cutaway.composite import CompositeResult, Onto
 
 T = TypeVar("T")
 
@@ -99,18 +97,10 @@ class AsyncClient:
             await asyncio.wait([ended for _, (_, ended) in running], timeout=CLOSE_GRACE_S)
         await self._servers.aclose()
 
-    async def cut(
-        self,
-        image: ImageInput,
-        *,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[OptionKeywords],
-    ) -> CutResult:
+    async def cut(self, image: ImageInput, **given: Unpack[CutKeywords]) -> CutResult:
         """See :meth:`cutaway.Client.cut`."""
-        with self.begin("cut", timeout_s, request_id, options) as call:
-            await self._answer(call, image, media_type)
+        with self._begin("cut", given) as call:
+            await self._answer(call, image)
             return await self._computed(call, call.cut_result)
 
     def cut_many(
@@ -121,92 +111,79 @@ class AsyncClient:
         ordered: bool = False,
         progress: Progress | None = None,
         timeout_s: float | None = None,
+        cancel: Cancel | None = None,
         **options: Unpack[OptionKeywords],
     ) -> AsyncGenerator[Outcome, None]:
         """See :meth:`cutaway.Client.cut_many`; for ``async for``. Pictures may come from an async iterable, too."""
-        cut = self.many(jobs, timeout_s, options)
-        return run_many(cut, images, jobs=jobs, ordered=ordered, progress=progress)
+        self._check_open()
+        if jobs < 1:
+            raise ValueError("jobs is at least 1")
+        cut = partial(self.cut, timeout_s=timeout_s, **options)
+        return run_many(cut, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
 
-    async def detect(
-        self,
-        image: ImageInput,
-        *,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[OptionKeywords],
-    ) -> Detection:
+    async def detect(self, image: ImageInput, **given: Unpack[CutKeywords]) -> Detection:
         """See :meth:`cutaway.Client.detect`."""
-        with self.begin("detect", timeout_s, request_id, options) as call:
-            await self._answer(call, image, media_type)
+        with self._begin("detect", given) as call:
+            await self._answer(call, image)
             return await self._computed(call, call.detection)
 
-    async def composite(
-        self,
-        image: ImageInput,
-        onto: Onto,
-        *,
-        place: Placement | Sequence[Placement] | None = None,
-        match_colour: float = 0.0,
-        output: str = "png",
-        quality: int = COMPOSITE_QUALITY,
-        size_px: tuple[int, int] | None = None,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        **who: Unpack[WhoKeywords],
-    ) -> CompositeResult:
+    async def composite(self, image: ImageInput, onto: Onto, **given: Unpack[CompositeKeywords]) -> CompositeResult:
         """See :meth:`cutaway.Client.composite`."""
         from cutaway.composite import compose
 
-        with self.begin("cut", timeout_s, request_id, who) as call:
-            await self._answer(call, image, media_type)
-            cut = call.cut_result(restore=False)
-            look: dict[str, Any] = {"place": place, "match_colour": match_colour, "output": output, "quality": quality}
-            work = partial(compose, cut, call.data, onto, **look, size_px=size_px)
+        options: dict[str, Any] = dict(given)
+        look = {name: options.pop(name) for name in LOOK if name in options}
+        with self._begin("cut", options) as call:
+            await self._answer(call, image)
+            work = partial(compose, call.cut_result(restore=False), call.data, onto, **look)
             return await in_thread("composing", call.deadline, work)
 
-    async def upscale(
-        self,
-        image: ImageInput,
-        scale: int = 2,
-        *,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-    ) -> UpscaleResult:
+    async def upscale(self, image: ImageInput, scale: int = 2, **given: Unpack[CallKeywords]) -> UpscaleResult:
         """See :meth:`cutaway.Client.upscale`."""
-        with self.begin("upscale", timeout_s, request_id, {}) as call:
-            await self._take(call, image, media_type)
-            return await self.serve_upscaled(call, scale)
+        with self._begin("upscale", given) as call:
+            await self._read(call, image)
+            fallback = self._settings.fallback
+            assert fallback is not None
+            async with self._until_closed():
+                served = await fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
+                return call.upscaled(served)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """See :meth:`cutaway.Client.health`."""
         deadline = self._deadline(timeout_s)
         async with self._until_closed():
-            return combined(await asyncio.gather(*(_health_of(each, deadline) for each in self._servers.members)))
+            return combine(
+                await asyncio.gather(*(check(each.url, each.transport, deadline) for each in self._servers.members))
+            )
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """See :meth:`cutaway.Client.models`."""
         deadline = self._deadline(timeout_s)
         async with self._until_closed():
-            return tuple(await self._servers.models(MODELS, deadline))
+            return await self._servers.models(MODELS, deadline)
 
-    def begin(
-        self, operation: str, timeout_s: float | None, request_id: str | None, options: Mapping[str, Any]
-    ) -> Call:
-        """A call that has just begun, for both clients; a context manager."""
+    def _begin(self, operation: str, given: Mapping[str, Any]) -> AbstractContextManager[Call]:
         self._check_open()
-        return Call(self._settings, operation, timeout_s, request_id, options)
+        return begin(self._settings, operation, given)
 
-    def many(self, jobs: int, timeout_s: float | None, options: OptionKeywords) -> Callable[[ImageInput], Any]:
-        self._check_open()
-        if jobs < 1:
-            raise ValueError("jobs is at least 1")
-        return lambda image: self.cut(image, timeout_s=timeout_s, **options)
+    async def _answer(self, call: Call, image: ImageInput) -> None:
+        await self._read(call, image)
+        if self._settings.cache is None:
+            await self._serve(call)
+        elif not await in_thread("looking into the cache", call.deadline, call.find_cached):
+            await self._serve(call)
+            with suppress(ProcessingTimeout):  # the answer is there
+                await in_thread("writing to the cache", call.deadline, call.store)
 
-    async def serve(self, call: Call) -> None:
-        async def ask(outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
+    async def _read(self, call: Call, image: ImageInput) -> None:
+        decodes = self._settings.verify or self._settings.fit
+        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not decodes:
+            call.take(*call.read(image))
+        else:
+            call.take(*await in_thread("reading the picture", call.deadline, partial(call.read, image)))
+
+    async def _serve(self, call: Call) -> None:
+        async def infer(outputs: tuple[str, ...], turn: Deadline) -> Mapping[str, Tensor]:
             request, alone = call.request(outputs, turn), outputs == DETECTION_OUTPUTS
             retries = Retries(turn, self._settings.retry, self._settings.budget)
             try:
@@ -219,38 +196,14 @@ class AsyncClient:
         fallback = self._settings.fallback
         async with self._until_closed():
             if fallback is None or call.outputs == DETECTION_OUTPUTS:
-                call.served(Served(await ask(call.outputs, call.deadline), "triton", 1))
+                call.served(Served(await infer(call.outputs, call.deadline), "triton", 1))
                 return
-            tiers = {"primary": partial(ask, CUT_OUTPUTS), "detect": partial(ask, DETECTION_OUTPUTS)}
+            tiers = {"primary": partial(infer, CUT_OUTPUTS), "detect": partial(infer, DETECTION_OUTPUTS)}
             known: dict[str, Any] = {"options": call.options, "deadline": call.deadline, **tiers}
             call.served(await fallback.infer(call.data, call.media_type, **known))
 
-    async def serve_upscaled(self, call: Call, scale: int) -> UpscaleResult:
-        fallback = self._settings.fallback
-        assert fallback is not None
-        async with self._until_closed():
-            served = await fallback.upscale(call.data, call.media_type, scale=scale, deadline=call.deadline)
-            return call.upscaled(served)
-
-    async def _take(self, call: Call, image: ImageInput, media_type: str | None) -> None:
-        decodes = self._settings.verify or self._settings.fit
-        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not decodes:
-            call.take(*call.read(image, media_type))
-        else:
-            read = partial(call.read, image, media_type)
-            call.take(*await in_thread("reading the picture", call.deadline, read))
-
-    async def _answer(self, call: Call, image: ImageInput, media_type: str | None) -> None:
-        await self._take(call, image, media_type)
-        if self._settings.cache is None:
-            await self.serve(call)
-        elif not await in_thread("looking into the cache", call.deadline, call.find_cached):
-            await self.serve(call)
-            with suppress(ProcessingTimeout):  # the answer is there
-                await in_thread("writing to the cache", call.deadline, call.store)
-
     async def _computed(self, call: Call, result: Callable[[], T]) -> T:
-        if not call.needs_work:
+        if not call.restores:
             return result()
         return await in_thread("bringing the cut-outs to the original's size", call.deadline, result)
 
@@ -258,7 +211,7 @@ class AsyncClient:
     async def _until_closed(self) -> AsyncIterator[None]:
         """Cancel the block with RequestCancelled when the client is closed."""
         if self._closed:
-            raise closed()
+            raise RequestCancelled("The client was closed.")
         task, ended = asyncio.current_task(), asyncio.get_running_loop().create_future()
         assert task is not None
         try:
@@ -267,7 +220,7 @@ class AsyncClient:
                 yield
         except TimeoutError:
             if scope.expired():
-                raise closed() from None
+                raise RequestCancelled("The client was closed.") from None
             raise
         finally:
             self._running.pop(scope, None)
@@ -280,20 +233,3 @@ class AsyncClient:
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
-
-
-async def _health_of(server: Server, deadline: Deadline) -> Health:
-    health, transport = Health(server.url), server.transport
-    try:
-        ready = await transport.server_ready(deadline.left_s)
-        health = replace(health, server_ready=ready, model_ready=await transport.model_ready(PIPELINE, deadline.left_s))
-        if not (ready and health.model_ready):
-            raise ServerUnavailable(f"The {'pipeline' if ready else 'server'} at {server.url} is not ready.")
-        begun, options = Deadline(deadline.left_s), to_parameters({"subject": "all"})
-        request = InferRequest(PIPELINE, canary(), CUT_OUTPUTS, options, "health", begun.left_s)
-        outputs = await transport.infer(request)
-        elapsed_ms = begun.elapsed_s * 1000
-        report = read_cut(outputs, Origin("triton", "health", elapsed_ms)).report
-        return replace(health, round_trip_ms=elapsed_ms, profile=report.profile, device=report.device)
-    except CutawayError as error:
-        return replace(health, error=error)

@@ -58,7 +58,7 @@ def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
     CorruptImage."""
     with damage_is_corrupt(header.format.upper()), open_checked(data, header) as image:
         image.load()
-        return plain(upright(image))
+        return to_srgb(turn_upright(image))
 
 
 def orientation_of(image: PILImage) -> int:
@@ -77,13 +77,13 @@ def orientation_of(image: PILImage) -> int:
     return found if found in _TURNS else 1
 
 
-def upright(image: PILImage) -> PILImage:
+def turn_upright(image: PILImage) -> PILImage:
     """The image turned by its EXIF orientation; the same object where it is upright."""
     turn = _TURNS.get(orientation_of(image))
     return image if turn is None else image.transpose(turn)
 
 
-def plain(image: PILImage) -> PILImage:
+def to_srgb(image: PILImage) -> PILImage:
     """A copy in sRGB without metadata: RGB, or RGBA where the picture is transparent somewhere."""
     from PIL import Image, ImageCms
 

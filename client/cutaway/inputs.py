@@ -23,7 +23,7 @@ from urllib.parse import unquote_to_bytes
 from cutaway.contract.errors import FileTooLarge, ImageBomb, InvalidFormat
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, declared_agrees
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, MIB, InputLimits, Tier
-from cutaway.decode import damage_is_corrupt, decode_upright, open_checked, plain, upright
+from cutaway.decode import damage_is_corrupt, decode_upright, open_checked, to_srgb, turn_upright
 from cutaway.report import Notice
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def decode_input(image: ImageInput, limits: InputLimits = INPUT_LIMITS) -> Image
     """Any kind of input as :func:`cutaway.decode.decode_upright` gives it; raises as :func:`encode` does."""
     if is_pixels(image):
         with damage_is_corrupt("PIL image"):
-            return plain(pil_of(image, limits))
+            return to_srgb(pil_of(image, limits))
     picture = encode(image, limits=limits)
     return decode_upright(picture.data, picture.header)
 
@@ -243,7 +243,7 @@ def pil_of(image: Any, limits: InputLimits) -> Image.Image:
         raise _refused(message, image.mode, "Convert it first: image.convert('RGB').", *supported)
     with damage_is_corrupt("PIL image"):
         image.load()
-        return upright(image)
+        return turn_upright(image)
 
 
 def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
@@ -254,7 +254,7 @@ def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
         elif image.mode.startswith("I;16"):
             image = image.convert("I;16")
         elif image.mode not in ("RGB", "RGBA", "L") or "transparency" in image.info:
-            image = plain(image)
+            image = to_srgb(image)
         profile, n_bytes = image.info.get("icc_profile"), image.width * image.height * len(image.mode)
         ways: list[tuple[str, dict[str, Any]]] = [("PNG", {"compress_level": 1})]
         if image.mode in ("L", "RGB") and not profile and n_bytes <= min(BMP_UP_TO_BYTES, limits.max_file_bytes // 2):

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Sized
-from concurrent.futures import Future
-from contextlib import closing
-from contextvars import copy_context
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sized
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from os import PathLike
-from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from cutaway import loop
-from cutaway.cancel import Cancel, cancelled
+from cutaway.contract.errors import RequestCancelled
 from cutaway.inputs import ImageInput
+from cutaway.loop import CANCELLED, Cancel, in_thread
 from cutaway.result import CutResult
 
 Cut: TypeAlias = Callable[[ImageInput], Awaitable[CutResult]]
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the number of finished pictures, failed ones included, and the total (None where unknown)."""
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ async def run_many(
 ) -> AsyncGenerator[Outcome, None]:
     """Cut at most `jobs` pictures at once, and yield outcomes; closing the generator cancels what is in flight.
 
-    Pictures are taken lazily, at most 2 x `jobs` ahead; from an async iterable in one task, from any other, which may
-    block, in one thread. At `cancel` those in flight fail with RequestCancelled, and no further one is taken.
+    Pictures are taken lazily, at most 2 x `jobs` ahead, and from an iterable, which may block, in threads. At `cancel`
+    those in flight fail with RequestCancelled, and no further one is taken.
     """
     total, done, cancel = _length(images), 0, cancel or Cancel()
     ahead, running = asyncio.Semaphore(2 * jobs), asyncio.Semaphore(jobs)
@@ -65,7 +61,7 @@ async def run_many(
     waiting: dict[int, Outcome] = {}
 
     async def one(index: int, image: ImageInput) -> None:
-        outcome = Outcome(index, image, error=cancelled())
+        outcome = Outcome(index, image, error=RequestCancelled(CANCELLED))
         try:
             async with running:
                 outcome = Outcome(index, image, await cut(image))
@@ -75,7 +71,7 @@ async def run_many(
             finished.put_nowait(outcome)
 
     async def take() -> None:
-        source = images if isinstance(images, AsyncIterable) else _read_in_thread(images)
+        source = images if isinstance(images, AsyncIterable) else _read(images)
         numbers, failure = count(), None
         async with asyncio.TaskGroup() as group:
             try:
@@ -111,40 +107,10 @@ async def run_many(
         await asyncio.gather(taker, return_exceptions=True)
 
 
-def iterate_many(
-    cut: Cut, images: Iterable[ImageInput], *, progress: Progress | None = None, **bounds: Any
-) -> Generator[Outcome, None, None]:
-    """:func:`run_many` in the loop thread, with `progress` called in the caller's."""
-    total = _length(images)
-    with closing(loop.iterate(run_many(cut, images, **bounds))) as outcomes:
-        for done, outcome in enumerate(outcomes, 1):
-            if progress is not None:
-                progress(done, total)
-            yield outcome
-
-
-async def _read_in_thread(images: Iterable[Any]) -> AsyncGenerator[Any, None]:
-    """The items of an iterable, read lazily in a daemon thread: it may block, and the interpreter joins a pool's."""
-    requests: SimpleQueue[Future[list[Any]] | None] = SimpleQueue()
-
-    def read() -> None:
-        items = chain.from_iterable([images])  # iter(images) may block, too
-        while (request := requests.get()) and request.set_running_or_notify_cancel():
-            try:
-                request.set_result(list(islice(items, 1)))
-            except BaseException as error:  # only an Exception leaves the event loop running
-                request.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-
-    threading.Thread(target=copy_context().run, args=(read,), name="cutaway-images", daemon=True).start()
-    try:
-        while True:
-            request: Future[list[Any]] = Future()
-            requests.put(request)
-            if not (item := await asyncio.wrap_future(request)):
-                return
-            yield item[0]
-    finally:
-        requests.put(None)
+async def _read(images: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    items = chain.from_iterable([images])  # iter(images) may block, too
+    while (item := await in_thread("reading the pictures' names", None, lambda: next(items, _END))) is not _END:
+        yield item
 
 
 def _length(images: object) -> int | None:

@@ -22,25 +22,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from cutaway.breaker import CircuitBreaker, Clock, Permit
-from cutaway.contract import limits
-from cutaway.contract.errors import (
-    CutawayError,
-    InferenceError,
-    InputError,
-    Overloaded,
-    ProcessingTimeout,
-    RateLimitExceeded,
-    ServerRefused,
-    ServerUnavailable,
-    ServiceError,
-)
-from cutaway.resilience import Deadline, Retries, asked_to_wait_s
+from cutaway.contract import errors, limits
+from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout
+from cutaway.resilience import CircuitBreaker, Clock, Deadline, Permit, Retries, retry_after_of
 from cutaway.transports.base import InferRequest, ModelInfo, Tensor, Transport
 
 logger = logging.getLogger("cutaway")
 
-SHED = (Overloaded, RateLimitExceeded)  # the server is healthy
+SHED = (errors.Overloaded, errors.RateLimitExceeded)  # the server is healthy
 LATENCY_WEIGHT = 0.2  # of the newest call in the moving average
 
 
@@ -105,7 +94,7 @@ class Servers:
             open_for_s = min(each.breaker.open_for_s for each in everybody)
             who = everybody[0].url if len(everybody) == 1 else f"Each of {len(everybody)} servers"
             message = f"{who} failed repeatedly; the circuit breaker is open for {open_for_s:.0f} s more."
-            raise ServerUnavailable(message, retry_after=open_for_s, details={"requests": 0})
+            raise errors.ServerUnavailable(message, retry_after=open_for_s, details={"requests": 0})
         for requests in itertools.count(1):
             server, began_s = attempt.server, deadline.elapsed_s
             untried = [each for each in untried if each is not server]
@@ -119,9 +108,9 @@ class Servers:
                 is_late = isinstance(error, ProcessingTimeout)
                 if is_late and not (gave_up and deadline.left_s >= self._latency_s):
                     raise
-                if not (is_late or error.retry or isinstance(error, ServerRefused)):
+                if not (is_late or error.retry or isinstance(error, errors.ServerRefused)):
                     raise
-                failures[server] = error, deadline.elapsed_s + (asked_to_wait_s(error) or 0.0)
+                failures[server] = error, deadline.elapsed_s + (retry_after_of(error) or 0.0)
             except BaseException:
                 self._drop(attempt)
                 raise
@@ -156,13 +145,13 @@ class Servers:
                     raise failures[soonest][0]
         raise AssertionError
 
-    async def models(self, names: Sequence[str], deadline: Deadline) -> list[ModelInfo]:
-        """The metadata of these models, of the first server that answers."""
+    async def models(self, names: Sequence[str], deadline: Deadline) -> tuple[ModelInfo, ...]:
+        """The metadata of these models, in their order, of the first server that answers."""
         *others, last = self._round()
         for server in others:
-            with suppress(ServiceError):
-                return await server.transport.models(names, deadline.left_s / 2)
-        return await last.transport.models(names, deadline.left_s)
+            with suppress(errors.ServiceError):
+                return await _models_of(server.transport, names, deadline.capped(deadline.left_s / 2))
+        return await _models_of(last.transport, names, deadline)
 
     async def aclose(self) -> None:
         for server in self.members:
@@ -184,10 +173,11 @@ class Servers:
         for server in sorted(among, key=lambda each: max(limits.SERVER_BACK_S, each.last_until - now)):
             if permit := server.breaker.permit():
                 return _Attempt(server, permit, now)
-        if not always_ask:
-            return None
-        server = min(among, key=lambda each: each.breaker.open_for_s)
-        return _Attempt(server, server.breaker.permit_anyway(), now)
+        if always_ask:
+            server = min(among, key=lambda each: each.breaker.open_for_s)
+            if permit := server.breaker.permit(anyway=True):
+                return _Attempt(server, permit, now)
+        return None
 
     def _record(self, attempt: _Attempt, error: CutawayError | None, took_s: float, gave_up: bool) -> None:
         """Record the outcome; `gave_up`: a timeout came from the server, and not from the deadline."""
@@ -201,7 +191,7 @@ class Servers:
         if isinstance(error, SHED):
             permit.succeeded()
             server.healthy = False
-            now, asked_s = self._clock(), asked_to_wait_s(error)
+            now, asked_s = self._clock(), retry_after_of(error)
             server.shed_since = now if server.shed_since is None else server.shed_since
             if asked_s is not None or server.last_s or now - server.shed_since >= limits.SERVER_BACK_S:
                 self._try_last(attempt, asked_s or 0.0)
@@ -217,7 +207,7 @@ class Servers:
             if server.late >= limits.SERVER_LATE_MAX or server.last_s:
                 self._try_last(attempt, 0.0)
             return
-        if isinstance(error, (ServerUnavailable, InferenceError)):
+        if isinstance(error, (errors.ServerUnavailable, errors.InferenceError)):
             before = server.breaker.state
             permit.failed()
             server.healthy = False
@@ -237,3 +227,17 @@ class Servers:
         attempt.permit.dropped()
         if attempt.probes and attempt.began >= attempt.server.last_since:
             attempt.server.last_until = self._clock()
+
+
+async def _models_of(transport: Transport, names: Sequence[str], deadline: Deadline) -> tuple[ModelInfo, ...]:
+    found = []
+    for name in names:
+        ready = await transport.model_ready(name, deadline.left_s)
+        try:
+            found.append(await transport.metadata(name, deadline.left_s))
+        except errors.ServerUnavailable as error:
+            if ready:
+                raise
+            state = "NOT_FOUND" if isinstance(error, errors.ServerRefused) else "UNAVAILABLE"
+            found.append(ModelInfo(name, state=state))
+    return tuple(found)

@@ -135,8 +135,8 @@ def test_options_and_the_background_go_with_the_first_frame_only(opened: Opened)
     assert first.parameters == {"background": "picture", "smoothing": "0.5", "channels": "bgr"}
     assert first.inputs is not None
     assert second.inputs is not None
-    assert [each.name for each in first.inputs] == ["frame", "background"]
-    assert [each.name for each in second.inputs] == ["frame"]
+    assert list(first.inputs) == ["frame", "background"]
+    assert list(second.inputs) == ["frame"]
     assert second.parameters == {}
     assert first.sequence is not None
     assert second.sequence is not None
@@ -159,7 +159,7 @@ def test_a_forgotten_stream_begins_anew_with_the_same_frame(opened: Opened) -> N
     assert begun.sequence is not None
     assert begun.sequence.begins
     assert begun.inputs is not None
-    assert [each.name for each in begun.inputs] == ["frame", "background"]
+    assert list(begun.inputs) == ["frame", "background"]
 
 
 def test_a_server_that_fails_is_left_alone_for_longer_and_longer(opened: Opened, clock: list[float]) -> None:

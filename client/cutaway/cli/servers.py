@@ -17,7 +17,7 @@ async def health(context: click.Context, json: bool, **_: Any) -> int:
     """Send a small picture through each server's pipeline."""
     async with options.open_client(context) as client:
         found = await client.health()
-    each = found.endpoints or (found,)
+    each = found.servers or (found,)
     for one in each:
         if json:
             names = ("url", "ok", "server_ready", "model_ready", "round_trip_ms", "profile", "device")

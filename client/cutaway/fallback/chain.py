@@ -13,7 +13,6 @@ from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cutaway.breaker import CircuitBreaker, Clock
 from cutaway.contract import limits
 from cutaway.contract.errors import (
     CutawayError,
@@ -26,7 +25,7 @@ from cutaway.contract.errors import (
 from cutaway.contract.options import CutOptions
 from cutaway.fallback.answers import LocalTimeout, Upscaled, run_locally
 from cutaway.fallback.cutouts import Person, Picture, given_people, outputs_of, prepare
-from cutaway.resilience import Deadline
+from cutaway.resilience import CircuitBreaker, Clock, Deadline
 
 if TYPE_CHECKING:
     from cutaway.fallback.base import Provider

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -10,21 +10,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.contract.errors import ServerRefused, ServerUnavailable
-from cutaway.resilience import Deadline
-
 Tensor: TypeAlias = list[bytes] | NDArray[np.float32] | NDArray[np.uint8]
 """A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
-
-
-@dataclass(frozen=True)
-class InputTensor:
-    """An encoded file, sent as one BYTES element, or an array, sent as UINT8."""
-
-    name: str
-    value: bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -38,11 +27,9 @@ class SequencePart:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """One call of a model that takes one encoded picture, or `inputs` instead of it.
-
-    The server computes the named `outputs` only; `timeout_s` is for the whole call; `headers`, in lower case, are sent
-    with this call only.
-    """
+    """One call of a model that takes one encoded picture, or `inputs` by name instead of it: encoded files (BYTES) and
+    arrays (UINT8). The server computes the named `outputs` only; `timeout_s` is for the whole call; `headers`, in lower
+    case, are sent with this call only."""
 
     model: str
     image: bytes
@@ -51,17 +38,8 @@ class InferRequest:
     request_id: str = ""
     timeout_s: float = 30.0
     headers: Mapping[str, str] = field(default_factory=dict)
-    inputs: tuple[InputTensor, ...] | None = None
+    inputs: Mapping[str, bytes | NDArray[np.uint8]] | None = None
     sequence: SequencePart | None = None
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of a model: KServe's datatype, such as "FP32", and the shape, -1 where any size goes."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,8 +51,6 @@ class ModelInfo:
     versions: tuple[str, ...] = ()
     state: str = "UNAVAILABLE"
     platform: str = ""
-    inputs: tuple[TensorInfo, ...] = ()
-    outputs: tuple[TensorInfo, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -96,30 +72,11 @@ class Transport(Protocol):
 
     async def model_ready(self, model: str, timeout_s: float) -> bool: ...
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        """The server's metadata of these models, in their order; `timeout_s` is for all of them together."""
+    async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
+        """The server's metadata of a ready model; ServerUnavailable where it is not ready."""
         ...
 
     async def aclose(self) -> None: ...
-
-
-async def models_by_name(
-    names: Sequence[str],
-    timeout_s: float,
-    ready: Callable[[str, float], Awaitable[bool]],
-    metadata: Callable[[str, float], Awaitable[ModelInfo]],
-) -> list[ModelInfo]:
-    """For :meth:`Transport.models`: a model without metadata is not there, or not ready."""
-    deadline, found = Deadline(timeout_s), []
-    for name in names:
-        is_ready = await ready(name, deadline.left_s)
-        try:
-            found.append(await metadata(name, deadline.left_s))
-        except ServerUnavailable as error:
-            if is_ready:
-                raise
-            found.append(ModelInfo(name, state="NOT_FOUND" if isinstance(error, ServerRefused) else "UNAVAILABLE"))
-    return found
 
 
 @dataclass(frozen=True)

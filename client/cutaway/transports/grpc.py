@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 import tritonclient.grpc.aio as triton
+from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from cutaway.contract import limits
-from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor, TensorInfo, models_by_name
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import MAX_ANSWER_BYTES, error_of, malformed
 from cutaway.transports.kserve import inputs_of, tensor
@@ -55,7 +56,7 @@ class GrpcTransport:
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
         message = {
             "model_name": request.model,
-            "inputs": [_input_of(each) for each in inputs_of(request)],
+            "inputs": [_input_of(*each) for each in inputs_of(request).items()],
             "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
             "request_id": request.request_id,
             "client_timeout": request.timeout_s,
@@ -80,8 +81,10 @@ class GrpcTransport:
         sent = self._sent(timeout_s)
         return bool(await self._ask(lambda client: client.is_model_ready(model, **sent)))
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
+    async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
+        sent = self._sent(timeout_s)
+        found = await self._ask(lambda client: client.get_model_metadata(model, **sent))
+        return ModelInfo(found.name, tuple(found.versions), "READY", found.platform)
 
     async def aclose(self) -> None:
         if (client := self._client.close()) is not None:
@@ -93,15 +96,6 @@ class GrpcTransport:
             raise RuntimeError(FORKED)
         _used_in = os.getpid()
         return triton.InferenceServerClient(**self._channel)
-
-    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
-        sent = self._sent(timeout_s)
-        found = await self._ask(lambda client: client.get_model_metadata(name, **sent))
-        inputs, outputs = (
-            tuple(TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in tensors)
-            for tensors in (found.inputs, found.outputs)
-        )
-        return ModelInfo(found.name, tuple(found.versions), "READY", found.platform, inputs, outputs)
 
     def _sent(self, timeout_s: float) -> dict[str, Any]:
         return {"client_timeout": timeout_s, "headers": self._connection.headers}
@@ -133,12 +127,9 @@ def _channel_of(connection: Connection) -> dict[str, Any]:
     return {"url": url, "creds": credentials, "channel_args": [*CHANNEL_OPTIONS, proxy]}
 
 
-def _input_of(given: InputTensor) -> Any:
-    if isinstance(given.value, bytes):
-        made = triton.InferInput(given.name, [1], "BYTES")
-        # An object, because numpy's bytes type drops zeros at the end.
-        made.set_data_from_numpy(np.array([given.value], dtype=np.object_))
-    else:
-        made = triton.InferInput(given.name, list(given.value.shape), "UINT8")
-        made.set_data_from_numpy(given.value)
+def _input_of(name: str, value: bytes | NDArray[np.uint8]) -> Any:
+    # An object, because numpy's bytes type drops zeros at the end.
+    array = np.array([value], dtype=np.object_) if isinstance(value, bytes) else value
+    made = triton.InferInput(name, list(array.shape), "BYTES" if isinstance(value, bytes) else "UINT8")
+    made.set_data_from_numpy(array)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from cutaway import __version__
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ServerUnavailable
 from cutaway.resilience import parse_retry_after
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor, models_by_name
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import (
     MAX_ANSWER_BYTES,
@@ -66,15 +66,12 @@ class HttpTransport:
     async def model_ready(self, model: str, timeout_s: float) -> bool:
         return await self._ready(self._model_path(model, "/ready"), timeout_s)
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
+    async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
+        return model_of((await self._exchange("GET", self._model_path(model), timeout_s))[1], self._address)
 
     async def aclose(self) -> None:
         if (pool := self._pool.close()) is not None:
             await pool.aclose()
-
-    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
-        return model_of((await self._exchange("GET", self._model_path(name), timeout_s))[1], self._address)
 
     async def _ready(self, path: str, timeout_s: float) -> bool:
         response, _ = await self._exchange("GET", path, timeout_s, expected=READY_STATUSES)

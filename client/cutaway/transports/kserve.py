@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor, TensorInfo
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor
 from cutaway.transports.failures import malformed, no_triton
 
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of JSON bytes in a body; the raw tensors follow them
@@ -28,14 +29,11 @@ def message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
     """The body of an inference request, and its headers."""
     raw: list[bytes] = []
     inputs: list[dict[str, Any]] = []
-    for each in inputs_of(request):
-        parts: tuple[bytes, ...]
-        if isinstance(each.value, bytes):
-            datatype, shape, parts = "BYTES", [1], (struct.pack("<I", len(each.value)), each.value)
-        else:
-            datatype, shape, parts = "UINT8", list(each.value.shape), (each.value.tobytes(),)
+    for name, value in inputs_of(request).items():
+        parts = (struct.pack("<I", len(value)), value) if isinstance(value, bytes) else (value.tobytes(),)
+        datatype, shape = ("BYTES", [1]) if isinstance(value, bytes) else ("UINT8", list(value.shape))
         size = {"binary_data_size": sum(map(len, parts))}
-        inputs.append({"name": each.name, "datatype": datatype, "shape": shape, "parameters": size})
+        inputs.append({"name": name, "datatype": datatype, "shape": shape, "parameters": size})
         raw += parts
     parameters = {**request.parameters, "timeout": round(request.timeout_s * QUEUE_TIMEOUT_FACTOR * 1e6)}
     if (part := request.sequence) is not None:
@@ -51,9 +49,9 @@ def message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
     return b"".join((head, *raw)), {JSON_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
 
 
-def inputs_of(request: InferRequest) -> tuple[InputTensor, ...]:
+def inputs_of(request: InferRequest) -> Mapping[str, bytes | NDArray[np.uint8]]:
     """The request's inputs; the picture where it has no others."""
-    return (InputTensor("image", request.image),) if request.inputs is None else request.inputs
+    return {"image": request.image} if request.inputs is None else request.inputs
 
 
 def tensors_of(headers: Mapping[str, str], body: bytes, address: str) -> dict[str, Tensor]:
@@ -121,15 +119,9 @@ def model_of(body: bytes, address: str) -> ModelInfo:
     """A ready model's metadata; ServerRefused where it is no answer of Triton."""
     head = _json(body, address)
     try:
-        inputs, outputs = (
-            tuple(
-                TensorInfo(str(each["name"]), str(each["datatype"]), tuple(map(int, each["shape"]))) for each in found
-            )
-            for found in (head.get("inputs", ()), head.get("outputs", ()))
-        )
         versions = tuple(map(str, head.get("versions", ())))
-        return ModelInfo(str(head["name"]), versions, "READY", str(head.get("platform", "")), inputs, outputs)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        return ModelInfo(str(head["name"]), versions, "READY", str(head.get("platform", "")))
+    except (KeyError, TypeError):
         raise no_triton(address, "JSON that describes no model") from None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge, TooManyPixels
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
-from cutaway.decode import decode_upright, plain
+from cutaway.decode import decode_upright, to_srgb
 from cutaway.drawing import encode_cutout, fill_people, round_box
 from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
 from cutaway.report import Box, Notice
@@ -29,7 +29,7 @@ SMALLER = 0.7  # next scale of a copy that is over the limit of bytes even at th
 SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to the server's, which are decontaminated
 
 
-def shrink(
+def downscale(
     image: ImageInput | EncodedPicture,
     *,
     media_type: str | None = None,
@@ -52,7 +52,7 @@ def shrink(
     bounds = replace(FIT_LIMITS, max_decompression_ratio=limits.max_decompression_ratio)
     warnings: tuple[Notice, ...] = ()
     if is_pixels(image):
-        original = plain(pil_of(image, bounds))
+        original = to_srgb(pil_of(image, bounds))
     else:
         picture = encode(image, media_type=media_type, limits=bounds, strict=strict)
         original, warnings = decode_upright(picture.data, picture.header), picture.warnings

@@ -1,4 +1,4 @@
-"""The command ``cutaway``, on click: modules for pictures, servers and videos over the public SDK."""
+"""The command ``cutaway``, on click: modules for pictures and servers over the public SDK."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import click
 
 import cutaway
 from cutaway.cli import codes, console, pictures, servers
-from cutaway.cli.stream import stream
 
-COMMANDS = (pictures.cut, pictures.detect, pictures.composite, stream, servers.health, servers.models)
+COMMANDS = (pictures.cut, pictures.detect, pictures.composite, servers.health, servers.models)
 
 
 @click.group(commands=COMMANDS, epilog=codes.EPILOG)

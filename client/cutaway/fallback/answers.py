@@ -112,17 +112,17 @@ def invalid(provider: str, what: str) -> InvalidAnswer:
     return InvalidAnswer(f"{provider} answered with {what.rstrip('.')}.", details={"provider": provider})
 
 
-def json_of(response: httpx.Response) -> Any:
-    """The body as JSON, or None where it is not JSON."""
+def parse_json(content: bytes) -> Any:
+    """The content as JSON, or None where it is not JSON."""
     try:
-        return json.loads(response.content)
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
 
 
 def form_of(response: httpx.Response) -> dict[str, Any]:
     """The body as a JSON object, empty where it is none."""
-    return form if isinstance(form := json_of(response), dict) else {}
+    return form if isinstance(form := parse_json(response.content), dict) else {}
 
 
 def decode_base64(text: str, provider: str) -> bytes:

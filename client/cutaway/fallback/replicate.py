@@ -38,11 +38,9 @@ MODELS = {model.name.partition(":")[0]: model for model in _MODELS}
 
 
 class Replicate(Provider):
-    """Mattes and upscaling by models on Replicate.
-
-    - *Token*: ``REPLICATE_API_TOKEN``. *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see their pages.
-    - *Cost*: each prediction, even if nobody fetches it. So a creation is repeated only where it certainly was not
-      accepted, and a prediction that nobody waits for is cancelled.
+    """Mattes and upscaling by models on Replicate. *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see
+    their pages. *Cost*: each prediction, even if nobody fetches it. So a creation is repeated only where it certainly
+    was not accepted, and a prediction that nobody waits for is cancelled.
 
     Args:
         model: "owner/name" of a known or official model, "owner/name:version" (community models need a version), or a

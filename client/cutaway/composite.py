@@ -3,8 +3,7 @@
     result = client.composite("photo.jpg", "beach.jpg", place=Placement(anchor="bottom", scale=0.8), match_colour=0.5)
     result.save("at-the-beach.png")
 
-Everything is computed on the caller's machine from what :meth:`cutaway.Client.cut` returned. Colours are mixed in sRGB,
-as the server does. Boxes are (x1, y1, x2, y2) in pixels, right and lower edges not included.
+Colours are mixed in sRGB, as on the server. Boxes are (x1, y1, x2, y2) in pixels, right and lower edges not included.
 """
 
 from __future__ import annotations
@@ -55,21 +54,16 @@ def _is_pair(value: object, least: float, most: float) -> bool:
 
 @dataclass(frozen=True)
 class Placement:
-    """Position and size of cut-outs. Several are placed as a group, with their distances kept.
+    """Position and size of cut-outs, or InvalidOption. Several are placed as a group, with their distances kept.
 
         Placement(anchor="bottom", scale=0.8)          # at the bottom, 80 % as high as the canvas
-        Placement(offset_px=(-40, 0), flip=True)       # a little to the left of where they were, mirrored
 
     Attributes:
         anchor: corner, edge ("bottom": its middle) or "center" of the canvas for their box. None keeps their position;
             on a canvas of another shape height and distance from the bottom keep their share of the canvas, and a side
             that an edge of the picture cut off stays at that edge.
         scale: height of their box as a share of the canvas' height, 0.01 to 4. None keeps the size described above.
-        offset_px: shift to the right and down, in pixels of the canvas.
-        flip: mirrored left to right, in their place.
-
-    Raises:
-        InvalidOption: an attribute is out of bounds.
+        offset_px, flip: shift to the right and down, in pixels of the canvas; mirrored left to right, in their place.
     """
 
     anchor: str | None = None
@@ -121,8 +115,7 @@ the client takes it (a path, bytes, a PIL image, …), which covers the result."
 @dataclass(frozen=True, eq=False)
 class CompositeResult(EncodedResult):
     """A finished picture. `frames` are x1, y1, x2, y2 around what is visible of each cut-out, in order, in pixels of
-    the result, beyond its edges where a cut-out is, and without area where nothing is visible. `cut` is the result of
-    the cut, with its origin, times and warnings."""
+    the result; without area where nothing is. `cut` is the result of the cut."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -146,15 +139,14 @@ def compose(
     """Put the cut-outs of a result onto something else.
 
     Args:
-        cut: cut-outs on transparent, decontaminated best: soft edges keep the old background's colour otherwise.
-        original: the file that they were cut from; read for a blur only.
+        cut: cut-outs on transparent; `original` is the file that they were cut from, which only a blur needs.
         place: one for all cut-outs together, or one for each; None keeps them where they were.
         match_colour: strength of the colour match with the surroundings, 0 to 1; only onto another picture.
         output: "png", "webp" or "jpeg", which cannot be transparent; `quality` of the latter two is 1 to 100.
         size_px: width and height of the result; else those of the picture behind, or of the original.
 
     Raises:
-        InvalidOption: an argument is out of bounds; a colour match where there is no other picture; a transparent JPEG.
+        InvalidOption: an argument is out of bounds, or makes no sense with another one.
         OSError, TypeError, InputError: the picture behind, see :func:`cutaway.inputs.encode`.
         InferenceError: the cut-outs contradict their report.
     """
@@ -172,10 +164,8 @@ def compose(
     valid = len(places) == len(boxes) and all(isinstance(each, Placement) for each in places)
     _check("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
     canvas, source, is_picture = _canvas(onto, original, source_wh, size_px, cut)
-    transparent = output == "jpeg" and canvas.mode == "RGBA"
-    _check("output", output, "png or webp, since the result is transparent in places", not transparent)
-    allowed = "0, unless the cut-outs go onto another picture"
-    _check("match_colour", match_colour, allowed, is_picture or not match_colour)
+    _check("output", output, "png or webp: the result is transparent", output != "jpeg" or canvas.mode != "RGBA")
+    _check("match_colour", match_colour, "0, unless onto another picture", is_picture or not match_colour)
     transforms, frames = [], []
     for box, each in zip(boxes, places, strict=True):
         group = enclose(visible) if together and visible else box

@@ -137,16 +137,16 @@ def fill_people(image: PILImage, alpha: PILImage) -> PILImage:
         return image
     seen = image.copy()
     seen.putalpha(ImageChops.invert(hole))
-    return _spread(seen).convert("RGB")
+    return spread(seen).convert("RGB")
 
 
-def _spread(image: PILImage) -> PILImage:
+def spread(image: PILImage) -> PILImage:
     """An RGBA picture with its transparent parts filled from around them, from coarse to fine."""
     from PIL import Image
 
     if max(image.size) == 1 or image.getchannel("A").getextrema()[0] == 255:
         return image
-    coarse = _spread(image.reduce(2)).resize(image.size, Image.Resampling.BILINEAR)
+    coarse = spread(image.reduce(2)).resize(image.size, Image.Resampling.BILINEAR)
     coarse.alpha_composite(image)
     return coarse
 

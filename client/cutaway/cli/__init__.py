@@ -1,20 +1,19 @@
-"""The command ``cutaway``, on click: modules for pictures, servers and videos over the public SDK."""
+"""The command ``cutaway``, on click: modules for pictures and servers over the public SDK."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 
 import click
 
 import cutaway
 from cutaway.cli import codes, console, pictures, servers
-from cutaway.cli.stream import stream
 
-COMMANDS = (pictures.cut, pictures.detect, pictures.composite, pictures.upscale, stream, servers.health, servers.models)
+COMMANDS = (pictures.cut, pictures.detect, pictures.composite, servers.health, servers.models)
 
 
 @click.group(commands=COMMANDS, epilog=codes.EPILOG)
@@ -26,17 +25,16 @@ def command() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would stand among what the command says
-    console.open_closed_streams()
-    typed = sys.argv[1:] if arguments is None else list(arguments)
-    console.show_log(verbose=not {"-v", "--verbose"}.isdisjoint(typed))
+    # The command says the rest itself, but that a cache fails, which fails no call.
+    logging.getLogger("cutaway").setLevel(logging.ERROR)
+    logging.getLogger("cutaway.cache").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {message}", err=True)
-            return int(command.main(typed, prog_name="cutaway", standalone_mode=False) or codes.OK)
+            return int(command.main(arguments, prog_name="cutaway", standalone_mode=False) or codes.OK)
     except click.ClickException as error:
-        with suppress(OSError):
-            error.show()
+        error.show()
         return error.exit_code
     except click.Abort:
         return codes.INTERRUPTED
@@ -44,6 +42,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(end.code or codes.OK)
     except OSError as error:
         console.say(f"standard output cannot be written: {console.reason(error)}", err=True)
+        sys.stdout = None  # Python would try again at its end, and exit with a code of its own
         return codes.FAILED
-    finally:
-        console.drop_unwritten()

@@ -1,9 +1,8 @@
 """A picture's format and size, read from its header without decoding it, and checked against the limits.
 
-The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. It reads the file's own header
-(JPEG, PNG, WebP, BMP) with bounds-checked parsing: it never allocates memory by a header's numbers, reads a file at
-most once, and raises nothing but `contract.errors.InputError`. A picture that passes can still be damaged inside,
-which only decoding finds.
+The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. Parsing is bounds-checked: it never
+allocates memory by a header's numbers, reads a file at most once, and raises nothing but `contract.errors.InputError`.
+A picture that passes can still be damaged inside, which only decoding finds.
 """
 
 from __future__ import annotations
@@ -64,12 +63,11 @@ class PictureHeader:
 
     Attributes:
         format: "jpeg", "png", "webp" or "bmp".
-        width_px: width as stored, before any EXIF rotation.
-        height_px: height as stored, before any EXIF rotation.
+        width_px, height_px: as stored, before any EXIF rotation.
         bits_per_sample: 1 to 16; 8 where the format has nothing else.
         scans: how often a JPEG's decoder passes over the pixels; 1 for everything else.
-        end_bytes: of a JPEG without its end marker: the length of what belongs to the picture. Whether all rows
-            are there is known after decoding only. None where the end marker is there.
+        end_bytes: length of what belongs to the picture in a JPEG without its end marker, whose rows may be missing;
+            None where the end marker is there.
     """
 
     format: str
@@ -99,8 +97,7 @@ def check_picture(
 
     Args:
         data: the encoded file, whole.
-        media_type: the sender's declared type ("image/png"), if any; parameters are ignored, and
-            "application/octet-stream" declares nothing.
+        media_type: the declared type ("image/png"), if any; parameters are ignored.
         limits: the bounds; sides hold in either orientation, so EXIF rotation does not matter.
         max_decompression_ratio: replaces the limits' ratio.
 
@@ -112,8 +109,7 @@ def check_picture(
         TooManyPixels, ResolutionTooLarge, ResolutionTooSmall: the dimensions.
         ImageBomb: width·height·4 is over the limits' `ratio_free_bytes`, and over the ratio to the file's bytes; or a
             JPEG has absurdly many scans.
-        CorruptImage: the file ends before its picture does. A JPEG that lacks nothing but its end marker
-            passes, see :attr:`PictureHeader.end_bytes`.
+        CorruptImage: the file ends before its picture does; a JPEG may lack its end marker.
     """
     if not data:
         raise InvalidFormat("The file is empty.", details=_format_details("an empty file", limits))
@@ -152,15 +148,15 @@ def check_picture(
 
 def picture_format(data: bytes) -> str | None:
     """The format by its magic bytes: "jpeg", "png", "webp", "bmp", or None for anything else."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if data.startswith(_PNG_SIGNATURE):
-        return "png"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "webp"
     # Two letters are too weak a magic number: the size of the second header is checked, too, where it is there.
     second = int.from_bytes(data[14:18], "little") if len(data) >= 18 else _BMP_CORE_HEADER
-    return "bmp" if data.startswith(b"BM") and second in (_BMP_CORE_HEADER, *_BMP_HEADERS) else None
+    found = {
+        "jpeg": data.startswith(b"\xff\xd8\xff"),
+        "png": data.startswith(_PNG_SIGNATURE),
+        "webp": data.startswith(b"RIFF") and data[8:12] == b"WEBP",
+        "bmp": data.startswith(b"BM") and second in (_BMP_CORE_HEADER, *_BMP_HEADERS),
+    }
+    return next((name for name, matches in found.items() if matches), None)
 
 
 def read_header(data: bytes) -> PictureHeader:

@@ -1,7 +1,6 @@
 """Every limit, default, option and error code that Cutaway promises: one table, read by the SDK and the pipeline.
 
-Validation on both sides of the wire, ``--help`` texts and the tables in the docs come from here. Change a number
-here and it changes everywhere; state none of them again elsewhere.
+Validation on both sides of the wire, ``--help`` and the tables in the docs come from here; state no number elsewhere.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ MIB = 1024 * 1024
 class InputLimits:
     """Bounds of a picture, all inclusive.
 
-    ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, computed from the header before any decoding, where
-    that product is above ``ratio_free_bytes``: a flat logo compresses 5,000 times, and below that size the pixel cap is
-    the protection. Flat screenshots reach it legitimately, so that an operator can raise it
-    (``CUTAWAY_MAX_DECOMPRESSION_RATIO``).
-    ``max_jpeg_scans`` bounds a decoder's time as the ratio bounds its memory: each scan of a progressive JPEG passes
-    over all pixels; encoders write about ten, and 100 kB can hold thousands.
+    ``max_decompression_ratio`` bounds width·height·4 ÷ file bytes, by the header, where that product is above
+    ``ratio_free_bytes``: a flat logo compresses 5,000 times. Flat screenshots reach it legitimately, so that an
+    operator can raise it (``CUTAWAY_MAX_DECOMPRESSION_RATIO``). ``max_jpeg_scans`` bounds a decoder's time: each scan
+    of a progressive JPEG passes over all pixels; encoders write about ten, and 100 kB can hold thousands.
     """
 
     formats: tuple[str, ...] = ("jpeg", "png", "webp", "bmp")
@@ -65,30 +62,23 @@ CUT_MANY_JOBS = 4
 """Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
 
 CLIENT_THREADS = 32
-"""Of an asynchronous client, for pictures that are read, checked and composed: as many as asyncio's executor has at
-most."""
-
-RUN_GIVE_UP_FAILURES = 10
-"""A command stops after so many failures of the server in a row: more than a restart or a full queue causes with a few
-pictures in flight, few enough not to fail thousands one by one."""
+"""For pictures that are read, checked and composed: as many as asyncio's executor has at most."""
 
 DETECTOR_SIDE_PX = 640
 MODEL_MAX_BATCH = 8
 PERSON_CLASS = 0
 """Index of "person" among the 80 COCO classes of YOLOv8."""
 
-
 # --------------------------------------------------------------------------------------------------- options
 
 
 @dataclass(frozen=True)
 class Option:
-    """One request parameter of ``ensemble_pipeline``, or of ``stream_pipeline``.
+    """One request parameter of ``ensemble_pipeline``, or of ``stream_pipeline``; ``kind`` selects the parser.
 
-    ``kind`` selects the parser: ``choice`` takes one of ``choices``; ``int`` and ``float`` lie in
-    ``minimum … maximum`` (inclusive); ``bool``; ``ids`` is a JSON list of whole numbers ≥ 0; ``boxes`` is a JSON
-    list of ``[x1, y1, x2, y2]`` in pixels of the upright picture; ``background`` is ``transparent``, ``#RRGGBB`` or
-    ``blur:<px>`` with px in ``minimum … maximum``; ``backdrop`` is the same with ``picture`` instead of transparent.
+    ``minimum … maximum`` (inclusive) are those of ``int`` and ``float``, and of the px in ``blur:<px>``. ``ids`` and
+    ``boxes`` (pixels of the upright picture) are JSON lists; a ``backdrop`` is a ``background`` with ``picture``
+    instead of ``transparent``.
     """
 
     name: str
@@ -151,7 +141,6 @@ _STREAM_ROWS = (
 STREAM_OPTIONS: dict[str, Option] = {option.name: option for option in _STREAM_ROWS}
 """Of a stream, sent with its first frame."""
 
-
 # ---------------------------------------------------------------------------------------------------- errors
 
 
@@ -212,9 +201,7 @@ _ERROR_ROWS = (
 )
 ERROR_CODES: dict[str, ErrorCode] = {row.code: row for row in _ERROR_ROWS}
 
-
 # --------------------------------------------------------------------------------------------- hosted tiers
-
 
 TIER_TIMEOUTS_S = {"triton": 30.0, "huggingface": 10.0, "replicate": 30.0, "space": 60.0}
 """Timeout of each tier, within the call's overall deadline; tiers are numbered 1 to 4 in this order."""
@@ -259,8 +246,7 @@ CONNECT_TIMEOUT_S = 5.0
 """A server that has not accepted a connection by then is unavailable; the time is better spent on another one."""
 
 SERVER_SILENT_S = 25.0
-"""An own server that has not answered by then counts as failed, since the pipeline's own deadline is 30 s. A shorter
-deadline of a caller's, when exceeded, says nothing about the server."""
+"""A server that has not answered by then counts as failed, since the pipeline's own deadline is 30 s."""
 
 SERVER_BACK_S = 1.0
 """A server that has shed every request for so long, or exceeds deadlines, is tried last for so long. One that sheds
@@ -269,9 +255,7 @@ only some requests works at its capacity: passing it over would overload the oth
 SERVER_LATE_MAX = 2
 """Deadlines in a row that a server may exceed before it is tried last: one picture may be slow."""
 
-
 # ------------------------------------------------------------------------------------------------------ streams
-
 
 STREAM_LIMITS = InputLimits(max_long_side_px=3840, max_short_side_px=2160, max_pixels=3840 * 2160)
 """Bounds of a frame: 4K in either orientation."""
@@ -287,8 +271,7 @@ STREAM_TIMEOUT_S = 2.0
 
 STREAM_BACK_OFF_FIRST_S = 0.25
 STREAM_BACK_OFF_MAX_S = 4.0
-"""Back-off after a failure, doubling: frames come back untouched at once, since waiting for each frame's timeout would
-stop the video."""
+"""Back-off after a failure, doubling: frames come back untouched at once, so that the video goes on."""
 
 STREAM_RESULTS_KEPT = 8
 """Finished frames that are buffered; beyond it the oldest is dropped. A longer buffer would only add latency."""
@@ -296,9 +279,7 @@ STREAM_RESULTS_KEPT = 8
 STREAM_STATISTICS_FRAMES = 300
 """Window of the rates and latencies, in frames: ten seconds of a webcam's."""
 
-
 # -------------------------------------------------------------------------------------------------------- cache
-
 
 CACHE_MAX_BYTES = 1024 * MIB
 """An answer is about a megabyte: room for a thousand pictures, on any disk that holds pictures at all."""
@@ -306,9 +287,7 @@ CACHE_MAX_BYTES = 1024 * MIB
 CACHE_RESULTS_MAX_AGE_S = 3 * 86400.0
 """Models and a server's settings change; whoever asks again after three days wants what they make of it now."""
 
-
 # ------------------------------------------------------------------------------------------------- compositing
-
 
 COMPOSITE_LIMITS = InputLimits(min_side_px=1)
 """What a composite may measure: as much as a picture that is sent, and as little as one pixel."""
@@ -325,9 +304,7 @@ MATCH_MAX_TINT = 10.0
 MATCH_MAX_CONTRAST = 1.15
 """How far a full colour match moves the mean, in levels of 255, and the spread at most: further, skin looks sick."""
 
-
 # ------------------------------------------------------------------------------------------------ observability
-
 
 METRIC_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """From an answer out of the cache to the deadline of a call with fallback; 30 is a server's own limit."""

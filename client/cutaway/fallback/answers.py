@@ -112,18 +112,17 @@ def invalid(provider: str, what: str) -> InvalidAnswer:
     return InvalidAnswer(f"{provider} answered with {what.rstrip('.')}.", details={"provider": provider})
 
 
-def json_of(response: httpx.Response) -> Any:
-    """The body as JSON, or None where it is not JSON."""
+def parse_json(content: bytes) -> Any:
+    """The content as JSON, or None where it is not JSON."""
     try:
-        return json.loads(response.content)
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
 
 
 def form_of(response: httpx.Response) -> dict[str, Any]:
     """The body as a JSON object, empty where it is none."""
-    form = json_of(response)
-    return form if isinstance(form, dict) else {}
+    return form if isinstance(form := parse_json(response.content), dict) else {}
 
 
 def decode_base64(text: str, provider: str) -> bytes:
@@ -146,11 +145,11 @@ def _header(data: bytes, provider: str) -> PictureHeader:
 
 
 def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np.uint8]:
-    """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent.
+    """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent; a
+    square one, as many models return, is stretched back.
 
     Raises:
-        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture; a
-            square one, as many models return, is stretched back.
+        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture.
     """
     from PIL import Image
 

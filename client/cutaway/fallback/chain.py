@@ -73,15 +73,14 @@ class Served(Generic[T]):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One tier: `call` returns the result within its deadline, or raises a CutawayError. It is `passed_over` for a
-    reason; `patient` where it heeds `timeout_s` itself, which does not count while a model is loading."""
+    """One tier: `call` returns the result within its deadline, or raises a CutawayError. It is `patient` where it keeps
+    `timeout_s` itself, which does not count while a model is loading."""
 
     provider: str
     tier: int
     timeout_s: float
     call: Callable[[Deadline], Awaitable[Any]]
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
-    passed_over: str = ""
     patient: bool = False
 
 
@@ -98,14 +97,15 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
     tried: list[Tried] = []
     errors: list[CutawayError] = []
     for place, tier in enumerate(attempts):
-        why = tier.passed_over or ("No time was left to ask." if deadline.over else "")
-        permit = None if why else tier.breaker.permit()
+        permit = None if deadline.over else tier.breaker.permit()
         if permit is None:
-            why = why or f"Its circuit breaker is open for {tier.breaker.open_for_s:.0f} s more."
+            why = "No time was left to ask."
+            if not deadline.over:
+                why = f"Its circuit breaker is open for {tier.breaker.open_for_s:.0f} s more."
             tried.append(Tried(tier.provider, tier.tier, "UNAVAILABLE", why))
             continue
-        later = [each for each in attempts[place + 1 :] if not each.passed_over and not each.breaker.open_for_s]
-        share_s = max(deadline.left_s / 2, deadline.left_s - sum(each.timeout_s for each in later))
+        later_s = sum(each.timeout_s for each in attempts[place + 1 :] if not each.breaker.open_for_s)
+        share_s = max(deadline.left_s / 2, deadline.left_s - later_s)
         turn = deadline.capped(share_s if tier.patient else min(tier.timeout_s, share_s))
         settle = permit.dropped
         try:
@@ -176,9 +176,7 @@ class Fallback:
     ) -> Served[Outputs]:
         """Cut an encoded picture out by the first tier that serves; the outputs are those of the wire contract.
 
-        Args:
-            primary: requests them from your own server within the given deadline.
-            detect: requests all but "images". Single people (`subject` "each", or `select`) need it, or boxes.
+        `primary` requests them from your own server, and `detect` all but "images", which single people need.
 
         Raises:
             NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
@@ -221,12 +219,11 @@ class Fallback:
         return await run_chain(self._attempts(scale, lambda it: partial(it.upscale, *sent)), deadline)
 
     def _attempts(self, scale: int, call: Callable[[Provider], Callable[..., Awaitable[Any]]]) -> list[Attempt]:
-        unable = "It was set up for upscaling only." if scale == MATTE else f"It does not upscale by {scale}."
-        found = []
-        for it, breaker in zip(self.providers, self._breakers[scale], strict=True):
-            able = it.mattes if scale == MATTE else scale in it.scales
-            found.append(Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, "" if able else unable, True))
-        return found
+        return [
+            Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, patient=True)
+            for it, breaker in zip(self.providers, self._breakers[scale], strict=True)
+            if (it.mattes if scale == MATTE else scale in it.scales)
+        ]
 
 
 async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:

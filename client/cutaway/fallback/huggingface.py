@@ -11,7 +11,7 @@ import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, Overloaded, invalid_option
-from cutaway.fallback.answers import decode_base64, form_of, invalid, json_of
+from cutaway.fallback.answers import decode_base64, form_of, invalid, parse_json
 from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, ProviderKeywords, model_of
 from cutaway.fallback.requests import Request, media_type
 
@@ -28,16 +28,12 @@ MODELS = {model.name.lower(): model for model in _MODELS}
 
 
 class HuggingFace(Provider):
-    """Mattes and upscaling by models on Hugging Face.
-
-    - *Token*: ``HUGGINGFACE_TOKEN``, else ``HF_TOKEN``. *Cost*: by compute time; a dedicated endpoint by the hour.
-    - *Licence*: Bria's models are **not for commercial use** and need ``accept_noncommercial=True``; BiRefNet is MIT.
-    - *Cold start*: where a model is loading (503 with ``estimated_time``), the request is repeated, five times at most.
+    """Mattes and upscaling by models on Hugging Face. *Cost*: by compute time; a dedicated endpoint by the hour.
+    *Licence*: Bria's models are **not for commercial use** and need ``accept_noncommercial=True``; BiRefNet is MIT.
 
     Args:
         model: "owner/model", or a :class:`Model` with its licence.
-        route: ``hf-inference`` is the router; ``endpoint`` posts to `base_url` itself: BiRefNet is not served by the
-            router, so it needs an endpoint of your own.
+        route: ``hf-inference`` is the router; ``endpoint`` posts to `base_url` itself, as BiRefNet needs it.
         upscale_models: the upscaling models by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
         settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 10 by default.
 
@@ -100,7 +96,7 @@ def parse(response: httpx.Response) -> bytes:
     """The mask or cut-out in an answer: a picture, or JSON that holds one as base64, or several with labels."""
     if media_type(response).startswith("image/"):
         return response.content
-    form = json_of(response) if media_type(response) == "application/json" else None
+    form = parse_json(response.content) if media_type(response) == "application/json" else None
     if isinstance(form, dict):
         form = [{"mask": form.get("mask", form.get("image"))}]
     segments = [each for each in form if isinstance(each, dict)] if isinstance(form, list) else []

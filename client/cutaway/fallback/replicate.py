@@ -38,11 +38,9 @@ MODELS = {model.name.partition(":")[0]: model for model in _MODELS}
 
 
 class Replicate(Provider):
-    """Mattes and upscaling by models on Replicate.
-
-    - *Token*: ``REPLICATE_API_TOKEN``. *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see their pages.
-    - *Cost*: each prediction, even if nobody fetches it. So a creation is repeated only where it certainly was not
-      accepted, and a prediction that nobody waits for is cancelled.
+    """Mattes and upscaling by models on Replicate. *Licence*: BiRefNet is MIT, Real-ESRGAN BSD-3-Clause; others: see
+    their pages. *Cost*: each prediction, even if nobody fetches it. So a creation is repeated only where it certainly
+    was not accepted, and a prediction that nobody waits for is cancelled.
 
     Args:
         model: "owner/name" of a known or official model, "owner/name:version" (community models need a version), or a
@@ -84,8 +82,8 @@ class Replicate(Provider):
         kept_back_s = min(CANCEL_S, 0.1 * request.deadline.budget_s)
         until = request.deadline.capped(request.deadline.left_s - kept_back_s)
         bounds: dict[str, Any] = {"deadline": until, "max_bytes": MAX_PREDICTION_BYTES}
-        hold_s, give_up_s = min(HOLD_S, int(until.left_s / 2)), math.ceil(request.deadline.left_s)
-        headers = {"Prefer": f"wait={max(1, hold_s)}", "Cancel-After": f"{max(CANCEL_AFTER_MIN_S, give_up_s)}s"}
+        cancel_after_s = max(CANCEL_AFTER_MIN_S, math.ceil(request.deadline.left_s))
+        headers = {"Prefer": f"wait={max(1, min(HOLD_S, int(until.left_s / 2)))}", "Cancel-After": f"{cancel_after_s}s"}
         created = await request.send("POST", "/v1/predictions", headers=headers, json=form, repeatable=False, **bounds)
         prediction = parse(created)
         request.details["prediction"] = prediction["id"]

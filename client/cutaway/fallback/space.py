@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -12,7 +11,7 @@ import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
-from cutaway.fallback.answers import invalid, json_of
+from cutaway.fallback.answers import invalid, parse_json
 from cutaway.fallback.base import Model, Provider, ProviderKeywords, model_of
 from cutaway.fallback.requests import Request, media_type
 
@@ -25,10 +24,9 @@ _FINAL = re.compile(rb"(?:^|\n)event: ?(complete|error)\r?\ndata: ?([^\n]*)\n")
 
 
 class Space(Provider):
-    """Mattes (and upscaling, where you name a function for it) by a Gradio 5 app on a Hugging Face Space.
-
-    - *Token*: none. For a private Space of your own pass `token`, which its code gets; the environment's is not used.
-    - *Cost*: none, and no availability promised. *Licence*: the app's and its model's own, see the Space's page.
+    """Mattes (and upscaling, where you name a function for it) by a Gradio 5 app on a Hugging Face Space. *Cost*: none,
+    and no availability promised. *Licence*: the app's and its model's own. A private Space's code gets the `token`
+    passed.
 
     Args:
         space: "owner/name"; only a label where `base_url` is given.
@@ -37,7 +35,6 @@ class Space(Provider):
         model: the app's model and licence.
         settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
 
-    >>> Space("owner/upscaler", upscale_fn="predict", fn=None)
     >>> Space(base_url="http://localhost:7860", fn="image")
     """
 
@@ -86,10 +83,7 @@ class Space(Provider):
         if media_type(events) != "text/event-stream":
             raise invalid(self.name, f"{media_type(events)!r} instead of events")
         final = _FINAL.search(events.content)
-        try:
-            result = json.loads(final[2]) if final else None
-        except (ValueError, RecursionError):
-            result = None
+        result = parse_json(final[2]) if final else None
         if final and final[1] == b"error":
             raise self._model_failure(result.get("error") if isinstance(result, dict) else result)
         if not isinstance(result, list):
@@ -116,4 +110,4 @@ def _parse(response: httpx.Response) -> Any:
     """The JSON; a Space that sleeps or builds answers with an HTML page."""
     if media_type(response) != "application/json":
         raise invalid(Space.name, f"{media_type(response) or 'unknown'!r} instead of JSON: it may be asleep")
-    return json_of(response)
+    return parse_json(response.content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
@@ -57,11 +56,6 @@ class AsyncClient:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process: it connects anew, and has a retry budget and circuit breakers of its own."""
         urls, given = self._settings.given
-        for name, value in given.items():
-            try:
-                pickle.dumps(value)
-            except Exception as error:
-                raise TypeError(f"the client cannot be pickled, because of its {name}: {error}") from error
         return partial(type(self), urls, **given), ()
 
     @property

@@ -35,10 +35,9 @@ class Client:
     Args:
         urls: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS. Calls go round robin
             over several equal servers; one that fails repeatedly is left out until a probe succeeds.
-        timeout_s: seconds that a call may take in all, retries and fallback included, unless the call says otherwise;
-            30, or 60 with a fallback.
-        token: sent as ``Authorization: Bearer …``; ``$CUTAWAY_TOKEN`` where None.
-        api_key: sent as ``X-API-Key``; ``$CUTAWAY_API_KEY`` where None.
+        timeout_s: seconds that a call may take in all, retries and fallback included; 30, or 60 with a fallback.
+        token, api_key: sent as ``Authorization: Bearer …`` and ``X-API-Key``; ``$CUTAWAY_TOKEN`` and
+            ``$CUTAWAY_API_KEY`` where None.
         headers: sent with every request, as HTTP headers or gRPC metadata.
         tls: own certificate authority, client certificate.
         retry: how often and after which waits failed requests are sent again; ``RetryPolicy(retries=0)`` for never.
@@ -90,8 +89,7 @@ class Client:
             image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a binary file object, a data URI, a PIL
                 image, or an HWC uint8 [0, 255] array (RGB or RGBA).
             cancel: cancels the call from another thread, and its request at the server.
-            media_type: the declared type of bytes, such as "image/png"; a mismatch is a warning, or with
-                `strict` an error.
+            media_type: the declared type of bytes, such as "image/png".
             timeout_s: seconds for the whole call; the client's where None.
             request_id: for the server's log, up to 128 printable ASCII characters; random where None.
             given: also the options, see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.

@@ -32,7 +32,7 @@ async def health(context: click.Context, json: bool, **_: Any) -> int:
 
 @options.command(options.JSON, *options.CLIENT)
 async def models(context: click.Context, urls: list[str], json: bool, **_: Any) -> int:
-    """List each server's models; with --json also what they take and give."""
+    """List each server's models."""
     code = OK
     for url in urls:
         found: tuple[cutaway.ModelInfo, ...] = ()

@@ -23,6 +23,7 @@ from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 
 Clock = Callable[[], float]
+State = Literal["closed", "open", "half-open"]
 
 
 class Deadline:
@@ -175,23 +176,25 @@ def parse_retry_after(value: str | None, *, now: Callable[[], datetime] = lambda
 class Permit:
     """The permission for one call; one method is called with its outcome, and later ones do nothing."""
 
-    _settle: Callable[[Permit, str], None]
+    _settle: Callable[[Permit, str, bool, float], None]
     _generation: int
 
     def succeeded(self) -> None:
         """The provider served, or refused an invalid picture."""
-        self._settle(self, "succeeded")
+        self._settle(self, "succeeded", False, 0.0)
 
-    def failed(self) -> None:
-        self._settle(self, "failed")
+    def failed(self, *, opens: bool = False, for_s: float = 0.0) -> None:
+        """The provider failed; `opens` at once, and for so many seconds at least."""
+        self._settle(self, "failed", opens, for_s)
 
     def dropped(self) -> None:
         """The call was cancelled: neither a success nor a failure of the provider."""
-        self._settle(self, "dropped")
+        self._settle(self, "dropped", False, 0.0)
 
 
 class CircuitBreaker:
-    """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe.
+    """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe. With a
+    `first_reset_s`, these seconds double with each failed probe, from that up to `reset_s`.
 
     Thread-safe; no lock is held while a call runs. A probe without an outcome expires after another `reset_s`. Outcomes
     of calls that began before the last change of state are ignored.
@@ -202,11 +205,13 @@ class CircuitBreaker:
         *,
         fail_max: int = limits.BREAKER_FAIL_MAX,
         reset_s: float = limits.BREAKER_RESET_S,
+        first_reset_s: float | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._fail_max, self._reset_s, self._clock = fail_max, reset_s, clock
+        self._first_s = self._open_s = reset_s if first_reset_s is None else first_reset_s
         self._lock = threading.Lock()
-        self.state: Literal["closed", "open", "half-open"] = "closed"
+        self.state: State = "closed"
         self._failures = self._generation = 0
         self._wait_until = 0.0
 
@@ -222,27 +227,30 @@ class CircuitBreaker:
             if self.state != "closed" and not anyway:
                 if self._clock() < self._wait_until:
                     return None
-                self._change("half-open")
+                self._change("half-open", self._reset_s)
             return Permit(self._settle, self._generation)
 
-    def _settle(self, permit: Permit, outcome: str) -> None:
+    def _settle(self, permit: Permit, outcome: str, opens: bool, for_s: float) -> None:
         with self._lock:
             current, permit._generation = permit._generation == self._generation, -1
             if not current:
                 return
             if outcome == "failed":
                 self._failures += 1
-                if self.state == "half-open" or self._failures >= self._fail_max:
-                    self._change("open")
+                if self.state == "open":
+                    self._wait_until = max(self._wait_until, self._clock() + for_s)
+                elif opens or self.state == "half-open" or self._failures >= self._fail_max:
+                    self._open_s = min(2 * self._open_s, self._reset_s) if self.state == "half-open" else self._first_s
+                    self._change("open", max(self._open_s, for_s))
             elif outcome == "succeeded":
                 self._failures = 0
                 if self.state != "closed":
-                    self._change("closed")
+                    self._change("closed", 0.0)
             elif self.state == "half-open":
                 self._wait_until = self._clock()  # the next call is the probe
 
-    def _change(self, state: Literal["closed", "open", "half-open"]) -> None:
+    def _change(self, state: State, wait_s: float) -> None:
         self.state = state
         self._generation += 1
         self._failures = 0
-        self._wait_until = self._clock() + self._reset_s
+        self._wait_until = self._clock() + wait_s

@@ -47,7 +47,7 @@ class AsyncClient:
     def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
         self._settings = settings = Settings(urls, **given)
         self._closed = False
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], bool] = {}  # whether closing cancelled them
         members = []
         for each in settings.connections:  # a comprehension's frame would be one more in warnings
             members.append(Server(str(each.address), settings.transport or open_transport(each)))
@@ -84,7 +84,7 @@ class AsyncClient:
         running = [task for task in self._running if task.get_loop() is loop]
         for task in running:
             if not task.cancelling():
-                task.cancel()
+                self._running[task] = task.cancel()
         if running:
             await asyncio.wait(running, timeout=CLOSE_GRACE_S)
         await self._servers.aclose()
@@ -215,17 +215,17 @@ class AsyncClient:
         """Cancel the block with RequestCancelled when the client is closed."""
         task = asyncio.current_task()
         assert task is not None
-        self._running.add(task)
+        self._running[task] = False
         try:
             if self._closed:
                 raise RequestCancelled(CLOSED)
             yield
         except asyncio.CancelledError:
-            if self._closed and task.uncancel() == 0:  # nobody else cancelled it
+            if self._running[task] and task.uncancel() == 0:  # nobody else cancelled it
                 raise RequestCancelled(CLOSED) from None
             raise
         finally:
-            self._running.discard(task)
+            del self._running[task]
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         self._check_open()

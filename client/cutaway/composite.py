@@ -63,13 +63,12 @@ class Placement:
             on a canvas of another shape height and distance from the bottom keep their share of the canvas, and a side
             that an edge of the picture cut off stays at that edge.
         scale: height of their box as a share of the canvas' height, 0.01 to 4. None keeps the size described above.
-        offset_px, flip: shift to the right and down, in pixels of the canvas; mirrored left to right, in their place.
+        offset_px: shift to the right and down, in pixels of the canvas.
     """
 
     anchor: str | None = None
     scale: float | None = None
     offset_px: tuple[int, int] = (0, 0)
-    flip: bool = False
 
     def __post_init__(self) -> None:
         (least, most), reach = limits.COMPOSITE_SCALE, limits.COMPOSITE_LIMITS.max_long_side_px
@@ -170,7 +169,7 @@ def compose(
     for box, each in zip(boxes, places, strict=True):
         group = enclose(visible) if together and visible else box
         transforms.append(transform_for(group, source_wh, canvas.size, each, source) if box and group else Transform())
-        frames.append(round_box(transforms[-1].box(box, source_wh)) if box else (0, 0, 0, 0))
+        frames.append(round_box(transforms[-1].box(box)) if box else (0, 0, 0, 0))
     colours = None
     if match_colour and visible:
         x1, y1, x2, y2 = enclose([frame for frame in frames if any(frame)])
@@ -180,7 +179,7 @@ def compose(
             own = [sample_colours(rgba_of(cutout)) for cutout in cut.cutouts]
             colours = match_colours(own, sample_colours(canvas.crop(part)), match_colour)
     for cutout, transform in zip(cut.cutouts, transforms, strict=True):
-        drawing.draw(canvas, cutout, transform, source_wh, colours)
+        drawing.draw(canvas, cutout, transform, colours)
     buffer = io.BytesIO()
     canvas.save(buffer, output.upper(), **_SAVING[output], **({} if output == "png" else {"quality": quality}))
     return CompositeResult(buffer.getvalue(), limits.MEDIA_TYPES[output], *canvas.size, tuple(frames), cut)
@@ -193,8 +192,8 @@ def transform_for(
     source picture, where it is the background."""
     start = as_background or Transform()
     if as_background is None and source_wh != canvas_wh:
-        start = _elsewhere(box, source_wh, canvas_wh, place.flip)
-    x1, y1, x2, y2 = start.box(box, source_wh)
+        start = _elsewhere(box, source_wh, canvas_wh)
+    x1, y1, x2, y2 = start.box(box)
     width, height, scale = x2 - x1, y2 - y1, start.scale
     if place.scale is not None:
         grown = place.scale * canvas_wh[1] / height
@@ -203,14 +202,13 @@ def transform_for(
     if place.anchor is not None:
         x1 = _aligned(place.anchor, "left", "right", canvas_wh[0] - width)
         y1 = _aligned(place.anchor, "top", "bottom", canvas_wh[1] - height)
-    left, top = source_wh[0] - box[2] if place.flip else box[0], box[1]
-    dx, dy = x1 + place.offset_px[0] - scale * left, y1 + place.offset_px[1] - scale * top
+    dx, dy = x1 + place.offset_px[0] - scale * box[0], y1 + place.offset_px[1] - scale * box[1]
     if scale == 1.0:  # whole pixels, so that nothing is resampled
         dx, dy = float(round(dx)), float(round(dy))
-    return Transform(scale, dx, dy, place.flip)
+    return Transform(scale, dx, dy)
 
 
-def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Transform:
+def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH) -> Transform:
     """Onto a canvas of another size: height and distance from the bottom keep their share of the canvas; not wider than
     it; and flush with an edge that cut them off."""
     (width, height), (canvas_width, canvas_height) = source_wh, canvas_wh
@@ -219,7 +217,7 @@ def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Tr
     spare = canvas_width - scale * (x2 - x1)
     left = min(max((x1 + x2) / 2 / width * canvas_width - scale * (x2 - x1) / 2, 0.0), spare)
     if (x1 <= 0) != (x2 >= width):
-        left = 0.0 if (x1 <= 0) != flip else spare
+        left = 0.0 if x1 <= 0 else spare
     top = 0.0 if y1 <= 0 and y2 < height else y2 / height * canvas_height - scale * (y2 - y1)
     return Transform(scale, left - scale * x1, top - scale * y1)
 

@@ -27,18 +27,16 @@ HOLE_FROM = 8  # alpha from which the original is filled before it is blurred, s
 
 @dataclass(frozen=True)
 class Transform:
-    """From the source picture onto a canvas: x → scale · x + dx, y → scale · y + dy, after mirroring with `flip`."""
+    """From the source picture onto a canvas: x → scale · x + dx, y → scale · y + dy."""
 
     scale: float = 1.0
     dx: float = 0.0
     dy: float = 0.0
-    flip: bool = False
 
-    def box(self, box: Box, source_wh: SizeWH) -> Box:
+    def box(self, box: Box) -> Box:
         """A box of the source picture on the canvas."""
-        left, right = (source_wh[0] - box[2], source_wh[0] - box[0]) if self.flip else (box[0], box[2])
         scale, dx, dy = self.scale, self.dx, self.dy
-        return scale * left + dx, scale * box[1] + dy, scale * right + dx, scale * box[3] + dy
+        return scale * box[0] + dx, scale * box[1] + dy, scale * box[2] + dx, scale * box[3] + dy
 
 
 def enclose(boxes: Sequence[Box]) -> Box:
@@ -80,20 +78,19 @@ def visible_box(cutout: Cutout) -> Box | None:
     return seen and (seen[0] + left, seen[1] + top, seen[2] + left, seen[3] + top)
 
 
-def draw(canvas: PILImage, cutout: Cutout, transform: Transform, source_wh: SizeWH, colours: list[int] | None) -> None:
+def draw(canvas: PILImage, cutout: Cutout, transform: Transform, colours: list[int] | None) -> None:
     """Draw a cut-out onto a canvas in place, source over, with its colours through a table. Unscaled, channels of an
     RGB canvas are rounded once. What is not wholly transparent fills whole pixels: edges that the picture cut off stay
     hard."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     image, (left, top) = rgba_of(cutout), cutout.frame[:2]
     if (extent := image.getchannel("A").getbbox()) is None:
         return
-    box = transform.box((extent[0] + left, extent[1] + top, extent[2] + left, extent[3] + top), source_wh)
-    target = round_box(box)
+    target = round_box(transform.box((extent[0] + left, extent[1] + top, extent[2] + left, extent[3] + top)))
     if (part := clip_frame(target, canvas.size)) is None:
         return
-    image = ImageOps.mirror(image.crop(extent)) if transform.flip else image.crop(extent)
+    image = image.crop(extent)
     across, down = image.width / (target[2] - target[0]), image.height / (target[3] - target[1])
     x1, y1 = (part[0] - target[0]) * across, (part[1] - target[1]) * down
     x2, y2 = (part[2] - target[0]) * across, (part[3] - target[1]) * down

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
-from cutaway import async_client, call
+from cutaway import call
 from cutaway.cli import codes, pictures
 from cutaway.composite import Placement
 from cutaway.contract import limits
@@ -171,22 +171,6 @@ def test_health_of_several(server: Any, capsys: pytest.CaptureFixture[str]) -> N
     assert [(form["url"], form["ok"]) for form in forms] == [(server.grpc_url, True), (nobody, False)]
     assert forms[0]["profile"] == "nano"
     assert forms[1]["error"]["code"] == "UNAVAILABLE"
-
-
-@pytest.mark.triton
-def test_models(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("models", "--url", server.grpc_url) == codes.OK
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["ensemble_pipeline", "1", "READY"]
-    nobody = dead()
-    assert run("models", "--json", "--url", server.http_url, "--url", nobody, *ONCE) == codes.UNAVAILABLE
-    shown = capsys.readouterr()
-    first, second = read_jsonl(shown.out)
-    models = {model["name"]: model for model in first["models"]}
-    assert set(models) == set(async_client.MODELS)
-    assert {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]} in models["ensemble_pipeline"]["outputs"]
-    assert (second["models"], second["error"]["code"]) == ([], "UNAVAILABLE")
-    assert f"{nobody}: UNAVAILABLE" in shown.err
 
 
 # --------------------------------------------------------------------------------------------------------- composite

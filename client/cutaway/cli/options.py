@@ -69,14 +69,10 @@ QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
 OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make anew what is there, and replace it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
 IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
-TIMEOUT = option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included {_TIMEOUTS}.")
-CONNECTION = (
-    option("--url", "urls", callback=_split, help=_URL, **_VARIABLE),
-    TIMEOUT,
-    option("--ca-file", "tls", type=FILE, callback=_as(cutaway.Tls), help="Trust only these authorities (PEM)."),
-)
 CLIENT = (
-    *CONNECTION,
+    option("--url", "urls", callback=_split, help=_URL, **_VARIABLE),
+    option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included {_TIMEOUTS}."),
+    option("--ca-file", "tls", type=FILE, callback=_as(cutaway.Tls), help="Trust only these authorities (PEM)."),
     option("--retries", "retry", type=click.IntRange(min=0), callback=_as(cutaway.RetryPolicy), help=_REPEATS),
     option("--cache", type=FOLDER, callback=_as(cutaway.ResultCache), help="Folder of answers to reuse."),
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
@@ -128,21 +124,17 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more
     return given
 
 
-def given_arguments(context: click.Context, *names: str) -> dict[str, Any]:
-    """The given arguments of these names, for clients and streams."""
-    return {name: context.params[name] for name in names if context.params.get(name) is not None}
-
-
-def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
+def open_client(context: click.Context) -> cutaway.AsyncClient:
     """The client of the command line."""
-    accept = context.params.get("accept_noncommercial", False)
+    given, accept = context.params, context.params.get("accept_noncommercial", False)
     names = "urls", "timeout_s", "tls", "retry", "cache", "fit", "max_decompression_ratio"
     try:
-        fallback = [parse_fallback(each, accept) for each in context.params.get("fallback", ())]
+        fallback = [parse_fallback(each, accept) for each in given.get("fallback", ())]
         for each in fallback:
             if each.token_variables and not any(map(os.environ.get, each.token_variables)):
                 say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
-        return cutaway.AsyncClient(**given_arguments(context, *names) | more, fallback=fallback)
+        arguments = {name: given[name] for name in names if given[name] is not None}
+        return cutaway.AsyncClient(**arguments, fallback=fallback)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))
         raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None

@@ -13,13 +13,12 @@ from cutaway.contract.errors import CutawayError, InferenceError, ProcessingTime
 from cutaway.contract.limits import CUT_MANY_JOBS, DEFAULT_URL
 from cutaway.contract.options import OptionKeywords
 from cutaway.fallback.chain import Served
-from cutaway.health import PIPELINE, Health, check, combine
 from cutaway.inputs import ImageInput
 from cutaway.loop import Cancel, in_thread
 from cutaway.many import Outcome, Progress, run_many
 from cutaway.resilience import Deadline, Retries
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, UpscaleResult
-from cutaway.servers import Server, Servers
+from cutaway.servers import PIPELINE, Health, Server, Servers
 from cutaway.transports import open_transport
 from cutaway.transports.base import ModelInfo, Tensor
 
@@ -46,6 +45,7 @@ class AsyncClient:
 
     def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
         self._settings = settings = Settings(urls, **given)
+        self.urls = settings.urls
         self._closed = False
         self._running: dict[asyncio.Task[Any], bool] = {}  # whether closing cancelled them
         members = []
@@ -57,15 +57,6 @@ class AsyncClient:
         """A copy in another process: it connects anew, and has a retry budget and circuit breakers of its own."""
         urls, given = self._settings.given
         return partial(type(self), urls, **given), ()
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return self._settings.urls
-
-    @property
-    def timeout_s(self) -> float:
-        """Seconds that a call may take, unless it says otherwise."""
-        return self._settings.timeout_s
 
     def __repr__(self) -> str:
         return f"<cutaway.AsyncClient {', '.join(self.urls)}>"
@@ -143,9 +134,7 @@ class AsyncClient:
         """See :meth:`cutaway.Client.health`."""
         deadline = self._deadline(timeout_s)
         async with self._until_closed():
-            return combine(
-                await asyncio.gather(*(check(each.url, each.transport, deadline) for each in self._servers.members))
-            )
+            return await self._servers.health(deadline)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """See :meth:`cutaway.Client.models`."""

@@ -14,7 +14,6 @@ from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, UPSCALE_LIMITS
 from cutaway.contract.options import CutOptions, OptionKeywords, WhoKeywords, parse_options, to_parameters
 from cutaway.downscale import Fitted, downscale
-from cutaway.health import PIPELINE
 from cutaway.inputs import ImageInput, encode
 from cutaway.observe import Observation, Observer, ServedFacts, observed
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
@@ -27,7 +26,7 @@ from cutaway.result import (
     read_cut,
     read_detection,
 )
-from cutaway.servers import Answer
+from cutaway.servers import PIPELINE, Answer
 from cutaway.transports.base import InferRequest, Tensor, Transport, parse_address
 from cutaway.transports.connection import Connection, Tls
 

@@ -10,11 +10,11 @@ from cutaway.async_client import AsyncClient
 from cutaway.call import CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords
 from cutaway.contract.limits import CUT_MANY_JOBS, DEFAULT_URL
 from cutaway.contract.options import OptionKeywords
-from cutaway.health import Health
 from cutaway.inputs import ImageInput
 from cutaway.loop import Cancel
 from cutaway.many import Outcome, Progress
 from cutaway.result import CutResult, Detection, UpscaleResult
+from cutaway.servers import Health
 from cutaway.transports.base import ModelInfo
 
 if TYPE_CHECKING:
@@ -59,15 +59,7 @@ class Client:
 
     def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
         self._client = AsyncClient(urls, **given)
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return self._client.urls
-
-    @property
-    def timeout_s(self) -> float:
-        """Seconds that a call may take, unless it says otherwise."""
-        return self._client.timeout_s
+        self.urls = self._client.urls
 
     def __repr__(self) -> str:
         return f"<cutaway.Client {', '.join(self.urls)}>"

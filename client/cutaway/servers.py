@@ -1,4 +1,4 @@
-"""Several servers that do the same work: round robin, circuit breakers, load shedding, and retries.
+"""Several servers that do the same work: round robin, circuit breakers, load shedding, retries, and health checks.
 
 - A failure moves the call on to the next server at once; when all were tried, it waits by
   :class:`cutaway.resilience.RetryPolicy` and goes round again. Each retry costs a token of the retry budget; without
@@ -20,17 +20,54 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
+from io import BytesIO
 from typing import NamedTuple
+
+from PIL import Image
 
 from cutaway.contract import errors, limits
 from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout
+from cutaway.contract.options import to_parameters
 from cutaway.resilience import CircuitBreaker, Clock, Deadline, Permit, Retries, retry_after_of
+from cutaway.result import CUT_OUTPUTS, Origin, read_cut
 from cutaway.transports.base import InferRequest, ModelInfo, Tensor, Transport
 
 logger = logging.getLogger("cutaway")
 
+PIPELINE = "ensemble_pipeline"
+
 SHED = (errors.Overloaded, errors.RateLimitExceeded)  # the server is healthy
 LATENCY_WEIGHT = 0.2  # of the newest call in the moving average
+
+
+@dataclass(frozen=True)
+class Health:
+    """The health of a server, from a picture that it processed.
+
+    Attributes:
+        url: the server's address; all of them, with commas, where there are several.
+        server_ready: the server's own readiness.
+        model_ready: the pipeline's, which Triton also reports for a dead process.
+        round_trip_ms: milliseconds of a small picture through the pipeline, or None where it failed.
+        profile, device: the pair of models, such as "nano", and where they run; "" where it failed.
+        error: the failure, or None.
+        servers: one entry per server where a client has several; then the other attributes are those of the quickest
+            healthy one, and `ok` is whether there is one.
+    """
+
+    url: str
+    server_ready: bool = False
+    model_ready: bool = False
+    round_trip_ms: float | None = None
+    profile: str = ""
+    device: str = ""
+    error: CutawayError | None = None
+    servers: tuple[Health, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.round_trip_ms is not None
 
 
 @dataclass(eq=False)
@@ -132,6 +169,14 @@ class Servers:
                 return Answer(outputs, server.url, requests)
         raise AssertionError
 
+    async def health(self, deadline: Deadline) -> Health:
+        """The health of all servers."""
+        each = await asyncio.gather(*(_health_of(server, deadline) for server in self.members))
+        if len(each) == 1:
+            return each[0]
+        best = min(each, key=lambda one: one.round_trip_ms if one.round_trip_ms is not None else float("inf"))
+        return replace(best, url=",".join(one.url for one in each), servers=tuple(each))
+
     async def models(self, names: Sequence[str], deadline: Deadline) -> tuple[ModelInfo, ...]:
         """The metadata of these models, in their order, of the first server that answers."""
         *others, last = self._round()
@@ -223,3 +268,28 @@ async def _models_of(transport: Transport, names: Sequence[str], deadline: Deadl
             state = "NOT_FOUND" if isinstance(error, errors.ServerRefused) else "UNAVAILABLE"
             found.append(ModelInfo(name, state=state))
     return tuple(found)
+
+
+async def _health_of(server: Server, deadline: Deadline) -> Health:
+    health, transport = Health(server.url), server.transport
+    try:
+        ready = await transport.server_ready(deadline.left_s)
+        health = replace(health, server_ready=ready, model_ready=await transport.model_ready(PIPELINE, deadline.left_s))
+        if not (ready and health.model_ready):
+            raise errors.ServerUnavailable(f"The {'pipeline' if ready else 'server'} at {server.url} is not ready.")
+        begun, options = Deadline(deadline.left_s), to_parameters({"subject": "all"})
+        request = InferRequest(PIPELINE, health_picture(), CUT_OUTPUTS, options, "health", begun.left_s)
+        outputs = await transport.infer(request)
+        elapsed_ms = begun.elapsed_s * 1000
+        report = read_cut(outputs, Origin("triton", "health", elapsed_ms)).report
+        return replace(health, round_trip_ms=elapsed_ms, profile=report.profile, device=report.device)
+    except CutawayError as error:
+        return replace(health, error=error)
+
+
+@cache
+def health_picture() -> bytes:
+    """A 64×64 PNG with some texture: the smallest valid picture."""
+    file = BytesIO()
+    Image.radial_gradient("L").resize((64, 64)).save(file, "PNG")
+    return file.getvalue()

@@ -144,7 +144,14 @@ class AsyncStream:
 
     def submit(self, frame: FrameInput) -> int:
         """See :meth:`cutaway.Stream.submit`; not awaited."""
-        return self._put(_checked(frame), time.perf_counter())
+        at, image = time.perf_counter(), _checked(frame)
+        if self._finished:
+            raise RuntimeError("the stream is finished: it takes no more frames")
+        self._counts["submitted"] += 1
+        self._counts["dropped"] += self._waiting is not None
+        self._waiting = self._counts["submitted"], image, at
+        self._changed.set()
+        return self._counts["submitted"]
 
     async def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
         """See :meth:`cutaway.Stream.latest`."""
@@ -196,15 +203,6 @@ class AsyncStream:
             with suppress(CutawayError):
                 await self._transport.infer(end)
         await self._transport.aclose()
-
-    def _put(self, image: FrameInput, at: float) -> int:
-        if self._finished:
-            raise RuntimeError("the stream is finished: it takes no more frames")
-        self._counts["submitted"] += 1
-        self._counts["dropped"] += self._waiting is not None
-        self._waiting = self._counts["submitted"], image, at
-        self._changed.set()
-        return self._counts["submitted"]
 
     @property
     def _over(self) -> bool:
@@ -346,8 +344,7 @@ class Stream:
             InputError: it is no supported frame.
             RuntimeError: the stream was finished or closed.
         """
-        at = time.perf_counter()
-        return self._call(self._stream._put, _checked(frame), at)
+        return self._call(lambda: self._stream.submit(frame))
 
     def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
         """The newest frame that is done (older ones are skipped), or None after `timeout_s` seconds without one."""
@@ -370,8 +367,8 @@ class Stream:
         loop.run(self._stream.aclose())
 
     @staticmethod
-    def _call(function: Callable[..., T], *arguments: Any) -> T:
+    def _call(function: Callable[[], T]) -> T:
         async def call() -> T:
-            return function(*arguments)
+            return function()
 
         return loop.run(call())

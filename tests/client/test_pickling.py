@@ -53,7 +53,7 @@ def test_everything_goes_along(tmp_path: Path) -> None:
         )
         for _ in range(2):
             client = pickle.loads(pickle.dumps(client))
-        assert client.timeout_s == 7
+        assert client._client._settings.timeout_s == 7
         assert client.urls[0].rstrip("/") == server.url.rstrip("/")
         settings = client._client._settings
         assert settings.connections[0].headers == {"x-team": "blue", "authorization": "Bearer secret"}

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from cutaway.call import LOOK, Call, CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords, Settings, begin
 from cutaway.contract.errors import CutawayError, InferenceError, ProcessingTimeout, RequestCancelled, ServerRefused
-from cutaway.contract.limits import CUT_MANY_JOBS, DEFAULT_URL
-from cutaway.contract.options import OptionKeywords
+from cutaway.contract.limits import DEFAULT_URL
 from cutaway.fallback.chain import Served
 from cutaway.inputs import ImageInput
-from cutaway.loop import Cancel, in_thread
-from cutaway.many import Outcome, Progress, run_many
+from cutaway.loop import in_thread
+from cutaway.many import ManyKeywords, Outcome, run_many
 from cutaway.resilience import Deadline, Retries
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, UpscaleResult
 from cutaway.servers import PIPELINE, Health, Server, Servers
@@ -85,22 +84,15 @@ class AsyncClient:
         return cast("CutResult", await self._detection("cut", image, given))
 
     def cut_many(
-        self,
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        *,
-        jobs: int = CUT_MANY_JOBS,
-        ordered: bool = False,
-        progress: Progress | None = None,
-        timeout_s: float | None = None,
-        cancel: Cancel | None = None,
-        **options: Unpack[OptionKeywords],
+        self, images: Iterable[ImageInput] | AsyncIterable[ImageInput], **given: Unpack[ManyKeywords]
     ) -> AsyncGenerator[Outcome, None]:
         """See :meth:`cutaway.Client.cut_many`; for ``async for``. Pictures may come from an async iterable, too."""
         self._check_open()
-        if jobs < 1:
+        options: dict[str, Any] = dict(given)
+        how = {name: options.pop(name) for name in ("jobs", "ordered", "progress", "cancel") if name in options}
+        if how.get("jobs", 1) < 1:
             raise ValueError("jobs is at least 1")
-        cut = partial(self.cut, timeout_s=timeout_s, **options)
-        return run_many(cut, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
+        return run_many(partial(self.cut, **options), images, **how)
 
     async def detect(self, image: ImageInput, **given: Unpack[CutKeywords]) -> Detection:
         """See :meth:`cutaway.Client.detect`."""
@@ -171,8 +163,7 @@ class AsyncClient:
                 await in_thread("writing to the cache", call.deadline, partial(cache.put, key, served.value))
 
     async def _read(self, call: Call, image: ImageInput) -> None:
-        decodes = self._settings.verify or self._settings.fit
-        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not decodes:
+        if isinstance(image, bytes) and len(image) <= INLINE_BYTES and not self._settings.fit:
             call.take(*call.read(image))
         else:
             call.take(*await in_thread("reading the picture", call.deadline, partial(call.read, image)))

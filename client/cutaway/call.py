@@ -61,7 +61,6 @@ class ClientKeywords(ServerKeywords, total=False):
     fallback: Fallback | Sequence[Provider]
     cache: ResultCache | None
     observers: Sequence[Observer]
-    verify: bool
     strict: bool
     fit: bool
     max_decompression_ratio: float | None
@@ -118,7 +117,7 @@ class Settings:
         self.timeout_s = limits.FALLBACK_TIMEOUT_S if self.fallback else limits.PROCESSING_TIMEOUT_S
         self.timeout_s = self.deadline(given.get("timeout_s")).budget_s
         self.cache, self.observers = given.get("cache"), tuple(given.get("observers", ()))
-        self.verify, self.strict, self.fit = (bool(given.get(name)) for name in ("verify", "strict", "fit"))
+        self.strict, self.fit = bool(given.get("strict")), bool(given.get("fit"))
         self.limits = INPUT_LIMITS
         if (ratio := given.get("max_decompression_ratio")) is not None:
             if not ratio > 0:
@@ -170,8 +169,7 @@ class Call:
         end before it. The errors are those of :func:`cutaway.inputs.encode`."""
         options, settings = parse_options(self._given), self.settings
         bounds = UPSCALE_LIMITS if self._upscales else settings.limits
-        checks: dict[str, Any] = {"media_type": self._media_type, "limits": bounds}
-        checks |= {"verify": settings.verify, "strict": settings.strict}
+        checks: dict[str, Any] = {"media_type": self._media_type, "limits": bounds, "strict": settings.strict}
         fits = settings.fit and not self._upscales
         return options, downscale(image, **checks) if fits else Fitted(encode(image, **checks))
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from cutaway import loop
 from cutaway.async_client import AsyncClient
 from cutaway.call import CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords
-from cutaway.contract.limits import CUT_MANY_JOBS, DEFAULT_URL
-from cutaway.contract.options import OptionKeywords
+from cutaway.contract.limits import DEFAULT_URL
 from cutaway.inputs import ImageInput
 from cutaway.loop import Cancel
-from cutaway.many import Outcome, Progress
+from cutaway.many import ManyKeywords, Outcome
 from cutaway.result import CutResult, Detection, UpscaleResult
 from cutaway.servers import Health
 from cutaway.transports.base import ModelInfo
@@ -44,7 +43,6 @@ class Client:
         fallback: hosted models that are tried, in order, where none of your servers serves; they get the picture.
         cache: has answers of earlier calls with the same picture and options.
         observers: get the events of every call, such as :class:`cutaway.observers.OpenTelemetry`.
-        verify: decode pictures wholly before they are sent, to find damage here rather than at the server.
         strict: refuse a picture whose name or declared type disagrees with its bytes, instead of a warning.
         fit: send a smaller copy of a picture over the limits, and put the alpha that comes back onto the original at
             its full size, with a warning; a composite is of the copy. Off, such a picture is refused.
@@ -97,17 +95,7 @@ class Client:
         """
         return loop.run(self._client.cut(image, **given), cancel)
 
-    def cut_many(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        jobs: int = CUT_MANY_JOBS,
-        ordered: bool = False,
-        progress: Progress | None = None,
-        timeout_s: float | None = None,
-        cancel: Cancel | None = None,
-        **options: Unpack[OptionKeywords],
-    ) -> Generator[Outcome, None, None]:
+    def cut_many(self, images: Iterable[ImageInput], **given: Unpack[ManyKeywords]) -> Generator[Outcome, None, None]:
         """Cut many pictures out, several at a time; one failure does not end the rest.
 
             for outcome in client.cut_many(Path("in").glob("*.jpg"), jobs=8):
@@ -117,13 +105,13 @@ class Client:
         Args:
             images: pictures as :meth:`cut` takes them, read lazily in other threads, since an iterator may block. Its
                 exception is raised after the outcomes before it.
-            jobs: pictures in flight at once.
+            jobs: pictures in flight at once; 4 where not given.
             ordered: outcomes in the order of the pictures instead of in that of completion.
             progress: called, in the client's thread, with the number of finished pictures and the total (None where
                 `images` has no length).
             timeout_s: seconds for each picture.
             cancel: cancels pictures in flight, and ends the iteration.
-            options: as in :meth:`cut`.
+            given: also the options, as in :meth:`cut`.
 
         Returns:
             An iterator of outcomes. Closing it, or leaving the loop, cancels those in flight.
@@ -132,14 +120,7 @@ class Client:
             ValueError: `jobs` is below 1.
             TypeError: `images` is one picture.
         """
-        how: dict[str, Any] = {
-            "jobs": jobs,
-            "ordered": ordered,
-            "progress": progress,
-            "timeout_s": timeout_s,
-            "cancel": cancel,
-        }
-        return loop.iterate(self._client.cut_many(images, **how, **options))
+        return loop.iterate(self._client.cut_many(images, **given))
 
     def detect(self, image: ImageInput, *, cancel: Cancel | None = None, **given: Unpack[CutKeywords]) -> Detection:
         """Find people without cutting them out: quicker, since no matte is computed.

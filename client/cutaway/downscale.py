@@ -30,7 +30,6 @@ def downscale(
     *,
     media_type: str | None = None,
     limits: InputLimits = INPUT_LIMITS,
-    verify: bool = False,
     strict: bool = False,
 ) -> Fitted:
     """As :func:`cutaway.inputs.encode`, but of a picture with too many pixels or bytes a smaller copy is encoded.
@@ -42,7 +41,7 @@ def downscale(
         image, declared = read_encoded(image, FIT_LIMITS.max_file_bytes)
         media_type = media_type or declared
     try:
-        return Fitted(encode(image, media_type=media_type, limits=limits, verify=verify, strict=strict))
+        return Fitted(encode(image, media_type=media_type, limits=limits, strict=strict))
     except (FileTooLarge, ResolutionTooLarge, TooManyPixels) as error:
         refusal: InputError = error
     bounds = replace(FIT_LIMITS, max_decompression_ratio=limits.max_decompression_ratio)

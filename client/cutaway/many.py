@@ -10,6 +10,8 @@ from os import PathLike
 from typing import Any, TypeAlias
 
 from cutaway.contract.errors import RequestCancelled
+from cutaway.contract.limits import CUT_MANY_JOBS
+from cutaway.contract.options import OptionKeywords
 from cutaway.inputs import ImageInput
 from cutaway.loop import CANCELLED, Cancel, in_thread
 from cutaway.result import CutResult
@@ -18,6 +20,16 @@ Cut: TypeAlias = Callable[[ImageInput], Awaitable[CutResult]]
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the number of finished pictures, failed ones included, and the total (None where unknown)."""
 _END = object()
+
+
+class ManyKeywords(OptionKeywords, total=False):
+    """The keyword arguments of :meth:`cutaway.Client.cut_many`."""
+
+    jobs: int
+    ordered: bool
+    progress: Progress | None
+    timeout_s: float | None
+    cancel: Cancel | None
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,8 @@ async def run_many(
     cut: Cut,
     images: Iterable[ImageInput] | AsyncIterable[ImageInput],
     *,
-    jobs: int,
-    ordered: bool,
+    jobs: int = CUT_MANY_JOBS,
+    ordered: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> AsyncGenerator[Outcome, None]:

@@ -98,8 +98,16 @@ class HttpTransport:
     ) -> tuple[httpx.Response, bytes]:
         """One request and its whole answer, whose length is bounded."""
         pool, started, body = self._pool.get(), time.monotonic(), bytearray()
+        unfinished: list[Any] = []  # the connection of a TLS handshake, which httpcore forgets where it is cancelled
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete" and self._connection.encrypted:
+                unfinished.append(info["return_value"])
+            elif event == "connection.start_tls.complete":
+                unfinished.clear()
+
         # The deadline bounds every other wait.
-        extensions = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
+        extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}, "trace": trace}
         sent = {**self._headers, **(self._connection.headers if headers is None else headers)}
         try:
             request = httpx.Request(method, self._origin + path, headers=sent, content=content, extensions=extensions)
@@ -113,6 +121,9 @@ class HttpTransport:
                         break
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _broken(error, self._address, time.monotonic() - started, timeout_s) from None
+        finally:
+            for stream in unfinished:
+                await stream.aclose()
         if not is_expected:
             raise _failure(response, bytes(body), self._address, time.monotonic() - started)
         return response, bytes(body)

@@ -30,12 +30,8 @@ def damage_is_corrupt(what: str) -> Iterator[None]:
 
 
 def open_checked(data: bytes, header: PictureHeader) -> Image.Image:
-    """Open a file whose header passed our limits. `Image.open` would hold it against Pillow's own bound as well, a
-    global below `limits.FIT_LIMITS`, so the format's reader is called directly.
-
-    Raises:
-        CorruptImage: the decoder finds another size than the header check.
-    """
+    """Open a file whose header passed the checks; CorruptImage where the decoder finds another size. `Image.open` would
+    also apply Pillow's own bound, a global below `limits.FIT_LIMITS`: the format's reader is called directly."""
     Image.preinit()
     if header.format.upper() not in Image.OPEN:
         Image.init()

@@ -32,11 +32,7 @@ def downscale(
     limits: InputLimits = INPUT_LIMITS,
     strict: bool = False,
 ) -> Fitted:
-    """As :func:`cutaway.inputs.encode`, but of a picture with too many pixels or bytes a smaller copy is encoded.
-
-    Raises:
-        OSError, TypeError, InputError: see there; the sizes that are refused are those of `limits.FIT_LIMITS`.
-    """
+    """As :func:`cutaway.inputs.encode`, but a smaller copy of a picture over the limits, up to `limits.FIT_LIMITS`."""
     if not is_pixels(image):
         image, declared = read_encoded(image, FIT_LIMITS.max_file_bytes)
         media_type = media_type or declared
@@ -105,12 +101,8 @@ class Fitted:
         return scaled | {"background": "transparent"}
 
     def restore(self, result: ResultT, options: CutOptions) -> ResultT:
-        """The answer for the copy as one for the original: full-size cut-outs, boxes and frames in its pixels. The
-        report's `raw` stays as the server sent it. `options` are the caller's, in pixels of the original.
-
-        Raises:
-            InferenceError: a cut-out cannot be decoded.
-        """
+        """The answer for the copy as one for the original, with the caller's `options`; the report's `raw` stays.
+        InferenceError where a cut-out cannot be decoded."""
         if self.original is None:
             return result
         made = [self._cutout(cutout, options) for cutout in getattr(result, "cutouts", ())]

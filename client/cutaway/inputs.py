@@ -1,8 +1,5 @@
-"""A caller's picture → an encoded file that passed the checks.
-
-The checks read the file's header (`contract.headers`, microseconds). A full decode is made on request only: it costs
-as much as the server's own, which answers with the same typed error.
-"""
+"""A caller's picture → an encoded file whose header passed the checks (`contract.headers`, microseconds); damage inside
+is found by the server, with the same typed error."""
 
 from __future__ import annotations
 
@@ -75,10 +72,9 @@ def encode(
 
     Args:
         image: see :data:`ImageInput`. Text is a path, or a data URI where it begins with ``data:``. File objects are
-            read to their end and left open. A PIL image is turned by its EXIF orientation, as files are.
+            left open. A PIL image is turned by its EXIF orientation, as files are.
         media_type: what bytes are declared to be; else a path's or file's extension or the data URI declares it.
-        limits: the bounds.
-        verify: decode the picture wholly, to find damage here rather than at the server.
+        verify: decode the picture wholly, to find damage.
         strict: a declared type that disagrees with the bytes is an error and not the warning MEDIA_TYPE_MISMATCH.
 
     Raises:

@@ -62,11 +62,8 @@ async def run_many(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> AsyncGenerator[Outcome, None]:
-    """Cut at most `jobs` pictures at once, and yield outcomes; closing the generator cancels what is in flight.
-
-    Pictures are taken lazily, at most 2 x `jobs` ahead, and from an iterable, which may block, in threads. At `cancel`
-    those in flight fail with RequestCancelled, and no further one is taken.
-    """
+    """Cut at most `jobs` pictures at once, taken lazily, at most 2 x `jobs` ahead; closing the generator cancels those
+    in flight. At `cancel` they fail with RequestCancelled, and no further one is taken."""
     total, done, cancel = _length(images), 0, cancel or Cancel()
     ahead, running = asyncio.Semaphore(2 * jobs), asyncio.Semaphore(jobs)
     finished: asyncio.Queue[Outcome | None] = asyncio.Queue()

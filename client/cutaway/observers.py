@@ -38,9 +38,8 @@ class _Record(Unobserved):
 class OpenTelemetry:
     """A CLIENT span ``cutaway.<operation>`` of every call; needs ``pip install 'cutaway[otel]'``, the API alone.
 
-    The span's context is sent to your own servers, not to hosted models; a Triton started with
-    ``--trace-config mode=opentelemetry`` continues it. Attributes are OpenTelemetry's ``server.address``,
-    ``server.port`` and ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
+    The span's context is sent to your own servers, not to hosted models. Attributes are ``server.address``,
+    ``server.port``, ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
 
     Args:
         tracer_provider: the global one where None.

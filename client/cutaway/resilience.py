@@ -1,9 +1,6 @@
 """Deadlines, retries, the retry budget and the circuit breaker; the numbers and their reasons are in `contract.limits`.
 
-Retried are errors that can pass (unavailable, overloaded, 408, 409, 429, 5xx), with exponential back-off, the server's
-``Retry-After`` up to a maximum, and a budget that bounds the load on a service that is down. Tenacity has no budget and
-no clock to inject; without them it would replace the dozen lines of :meth:`Retries.delay_s`. Pybreaker has neither
-asyncio nor a clock to inject, and holds a lock during the half-open call.
+Tenacity has no retry budget and no clock to inject; pybreaker has no asyncio, and locks during the half-open call.
 """
 
 from __future__ import annotations
@@ -77,11 +74,8 @@ class Deadline:
 
 
 class RetryBudget:
-    """Tokens that retries cost and successes bring back; safe to share between threads.
-
-    While all calls fail, n calls send at most n + `tokens` requests: 1.2 times as many from the 25th call on. While
-    most succeed, one call in ten may be retried.
-    """
+    """Tokens that retries cost and successes bring back; safe to share between threads. While all calls fail, n of them
+    send at most n + `tokens` requests; while most succeed, one in ten may be retried."""
 
     def __init__(
         self, tokens: float = limits.RETRY_BUDGET_TOKENS, per_success: float = limits.RETRY_BUDGET_PER_SUCCESS
@@ -106,11 +100,7 @@ class RetryBudget:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Number and delays of retries; the defaults and their reasons are in :mod:`cutaway.contract.limits`.
-
-    >>> RetryPolicy(retries=0)                       # no retries
-    >>> RetryPolicy(first_delay_s=0.1, max_delay_s=1)
-    """
+    """Number and delays of retries: ``RetryPolicy(retries=0)`` for none, ``RetryPolicy(first_delay_s=0.1)``."""
 
     retries: int = limits.RETRIES
     first_delay_s: float = limits.RETRY_FIRST_DELAY_S
@@ -194,11 +184,8 @@ class Permit:
 
 class CircuitBreaker:
     """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe. With a
-    `first_reset_s`, these seconds double with each failed probe, from that up to `reset_s`.
-
-    Thread-safe; no lock is held while a call runs. A probe without an outcome expires after another `reset_s`. Outcomes
-    of calls that began before the last change of state are ignored.
-    """
+    `first_reset_s`, these seconds double with each failed probe, from that up to `reset_s`. Thread-safe. A probe
+    without an outcome expires; outcomes of calls from before the last change of state are ignored."""
 
     def __init__(
         self,

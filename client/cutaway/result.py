@@ -46,11 +46,7 @@ class EncodedResult:
         return _SUFFIXES[self._file()[1]][0]
 
     def pil(self) -> Image:
-        """The picture as a PIL image: RGBA, RGB where it is opaque, L for a mask; a ZIP's layers put together.
-
-        Raises:
-            InferenceError: it cannot be decoded.
-        """
+        """The picture: RGBA, RGB where it is opaque, L for a mask; a ZIP's layers put together; or InferenceError."""
         try:
             image, *alphas = (open_checked(part, read_header(part)) for part in _parts(*self._file()))
             image.load()
@@ -66,12 +62,7 @@ class EncodedResult:
         return np.array(image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB"), dtype=np.uint8)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-        """Write the encoded file as it is.
-
-        Raises:
-            ValueError: the name has the extension of another format.
-            FileExistsError: the file exists and `overwrite` is False.
-        """
+        """Write the file; ValueError where the extension is another format's, FileExistsError without `overwrite`."""
         path, (data, form) = Path(path), self._file()
         if path.suffix.lower() not in _SUFFIXES[form]:
             raise ValueError(f"the picture is {form.upper()}: name it {path.stem}{self.extension}, not {path.name}")
@@ -122,10 +113,9 @@ class Cutout(EncodedResult):
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate" or "space"), the id
-    under which the server logged the request, milliseconds from call to answer, the tier (1 for your own server,
-    2 to 4 for hosted models), the server's `url` ("" for hosted models), the tiers that were `tried` and failed before,
-    the number of `requests` to your own servers, retries included, and whether it came from the cache without any."""
+    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate", "space"), the id
+    in the server's log, milliseconds from call to answer, the tier (1 for your own server, 2 to 4 for hosted models), the own
+    server's `url`, the tiers that were `tried` before, and the `requests` to own servers, retries included."""
 
     provider: str
     request_id: str
@@ -193,16 +183,12 @@ class CutResult(Detection):
         return len(self.cutouts)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> list[Path]:
-        """Write the cut-outs and return their paths.
+        """Write the cut-outs and return their paths; errors are those of :meth:`Cutout.save`.
 
         Args:
-            path: a file (a path with a picture's extension: "cutout.png", several become "cutout-0.png",
-                "cutout-1.png", …, numbered by id) or a folder, which is created if needed ("cutouts/cutout.png").
+            path: a file (with a picture's extension: "cutout.png", several become "cutout-0.png", "cutout-1.png", …,
+                numbered by id) or a folder, which is created if needed ("cutouts/cutout.png").
             overwrite: whether existing files are replaced.
-
-        Raises:
-            ValueError: the path has the extension of another format than the cut-outs'.
-            FileExistsError: a file exists and `overwrite` is False.
         """
         path = Path(path)
         if path.is_dir() or not (declared_type(path) or path.suffix.lower() == ".zip"):
@@ -238,15 +224,8 @@ def read_detection(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureH
 
 
 def read_cut(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader | None = None) -> CutResult:
-    """Build a result from a server's outputs. Cut-outs' headers are held against the report, so that none of another
-    size is decoded.
-
-    Args:
-        sent: the header of the picture that was sent, than which the report's may not be larger.
-
-    Raises:
-        InferenceError: outputs are missing or contradict one another.
-    """
+    """A result from a server's outputs, or InferenceError. Cut-outs' headers are held against the report, whose picture
+    may not be larger than the one `sent`, before anything is decoded."""
     boxes, scores, report = _detected(outputs, sent)
     images = outputs.get("images")
     if not isinstance(images, list) or not images or len(images) != len(report.cutouts):

@@ -43,18 +43,9 @@ LATENCY_WEIGHT = 0.2  # of the newest call in the moving average
 
 @dataclass(frozen=True)
 class Health:
-    """The health of a server, from a picture that it processed.
-
-    Attributes:
-        url: the server's address; all of them, with commas, where there are several.
-        server_ready: the server's own readiness.
-        model_ready: the pipeline's, which Triton also reports for a dead process.
-        round_trip_ms: milliseconds of a small picture through the pipeline, or None where it failed.
-        profile, device: the pair of models, such as "nano", and where they run; "" where it failed.
-        error: the failure, or None.
-        servers: one entry per server where a client has several; then the other attributes are those of the quickest
-            healthy one, and `ok` is whether there is one.
-    """
+    """The health of a server, from a picture that it processed: Triton's readiness, the pipeline's (which Triton also
+    reports for a dead process), milliseconds of a small picture through it (None where it failed), the pair of models
+    and their device, and the failure. Where there are several `servers`, the quickest healthy one's."""
 
     url: str
     server_ready: bool = False
@@ -116,12 +107,7 @@ class Servers:
         self, request: InferRequest, deadline: Deadline, retries: Retries, *, nobody_else: bool = False
     ) -> Answer:
         """Try one server after the other until one answers or no retry is left; `nobody_else`: no fallback serves this.
-
-        Raises:
-            InputError: the picture or an option is invalid.
-            ProcessingTimeout: the deadline is exceeded.
-            ServerUnavailable, InferenceError: of the last server; every error's details have the number of "requests".
-        """
+        Errors are the last server's, with the number of "requests" in their details."""
         everybody = untried = self._round()
         failures: dict[Server, CutawayError] = {}
         deadline.check(everybody[0].url)

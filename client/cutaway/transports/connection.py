@@ -65,11 +65,8 @@ class Tls:
 @dataclass(frozen=True)
 class Connection:
     """The address of a server, and what every request to it needs: headers (names in lower case), certificates, and the
-    environment's HTTP proxy. Headers and the proxy are masked, since they have tokens and passwords.
-
-    Raises:
-        ValueError: a header that cannot be sent, certificates for an address without TLS, or a proxy of another kind.
-    """
+    environment's HTTP proxy, masked where they have secrets. ValueError for a header that cannot be sent, certificates
+    without TLS, or a proxy of another kind."""
 
     address: Address
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)

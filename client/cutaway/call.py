@@ -232,6 +232,5 @@ class Call:
         by = (served.provider, self.request_id, elapsed_ms, served.tier, url, served.tried)
         return Origin(*by, self.requests, from_cache)
 
-    def _report(self, by: Origin, n_bytes: int, **more: Any) -> None:
-        facts = ServedFacts(by.provider, by.tier, by.url, by.requests, by.from_cache, by.tried, n_bytes, **more)
-        self.observation.served(facts)
+    def _report(self, origin: Origin, n_bytes: int, **more: Any) -> None:
+        self.observation.served(ServedFacts(**vars(origin), n_bytes=n_bytes, **more))

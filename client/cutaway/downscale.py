@@ -13,9 +13,18 @@ from PIL import Image, ImageFilter
 from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge, TooManyPixels
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
-from cutaway.decode import decode_upright, to_srgb
 from cutaway.drawing import encode_cutout, fill_people, round_box
-from cutaway.inputs import EncodedPicture, ImageInput, encode, encode_lossy, is_pixels, pil_of, read_encoded
+from cutaway.inputs import (
+    EncodedPicture,
+    ImageInput,
+    decode_upright,
+    encode,
+    encode_lossy,
+    is_pixels,
+    pil_of,
+    read_encoded,
+    to_srgb,
+)
 from cutaway.report import Box, Notice
 from cutaway.result import Cutout, CutResult, Detection
 

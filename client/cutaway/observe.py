@@ -13,28 +13,19 @@ from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from cutaway.contract.errors import CutawayError
 from cutaway.contract.options import CutOptions
-
-if TYPE_CHECKING:
-    from cutaway.fallback.chain import Tried
+from cutaway.result import Origin
 
 logger = logging.getLogger("cutaway")
 
 
 @dataclass(frozen=True)
-class ServedFacts:
-    """Who served a call: "triton" (tier 1, at `url`), "huggingface", "replicate" or "space" (2 to 4); `tried` has the
-    tiers that failed before, `n_bytes` is the size of the cut-outs, and `warnings` are the codes of the report's."""
+class ServedFacts(Origin):
+    """The origin of an answer, the size of its cut-outs, and the report's figures and codes of warnings."""
 
-    provider: str
-    tier: int
-    url: str = ""
-    requests: int = 1
-    from_cache: bool = False
-    tried: tuple[Tried, ...] = ()
     n_bytes: int = 0
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     people: int = 0

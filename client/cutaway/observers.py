@@ -22,7 +22,7 @@ class _Record(Unobserved):
     """The events of a call; `facts` has tier 0 where nobody served."""
 
     def __init__(self) -> None:
-        self.facts, self.sent_bytes, self.options = ServedFacts("none", 0), 0, dict[str, str]()
+        self.facts, self.sent_bytes, self.options = ServedFacts("none", tier=0), 0, dict[str, str]()
         self.carried: dict[str, str] = {}
 
     def headers(self) -> Mapping[str, str]:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from cutaway.contract.headers import PictureHeader, picture_format, read_header
-from cutaway.decode import open_checked
-from cutaway.inputs import declared_type
+from cutaway.inputs import declared_type, open_checked
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
 from cutaway.transports.base import Tensor
 from cutaway.transports.failures import malformed
@@ -113,13 +112,13 @@ class Cutout(EncodedResult):
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate", "space"), the id
-    in the server's log, milliseconds from call to answer, the tier (1 for your own server, 2 to 4 for hosted models), the own
-    server's `url`, the tiers that were `tried` before, and the `requests` to own servers, retries included."""
+    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate", "space"), the id in
+    the server's log, milliseconds from call to answer, the tier (1 for your own server, 2 to 4 for hosted models), the
+    own server's `url`, the tiers that were `tried` before, and the `requests` to own servers, retries included."""
 
     provider: str
-    request_id: str
-    elapsed_ms: float
+    request_id: str = ""
+    elapsed_ms: float = 0.0
     tier: int = 1
     url: str = ""
     tried: tuple[Tried, ...] = ()

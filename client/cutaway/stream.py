@@ -248,17 +248,9 @@ class AsyncStream:
         if starts and self._background is not None:
             inputs["background"] = self._background
         wanted = "jpeg" if is_file else "frame"
-        request = InferRequest(
-            STREAM,
-            b"",
-            (wanted, "report"),
-            self._parameters if starts else {},
-            f"frame-{number}",
-            self._settings.timeout_s,
-            inputs=inputs,
-            sequence=SequencePart(self._sequence_id, begins=starts),
-        )
-        outputs = await self._transport.infer(request)
+        parameters, part = self._parameters if starts else {}, SequencePart(self._sequence_id, begins=starts)
+        sent = (STREAM, b"", (wanted, "report"), parameters, f"frame-{number}", self._settings.timeout_s)
+        outputs = await self._transport.infer(InferRequest(*sent, inputs=inputs, sequence=part))
         reports, done = outputs.get("report"), outputs.get(wanted)
         if not isinstance(reports, list) or len(reports) != 1:
             raise malformed("it holds no report")

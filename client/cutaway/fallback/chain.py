@@ -35,7 +35,6 @@ Outputs = Mapping[str, Any]
 Ask = Callable[[Deadline], Awaitable[Outputs]]
 
 DETECT_SHARE = 1 / 3  # share of a hosted tier's time for the server's detection of people
-MATTE = 1  # its key among the factors, each of which has circuit breakers of its own, since it has another model
 
 
 class NobodyServed(ServerUnavailable):
@@ -153,16 +152,11 @@ class Fallback:
     ) -> None:
         self.providers = tuple(providers)
         self._breaker = partial(CircuitBreaker, fail_max=fail_max, reset_s=reset_s, clock=clock)
-        scales = (MATTE, *limits.UPSCALE_SCALES)
-        self._breakers = {scale: tuple(self._breaker() for _ in providers) for scale in scales}
+        self.breakers = tuple(self._breaker() for _ in providers)  # of their mattes; upscaling has another model
+        self._upscale_breakers = tuple(self._breaker() for _ in providers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Fallback, self.providers, **self._breaker.keywords), ()
-
-    @property
-    def breakers(self) -> tuple[CircuitBreaker, ...]:
-        """The circuit breakers of the providers' mattes; upscaling has others."""
-        return self._breakers[MATTE]
 
     async def infer(
         self,
@@ -199,7 +193,9 @@ class Fallback:
             return await run_locally("putting the cut-out together", deadline, compose)
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
-        served = await run_chain(attempts + self._attempts(MATTE, lambda it: partial(matte, it)), deadline)
+        for it, breaker in zip(self.providers, self.breakers, strict=True):
+            attempts.append(Attempt(it.name, it.tier, it.timeout_s, partial(matte, it), breaker, patient=True))
+        served = await run_chain(attempts, deadline)
         if served.tier == 1:
             return served
         outputs, report = served.value
@@ -215,15 +211,12 @@ class Fallback:
             raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
         decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
         picture = await run_locally("decoding the picture", deadline, decode)
-        sent = picture.data, picture.media_type, scale
-        return await run_chain(self._attempts(scale, lambda it: partial(it.upscale, *sent)), deadline)
-
-    def _attempts(self, scale: int, call: Callable[[Provider], Callable[..., Awaitable[Any]]]) -> list[Attempt]:
-        return [
-            Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, patient=True)
-            for it, breaker in zip(self.providers, self._breakers[scale], strict=True)
-            if (it.mattes if scale == MATTE else scale in it.scales)
-        ]
+        attempts = []
+        for it, breaker in zip(self.providers, self._upscale_breakers, strict=True):
+            call = partial(it.upscale, picture.data, picture.media_type, scale)
+            attempts.append(Attempt(it.name, it.tier, it.timeout_s, call, breaker, patient=True))
+        able = [each for each, it in zip(attempts, self.providers, strict=True) if scale in it.scales]
+        return await run_chain(able, deadline)
 
 
 async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:

@@ -198,9 +198,8 @@ class AsyncClient:
             if fallback is None or call.outputs == DETECTION_OUTPUTS:
                 call.served(Served(await infer(call.outputs, call.deadline), "triton", 1))
                 return
-            tiers = {"primary": partial(infer, CUT_OUTPUTS), "detect": partial(infer, DETECTION_OUTPUTS)}
-            known: dict[str, Any] = {"options": call.options, "deadline": call.deadline, **tiers}
-            call.served(await fallback.infer(call.data, call.media_type, **known))
+            known: dict[str, Any] = {"options": call.options, "deadline": call.deadline}
+            call.served(await fallback.infer(call.data, call.media_type, **known, primary=partial(infer, CUT_OUTPUTS)))
 
     async def _computed(self, call: Call, result: Callable[[], T]) -> T:
         if not call.restores:

@@ -17,14 +17,14 @@ from cutaway.contract import limits
 from cutaway.contract.errors import (
     CutawayError,
     InputError,
-    NoPersonDetected,
     RequestCancelled,
     ServerUnavailable,
     invalid_option,
 )
 from cutaway.contract.options import CutOptions
-from cutaway.fallback.answers import LocalTimeout, Upscaled, run_locally
+from cutaway.fallback.answers import Upscaled
 from cutaway.fallback.cutouts import Person, Picture, given_people, outputs_of, prepare
+from cutaway.loop import LocalTimeout, in_thread
 from cutaway.resilience import CircuitBreaker, Clock, Deadline
 
 if TYPE_CHECKING:
@@ -34,15 +34,13 @@ T = TypeVar("T")
 Outputs = Mapping[str, Any]
 Ask = Callable[[Deadline], Awaitable[Outputs]]
 
-DETECT_SHARE = 1 / 3  # share of a hosted tier's time for the server's detection of people
-
 
 class NobodyServed(ServerUnavailable):
     """Every tier failed or was passed over. Details: tried, a list of {provider, tier, code, message, elapsed_ms}."""
 
 
 class NeedsDetection(ServerUnavailable):
-    """Single people were requested and the server does not detect them: a hosted matte does not separate people."""
+    """Single people were requested without boxes: a hosted matte does not separate people."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +164,13 @@ class Fallback:
         options: CutOptions,
         deadline: Deadline,
         primary: Ask | None = None,
-        detect: Ask | None = None,
     ) -> Served[Outputs]:
         """Cut an encoded picture out by the first tier that serves; the outputs are those of the wire contract.
 
-        `primary` requests them from your own server, and `detect` all but "images", which single people need.
+        `primary` requests them from your own server.
 
         Raises:
-            NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
+            NeedsDetection: single people were requested without boxes, and only hosted tiers are left.
             Others as :func:`run_chain`.
         """
         picture: Picture | None = None
@@ -182,15 +179,15 @@ class Fallback:
         async def matte(provider: Provider, turn: Deadline) -> tuple[dict[str, Any], dict[str, Any]]:
             nonlocal picture, people
             if picture is None:
-                decoded = await run_locally("decoding the picture", deadline, partial(prepare, data, media_type))
+                decoded = await in_thread("decoding the picture", deadline, partial(prepare, data, media_type))
                 people = given_people(options, decoded.rgb.size)
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
-                detect_s = min(provider.timeout_s, turn.left_s) * DETECT_SHARE
-                people = await _detected(detect, turn.capped(detect_s), options)
+                action = "Give boxes, such as those of `detect`, or ask for subject people or all."
+                raise NeedsDetection("Hosted models do not tell people apart.", user_action=action)
             made = await provider.matte(picture.data, picture.media_type, turn)
             compose = partial(outputs_of, picture, made, options, people, deadline)
-            return await run_locally("putting the cut-out together", deadline, compose)
+            return await in_thread("putting the cut-out together", deadline, compose)
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
         for it, breaker in zip(self.providers, self.breakers, strict=True):
@@ -210,29 +207,10 @@ class Fallback:
         if scale not in limits.UPSCALE_SCALES:
             raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
         decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
-        picture = await run_locally("decoding the picture", deadline, decode)
+        picture = await in_thread("decoding the picture", deadline, decode)
         attempts = []
         for it, breaker in zip(self.providers, self._upscale_breakers, strict=True):
             call = partial(it.upscale, picture.data, picture.media_type, scale)
             attempts.append(Attempt(it.name, it.tier, it.timeout_s, call, breaker, patient=True))
         able = [each for each, it in zip(attempts, self.providers, strict=True) if scale in it.scales]
         return await run_chain(able, deadline)
-
-
-async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:
-    action = "Give boxes, or ask for subject people or all; or try again when the server is back."
-    needed = NeedsDetection("Hosted models do not tell people apart, and no server does.", user_action=action)
-    if detect is None:
-        raise needed
-    try:
-        outputs = await detect(turn)
-    except (InputError, RequestCancelled):
-        raise
-    except CutawayError as error:
-        raise needed from error
-    ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]  # `select` is applied already
-    people = list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))
-    if not people:
-        details = {"min_confidence": options.min_confidence, "tips": []}
-        raise NoPersonDetected("Nobody was found in the picture.", details=details)
-    return people

@@ -22,8 +22,7 @@ from runtime.compose import CHECKOUT
 from runtime.server import Server
 
 LOOPBACK = "127.0.0.1"
-START_TIMEOUT_S = 300.0
-"""rembg's imports alone take a minute where their compiled functions are not cached yet."""
+START_TIMEOUT_S = 300.0  # rembg's imports alone take a minute where their compiled functions are not cached yet
 REQUEST_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 20.0
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=64)

@@ -176,10 +176,8 @@ def invalid_option(name: str, value: object, allowed: str, message: str = "") ->
 
 
 def from_json(text: str, *, request_id: str = "") -> CutawayError | None:
-    """The typed error in a server's message, or None where the text holds no error form.
-
-    Triton may add text before the form, which begins at the first ``{``. An unknown code is an :class:`InferenceError`.
-    """
+    """The typed error in a server's message, or None where the text holds no error form, which begins at the first
+    ``{``. An unknown code is an :class:`InferenceError`."""
     try:
         form, _ = json.JSONDecoder().raw_decode(text[text.index("{") :])
     except (ValueError, RecursionError):

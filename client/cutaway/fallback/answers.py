@@ -138,10 +138,7 @@ def _header(data: bytes, provider: str) -> PictureHeader:
 
 def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np.uint8]:
     """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent; a
-    square one, as many models return, is stretched back.
-
-    Raises:
-        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture.
+    square one, as many models return, is stretched back. InvalidAnswer where it is neither, or of another aspect ratio.
     """
     from PIL import Image
 

@@ -14,8 +14,7 @@ from cutaway.fallback.answers import decode_base64, form_of, invalid, parse_json
 from cutaway.fallback.base import BRIA_LICENCE, Model, Provider, ProviderKeywords, model_of
 from cutaway.fallback.requests import Request, media_type
 
-MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")
-"""Labels of the matte in an answer with several segments, in order of preference."""
+MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")  # of the matte among several segments, best first
 
 _MODELS = (
     Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),

@@ -56,8 +56,6 @@ def _is_pair(value: object, least: float, most: float) -> bool:
 class Placement:
     """Position and size of cut-outs, or InvalidOption. Several are placed as a group, with their distances kept.
 
-        Placement(anchor="bottom", scale=0.8)          # at the bottom, 80 % as high as the canvas
-
     Attributes:
         anchor: corner, edge ("bottom": its middle) or "center" of the canvas for their box. None keeps their position;
             on a canvas of another shape height and distance from the bottom keep their share of the canvas, and a side

@@ -117,10 +117,6 @@ def iterate(generator: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         run(close())
 
 
-class LocalTimeout(ProcessingTimeout):
-    """Work on this machine (decoding, composing) exceeded the deadline: no server failed."""
-
-
 async def in_thread(doing: str, deadline: Deadline | None, work: Callable[[], T]) -> T:
     """The work's result, from a daemon thread that is abandoned at the deadline, since a read may never end.
 
@@ -144,7 +140,7 @@ async def in_thread(doing: str, deadline: Deadline | None, work: Callable[[], T]
         if deadline is None or not scope.expired():
             raise
         details = {"elapsed_seconds": round(deadline.elapsed_s, 3)}
-        raise LocalTimeout(f"The {deadline.budget_s:.1f} s were over while {doing}.", details=details) from None
+        raise ProcessingTimeout(f"The {deadline.budget_s:.1f} s were over while {doing}.", details=details) from None
 
 
 def running() -> asyncio.AbstractEventLoop:

@@ -169,8 +169,7 @@ class InferenceError(ServiceError, RuntimeError, code="INFERENCE_ERROR"):
 
 def invalid_option(name: str, value: object, allowed: str, message: str = "") -> InvalidOption:
     """The error for an argument `name` that cannot have this value; `allowed` says in words what it can have."""
-    text = str(value)
-    shown = text if len(text) <= 200 else text[:200] + "…"
+    shown = str(value)[:200]
     message = message or f"{name} cannot be {shown!r}: allowed is {allowed}."
     return InvalidOption(message, details={"name": name, "value": shown, "allowed": allowed})
 

@@ -212,8 +212,7 @@ def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
         )
 
 
-# ---------------------------------------------------------------------------- one parser per format
-# Each returns the header and whether the file is complete, as far as a cheap check shows.
+# One parser per format. Each returns the header and whether the file is complete, as far as a cheap check shows.
 
 
 def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:

@@ -61,8 +61,7 @@ CLIENT_THREADS = 32  # for pictures that are read, checked and composed: as many
 
 DETECTOR_SIDE_PX = 640
 MODEL_MAX_BATCH = 8
-PERSON_CLASS = 0
-"""Index of "person" among the 80 COCO classes of YOLOv8."""
+PERSON_CLASS = 0  # index of "person" among the 80 COCO classes of YOLOv8
 
 # --------------------------------------------------------------------------------------------------- options
 
@@ -269,15 +268,13 @@ STREAM_RESULTS_KEPT = 8
 
 STREAM_STATISTICS_FRAMES = 300  # window of the rates and latencies, in frames: ten seconds of a webcam's
 
-# -------------------------------------------------------------------------------------------------------- cache
+# ---------------------------------------------------------------------------------- cache, compositing, metrics
 
 CACHE_MAX_BYTES = 1024 * MIB
 """An answer is about a megabyte: room for a thousand pictures, on any disk that holds pictures at all."""
 
 CACHE_RESULTS_MAX_AGE_S = 3 * 86400.0
 """Models and a server's settings change; whoever asks again after three days wants what they make of it now."""
-
-# ------------------------------------------------------------------------------------------------- compositing
 
 COMPOSITE_LIMITS = InputLimits(min_side_px=1)
 """What a composite may measure: as much as a picture that is sent, and as little as one pixel."""
@@ -292,8 +289,6 @@ MATCH_MAX_LIGHTNESS = 25.0
 MATCH_MAX_TINT = 10.0
 MATCH_MAX_CONTRAST = 1.15
 """How far a full colour match moves the mean, in levels of 255, and the spread at most: further, skin looks sick."""
-
-# ------------------------------------------------------------------------------------------------ observability
 
 METRIC_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """From an answer out of the cache to the deadline of a call with fallback; 30 is a server's own limit."""

@@ -10,8 +10,9 @@ import base64
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -20,6 +21,10 @@ from numpy.typing import NDArray
 from cutaway.contract import errors, limits
 from cutaway.contract.headers import PictureHeader, check_picture
 from cutaway.decode import open_checked
+from cutaway.loop import in_thread
+from cutaway.resilience import Deadline
+
+T = TypeVar("T")
 
 # Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat.
 _PX = (4 * 2560, 4 * 1440, 16 * 2560 * 1440, 1)
@@ -61,6 +66,10 @@ class InvalidAnswer(errors.InferenceError):
     """The model failed, or its answer is damaged, too large, of another type or size. Details: provider."""
 
     retry = False
+
+
+class LocalTimeout(errors.ProcessingTimeout):
+    """Decoding or composing on this machine exceeded the deadline: no tier failed."""
 
 
 BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
@@ -171,3 +180,11 @@ def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider:
     if max(abs(got[0] - wanted[0]), abs(got[1] - wanted[1])) > scale:
         raise invalid(provider, "{}×{} pixels where {}×{} were asked for".format(*got, *wanted))
     return header
+
+
+async def run_locally(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The result of work in a thread; LocalTimeout where it exceeds the deadline."""
+    try:
+        return await in_thread(doing, deadline, work)
+    except errors.ProcessingTimeout as error:
+        raise LocalTimeout(error.message, details=error.details) from None

@@ -18,7 +18,6 @@ from cutaway.contract.headers import check_picture
 from cutaway.fallback import answers
 from cutaway.fallback.answers import Matte, ProviderRefused, ProviderUnavailable, Upscaled, form_of
 from cutaway.fallback.requests import Request, Secret, check_base_url
-from cutaway.loop import in_thread
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy, parse_retry_after
 
 QUOTED_CHARS = 200  # of a provider's own message
@@ -120,7 +119,7 @@ class Provider(ABC):
             answer = await self._serve(request, data, media_type)
         # The answer is there and paid for, so that only the overall deadline counts from here.
         read = partial(answers.alpha_of, answer, (header.width_px, header.height_px), self.name)
-        alpha = await in_thread(f"reading {self.name}'s answer", request.overall, read)
+        alpha = await answers.run_locally(f"reading {self.name}'s answer", request.overall, read)
         return Matte(alpha=alpha, **self._facts(request))
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:

@@ -22,9 +22,8 @@ from cutaway.contract.errors import (
     invalid_option,
 )
 from cutaway.contract.options import CutOptions
-from cutaway.fallback.answers import Upscaled
+from cutaway.fallback.answers import LocalTimeout, Upscaled, run_locally
 from cutaway.fallback.cutouts import Person, Picture, given_people, outputs_of, prepare
-from cutaway.loop import LocalTimeout, in_thread
 from cutaway.resilience import CircuitBreaker, Clock, Deadline
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ class Fallback:
         async def matte(provider: Provider, turn: Deadline) -> tuple[dict[str, Any], dict[str, Any]]:
             nonlocal picture, people
             if picture is None:
-                decoded = await in_thread("decoding the picture", deadline, partial(prepare, data, media_type))
+                decoded = await run_locally("decoding the picture", deadline, partial(prepare, data, media_type))
                 people = given_people(options, decoded.rgb.size)
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
@@ -187,7 +186,7 @@ class Fallback:
                 raise NeedsDetection("Hosted models do not tell people apart.", user_action=action)
             made = await provider.matte(picture.data, picture.media_type, turn)
             compose = partial(outputs_of, picture, made, options, people, deadline)
-            return await in_thread("putting the cut-out together", deadline, compose)
+            return await run_locally("putting the cut-out together", deadline, compose)
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
         for it, breaker in zip(self.providers, self.breakers, strict=True):
@@ -207,7 +206,7 @@ class Fallback:
         if scale not in limits.UPSCALE_SCALES:
             raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
         decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
-        picture = await in_thread("decoding the picture", deadline, decode)
+        picture = await run_locally("decoding the picture", deadline, decode)
         attempts = []
         for it, breaker in zip(self.providers, self._upscale_breakers, strict=True):
             call = partial(it.upscale, picture.data, picture.media_type, scale)

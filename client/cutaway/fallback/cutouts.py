@@ -1,6 +1,5 @@
 """A hosted matte of the foreground → the answer of a Cutaway server: cut-outs, boxes, scores, and a report. What a
-server does and hosted models do not is a warning or an error, never silently something else.
-"""
+server does and hosted models do not is a warning or an error, never silently something else."""
 
 from __future__ import annotations
 

@@ -47,8 +47,6 @@ class Replicate(Provider):
         inputs: sent beside the picture, over what the model brings.
         upscale_model: takes ``image`` and ``scale``; None for no upscaling.
         settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 30 by default.
-
-    >>> Replicate("owner/name:0123…", inputs={"threshold": 0.1})
     """
 
     name = "replicate"

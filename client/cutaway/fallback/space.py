@@ -32,8 +32,6 @@ class Space(Provider):
         fn: the API name of the app's function that takes a picture and `arguments` and mattes.
         model: the app's model and licence.
         settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
-
-    >>> Space(base_url="http://localhost:7860", fn="image")
     """
 
     name = "space"

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from cutaway.contract.errors import *
     from cutaway.contract.limits import InputLimits, Tier
     from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
-    from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
     from cutaway.loop import Cancel
     from cutaway.many import Outcome
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
+    from cutaway.servers import Health
     from cutaway.stream import AsyncStream, Stream, StreamFrame, StreamStatistics
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
@@ -41,13 +41,13 @@ _NAMES = {
     "client": "Client",
     "contract.limits": "InputLimits Tier",
     "fallback": "Fallback NeedsDetection NobodyServed Tried",
-    "health": "Health",
     "inputs": "LossyEncodingWarning",
     "loop": "Cancel",
     "many": "Outcome",
     "report": "Notice Report",
     "resilience": "RetryPolicy",
     "result": "CutResult Cutout Detection UpscaleResult",
+    "servers": "Health",
     "stream": "AsyncStream Stream StreamFrame StreamStatistics",
     "transports.base": "ModelInfo",
     "transports.connection": "InsecureTokenWarning Tls",

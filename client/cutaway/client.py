@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from cutaway import loop
 from cutaway.async_client import AsyncClient
 from cutaway.call import CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords
-from cutaway.contract.limits import CUT_MANY_JOBS, DEFAULT_URL
-from cutaway.contract.options import OptionKeywords
-from cutaway.health import Health
+from cutaway.contract.limits import DEFAULT_URL
 from cutaway.inputs import ImageInput
 from cutaway.loop import Cancel
-from cutaway.many import Outcome, Progress
+from cutaway.many import ManyKeywords, Outcome
 from cutaway.result import CutResult, Detection, UpscaleResult
+from cutaway.servers import Health
 from cutaway.transports.base import ModelInfo
 
 if TYPE_CHECKING:
@@ -35,17 +34,15 @@ class Client:
     Args:
         urls: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS. Calls go round robin
             over several equal servers; one that fails repeatedly is left out until a probe succeeds.
-        timeout_s: seconds that a call may take in all, retries and fallback included, unless the call says otherwise;
-            30, or 60 with a fallback.
-        token: sent as ``Authorization: Bearer …``; ``$CUTAWAY_TOKEN`` where None.
-        api_key: sent as ``X-API-Key``; ``$CUTAWAY_API_KEY`` where None.
+        timeout_s: seconds that a call may take in all, retries and fallback included; 30, or 60 with a fallback.
+        token, api_key: sent as ``Authorization: Bearer …`` and ``X-API-Key``; ``$CUTAWAY_TOKEN`` and
+            ``$CUTAWAY_API_KEY`` where None.
         headers: sent with every request, as HTTP headers or gRPC metadata.
         tls: own certificate authority, client certificate.
         retry: how often and after which waits failed requests are sent again; ``RetryPolicy(retries=0)`` for never.
         fallback: hosted models that are tried, in order, where none of your servers serves; they get the picture.
         cache: has answers of earlier calls with the same picture and options.
         observers: get the events of every call, such as :class:`cutaway.observers.OpenTelemetry`.
-        verify: decode pictures wholly before they are sent, to find damage here rather than at the server.
         strict: refuse a picture whose name or declared type disagrees with its bytes, instead of a warning.
         fit: send a smaller copy of a picture over the limits, and put the alpha that comes back onto the original at
             its full size, with a warning; a composite is of the copy. Off, such a picture is refused.
@@ -60,15 +57,7 @@ class Client:
 
     def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
         self._client = AsyncClient(urls, **given)
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return self._client.urls
-
-    @property
-    def timeout_s(self) -> float:
-        """Seconds that a call may take, unless it says otherwise."""
-        return self._client.timeout_s
+        self.urls = self._client.urls
 
     def __repr__(self) -> str:
         return f"<cutaway.Client {', '.join(self.urls)}>"
@@ -90,8 +79,7 @@ class Client:
             image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a binary file object, a data URI, a PIL
                 image, or an HWC uint8 [0, 255] array (RGB or RGBA).
             cancel: cancels the call from another thread, and its request at the server.
-            media_type: the declared type of bytes, such as "image/png"; a mismatch is a warning, or with
-                `strict` an error.
+            media_type: the declared type of bytes, such as "image/png".
             timeout_s: seconds for the whole call; the client's where None.
             request_id: for the server's log, up to 128 printable ASCII characters; random where None.
             given: also the options, see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.
@@ -107,17 +95,7 @@ class Client:
         """
         return loop.run(self._client.cut(image, **given), cancel)
 
-    def cut_many(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        jobs: int = CUT_MANY_JOBS,
-        ordered: bool = False,
-        progress: Progress | None = None,
-        timeout_s: float | None = None,
-        cancel: Cancel | None = None,
-        **options: Unpack[OptionKeywords],
-    ) -> Generator[Outcome, None, None]:
+    def cut_many(self, images: Iterable[ImageInput], **given: Unpack[ManyKeywords]) -> Generator[Outcome, None, None]:
         """Cut many pictures out, several at a time; one failure does not end the rest.
 
             for outcome in client.cut_many(Path("in").glob("*.jpg"), jobs=8):
@@ -127,13 +105,13 @@ class Client:
         Args:
             images: pictures as :meth:`cut` takes them, read lazily in other threads, since an iterator may block. Its
                 exception is raised after the outcomes before it.
-            jobs: pictures in flight at once.
+            jobs: pictures in flight at once; 4 where not given.
             ordered: outcomes in the order of the pictures instead of in that of completion.
             progress: called, in the client's thread, with the number of finished pictures and the total (None where
                 `images` has no length).
             timeout_s: seconds for each picture.
             cancel: cancels pictures in flight, and ends the iteration.
-            options: as in :meth:`cut`.
+            given: also the options, as in :meth:`cut`.
 
         Returns:
             An iterator of outcomes. Closing it, or leaving the loop, cancels those in flight.
@@ -142,14 +120,7 @@ class Client:
             ValueError: `jobs` is below 1.
             TypeError: `images` is one picture.
         """
-        how: dict[str, Any] = {
-            "jobs": jobs,
-            "ordered": ordered,
-            "progress": progress,
-            "timeout_s": timeout_s,
-            "cancel": cancel,
-        }
-        return loop.iterate(self._client.cut_many(images, **how, **options))
+        return loop.iterate(self._client.cut_many(images, **given))
 
     def detect(self, image: ImageInput, *, cancel: Cancel | None = None, **given: Unpack[CutKeywords]) -> Detection:
         """Find people without cutting them out: quicker, since no matte is computed.

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageCms
 
 from cutaway.contract import png
 from cutaway.contract.errors import CorruptImage, InputError
 from cutaway.contract.headers import PictureHeader
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
 
 # EXIF orientation → the transposition that undoes it, as `PIL.Image.Transpose` numbers them.
 _TURNS: dict[int, Any] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -31,15 +29,9 @@ def damage_is_corrupt(what: str) -> Iterator[None]:
         raise CorruptImage(f"The {what} cannot be decoded.") from error
 
 
-def open_checked(data: bytes, header: PictureHeader) -> PILImage:
-    """Open a file whose header passed our limits. `Image.open` would hold it against Pillow's own bound as well, a
-    global below `limits.FIT_LIMITS`, so the format's reader is called directly.
-
-    Raises:
-        CorruptImage: the decoder finds another size than the header check.
-    """
-    from PIL import Image
-
+def open_checked(data: bytes, header: PictureHeader) -> Image.Image:
+    """Open a file whose header passed the checks; CorruptImage where the decoder finds another size. `Image.open` would
+    also apply Pillow's own bound, a global below `limits.FIT_LIMITS`: the format's reader is called directly."""
     Image.preinit()
     if header.format.upper() not in Image.OPEN:
         Image.init()
@@ -47,13 +39,13 @@ def open_checked(data: bytes, header: PictureHeader) -> PILImage:
         data = png.readable(data)[0]
     if header.end_bytes is not None:
         data = data[: header.end_bytes] + b"\xff\xd9"
-    image: PILImage = Image.OPEN[header.format.upper()][0](io.BytesIO(data), "")
+    image: Image.Image = Image.OPEN[header.format.upper()][0](io.BytesIO(data), "")
     if image.size != (header.width_px, header.height_px):
         raise CorruptImage("The file's headers disagree about its size.")
     return image
 
 
-def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
+def decode_upright(data: bytes, header: PictureHeader) -> Image.Image:
     """RGB, or RGBA where the picture is transparent somewhere; upright by its EXIF orientation, in sRGB; or
     CorruptImage."""
     with damage_is_corrupt(header.format.upper()), open_checked(data, header) as image:
@@ -61,10 +53,8 @@ def decode_upright(data: bytes, header: PictureHeader) -> PILImage:
         return to_srgb(turn_upright(image))
 
 
-def orientation_of(image: PILImage) -> int:
+def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is no valid one. XMP's is ignored, as by browsers and the server."""
-    from PIL import Image
-
     exif = Image.Exif()
     try:
         if image.info.get("exif"):
@@ -77,16 +67,14 @@ def orientation_of(image: PILImage) -> int:
     return found if found in _TURNS else 1
 
 
-def turn_upright(image: PILImage) -> PILImage:
+def turn_upright(image: Image.Image) -> Image.Image:
     """The image turned by its EXIF orientation; the same object where it is upright."""
     turn = _TURNS.get(orientation_of(image))
     return image if turn is None else image.transpose(turn)
 
 
-def to_srgb(image: PILImage) -> PILImage:
+def to_srgb(image: Image.Image) -> Image.Image:
     """A copy in sRGB without metadata: RGB, or RGBA where the picture is transparent somewhere."""
-    from PIL import Image, ImageCms
-
     profile, alpha, found = image.info.get("icc_profile"), None, None
     if image.mode.startswith("I"):
         values = np.asarray(image.convert("I"), dtype=np.int64)

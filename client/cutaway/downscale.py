@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge, TooManyPixels
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
 from cutaway.decode import decode_upright, to_srgb
 from cutaway.drawing import encode_cutout, fill_people, round_box
-from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
+from cutaway.inputs import EncodedPicture, ImageInput, encode, encode_lossy, is_pixels, pil_of, read_encoded
 from cutaway.report import Box, Notice
 from cutaway.result import Cutout, CutResult, Detection
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-    from cutaway.inputs import ImageInput
 
 ResultT = TypeVar("ResultT", CutResult, Detection)
 
@@ -30,23 +26,18 @@ SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to th
 
 
 def downscale(
-    image: ImageInput | EncodedPicture,
+    image: ImageInput,
     *,
     media_type: str | None = None,
     limits: InputLimits = INPUT_LIMITS,
-    verify: bool = False,
     strict: bool = False,
 ) -> Fitted:
-    """As :func:`cutaway.inputs.encode`, but of a picture with too many pixels or bytes a smaller copy is encoded.
-
-    Raises:
-        OSError, TypeError, InputError: see there; the sizes that are refused are those of `limits.FIT_LIMITS`.
-    """
-    if not is_pixels(image) and not isinstance(image, EncodedPicture):
+    """As :func:`cutaway.inputs.encode`, but a smaller copy of a picture over the limits, up to `limits.FIT_LIMITS`."""
+    if not is_pixels(image):
         image, declared = read_encoded(image, FIT_LIMITS.max_file_bytes)
         media_type = media_type or declared
     try:
-        return Fitted(encode(image, media_type=media_type, limits=limits, verify=verify, strict=strict))
+        return Fitted(encode(image, media_type=media_type, limits=limits, strict=strict))
     except (FileTooLarge, ResolutionTooLarge, TooManyPixels) as error:
         refusal: InputError = error
     bounds = replace(FIT_LIMITS, max_decompression_ratio=limits.max_decompression_ratio)
@@ -63,9 +54,7 @@ def downscale(
     return Fitted(replace(copy, warnings=(*warnings, notice)), original)
 
 
-def _copy(original: PILImage, limits: InputLimits, refusal: InputError) -> EncodedPicture:
-    from PIL import Image
-
+def _copy(original: Image.Image, limits: InputLimits, refusal: InputError) -> EncodedPicture:
     long, short = max(original.size), min(original.size)
     scale = min(1, limits.max_long_side_px / long, limits.max_short_side_px / short)
     scale = min(scale, math.sqrt(limits.max_pixels / (long * short)))
@@ -84,7 +73,7 @@ class Fitted:
     sRGB; None where the picture is sent as it is."""
 
     picture: EncodedPicture
-    original: PILImage | None = None
+    original: Image.Image | None = None
 
     @property
     def scale_xy(self) -> tuple[float, float]:
@@ -112,12 +101,8 @@ class Fitted:
         return scaled | {"background": "transparent"}
 
     def restore(self, result: ResultT, options: CutOptions) -> ResultT:
-        """The answer for the copy as one for the original: full-size cut-outs, boxes and frames in its pixels. The
-        report's `raw` stays as the server sent it. `options` are the caller's, in pixels of the original.
-
-        Raises:
-            InferenceError: a cut-out cannot be decoded.
-        """
+        """The answer for the copy as one for the original, with the caller's `options`; the report's `raw` stays.
+        InferenceError where a cut-out cannot be decoded."""
         if self.original is None:
             return result
         made = [self._cutout(cutout, options) for cutout in getattr(result, "cutouts", ())]
@@ -138,8 +123,6 @@ class Fitted:
         return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
     def _cutout(self, cutout: Cutout, options: CutOptions) -> tuple[Cutout, tuple[int, int]]:
-        from PIL import Image, ImageFilter
-
         assert self.original is not None
         frame = round_box(self._box(cutout.frame))
         size = frame[2] - frame[0], frame[3] - frame[1]

@@ -38,8 +38,7 @@ class Cancel:
         signal.signal(signal.SIGTERM, lambda *_: cancel.cancel())
         client.cut("photo.jpg", cancel=cancel)  # raises RequestCancelled at once, and the server stops working on it
 
-    One may be given to any number of calls, in any thread, and is used once. It has no lock, because a signal handler
-    would deadlock on one that its own thread holds; operations on the dictionary are atomic.
+    One serves any number of calls, in any thread, once. It has no lock, on which a signal handler would deadlock.
     """
 
     def __init__(self) -> None:
@@ -63,10 +62,8 @@ class Cancel:
 
 
 def run(coroutine: Coroutine[Any, Any, T], cancel: Cancel | None = None) -> T:
-    """The coroutine's result, from a task in the loop thread that has a copy of the caller's context variables.
-
-    `cancel` cancels the task, with RequestCancelled; so does a KeyboardInterrupt here.
-    """
+    """The coroutine's result, from a task in the loop thread that has a copy of the caller's context variables;
+    RequestCancelled where `cancel` cancels it. A KeyboardInterrupt here cancels it, too."""
     try:
         loop = running()
     except RuntimeError:
@@ -118,10 +115,8 @@ def iterate(generator: AsyncGenerator[T, None]) -> Generator[T, None, None]:
 
 
 async def in_thread(doing: str, deadline: Deadline | None, work: Callable[[], T]) -> T:
-    """The work's result, from a daemon thread that is abandoned at the deadline, since a read may never end.
-
-    Not asyncio's executor: it is everybody's, and the end of the loop waits for its threads.
-    """
+    """The work's result, from a daemon thread that is abandoned at the deadline, since a read may never end; not from
+    asyncio's executor, for whose threads the end of the loop waits."""
     ended: Future[T] = Future()
     ended.set_running_or_notify_cancel()  # so that nobody who has gone cancels it
 

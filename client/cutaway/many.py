@@ -10,6 +10,8 @@ from os import PathLike
 from typing import Any, TypeAlias
 
 from cutaway.contract.errors import RequestCancelled
+from cutaway.contract.limits import CUT_MANY_JOBS
+from cutaway.contract.options import OptionKeywords
 from cutaway.inputs import ImageInput
 from cutaway.loop import CANCELLED, Cancel, in_thread
 from cutaway.result import CutResult
@@ -18,6 +20,16 @@ Cut: TypeAlias = Callable[[ImageInput], Awaitable[CutResult]]
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the number of finished pictures, failed ones included, and the total (None where unknown)."""
 _END = object()
+
+
+class ManyKeywords(OptionKeywords, total=False):
+    """The keyword arguments of :meth:`cutaway.Client.cut_many`."""
+
+    jobs: int
+    ordered: bool
+    progress: Progress | None
+    timeout_s: float | None
+    cancel: Cancel | None
 
 
 @dataclass(frozen=True)
@@ -45,16 +57,13 @@ async def run_many(
     cut: Cut,
     images: Iterable[ImageInput] | AsyncIterable[ImageInput],
     *,
-    jobs: int,
-    ordered: bool,
+    jobs: int = CUT_MANY_JOBS,
+    ordered: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> AsyncGenerator[Outcome, None]:
-    """Cut at most `jobs` pictures at once, and yield outcomes; closing the generator cancels what is in flight.
-
-    Pictures are taken lazily, at most 2 x `jobs` ahead, and from an iterable, which may block, in threads. At `cancel`
-    those in flight fail with RequestCancelled, and no further one is taken.
-    """
+    """Cut at most `jobs` pictures at once, taken lazily, at most 2 x `jobs` ahead; closing the generator cancels those
+    in flight. At `cancel` they fail with RequestCancelled, and no further one is taken."""
     total, done, cancel = _length(images), 0, cancel or Cancel()
     ahead, running = asyncio.Semaphore(2 * jobs), asyncio.Semaphore(jobs)
     finished: asyncio.Queue[Outcome | None] = asyncio.Queue()

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-import weakref
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from cutaway.fallback.chain import Tried
 
 logger = logging.getLogger("cutaway")
-_reported: weakref.WeakSet[Any] = weakref.WeakSet()  # observers whose failure was logged
 
 
 @dataclass(frozen=True)
@@ -122,20 +120,15 @@ class _Call(Unobserved):
 
 @contextmanager
 def _log_failure(observer: Observer, *, besides: BaseException | None = None) -> Iterator[None]:
-    """Suppress an observer's exception, and log its first one; `besides` is the call's own error."""
+    """Log an observer's exception instead of raising it; `besides` is the call's own error."""
     try:
         yield
     except Exception as error:
-        if error is besides:
-            return
-        with suppress(TypeError):  # neither hashable nor weakly referable: logged each time
-            if observer in _reported:
-                return
-            _reported.add(observer)
-        # Without the chain of errors, which may name a caller's file.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        words = "the observer %s failed with %s; calls go on, and this is logged once\n%s"
-        logger.warning(words, type(observer).__name__, type(error).__name__, where)
+        if error is not besides:
+            # Without the messages of errors, which may name a caller's file.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            words = "the observer %s failed with %s\n%s"
+            logger.warning(words, type(observer).__name__, type(error).__name__, where)
 
 
 def code_of(error: BaseException | None) -> str:
@@ -143,9 +136,3 @@ def code_of(error: BaseException | None) -> str:
     if isinstance(error, CutawayError):
         return error.code
     return {type(None): "OK", CancelledError: "CANCELLED"}.get(type(error), type(error).__name__)
-
-
-def requests_of(error: BaseException | None) -> int:
-    """The number of requests that a failed call sent to own servers, from the error's details; 0 where unknown."""
-    requests = error.details.get("requests") if isinstance(error, CutawayError) else None
-    return requests if isinstance(requests, int) else 0

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cutaway import __version__
-from cutaway.contract.errors import ServiceError
 from cutaway.contract.limits import METRIC_BUCKETS_S
 from cutaway.contract.options import CutOptions
-from cutaway.observe import Observation, ServedFacts, Unobserved, code_of, requests_of
+from cutaway.observe import Observation, ServedFacts, Unobserved, code_of
 from cutaway.transports.base import parse_address
 
 if TYPE_CHECKING:
@@ -39,9 +38,8 @@ class _Record(Unobserved):
 class OpenTelemetry:
     """A CLIENT span ``cutaway.<operation>`` of every call; needs ``pip install 'cutaway[otel]'``, the API alone.
 
-    The span's context is sent to your own servers, not to hosted models; a Triton started with
-    ``--trace-config mode=opentelemetry`` continues it. Attributes are OpenTelemetry's ``server.address``,
-    ``server.port`` and ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
+    The span's context is sent to your own servers, not to hosted models. Attributes are ``server.address``,
+    ``server.port``, ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
 
     Args:
         tracer_provider: the global one where None.
@@ -73,10 +71,6 @@ class OpenTelemetry:
             try:
                 yield record
             except BaseException as error:
-                event = {"exception.type": f"{type(error).__module__}.{type(error).__qualname__}"}
-                if isinstance(error, ServiceError):  # about servers; other messages may name files
-                    event["exception.message"] = error.message
-                span.add_event("exception", event)
                 span.set_attribute("error.type", code_of(error))
                 span.set_status(trace.Status(trace.StatusCode.ERROR, code_of(error)))
                 raise
@@ -103,7 +97,7 @@ class Prometheus:
     or "none" where nobody served.
 
     Raises:
-        ValueError: the registry has these metrics already: make one and give it to all clients.
+        ValueError: the registry has these metrics already: make one Prometheus() and give it to all clients.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -116,19 +110,15 @@ class Prometheus:
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return prometheus.Counter(f"cutaway_{name}", help_text, ["operation", *labels], registry=registry)
 
-        try:
-            self._calls = counter("calls", "Calls that ended, by outcome.", "provider", "code")
-            self._sent = counter("sent_bytes", "Bytes of the pictures.")
-            self._received = counter("received_bytes", "Bytes of the cut-outs.")
-            self._fallbacks = counter("fallbacks", "Calls that a hosted tier served.", "provider", "tier")
-            self._retries = counter("retries", "Requests to own servers that were retries.")
-            what = ("cutaway_call_seconds", "Seconds from a call to its end.", ["operation", "provider"])
-            self._seconds = prometheus.Histogram(*what, buckets=METRIC_BUCKETS_S, registry=registry)
-            what = ("cutaway_calls_in_progress", "Calls in progress.", ["operation"])
-            self._in_progress = prometheus.Gauge(*what, multiprocess_mode="livesum", registry=registry)
-        except ValueError as error:
-            message = "this registry has Cutaway's metrics already: make one Prometheus() and give it to all clients"
-            raise ValueError(message) from error
+        self._calls = counter("calls", "Calls that ended, by outcome.", "provider", "code")
+        self._sent = counter("sent_bytes", "Bytes of the pictures.")
+        self._received = counter("received_bytes", "Bytes of the cut-outs.")
+        self._fallbacks = counter("fallbacks", "Calls that a hosted tier served.", "provider", "tier")
+        self._retries = counter("retries", "Requests to own servers that were retries.")
+        what = ("cutaway_call_seconds", "Seconds from a call to its end.", ["operation", "provider"])
+        self._seconds = prometheus.Histogram(*what, buckets=METRIC_BUCKETS_S, registry=registry)
+        what = ("cutaway_calls_in_progress", "Calls in progress.", ["operation"])
+        self._in_progress = prometheus.Gauge(*what, multiprocess_mode="livesum", registry=registry)
 
     @contextmanager
     def call(self, operation: str, request_id: str) -> Iterator[Observation]:  # noqa: ARG002
@@ -138,7 +128,7 @@ class Prometheus:
             try:
                 yield record
             except BaseException as error:
-                code, requests = code_of(error), requests_of(error)
+                code, requests = code_of(error), getattr(error, "details", {}).get("requests", 0)
                 raise
             finally:
                 facts = record.facts

@@ -1,9 +1,6 @@
 """Deadlines, retries, the retry budget and the circuit breaker; the numbers and their reasons are in `contract.limits`.
 
-Retried are errors that can pass (unavailable, overloaded, 408, 409, 429, 5xx), with exponential back-off, the server's
-``Retry-After`` up to a maximum, and a budget that bounds the load on a service that is down. Tenacity has no budget and
-no clock to inject; without them it would replace the dozen lines of :meth:`Retries.delay_s`. Pybreaker has neither
-asyncio nor a clock to inject, and holds a lock during the half-open call.
+Tenacity has no retry budget and no clock to inject; pybreaker has no asyncio, and locks during the half-open call.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 
 Clock = Callable[[], float]
+State = Literal["closed", "open", "half-open"]
 
 
 class Deadline:
@@ -76,11 +74,8 @@ class Deadline:
 
 
 class RetryBudget:
-    """Tokens that retries cost and successes bring back; safe to share between threads.
-
-    While all calls fail, n calls send at most n + `tokens` requests: 1.2 times as many from the 25th call on. While
-    most succeed, one call in ten may be retried.
-    """
+    """Tokens that retries cost and successes bring back; safe to share between threads. While all calls fail, n of them
+    send at most n + `tokens` requests; while most succeed, one in ten may be retried."""
 
     def __init__(
         self, tokens: float = limits.RETRY_BUDGET_TOKENS, per_success: float = limits.RETRY_BUDGET_PER_SUCCESS
@@ -105,11 +100,7 @@ class RetryBudget:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Number and delays of retries; the defaults and their reasons are in :mod:`cutaway.contract.limits`.
-
-    >>> RetryPolicy(retries=0)                       # no retries
-    >>> RetryPolicy(first_delay_s=0.1, max_delay_s=1)
-    """
+    """Number and delays of retries: ``RetryPolicy(retries=0)`` for none, ``RetryPolicy(first_delay_s=0.1)``."""
 
     retries: int = limits.RETRIES
     first_delay_s: float = limits.RETRY_FIRST_DELAY_S
@@ -175,38 +166,39 @@ def parse_retry_after(value: str | None, *, now: Callable[[], datetime] = lambda
 class Permit:
     """The permission for one call; one method is called with its outcome, and later ones do nothing."""
 
-    _settle: Callable[[Permit, str], None]
+    _settle: Callable[[Permit, str, bool, float], None]
     _generation: int
 
     def succeeded(self) -> None:
         """The provider served, or refused an invalid picture."""
-        self._settle(self, "succeeded")
+        self._settle(self, "succeeded", False, 0.0)
 
-    def failed(self) -> None:
-        self._settle(self, "failed")
+    def failed(self, *, opens: bool = False, for_s: float = 0.0) -> None:
+        """The provider failed; `opens` at once, and for so many seconds at least."""
+        self._settle(self, "failed", opens, for_s)
 
     def dropped(self) -> None:
         """The call was cancelled: neither a success nor a failure of the provider."""
-        self._settle(self, "dropped")
+        self._settle(self, "dropped", False, 0.0)
 
 
 class CircuitBreaker:
-    """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe.
-
-    Thread-safe; no lock is held while a call runs. A probe without an outcome expires after another `reset_s`. Outcomes
-    of calls that began before the last change of state are ignored.
-    """
+    """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe. With a
+    `first_reset_s`, these seconds double with each failed probe, from that up to `reset_s`. Thread-safe. A probe
+    without an outcome expires; outcomes of calls from before the last change of state are ignored."""
 
     def __init__(
         self,
         *,
         fail_max: int = limits.BREAKER_FAIL_MAX,
         reset_s: float = limits.BREAKER_RESET_S,
+        first_reset_s: float | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._fail_max, self._reset_s, self._clock = fail_max, reset_s, clock
+        self._first_s = self._open_s = reset_s if first_reset_s is None else first_reset_s
         self._lock = threading.Lock()
-        self.state: Literal["closed", "open", "half-open"] = "closed"
+        self.state: State = "closed"
         self._failures = self._generation = 0
         self._wait_until = 0.0
 
@@ -222,27 +214,30 @@ class CircuitBreaker:
             if self.state != "closed" and not anyway:
                 if self._clock() < self._wait_until:
                     return None
-                self._change("half-open")
+                self._change("half-open", self._reset_s)
             return Permit(self._settle, self._generation)
 
-    def _settle(self, permit: Permit, outcome: str) -> None:
+    def _settle(self, permit: Permit, outcome: str, opens: bool, for_s: float) -> None:
         with self._lock:
             current, permit._generation = permit._generation == self._generation, -1
             if not current:
                 return
             if outcome == "failed":
                 self._failures += 1
-                if self.state == "half-open" or self._failures >= self._fail_max:
-                    self._change("open")
+                if self.state == "open":
+                    self._wait_until = max(self._wait_until, self._clock() + for_s)
+                elif opens or self.state == "half-open" or self._failures >= self._fail_max:
+                    self._open_s = min(2 * self._open_s, self._reset_s) if self.state == "half-open" else self._first_s
+                    self._change("open", max(self._open_s, for_s))
             elif outcome == "succeeded":
                 self._failures = 0
                 if self.state != "closed":
-                    self._change("closed")
+                    self._change("closed", 0.0)
             elif self.state == "half-open":
                 self._wait_until = self._clock()  # the next call is the probe
 
-    def _change(self, state: Literal["closed", "open", "half-open"]) -> None:
+    def _change(self, state: State, wait_s: float) -> None:
         self.state = state
         self._generation += 1
         self._failures = 0
-        self._wait_until = self._clock() + self._reset_s
+        self._wait_until = self._clock() + wait_s

@@ -39,16 +39,9 @@ END_TIMEOUT_S = 0.5  # of the request that ends a stream; without it the server'
 
 @dataclass(frozen=True)
 class StreamFrame:
-    """One frame that is done.
-
-    Attributes:
-        id: what `submit` returned.
-        image: an array for an array, of the same shape; a JPEG's bytes for an encoded file.
-        untouched: whether the image is the submitted one; the reason is `error` or a warning of the report.
-        error: the error of a frame without an answer, or None. An InputError is about this frame alone.
-        report: the server's people, milliseconds per stage and warnings; None without an answer.
-        latency_ms: from `submit` until it was done.
-    """
+    """One frame that is done: the `id` that `submit` returned, the `image` (an array for an array, of the same shape; a
+    JPEG's bytes for an encoded file), whether it came back `untouched` (why is in `error`, or a warning of the report),
+    and milliseconds since `submit`. The report is None without an answer; an InputError is about this frame alone."""
 
     id: int
     image: FrameInput = field(repr=False)
@@ -144,7 +137,14 @@ class AsyncStream:
 
     def submit(self, frame: FrameInput) -> int:
         """See :meth:`cutaway.Stream.submit`; not awaited."""
-        return self._put(_checked(frame), time.perf_counter())
+        at, image = time.perf_counter(), _checked(frame)
+        if self._finished:
+            raise RuntimeError("the stream is finished: it takes no more frames")
+        self._counts["submitted"] += 1
+        self._counts["dropped"] += self._waiting is not None
+        self._waiting = self._counts["submitted"], image, at
+        self._changed.set()
+        return self._counts["submitted"]
 
     async def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
         """See :meth:`cutaway.Stream.latest`."""
@@ -196,15 +196,6 @@ class AsyncStream:
             with suppress(CutawayError):
                 await self._transport.infer(end)
         await self._transport.aclose()
-
-    def _put(self, image: FrameInput, at: float) -> int:
-        if self._finished:
-            raise RuntimeError("the stream is finished: it takes no more frames")
-        self._counts["submitted"] += 1
-        self._counts["dropped"] += self._waiting is not None
-        self._waiting = self._counts["submitted"], image, at
-        self._changed.set()
-        return self._counts["submitted"]
 
     @property
     def _over(self) -> bool:
@@ -307,10 +298,9 @@ class Stream:
                 if done := stream.latest():
                     show(done.image)
 
-    `submit` never waits: where frames come faster than the server answers, the newest one is sent, and older ones are
-    dropped and counted. Where the server fails, frames come back untouched with a warning, and no request is sent
-    during a back-off. Methods may be called from any thread. For people only and without mattes: edges are softer
-    and coarser than those of :meth:`cutaway.Client.cut`.
+    Where frames come faster than the server answers, the newest one is sent, and older ones are dropped and counted.
+    Where it fails, frames come back untouched with a warning. Methods may be called from any thread. For people only
+    and without mattes: edges are coarser than those of :meth:`cutaway.Client.cut`.
 
     Args:
         url: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS.
@@ -337,17 +327,9 @@ class Stream:
         self.close()
 
     def submit(self, frame: FrameInput) -> int:
-        """Hand over a frame, and return its number, from 1 upwards. Does not wait for the server.
-
-        Args:
-            frame: HWC uint8 [0, 255] with 3 channels, which is copied, or an encoded file's bytes, such as a JPEG.
-
-        Raises:
-            InputError: it is no supported frame.
-            RuntimeError: the stream was finished or closed.
-        """
-        at = time.perf_counter()
-        return self._call(self._stream._put, _checked(frame), at)
+        """Hand over a frame, HWC uint8 [0, 255] with 3 channels (copied) or an encoded file's bytes, and return its
+        number, from 1 upwards, without waiting; InputError where it is none, RuntimeError after :meth:`finish`."""
+        return self._call(lambda: self._stream.submit(frame))
 
     def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
         """The newest frame that is done (older ones are skipped), or None after `timeout_s` seconds without one."""
@@ -370,8 +352,8 @@ class Stream:
         loop.run(self._stream.aclose())
 
     @staticmethod
-    def _call(function: Callable[..., T], *arguments: Any) -> T:
+    def _call(function: Callable[[], T]) -> T:
         async def call() -> T:
-            return function(*arguments)
+            return function()
 
         return loop.run(call())

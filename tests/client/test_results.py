@@ -244,6 +244,7 @@ def test_jpegs_and_layers(tmp_path: Path) -> None:
         layers(alpha=PNG[:20]),
         layers().replace(b"alpha.png", b"../a.pngx"),
     ],
+    ids=["compressed", "cut", "cut early", "no colours", "half an alpha", "other name"],  # a ZIP holds the time
 )
 def test_layers_that_are_none(image: bytes) -> None:
     with pytest.raises(InferenceError, match="malformed"):

@@ -25,8 +25,7 @@ from cutaway.contract.errors import (
     ServerUnavailable,
 )
 from cutaway.contract.limits import STREAM_BACK_OFF_FIRST_S, STREAM_BACK_OFF_MAX_S
-from cutaway.transports.base import InferRequest
-from cutaway.transports.kserve import tensor
+from cutaway.transports.base import InferRequest, tensor
 
 from tests.integration import picture_files as make
 

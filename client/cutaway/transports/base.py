@@ -1,14 +1,17 @@
-"""Requests, answers and addresses of all transports."""
+"""Requests, answers and addresses of all transports. Every length, shape and form from the network is validated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cutaway.transports.failures import malformed
 
 Tensor: TypeAlias = list[bytes] | NDArray[np.float32] | NDArray[np.uint8]
 """A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
@@ -40,6 +43,11 @@ class InferRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, bytes | NDArray[np.uint8]] | None = None
     sequence: SequencePart | None = None
+
+    @property
+    def all_inputs(self) -> Mapping[str, bytes | NDArray[np.uint8]]:
+        """The picture, or `inputs` where there are any."""
+        return {"image": self.image} if self.inputs is None else self.inputs
 
 
 @dataclass(frozen=True)
@@ -108,3 +116,37 @@ def parse_address(url: str) -> Address:
         raise ValueError(f"{url!r} is no address of a server; {hint}")
     port = DEFAULT_PORTS[parts.scheme] if port is None else port
     return Address(parts.scheme, f"[{host}]" if ":" in host else host, port, parts.path.rstrip("/"))
+
+
+def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
+    """One output tensor from its raw little-endian bytes; InferenceError where they do not fit datatype and shape."""
+    if any(not isinstance(side, int) or isinstance(side, bool) or side < 0 for side in shape):
+        raise malformed(f"output {name!r} has an impossible shape")
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _strings(name, raw, count)
+    if datatype in ("FP32", "UINT8"):
+        if len(raw) != (4 if datatype == "FP32" else 1) * count:
+            raise malformed(f"output {name!r} has {len(raw)} bytes for {count} numbers")
+        try:
+            if datatype == "UINT8":
+                return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape)).copy()
+            return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
+        except (ValueError, OverflowError):  # more sides, or longer ones, than an array has
+            raise malformed(f"output {name!r} has an impossible shape") from None
+    raise malformed(f"output {name!r} is of the unexpected type {datatype[:20]!r}")
+
+
+def _strings(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
+    strings: list[bytes] = []
+    position = 0
+    while position < len(raw):
+        length = int.from_bytes(raw[position : position + 4], "little")
+        end = position + 4 + length
+        if end > len(raw):
+            raise malformed(f"output {name!r} ends inside an element")
+        strings.append(bytes(raw[position + 4 : end]))
+        position = end
+    if len(strings) != count:
+        raise malformed(f"output {name!r} has {len(strings)} elements instead of {count}")
+    return strings

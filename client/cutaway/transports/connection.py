@@ -48,32 +48,25 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """OSError where a file cannot be read, ValueError where it is no certificate or key."""
-        # The files are opened first, because the errors of OpenSSL do not name them.
-        for file in (self.ca_file, self.cert_file, self.key_file):
-            if file is not None:
-                Path(file).open("rb").close()
+        files = [Path(file) for file in (self.ca_file, self.cert_file, self.key_file) if file is not None]
+        for file in files:
+            file.open("rb").close()  # because the errors of OpenSSL do not name files
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
-        except ssl.SSLError as error:
-            raise ValueError(f"{self.ca_file} holds no certificates in PEM form: {error}") from None
-        if self.cert_file is not None:
-            try:
+            if self.cert_file is not None:
                 # An empty password, because without one OpenSSL prompts at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
-            except ssl.SSLError as error:
-                files = f"{self.cert_file} and {self.key_file or 'itself'}"
-                raise ValueError(f"{files} are not a certificate and its key, without a password: {error}") from None
+        except ssl.SSLError as error:
+            names = " or ".join(map(str, files))
+            raise ValueError(f"{names} holds no certificates or key in PEM form, without a password: {error}") from None
         return context
 
 
 @dataclass(frozen=True)
 class Connection:
     """The address of a server, and what every request to it needs: headers (names in lower case), certificates, and the
-    environment's HTTP proxy. Headers and the proxy are masked, since they have tokens and passwords.
-
-    Raises:
-        ValueError: a header that cannot be sent, certificates for an address without TLS, or a proxy of another kind.
-    """
+    environment's HTTP proxy, masked where they have secrets. ValueError for a header that cannot be sent, certificates
+    without TLS, or a proxy of another kind."""
 
     address: Address
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from cutaway.contract import limits
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, tensor
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import MAX_ANSWER_BYTES, error_of, malformed
-from cutaway.transports.kserve import inputs_of, tensor
 
 T = TypeVar("T")
 
@@ -56,7 +55,7 @@ class GrpcTransport:
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
         message = {
             "model_name": request.model,
-            "inputs": [_input_of(*each) for each in inputs_of(request).items()],
+            "inputs": [_input_of(*each) for each in request.all_inputs.items()],
             "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
             "request_id": request.request_id,
             "client_timeout": request.timeout_s,

@@ -103,7 +103,7 @@ format: $(VENV)/.dev  ## put the code into shape
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval, with the worst cases as pictures
+quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval
 	$(PY) -m benchmarks.quality
 
 bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made service, figures into bench-output/side-by-side.md

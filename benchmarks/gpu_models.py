@@ -58,14 +58,13 @@ Alphas = NDArray[np.uint8]
 class Case:
     """One way of running a network.
 
-    `mode` is "eager" or "graph" (a CUDA graph that is recorded once). `folder` holds `pictures.npy`, the network's ONNX
+    `folder` holds `pictures.npy`, the network's ONNX
     files and, once the float32 case ran, `wanted_N.npy`.
     """
 
     network: str
     runtime: str
     precision: str
-    mode: str
     device: str
     side_px: int
     batches: tuple[int, ...]
@@ -75,7 +74,7 @@ class Case:
     @property
     def name(self) -> str:
         words = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}[self.runtime]
-        return f"{words} {self.precision}{', CUDA graph' if self.mode == 'graph' else ''}"
+        return f"{words} {self.precision}"
 
     @property
     def is_standard(self) -> bool:
@@ -102,12 +101,8 @@ class Row:
 
 
 def find_pictures(number: int) -> list[Path]:
-    """The samples, then photographs from all folders of the evaluation set, where it lies beside the checkout."""
-    found = sorted(SAMPLES.glob("*.jpg"))
-    folders = [sorted((folder / "images").glob("*.jpg")) for folder in sorted(PEOPLE.glob("*")) if folder.is_dir()]
-    for place in range(number):
-        found += [folder[place * len(folder) // number % len(folder)] for folder in folders if folder]
-    return list(dict.fromkeys(found))[:number]
+    """The samples, then photographs of the evaluation set, where it lies beside the checkout."""
+    return [*sorted(SAMPLES.glob("*.jpg")), *sorted(PEOPLE.glob("*/images/*.jpg"))[::5]][:number]
 
 
 def squares(paths: Sequence[Path], side_px: int) -> Alphas:
@@ -117,8 +112,6 @@ def squares(paths: Sequence[Path], side_px: int) -> Alphas:
 
 def resized(pictures: Alphas, side_px: int) -> Alphas:
     """The pictures at the side of a network that has one of its own."""
-    if pictures.shape[1] == side_px:
-        return pictures
     return np.stack([cv2.resize(each, (side_px, side_px), interpolation=cv2.INTER_AREA) for each in pictures])
 
 
@@ -201,8 +194,7 @@ def torch_runs(case: Case, pictures: Alphas) -> Runs:
     for batch in case.batches:
         images = torch.from_numpy(pictures[:batch]).to(case.device)
         result: list[Any] = [None]
-        begin = recorded if case.mode == "graph" else plain
-        yield batch, begin(torch, network, images, result), partial(on_host, result)
+        yield batch, make_call(torch, network, images, result), partial(on_host, result)
         del images, result
         gc.collect()
 
@@ -212,7 +204,7 @@ def on_host(result: list[Any]) -> Alphas:
     return alphas
 
 
-def plain(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[[], None]:
+def make_call(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[[], None]:
     """A call runs the network and waits for it."""
 
     def call() -> None:
@@ -224,36 +216,16 @@ def plain(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[
     return call
 
 
-def recorded(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[[], None]:
-    """Record the network's kernels once; a call replays them."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            network(images)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
-        result[0] = network(images)
-
-    def call() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return call
-
-
 def onnxruntime_runs(case: Case, pictures: Alphas) -> Runs:
     file = Path(case.folder) / case.network / ("half.onnx" if case.precision == "half" else "float32.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     for batch in case.batches:
-        # A recorded graph is of one batch, and an arena never shrinks: a session for each.
+        # An arena never shrinks: a session for each batch.
         providers: list[Any] = ["CPUExecutionProvider"]
         if case.device == "cuda":
             ort.preload_dlls()
             cuda = {
-                "enable_cuda_graph": "1" if case.mode == "graph" else "0",
                 "use_tf32": "0",
                 "cudnn_conv_algo_search": "HEURISTIC",
                 "arena_extend_strategy": "kSameAsRequested",
@@ -283,12 +255,11 @@ def onnxruntime_runs(case: Case, pictures: Alphas) -> Runs:
 
 def cases_of(network: str, args: argparse.Namespace, folder: Path) -> list[Case]:
     """All ways of running this network, the one that the others are compared with first."""
-    modes = ("eager", "graph") if args.device == "cuda" else ("eager",)
     batches = tuple(sorted(args.batches))
     return [
-        Case(network, runtime, precision, mode, args.device, args.side, batches, args.rounds, str(folder))
+        Case(network, runtime, precision, args.device, args.side, batches, args.rounds, str(folder))
         for runtime in (("torch", "onnxruntime") if NETWORKS[network] else ("onnxruntime",))
-        for precision, mode in (("float32", "eager"), *(("half", mode) for mode in modes))
+        for precision in ("float32", "half")
     ]
 
 

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from PIL import Image
 
-from benchmarks.machine import head, load_before, publish, say, sentence, spread
-from runtime.checks import RuntimeProblem
+from benchmarks.machine import head, load_before, run, say, sentence, spread
 from runtime.compose import PIPELINE
 from runtime.demo import SAMPLES, find_pictures
 from runtime.server import Server, ServerOptions
@@ -47,8 +47,7 @@ BOUNDS_MS = {"gRPC": 1.0, "HTTP": 2.0, "gRPC, asyncio": 1.0, "HTTP, asyncio": 1.
 NO_NETWORKS = "no networks"
 PACKAGES = ("cutaway", "tritonclient", "grpcio", "httpx", "numpy", "nvidia-pytriton")
 
-Answer = list[bytes]
-"""The encoded pictures of an answer; none for a detection."""
+Answer = list[bytes]  # the encoded pictures of an answer; none for a detection
 
 
 class Work(NamedTuple):
@@ -61,10 +60,8 @@ class Work(NamedTuple):
     repeats: int = 1
 
 
-Call = Callable[[Work], tuple[float, Answer]]
-"""Seconds, and the answer."""
-Sent = tuple[Any, Callable[[Any], Answer]]
-"""What a client returned, awaitable or not, and what reads the answer from it."""
+Call = Callable[[Work], tuple[float, Answer]]  # seconds, and the answer
+Sent = tuple[Any, Callable[[Any], Answer]]  # what a client returned, or an awaitable, and what reads the answer from it
 
 
 class Way(NamedTuple):
@@ -75,11 +72,12 @@ class Way(NamedTuple):
     sdk: Call
 
 
+@dataclass
 class Times:
     """Milliseconds of one piece of work over one way; entries at the same place are of the same round."""
 
-    def __init__(self, bare: Sequence[float] = (), sdk: Sequence[float] = ()) -> None:
-        self.bare, self.sdk = list(bare), list(sdk)
+    bare: list[float] = field(default_factory=list)
+    sdk: list[float] = field(default_factory=list)
 
 
 def measure(
@@ -252,16 +250,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="the report's")
     options = parser.parse_args(arguments)
     load = load_before()
-    try:
+
+    def measured() -> dict[str, Any]:
         pictures = find_pictures(options.pictures or [SAMPLES])
         # The server's own small pictures would come in between.
         with Server(ServerOptions(profile=options.profile, canary_interval_s=3600.0), say=say) as server:
-            report = measure(server, pictures, rounds=options.rounds, load=load)
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(options.output, "overhead", report, markdown(report))
-    return 0
+            return measure(server, pictures, rounds=options.rounds, load=load)
+
+    return run(options.output, "overhead", measured, markdown)
 
 
 if __name__ == "__main__":

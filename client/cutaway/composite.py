@@ -55,8 +55,6 @@ def _is_pair(value: object, least: float, most: float) -> bool:
 class Placement:
     """Position and size of cut-outs, or InvalidOption. Several are placed as a group, with their distances kept.
 
-        Placement(anchor="bottom", scale=0.8)          # at the bottom, 80 % as high as the canvas
-
     Attributes:
         anchor: corner, edge ("bottom": its middle) or "center" of the canvas for their box. None keeps their position;
             on a canvas of another shape height and distance from the bottom keep their share of the canvas, and a side
@@ -161,13 +159,14 @@ def compose(
     places: list[Any] = [place or Placement()] * len(boxes) if together else list(place)  # type: ignore[arg-type]
     valid = len(places) == len(boxes) and all(isinstance(each, Placement) for each in places)
     _check("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
-    canvas, source, is_picture = _canvas(onto, original, source_wh, size_px, cut)
+    canvas = _canvas(onto, original, source_wh, size_px, cut)
+    is_picture = not isinstance(onto, Blur) and not _is_named(onto)
     _check("output", output, "png or webp: the result is transparent", output != "jpeg" or canvas.mode != "RGBA")
     _check("match_colour", match_colour, "0, unless onto another picture", is_picture or not match_colour)
     transforms, frames = [], []
     for box, each in zip(boxes, places, strict=True):
         group = enclose(visible) if together and visible else box
-        transforms.append(transform_for(group, source_wh, canvas.size, each, source) if box and group else Transform())
+        transforms.append(transform_for(group, source_wh, canvas.size, each) if box and group else Transform())
         frames.append(round_box(transforms[-1].box(box)) if box else (0, 0, 0, 0))
     colours = None
     if match_colour and visible:
@@ -184,14 +183,9 @@ def compose(
     return CompositeResult(buffer.getvalue(), limits.MEDIA_TYPES[output], *canvas.size, tuple(frames), cut)
 
 
-def transform_for(
-    box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement, as_background: Transform | None = None
-) -> Transform:
-    """That of a group of cut-outs, `box` around their visible pixels, onto a canvas; `as_background` is that of the
-    source picture, where it is the background."""
-    start = as_background or Transform()
-    if as_background is None and source_wh != canvas_wh:
-        start = _elsewhere(box, source_wh, canvas_wh)
+def transform_for(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement) -> Transform:
+    """That of a group of cut-outs, `box` around their visible pixels, onto a canvas."""
+    start = Transform() if source_wh == canvas_wh else _elsewhere(box, source_wh, canvas_wh)
     x1, y1, x2, y2 = start.box(box)
     width, height, scale = x2 - x1, y2 - y1, start.scale
     if place.scale is not None:
@@ -225,23 +219,22 @@ def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
     return 0.0 if start in anchor else spare if end in anchor else spare / 2
 
 
-def _canvas(
-    onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult
-) -> tuple[PILImage, Transform | None, bool]:
-    """The background, RGB, or RGBA where it is transparent; the source picture's transform onto it, where it is the
-    background; and whether it is another picture, to which colours may be matched."""
+def _is_named(onto: Onto) -> bool:
+    return isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:")))
+
+
+def _canvas(onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult) -> PILImage:
+    """The background, RGB, or RGBA where it is transparent."""
     from PIL import Image, ImageChops, ImageFilter
 
-    if isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:"))):
-        background = parse_options({"background": onto}).background
-        if background.blur_px is None:
-            mode, colour = ("RGBA", 0) if background.transparent else ("RGB", background.colour_rgb)
-            return Image.new(mode, size_wh or source_wh, colour), None, False
-        onto = Blur(background.blur_px)
-    if not isinstance(onto, Blur):
+    if not isinstance(onto, Blur) and not _is_named(onto):
         picture = onto if isinstance(onto, Picture) else Picture(onto)
         image = decode_input(picture.image)
-        return drawing.fit_background(image, size_wh or image.size, picture.fit, picture.fill), None, True
+        return drawing.fit_background(image, size_wh or image.size, picture.fit, picture.fill)
+    background = parse_options({"background": f"blur:{onto.px}" if isinstance(onto, Blur) else onto}).background
+    if background.blur_px is None:
+        mode, colour = ("RGBA", 0) if background.transparent else ("RGB", background.colour_rgb)
+        return Image.new(mode, size_wh or source_wh, colour)
     image = decode_upright(original, check_picture(original))
     if image.size != source_wh:
         raise invalid_option("original", f"{image.width}×{image.height} pixels", "the picture that was cut")
@@ -253,8 +246,5 @@ def _canvas(
     for cutout in cut.cutouts:
         own = rgba_of(cutout).getchannel("A")
         alpha.paste(ImageChops.lighter(alpha.crop(cutout.frame), own), cutout.frame[:2])
-    width, height = size_wh or source_wh
-    scale = max(width / source_wh[0], height / source_wh[1])
-    source = Transform(scale, (width - scale * source_wh[0]) / 2, (height - scale * source_wh[1]) / 2)
-    behind = drawing.fit_background(drawing.fill_people(image, alpha), (width, height), "cover", "")
-    return behind.filter(ImageFilter.GaussianBlur(onto.px)), source, False
+    behind = drawing.fit_background(drawing.fill_people(image, alpha), size_wh or source_wh, "cover", "")
+    return behind.filter(ImageFilter.GaussianBlur(background.blur_px))

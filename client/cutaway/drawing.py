@@ -58,11 +58,8 @@ def clip_frame(frame: Frame, size_wh: SizeWH) -> Frame | None:
 
 
 def rgba_of(cutout: Cutout) -> PILImage:
-    """A cut-out decoded, of its frame's size; done again each time, so that many large ones do not fill the memory.
-
-    Raises:
-        InvalidOption: it is opaque or a mask. InferenceError: it contradicts its report.
-    """
+    """A cut-out decoded, each time anew, so that many large ones do not fill the memory; InvalidOption where it is
+    opaque or a mask, InferenceError where it contradicts its report."""
     image, frame = cutout.pil(), cutout.frame
     if image.size != (frame[2] - frame[0], frame[3] - frame[1]):
         raise malformed("a cut-out has another size than its frame")

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 from cutaway import call
-from cutaway.cli import codes, pictures
-from cutaway.composite import Placement
+from cutaway.cli import codes
 from cutaway.contract import limits
 from PIL import Image
 
@@ -223,11 +222,6 @@ def test_usage_of_composite(arguments: list[str], words: str, capsys: pytest.Cap
     Path("bad.png").write_bytes(b"%PDF-1.7")
     assert run("composite", "a.jpg", "--url", dead(), *arguments) == codes.USAGE
     assert words in capsys.readouterr().err
-
-
-def test_anchors_are_those_of_placements() -> None:
-    for anchor in pictures.ANCHORS:
-        assert Placement(anchor=anchor).anchor == anchor
 
 
 def test_bounds_in_the_help_are_the_tables(capsys: pytest.CaptureFixture[str]) -> None:

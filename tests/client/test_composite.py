@@ -416,14 +416,6 @@ def test_a_blurred_original_is_pillows_blur_where_nobody_was() -> None:
         np.testing.assert_array_equal(compose(cut, encoded(source), Blur(px)).numpy(), expected)
 
 
-def test_a_blurred_original_of_another_size_keeps_people_in_their_place() -> None:
-    """It covers the result, and they move with it."""
-    cut, original, _ = red_on_blue()
-    x1, y1, x2, y2 = compose(cut, original, Blur(5)).frames[0]
-    result = compose(cut, original, Blur(5), size_px=(400, 300))
-    np.testing.assert_allclose(result.frames[0], (2 * x1, 2 * y1 - 50, 2 * x2, 2 * y2 - 50), atol=1)
-
-
 def test_a_blurred_original_is_upright() -> None:
     """The report and the cut-outs' frames are of the upright picture, the file is not."""
     upright = make.picture(96, 64)

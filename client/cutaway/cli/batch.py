@@ -25,10 +25,8 @@ Described: TypeAlias = tuple[Form, list[str], Mapping[Path, bytes]]
 
 
 class Batch:
-    """One run over pictures, by the options of a subcommand's context.
-
-    `targets` are the files of a picture, of which one that exists says that the picture is done.
-    """
+    """One run over pictures, by the options of a subcommand's context. `targets` are the files of a picture, of which
+    one that exists says that the picture is done."""
 
     def __init__(
         self, context: click.Context, jobs: Sequence[Job], targets: Callable[[Job], Iterable[Path]] = lambda _: ()

@@ -141,11 +141,7 @@ def open_client(context: click.Context) -> cutaway.AsyncClient:
 
 
 def parse_fallback(spec: str, accept_noncommercial: bool = False) -> Any:
-    """The provider of a specification.
-
-    Raises:
-        InvalidOption: it names none, or LicenceNotAccepted.
-    """
+    """The provider of a specification; InvalidOption where it names none, or LicenceNotAccepted."""
     from cutaway.providers import HuggingFace, Replicate, Space
 
     kind, _, name = spec.partition(":")

@@ -17,6 +17,7 @@ from cutaway.cli.batch import Batch, Described, Form
 from cutaway.cli.console import reason
 from cutaway.cli.files import FORMS, STDOUT, Job, kind, plan
 from cutaway.cli.options import option
+from cutaway.composite import ANCHORS, CompositeResult, Placement
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import check_picture
@@ -24,7 +25,6 @@ from cutaway.contract.options import WhoKeywords, parse_options
 
 DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
 COMPOSITE_OPTIONS = tuple(WhoKeywords.__annotations__)
-ANCHORS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
 
 
 def _fields(source: Any, *names: str) -> Form:
@@ -118,8 +118,6 @@ async def detect(context: click.Context, images: Sequence[str], **_: Any) -> int
 )
 async def composite(context: click.Context, onto: Any, match_colour: float, quality: int, **given: Any) -> int:
     """Cut people out and put them onto something else."""
-    from cutaway.composite import CompositeResult, Placement
-
     output, is_picture = _output(context, limits.COMPOSITE_OUTPUTS), not re.match("#|blur:|transparent$", onto)
     how: Form = {"output": output, "quality": quality, "match_colour": match_colour}
     how |= options.given_options(context, COMPOSITE_OPTIONS)

@@ -169,17 +169,14 @@ class InferenceError(ServiceError, RuntimeError, code="INFERENCE_ERROR"):
 
 def invalid_option(name: str, value: object, allowed: str, message: str = "") -> InvalidOption:
     """The error for an argument `name` that cannot have this value; `allowed` says in words what it can have."""
-    text = str(value)
-    shown = text if len(text) <= 200 else text[:200] + "…"
+    shown = str(value)[:200]
     message = message or f"{name} cannot be {shown!r}: allowed is {allowed}."
     return InvalidOption(message, details={"name": name, "value": shown, "allowed": allowed})
 
 
 def from_json(text: str, *, request_id: str = "") -> CutawayError | None:
-    """The typed error in a server's message, or None where the text holds no error form.
-
-    Triton may add text before the form, which begins at the first ``{``. An unknown code is an :class:`InferenceError`.
-    """
+    """The typed error in a server's message, or None where the text holds no error form, which begins at the first
+    ``{``. An unknown code is an :class:`InferenceError`."""
     try:
         form, _ = json.JSONDecoder().raw_decode(text[text.index("{") :])
     except (ValueError, RecursionError):

@@ -24,8 +24,7 @@ from cutaway.contract.errors import (
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
 from cutaway.contract.signatures import looks_like
 
-MAX_JPEG_SEGMENTS = 10_000
-"""More segments than this are an attack: a 10 MB file of full segments has 160."""
+MAX_JPEG_SEGMENTS = 10_000  # more are an attack: a 10 MB file of full segments has 160
 
 _FORMAT_OF_TYPE = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 _FORMAT_OF_TYPE |= {"image/jpg": "jpeg", "image/pjpeg": "jpeg", "image/x-png": "png", "image/apng": "png"}
@@ -213,8 +212,7 @@ def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
         )
 
 
-# ---------------------------------------------------------------------------- one parser per format
-# Each returns the header and whether the file is complete, as far as a cheap check shows.
+# One parser per format. Each returns the header and whether the file is complete, as far as a cheap check shows.
 
 
 def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:

@@ -46,28 +46,22 @@ MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "
 PROFILES = ("nano", "lite", "512", "general", "portrait", "matting", "dynamic", "legacy", "dis", "lite-2k", "hr")
 """Names of the model pairs: ``nano`` is bundled, the others are BiRefNet's released variants."""
 
-LOW_CONFIDENCE = 0.5
-"""A kept detection below this score raises a tier-3 warning in the report."""
+LOW_CONFIDENCE = 0.5  # a kept detection below this score raises a tier-3 warning in the report
 
-DEFAULT_URL = "grpc://localhost:8001"
-"""Triton's own gRPC port on this machine."""
+DEFAULT_URL = "grpc://localhost:8001"  # Triton's own gRPC port on this machine
 
-PROCESSING_TIMEOUT_S = 30.0
-"""The pipeline's own deadline for a picture."""
+PROCESSING_TIMEOUT_S = 30.0  # the pipeline's own deadline for a picture
 
-FALLBACK_TIMEOUT_S = 60.0
-"""Default deadline of a call with hosted models: the server's own 30 s and as much again."""
+FALLBACK_TIMEOUT_S = 60.0  # default deadline of a call with hosted models: the server's own 30 s and as much again
 
 CUT_MANY_JOBS = 4
 """Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
 
-CLIENT_THREADS = 32
-"""For pictures that are read, checked and composed: as many as asyncio's executor has at most."""
+CLIENT_THREADS = 32  # for pictures that are read, checked and composed: as many as asyncio's executor has at most
 
 DETECTOR_SIDE_PX = 640
 MODEL_MAX_BATCH = 8
-PERSON_CLASS = 0
-"""Index of "person" among the 80 COCO classes of YOLOv8."""
+PERSON_CLASS = 0  # index of "person" among the 80 COCO classes of YOLOv8
 
 # --------------------------------------------------------------------------------------------------- options
 
@@ -210,8 +204,7 @@ UPSCALE_SCALES = (2, 4)
 UPSCALE_LIMITS = InputLimits(max_long_side_px=2560, max_short_side_px=1440)
 """Bounds of a picture to upscale: 1440p in either orientation; enlarged four times, 59 megapixels."""
 
-HOSTED_MAX_ANSWER_BYTES = 128 * MIB
-"""A hosted answer is cut off beyond this: a noisy 59-megapixel PNG stays below it."""
+HOSTED_MAX_ANSWER_BYTES = 128 * MIB  # a hosted answer is cut off beyond this: a noisy 59-megapixel PNG stays below it
 
 HOSTED_MAX_REQUESTS = 100
 """Requests that one call may send to one provider, polls included. A minute of polling takes about 35."""
@@ -239,8 +232,7 @@ RETRY_BUDGET_PER_SUCCESS = 0.1
 BREAKER_FAIL_MAX = 5
 """Failures in a row that open a provider's circuit breaker: fewer would open it for a short outage."""
 
-BREAKER_RESET_S = 60.0
-"""Time until an open circuit breaker is half-open and lets one call through as a probe."""
+BREAKER_RESET_S = 60.0  # time until an open circuit breaker is half-open and lets one call through as a probe
 
 CONNECT_TIMEOUT_S = 5.0
 """A server that has not accepted a connection by then is unavailable; the time is better spent on another one."""
@@ -252,16 +244,14 @@ SERVER_BACK_S = 1.0
 """A server that has shed every request for so long, or exceeds deadlines, is tried last for so long. One that sheds
 only some requests works at its capacity: passing it over would overload the others."""
 
-SERVER_LATE_MAX = 2
-"""Deadlines in a row that a server may exceed before it is tried last: one picture may be slow."""
+SERVER_LATE_MAX = 2  # deadlines in a row that a server may exceed before it is tried last: one picture may be slow
 
 # ------------------------------------------------------------------------------------------------------ streams
 
 STREAM_LIMITS = InputLimits(max_long_side_px=3840, max_short_side_px=2160, max_pixels=3840 * 2160)
 """Bounds of a frame: 4K in either orientation."""
 
-UNTOUCHED = "UNTOUCHED"
-"""Code of the warning that a frame came back as it was, because it could not be processed."""
+UNTOUCHED = "UNTOUCHED"  # code of the warning that a frame came back as it was, because it could not be processed
 
 STREAM_IDLE_S = 10.0
 """The server ends a stream that sends nothing for so long; its next frame starts it anew."""
@@ -276,10 +266,9 @@ STREAM_BACK_OFF_MAX_S = 4.0
 STREAM_RESULTS_KEPT = 8
 """Finished frames that are buffered; beyond it the oldest is dropped. A longer buffer would only add latency."""
 
-STREAM_STATISTICS_FRAMES = 300
-"""Window of the rates and latencies, in frames: ten seconds of a webcam's."""
+STREAM_STATISTICS_FRAMES = 300  # window of the rates and latencies, in frames: ten seconds of a webcam's
 
-# -------------------------------------------------------------------------------------------------------- cache
+# ---------------------------------------------------------------------------------- cache, compositing, metrics
 
 CACHE_MAX_BYTES = 1024 * MIB
 """An answer is about a megabyte: room for a thousand pictures, on any disk that holds pictures at all."""
@@ -287,14 +276,11 @@ CACHE_MAX_BYTES = 1024 * MIB
 CACHE_RESULTS_MAX_AGE_S = 3 * 86400.0
 """Models and a server's settings change; whoever asks again after three days wants what they make of it now."""
 
-# ------------------------------------------------------------------------------------------------- compositing
-
 COMPOSITE_LIMITS = InputLimits(min_side_px=1)
 """What a composite may measure: as much as a picture that is sent, and as little as one pixel."""
 
 COMPOSITE_OUTPUTS = ("png", "webp", "jpeg")
-COMPOSITE_QUALITY = 90
-"""Of lossy composites, 1 to 100: what the server's WebPs have."""
+COMPOSITE_QUALITY = 90  # of lossy composites, 1 to 100: what the server's WebPs have
 
 COMPOSITE_SCALE = (0.01, 4.0)
 """Height of what is placed as a share of the canvas: from a figure far off to an eye that fills the picture."""
@@ -303,8 +289,6 @@ MATCH_MAX_LIGHTNESS = 25.0
 MATCH_MAX_TINT = 10.0
 MATCH_MAX_CONTRAST = 1.15
 """How far a full colour match moves the mean, in levels of 255, and the spread at most: further, skin looks sick."""
-
-# ------------------------------------------------------------------------------------------------ observability
 
 METRIC_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """From an answer out of the cache to the deadline of a call with fallback; 30 is a server's own limit."""

@@ -25,6 +25,7 @@ from cutaway.loop import in_thread
 from cutaway.resilience import Deadline
 
 T = TypeVar("T")
+
 # Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat.
 _PX = (4 * 2560, 4 * 1440, 16 * 2560 * 1440, 1)
 ANSWER_LIMITS = limits.InputLimits(limits.INPUT_LIMITS.formats, limits.HOSTED_MAX_ANSWER_BYTES, *_PX, math.inf)
@@ -146,10 +147,7 @@ def _header(data: bytes, provider: str) -> PictureHeader:
 
 def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np.uint8]:
     """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent; a
-    square one, as many models return, is stretched back.
-
-    Raises:
-        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture.
+    square one, as many models return, is stretched back. InvalidAnswer where it is neither, or of another aspect ratio.
     """
     from PIL import Image
 

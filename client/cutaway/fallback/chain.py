@@ -17,7 +17,6 @@ from cutaway.contract import limits
 from cutaway.contract.errors import (
     CutawayError,
     InputError,
-    NoPersonDetected,
     RequestCancelled,
     ServerUnavailable,
     invalid_option,
@@ -34,16 +33,13 @@ T = TypeVar("T")
 Outputs = Mapping[str, Any]
 Ask = Callable[[Deadline], Awaitable[Outputs]]
 
-DETECT_SHARE = 1 / 3  # share of a hosted tier's time for the server's detection of people
-MATTE = 1  # its key among the factors, each of which has circuit breakers of its own, since it has another model
-
 
 class NobodyServed(ServerUnavailable):
     """Every tier failed or was passed over. Details: tried, a list of {provider, tier, code, message, elapsed_ms}."""
 
 
 class NeedsDetection(ServerUnavailable):
-    """Single people were requested and the server does not detect them: a hosted matte does not separate people."""
+    """Single people were requested without boxes: a hosted matte does not separate people."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +149,11 @@ class Fallback:
     ) -> None:
         self.providers = tuple(providers)
         self._breaker = partial(CircuitBreaker, fail_max=fail_max, reset_s=reset_s, clock=clock)
-        scales = (MATTE, *limits.UPSCALE_SCALES)
-        self._breakers = {scale: tuple(self._breaker() for _ in providers) for scale in scales}
+        self.breakers = tuple(self._breaker() for _ in providers)  # of their mattes; upscaling has another model
+        self._upscale_breakers = tuple(self._breaker() for _ in providers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Fallback, self.providers, **self._breaker.keywords), ()
-
-    @property
-    def breakers(self) -> tuple[CircuitBreaker, ...]:
-        """The circuit breakers of the providers' mattes; upscaling has others."""
-        return self._breakers[MATTE]
 
     async def infer(
         self,
@@ -172,14 +163,13 @@ class Fallback:
         options: CutOptions,
         deadline: Deadline,
         primary: Ask | None = None,
-        detect: Ask | None = None,
     ) -> Served[Outputs]:
         """Cut an encoded picture out by the first tier that serves; the outputs are those of the wire contract.
 
-        `primary` requests them from your own server, and `detect` all but "images", which single people need.
+        `primary` requests them from your own server.
 
         Raises:
-            NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
+            NeedsDetection: single people were requested without boxes, and only hosted tiers are left.
             Others as :func:`run_chain`.
         """
         picture: Picture | None = None
@@ -192,14 +182,16 @@ class Fallback:
                 people = given_people(options, decoded.rgb.size)
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
-                detect_s = min(provider.timeout_s, turn.left_s) * DETECT_SHARE
-                people = await _detected(detect, turn.capped(detect_s), options)
+                action = "Give boxes, such as those of `detect`, or ask for subject people or all."
+                raise NeedsDetection("Hosted models do not tell people apart.", user_action=action)
             made = await provider.matte(picture.data, picture.media_type, turn)
             compose = partial(outputs_of, picture, made, options, people, deadline)
             return await run_locally("putting the cut-out together", deadline, compose)
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
-        served = await run_chain(attempts + self._attempts(MATTE, lambda it: partial(matte, it)), deadline)
+        for it, breaker in zip(self.providers, self.breakers, strict=True):
+            attempts.append(Attempt(it.name, it.tier, it.timeout_s, partial(matte, it), breaker, patient=True))
+        served = await run_chain(attempts, deadline)
         if served.tier == 1:
             return served
         outputs, report = served.value
@@ -215,31 +207,9 @@ class Fallback:
             raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
         decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
         picture = await run_locally("decoding the picture", deadline, decode)
-        sent = picture.data, picture.media_type, scale
-        return await run_chain(self._attempts(scale, lambda it: partial(it.upscale, *sent)), deadline)
-
-    def _attempts(self, scale: int, call: Callable[[Provider], Callable[..., Awaitable[Any]]]) -> list[Attempt]:
-        return [
-            Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, patient=True)
-            for it, breaker in zip(self.providers, self._breakers[scale], strict=True)
-            if (it.mattes if scale == MATTE else scale in it.scales)
-        ]
-
-
-async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:
-    action = "Give boxes, or ask for subject people or all; or try again when the server is back."
-    needed = NeedsDetection("Hosted models do not tell people apart, and no server does.", user_action=action)
-    if detect is None:
-        raise needed
-    try:
-        outputs = await detect(turn)
-    except (InputError, RequestCancelled):
-        raise
-    except CutawayError as error:
-        raise needed from error
-    ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]  # `select` is applied already
-    people = list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))
-    if not people:
-        details = {"min_confidence": options.min_confidence, "tips": []}
-        raise NoPersonDetected("Nobody was found in the picture.", details=details)
-    return people
+        attempts = []
+        for it, breaker in zip(self.providers, self._upscale_breakers, strict=True):
+            call = partial(it.upscale, picture.data, picture.media_type, scale)
+            attempts.append(Attempt(it.name, it.tier, it.timeout_s, call, breaker, patient=True))
+        able = [each for each, it in zip(attempts, self.providers, strict=True) if scale in it.scales]
+        return await run_chain(able, deadline)

@@ -1,6 +1,5 @@
 """A hosted matte of the foreground → the answer of a Cutaway server: cut-outs, boxes, scores, and a report. What a
-server does and hosted models do not is a warning or an error, never silently something else.
-"""
+server does and hosted models do not is a warning or an error, never silently something else."""
 
 from __future__ import annotations
 
@@ -29,11 +28,10 @@ CROP_ALPHA = 13  # less than 5 % opaque does not widen a crop, as on the server
 
 
 class Person(NamedTuple):
-    """A person to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
+    """A person to cut out: `box` in pixels of the upright picture."""
 
     id: int
     box: tuple[float, float, float, float]
-    confidence: float
 
 
 class Picture(NamedTuple):
@@ -77,7 +75,7 @@ def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] 
     chosen = range(len(boxes)) if options.select is None else options.select
     if max(chosen) >= len(boxes):
         raise invalid_option("select", list(chosen), f"ids 0 to {len(boxes) - 1}, as many as there are people")
-    return [Person(id_, box, 1.0) for id_, box in enumerate(boxes) if id_ in chosen]
+    return [Person(id_, box) for id_, box in enumerate(boxes) if id_ in chosen]
 
 
 def outputs_of(
@@ -96,7 +94,7 @@ def outputs_of(
     behind = Image.new("RGB", size_wh, background.colour_rgb) if background.colour_rgb is not None else None
     if background.blur_px is not None:
         behind = picture.rgb.filter(ImageFilter.GaussianBlur(background.blur_px))
-    everything = Person(0, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])), 1.0)
+    everything = Person(0, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])))
     alone = options.subject == "each"
     chosen = [everything] if people is None else list(people)[: options.max_people if alone else None]
     named = [] if people is None else chosen
@@ -104,7 +102,7 @@ def outputs_of(
     for group in [[person] for person in chosen] if alone else [chosen]:
         deadline.check("composing")
         kept = alpha if people is None else Image.new("L", size_wh)
-        for _, box, _ in group if people is not None else []:
+        for _, box in group if people is not None else []:
             near = _grow(box, round(REACH * max(box[2] - box[0], box[3] - box[1])), size_wh)
             kept.paste(alpha.crop(near), near)
         frame = _grow(group[0].box, options.padding_px, size_wh) if alone else (0, 0, *size_wh)
@@ -113,7 +111,7 @@ def outputs_of(
         left, top, right, bottom = zip(*(person.box for person in group), strict=True)
         cutout = {"id": group[0].id if alone else 0, "people": [person.id for person in group if named]}
         cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "bytes": len(file)}
-        cutouts.append(cutout | {"confidence": min(round(p.confidence, 4) for p in group)} | form)
+        cutouts.append(cutout | {"confidence": 1.0} | form)
     # Warnings about what a hosted matte does not do.
     who: dict[str, Any] = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
     warned = {"HOSTED_MODEL": f"{matte.model} at {matte.provider} made this cut-out, and not your server."}
@@ -129,7 +127,7 @@ def outputs_of(
     report = {
         "picture": picture.facts,
         "subject": options.subject if options.subject != "auto" else "all" if people is None else "people",
-        "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.confidence, 4)} for p in named],
+        "people": [{"id": p.id, "box": list(p.box), "confidence": 1.0} for p in named],
         "cutouts": cutouts,
         "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
         "device": matte.provider,
@@ -137,7 +135,7 @@ def outputs_of(
         "warnings": [{"code": code, "message": text, **same} for code, text in warned.items()],
     }
     boxes = np.array([person.box for person in chosen], np.float32)
-    return {"images": images, "boxes": boxes, "scores": np.array([p.confidence for p in chosen], np.float32)}, report
+    return {"images": images, "boxes": boxes, "scores": np.ones(len(chosen), np.float32)}, report
 
 
 def _grow(box: Sequence[float], by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -19,7 +19,6 @@ from cutaway.fallback.base import Model, Provider, ProviderKeywords, model_of
 from cutaway.fallback.requests import MAX_JSON_BYTES, Request
 from cutaway.resilience import Deadline
 
-HOLD_S = 5  # for a quick result the creation is held open; no longer, since only its answer has the id to cancel
 POLL_FIRST_S, POLL_MAX_S = 0.5, 2.0
 CANCEL_S = 1.0  # reserved for the cancellation of a prediction, at most a tenth of the call's time
 CANCEL_AFTER_MIN_S = 5  # Replicate takes no less
@@ -48,8 +47,6 @@ class Replicate(Provider):
         inputs: sent beside the picture, over what the model brings.
         upscale_model: takes ``image`` and ``scale``; None for no upscaling.
         settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 30 by default.
-
-    >>> Replicate("owner/name:0123…", inputs={"threshold": 0.1})
     """
 
     name = "replicate"
@@ -70,9 +67,8 @@ class Replicate(Provider):
         for each in (model, upscale_model):
             if isinstance(each, str) and not _MODEL.fullmatch(each.strip()):
                 raise invalid_option("model", each, "owner/name, owner/name:version, or a version, on Replicate")
-        scales = () if upscale_model is None else limits.UPSCALE_SCALES
-        upscalers = {scale: model_of(upscale_model or "", MODELS) for scale in scales}
-        super().__init__(model_of(model, MODELS), upscalers, **settings)
+        upscaler = None if upscale_model is None else model_of(upscale_model, MODELS)
+        super().__init__(model_of(model, MODELS), upscaler, **settings)
         self._inputs = dict(inputs or {})
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:
@@ -83,7 +79,7 @@ class Replicate(Provider):
         until = request.deadline.capped(request.deadline.left_s - kept_back_s)
         bounds: dict[str, Any] = {"deadline": until, "max_bytes": MAX_PREDICTION_BYTES}
         cancel_after_s = max(CANCEL_AFTER_MIN_S, math.ceil(request.deadline.left_s))
-        headers = {"Prefer": f"wait={max(1, min(HOLD_S, int(until.left_s / 2)))}", "Cancel-After": f"{cancel_after_s}s"}
+        headers = {"Cancel-After": f"{cancel_after_s}s"}
         created = await request.send("POST", "/v1/predictions", headers=headers, json=form, repeatable=False, **bounds)
         prediction = parse(created)
         request.details["prediction"] = prediction["id"]

@@ -49,7 +49,6 @@ def test_replicate(
     assert peer.paths == ["POST /v1/predictions", *polls] + (["GET /files/out.png"] if output != "data URI" else [])
     created = peer.received[0]
     assert created.headers["authorization"] == f"Bearer {TOKEN}"
-    assert created.headers["prefer"] == "wait=4"
     assert created.headers["cancel-after"] == "10s"
     form = created.json()
     assert form["version"].startswith("851-labs/background-remover:a029dff3")

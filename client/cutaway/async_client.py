@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-from cutaway.call import LOOK, Call, CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords, Settings, begin
+from cutaway.call import Call, CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords, Settings, begin
 from cutaway.contract.errors import CutawayError, InferenceError, ProcessingTimeout, RequestCancelled, ServerRefused
 from cutaway.contract.limits import DEFAULT_URL
 from cutaway.fallback.chain import Served
@@ -103,7 +103,8 @@ class AsyncClient:
         from cutaway.composite import compose
 
         options: dict[str, Any] = dict(given)
-        look = {name: options.pop(name) for name in LOOK if name in options}
+        names = ("place", "match_colour", "output", "quality", "size_px")
+        look = {name: options.pop(name) for name in names if name in options}
         with self._begin("cut", options) as call:
             await self._answer(call, image)
             cut = cast("CutResult", call.result(restore=False))

@@ -17,15 +17,7 @@ from cutaway.downscale import Fitted, downscale
 from cutaway.inputs import ImageInput, encode
 from cutaway.observe import Observation, Observer, ServedFacts, observed
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
-from cutaway.result import (
-    CUT_OUTPUTS,
-    DETECTION_OUTPUTS,
-    Detection,
-    Origin,
-    UpscaleResult,
-    read_cut,
-    read_detection,
-)
+from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, Detection, Origin, UpscaleResult, read_cut, read_detection
 from cutaway.servers import PIPELINE, Answer
 from cutaway.transports.base import InferRequest, Tensor, Transport, parse_address
 from cutaway.transports.connection import Connection, Tls
@@ -86,9 +78,6 @@ class CompositeKeywords(CallKeywords, WhoKeywords, total=False):
     output: Literal["png", "webp", "jpeg"]
     quality: int
     size_px: tuple[int, int] | None
-
-
-LOOK = ("place", "match_colour", "output", "quality", "size_px")
 
 
 class Settings:

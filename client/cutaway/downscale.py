@@ -35,11 +35,7 @@ SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to th
 
 
 def downscale(
-    image: ImageInput,
-    *,
-    media_type: str | None = None,
-    limits: InputLimits = INPUT_LIMITS,
-    strict: bool = False,
+    image: ImageInput, *, media_type: str | None = None, limits: InputLimits = INPUT_LIMITS, strict: bool = False
 ) -> Fitted:
     """As :func:`cutaway.inputs.encode`, but a smaller copy of a picture over the limits, up to `limits.FIT_LIMITS`."""
     if not is_pixels(image):

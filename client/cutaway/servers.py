@@ -138,14 +138,10 @@ class Servers:
                         raise
                 if attempt is None:
                     untried = [each for each in everybody if each not in failures or failures[each].retry]
-                    soonest = min(
-                        (each for each in failures.values() if each.retry),
-                        key=lambda each: retry_after_of(each) or 0.0,
-                        default=error,
-                    )
+                    soonest = min(failures.values(), key=lambda each: (not each.retry, retry_after_of(each) or 0.0))
                     wait_s = retries.delay_s(soonest)
                     if wait_s is None:
-                        raise (error if error.retry else soonest) from None
+                        raise (soonest if soonest.retry and not error.retry else error) from None
                     await asyncio.sleep(wait_s)
                     attempt = self._choose(untried, always_ask)
                     if attempt is None:
@@ -222,11 +218,8 @@ class Servers:
             permit.succeeded()
             server.healthy, asked_s, now = False, retry_after_of(error), self._clock()
             server.shed_since = now if server.shed_since is None else server.shed_since
-            if (
-                asked_s is not None
-                or server.in_order.state != "closed"
-                or now - server.shed_since >= limits.SERVER_BACK_S
-            ):
+            sheds_all = now - server.shed_since >= limits.SERVER_BACK_S
+            if asked_s is not None or sheds_all or server.in_order.state != "closed":
                 in_order.failed(opens=True, for_s=min(asked_s or 0.0, limits.RETRY_AFTER_MAX_S))
         elif isinstance(error, ProcessingTimeout):
             silent = took_s >= limits.SERVER_SILENT_S

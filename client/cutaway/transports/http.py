@@ -11,7 +11,7 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -101,13 +101,15 @@ class HttpTransport:
         unfinished: list[Any] = []  # the connection of a TLS handshake, which httpcore forgets where it is cancelled
 
         async def trace(event: str, info: Mapping[str, Any]) -> None:
-            if event == "connection.connect_tcp.complete" and self._connection.encrypted:
+            if event == "connection.connect_tcp.complete":
                 unfinished.append(info["return_value"])
             elif event == "connection.start_tls.complete":
                 unfinished.clear()
 
         # The deadline bounds every other wait.
-        extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}, "trace": trace}
+        extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
+        if self._connection.encrypted:
+            extensions["trace"] = trace
         sent = {**self._headers, **(self._connection.headers if headers is None else headers)}
         try:
             request = httpx.Request(method, self._origin + path, headers=sent, content=content, extensions=extensions)
@@ -203,13 +205,10 @@ def _model_of(body: bytes, address: str) -> ModelInfo:
 
 
 def _json(body: bytes, address: str) -> dict[str, Any]:
-    try:
-        head = json.loads(body)
-    except (ValueError, RecursionError):
-        head = None
-    if not isinstance(head, dict):
-        raise no_triton(address, "no JSON")
-    return head
+    with suppress(ValueError, RecursionError):
+        if isinstance(head := json.loads(body), dict):
+            return head
+    raise no_triton(address, "no JSON")
 
 
 def _context_of(connection: Connection) -> ssl.SSLContext:

@@ -137,11 +137,7 @@ class Client:
         Args:
             image: as in :meth:`cut`.
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
-            place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
-            match_colour: strength of the colour match with the new background, 0 to 1.
-            output: "png", "webp" or "jpeg".
-            quality: of a WebP or JPEG, 1 to 100.
-            size_px: width and height of the result; those of the picture behind, or of the original, by default.
+            place, match_colour, output, quality, size_px: see :func:`cutaway.composite.compose`.
             given: also the options that choose people, and the other arguments of :meth:`cut`.
 
         Errors are those of :meth:`cut`; InputError also where `onto` is no picture.

@@ -83,8 +83,7 @@ class Fitted:
     @property
     def scale_xy(self) -> tuple[float, float]:
         """Pixels of the original by pixels of the copy, across and down; at least 1."""
-        if self.original is None:
-            return 1.0, 1.0
+        assert self.original is not None
         header = self.picture.header
         return self.original.width / header.width_px, self.original.height / header.height_px
 

@@ -84,8 +84,7 @@ def encode(
 
     Raises:
         OSError, TypeError: it cannot be read, or is none of the kinds of input.
-        InputError: see `contract.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
-            web addresses, and malformed data URIs.
+        InputError: see `contract.headers.check_picture`; InvalidFormat also for other arrays and web addresses.
     """
     if is_pixels(image):
         return _encode_pil(pil_of(image, limits), limits)

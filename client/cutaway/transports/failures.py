@@ -26,16 +26,12 @@ STATUS_OF_HTTP = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
-    408: "UNAVAILABLE",
-    409: "UNAVAILABLE",
     413: "PAYLOAD_TOO_LARGE",
     429: "RESOURCE_EXHAUSTED",
     499: "CANCELLED",
-    500: "INTERNAL",
     501: "UNIMPLEMENTED",
-    502: "UNAVAILABLE",
-    503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
+    **dict.fromkeys((408, 409, 502, 503), "UNAVAILABLE"),
 }
 """Triton's and common proxies' HTTP statuses by the gRPC status that means the same."""
 

@@ -59,7 +59,7 @@ class GrpcTransport:
             "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
             "request_id": request.request_id,
             "client_timeout": request.timeout_s,
-            "headers": self._connection.headers_of(request),
+            "headers": {**self._connection.headers, **request.headers},
             "parameters": dict(request.parameters),
         }
         if (part := request.sequence) is not None:

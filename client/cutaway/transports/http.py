@@ -22,19 +22,10 @@ from cutaway import __version__
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ServerUnavailable
 from cutaway.resilience import parse_retry_after
+from cutaway.transports import failures
 from cutaway.transports.base import InferRequest, ModelInfo, Tensor, tensor
 from cutaway.transports.connection import Connection, OneLoop
-from cutaway.transports.failures import (
-    MAX_ANSWER_BYTES,
-    STATUS_OF_HTTP,
-    error_of,
-    http_message,
-    malformed,
-    no_triton,
-    refused,
-    timed_out,
-    untrusted,
-)
+from cutaway.transports.failures import MAX_ANSWER_BYTES, STATUS_OF_HTTP, malformed, no_triton, refused
 
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of JSON bytes in a body; the raw tensors follow them
 
@@ -65,7 +56,7 @@ class HttpTransport:
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
         body, headers = _message_of(request)
         path = self._model_path(request.model, "/infer")
-        headers |= self._connection.headers_of(request)
+        headers |= {**self._connection.headers, **request.headers}
         response, answer = await self._exchange("POST", path, request.timeout_s, headers=headers, content=body)
         return _tensors_of(response.headers, answer, self._address)
 
@@ -222,8 +213,8 @@ def _failure(response: httpx.Response, body: bytes, address: str, elapsed_s: flo
     code, wait_s = response.status_code, parse_retry_after(response.headers.get("Retry-After"))
     if code not in STATUS_OF_HTTP and not 500 <= code <= 599:
         return no_triton(address, f"HTTP {code}")
-    status, said = STATUS_OF_HTTP.get(code, "UNKNOWN"), http_message(body) or f"HTTP {code}"
-    return error_of(status, said, address=address, elapsed_s=elapsed_s, retry_after_s=wait_s)
+    status, said = STATUS_OF_HTTP.get(code, "UNKNOWN"), failures.http_message(body) or f"HTTP {code}"
+    return failures.error_of(status, said, address=address, elapsed_s=elapsed_s, retry_after_s=wait_s)
 
 
 def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) -> CutawayError:
@@ -232,7 +223,7 @@ def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) 
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         if isinstance(error, httpx.ConnectTimeout) and elapsed_s < 0.99 * timeout_s:
             return ServerUnavailable(f"{address} cannot be reached within {limits.CONNECT_TIMEOUT_S:.0f} s.")
-        return timed_out(address, elapsed_s)
+        return failures.timed_out(address, elapsed_s)
     refusal = _tls_refusal(error, address)
     if refusal is not None:
         return refusal
@@ -248,7 +239,7 @@ def _tls_refusal(error: BaseException, address: str) -> CutawayError | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return untrusted(address, str(cause.verify_message).rstrip("."))
+            return failures.untrusted(address, str(cause.verify_message).rstrip("."))
         reason = str(getattr(cause, "reason", "")) if isinstance(cause, ssl.SSLError) else ""
         if "ALERT" in reason and "INTERNAL_ERROR" not in reason:
             return refused(f"{address} refuses the connection: {reason}.", "Check the client certificate.")

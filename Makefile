@@ -112,7 +112,7 @@ bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made se
 bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline against its models' own time
 	$(PY) -m benchmarks.pipeline
 
-bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, and how steady masks are
+bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame
 	$(PY) -m benchmarks.stream
 
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient

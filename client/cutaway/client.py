@@ -6,12 +6,11 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Self, Unpack
 
 from cutaway import loop
-from cutaway.async_client import AsyncClient
+from cutaway.async_client import AsyncClient, ManyKeywords, Outcome
 from cutaway.call import CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords
 from cutaway.contract.limits import DEFAULT_URL
 from cutaway.inputs import ImageInput
 from cutaway.loop import Cancel
-from cutaway.many import ManyKeywords, Outcome
 from cutaway.result import CutResult, Detection, UpscaleResult
 from cutaway.servers import Health
 from cutaway.transports.base import ModelInfo

@@ -87,16 +87,9 @@ def _parts(data: bytes, form: str) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Cutout(EncodedResult):
-    """One cut-out; pixels are those of the upright picture.
-
-    Attributes:
-        id: the person's id for subject "each" (0 is the largest), else 0.
-        people: ids of the people in it; none for subject "all".
-        box, frame: x1, y1, x2, y2 around all detections in it, and of the rectangle that it covers: paste it there.
-        score: the confidence of the least certain person in it, 0 to 1.
-        image: the encoded file.
-        format: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png.
-    """
+    """One cut-out: the person's id for subject "each" (0 is the largest), else 0; the ids of all `people` in it; the
+    `box` around them and the `frame` that it covers (paste it there), x1, y1, x2, y2 in pixels of the upright picture;
+    the least certain one's confidence; the encoded file: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png."""
 
     id: int
     people: tuple[int, ...]

@@ -90,12 +90,7 @@ class StreamKeywords(ServerKeywords, total=False):
 
 
 class AsyncStream:
-    """Puts the people of a video before another background, under asyncio.
-
-        async with AsyncStream("grpc://localhost:8001") as stream:
-            stream.submit(frame)
-            async for done in stream:
-                ...
+    """Puts the people of a video before another background, under asyncio: ``async with AsyncStream(url) as stream``.
 
     Arguments, methods and errors are those of :class:`cutaway.Stream`. It is entered and used in one event loop.
     """

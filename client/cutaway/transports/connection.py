@@ -120,9 +120,7 @@ class OneLoop(Generic[C]):
         here = os.getpid(), asyncio.get_running_loop()
         if here not in self._clients:
             if here[0] in {pid for pid, _ in self._clients}:
-                raise RuntimeError(
-                    "an asynchronous client belongs to the event loop of its first use: make one for each"
-                )
+                raise RuntimeError("a client belongs to the event loop of its first use: make one for each loop")
             self._clients[here] = self._open()
         return self._clients[here]
 

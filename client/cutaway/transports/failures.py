@@ -35,9 +35,6 @@ STATUS_OF_HTTP = {
 }
 """Triton's and common proxies' HTTP statuses by the gRPC status that means the same."""
 
-_TOO_LARGE = re.compile(r"larger than max(?: \((\d+) vs\. (\d+)\))?")
-"""gRPC's message about one over a side's limit: its bytes, and that limit."""
-
 _FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
 
 # Triton's messages about a model that it does not serve (tried with 2.51): "Request for unknown model: 'm' is not
@@ -85,14 +82,11 @@ def _untyped(status: str, message: str, address: str, elapsed_s: float) -> Cutaw
     if status == "PAYLOAD_TOO_LARGE":
         return FileTooLarge(f"{address} takes no file this large.")
     if status == "RESOURCE_EXHAUSTED":
-        found = _TOO_LARGE.search(lower)
-        if found is None:
-            return RateLimitExceeded(f"{address} limits the rate: {said}.")
-        size_bytes, max_bytes = (int(number or 0) for number in found.groups())
-        if max_bytes >= MAX_ANSWER_BYTES:  # the limit of this side, so that it is about the answer
+        if f"vs. {MAX_ANSWER_BYTES})" in lower:  # the limit of this side, so that it is about the answer
             return malformed(f"it has more than {MAX_ANSWER_BYTES:,} bytes")
-        details = {"size_bytes": size_bytes, "max_bytes": max_bytes} if max_bytes else {}
-        return FileTooLarge(f"{address} takes no file this large.", details=details)
+        if "larger than max" in lower:
+            return FileTooLarge(f"{address} takes no file this large.")
+        return RateLimitExceeded(f"{address} limits the rate: {said}.")
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return refused(f"{address} refuses access: {said}.", "Check the token or API key.")
     if all(words in lower for words in _NO_SUCH_MODEL):

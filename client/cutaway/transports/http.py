@@ -56,7 +56,7 @@ class HttpTransport:
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
         body, headers = _message_of(request)
         path = self._model_path(request.model, "/infer")
-        headers |= {**self._connection.headers, **request.headers}
+        headers |= request.headers
         response, answer = await self._exchange("POST", path, request.timeout_s, headers=headers, content=body)
         return _tensors_of(response.headers, answer, self._address)
 
@@ -78,16 +78,9 @@ class HttpTransport:
         return response.status_code == 200
 
     async def _exchange(
-        self,
-        method: str,
-        path: str,
-        timeout_s: float,
-        *,
-        expected: tuple[int, ...] = (200,),
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
+        self, method: str, path: str, timeout_s: float, *, expected: tuple[int, ...] = (200,), **message: Any
     ) -> tuple[httpx.Response, bytes]:
-        """One request and its whole answer, whose length is bounded."""
+        """One request, with the headers and content of `message`, and its whole answer, whose length is bounded."""
         pool, started, body = self._pool.get(), time.monotonic(), bytearray()
         unfinished: list[Any] = []  # the connection of a TLS handshake, which httpcore forgets where it is cancelled
 
@@ -101,9 +94,9 @@ class HttpTransport:
         extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
         if self._connection.encrypted:
             extensions["trace"] = trace
-        sent = {**self._headers, **(self._connection.headers if headers is None else headers)}
+        message["headers"] = {**self._headers, **self._connection.headers, **message.get("headers", {})}
         try:
-            request = httpx.Request(method, self._origin + path, headers=sent, content=content, extensions=extensions)
+            request = httpx.Request(method, self._origin + path, extensions=extensions, **message)
             async with asyncio.timeout(timeout_s), aclosing(await pool.handle_async_request(request)) as response:
                 is_expected = response.status_code in expected
                 async for part in response.aiter_raw():
@@ -147,14 +140,9 @@ def _message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
     parameters = {**request.parameters, "timeout": round(request.timeout_s * QUEUE_TIMEOUT_FACTOR * 1e6)}
     if (part := request.sequence) is not None:
         parameters |= {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}
-    head = json.dumps(
-        {
-            "id": request.request_id,
-            "parameters": parameters,
-            "inputs": inputs,
-            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs],
-        }
-    ).encode()
+    outputs = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
+    message = {"id": request.request_id, "parameters": parameters, "inputs": inputs, "outputs": outputs}
+    head = json.dumps(message).encode()
     return b"".join((head, *raw)), {JSON_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
 
 

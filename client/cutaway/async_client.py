@@ -1,4 +1,4 @@
-"""The client for asyncio: a picture in, cut-outs back, or a typed error within the deadline; and many, some at a time."""
+"""The client for asyncio: a picture in, cut-outs back, or a typed error within the deadline; many at a time."""
 
 from __future__ import annotations
 
@@ -90,9 +90,6 @@ class AsyncClient:
         """A copy in another process: it connects anew, and has a retry budget and circuit breakers of its own."""
         urls, given = self._settings.given
         return partial(type(self), urls, **given), ()
-
-    def __repr__(self) -> str:
-        return f"<cutaway.AsyncClient {', '.join(self.urls)}>"
 
     async def __aenter__(self) -> Self:
         return self

@@ -40,20 +40,17 @@ class OpenTelemetry:
 
     The span's context is sent to your own servers, not to hosted models. Attributes are ``server.address``,
     ``server.port``, ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
-
-    Args:
-        tracer_provider: the global one where None.
-        propagator: a TextMapPropagator that writes the context; W3C ``traceparent`` and ``tracestate`` where None.
+    The tracer provider is the global one where None.
     """
 
-    def __init__(self, tracer_provider: TracerProvider | None = None, propagator: Any = None) -> None:
+    def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             raise ImportError("OpenTelemetry spans need opentelemetry-api: pip install 'cutaway[otel]'") from None
         self._trace, self._tracer = trace, trace.get_tracer("cutaway", __version__, tracer_provider)
-        self._propagator = propagator or TraceContextTextMapPropagator()
+        self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
     def call(self, operation: str, request_id: str) -> Iterator[Observation]:

@@ -1,14 +1,11 @@
 """Several servers that do the same work: round robin, circuit breakers, load shedding, retries, and health checks.
 
-- A failure moves the call on to the next server at once; when all were tried, it waits by
-  :class:`cutaway.resilience.RetryPolicy` and goes round again. Each retry costs a token of the retry budget; without
-  one, a call that was shed still moves on to a server whose last answer was a success: in an outage there is none.
-- An error of the picture never moves on. A server that refused, or timed out, is not tried again in the same call.
-- A server is tried last for `contract.limits.SERVER_BACK_S`, or its ``Retry-After``, when it has shed all calls for
-  that long, or missed `contract.limits.SERVER_LATE_MAX` deadlines in a row: one picture may be slow. A second circuit
-  breaker, whose time doubles with each failed probe, does that.
+A failure moves the call on to the next server at once; when all were tried, it waits and goes round again. Each retry
+costs a token of the retry budget; without one, a call that was shed still moves on to a server whose last answer was a
+success: in an outage there is none. A server that refused, or timed out, is not tried again in the same call.
 
-All of it runs in one event loop, so that there are no locks.
+A server that sheds all calls, or misses deadlines in a row (one picture may be slow), is tried last: a second circuit
+breaker, whose time doubles with each failed probe. All runs in one event loop, without locks.
 """
 
 from __future__ import annotations

@@ -156,13 +156,15 @@ class AsyncClient:
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """See :meth:`cutaway.Client.health`."""
-        deadline = self._deadline(timeout_s)
+        self._check_open()
+        deadline = self._settings.deadline(timeout_s)
         async with self._until_closed():
             return await self._servers.health(deadline)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """See :meth:`cutaway.Client.models`."""
-        deadline = self._deadline(timeout_s)
+        self._check_open()
+        deadline = self._settings.deadline(timeout_s)
         async with self._until_closed():
             return await self._servers.models(MODELS, deadline)
 
@@ -237,10 +239,6 @@ class AsyncClient:
             raise
         finally:
             del self._running[task]
-
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        self._check_open()
-        return self._settings.deadline(timeout_s)
 
     def _check_open(self) -> None:
         if self._closed:

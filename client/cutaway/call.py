@@ -15,7 +15,7 @@ from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, UPSCALE_LIMITS
 from cutaway.contract.options import CutOptions, OptionKeywords, WhoKeywords, parse_options, to_parameters
 from cutaway.downscale import Fitted, downscale
 from cutaway.inputs import ImageInput, encode
-from cutaway.observe import Observation, Observer, ServedFacts, observed
+from cutaway.observe import Observer, ServedFacts, Unobserved, observed
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, Detection, Origin, UpscaleResult, read_cut, read_detection
 from cutaway.servers import PIPELINE, Answer
@@ -121,8 +121,7 @@ class Settings:
 
 @contextmanager
 def begin(settings: Settings, operation: str, given: Mapping[str, Any]) -> Iterator[Call]:
-    """A "cut", "detect" or "upscale", observed; its id is set on errors that leave it. ValueError where the timeout or
-    the request id is invalid."""
+    """A "cut", "detect" or "upscale", observed; its id is set on errors. ValueError for an invalid timeout or id."""
     call = Call(settings, operation, given)
     with observed(settings.observers, operation, call.request_id) as call.observation:
         try:
@@ -137,7 +136,7 @@ def begin(settings: Settings, operation: str, given: Mapping[str, Any]) -> Itera
 class Call:
     """One call, from :func:`begin`."""
 
-    observation: Observation
+    observation: Unobserved
 
     def __init__(self, settings: Settings, operation: str, given: Mapping[str, Any]) -> None:
         self.settings, self._given = settings, dict(given)

@@ -38,12 +38,8 @@ ImageInput: TypeAlias = Union[
 """A path, a data URI, an encoded file's bytes, a binary file object (read from its position), a PIL image, or an
 array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
 
-BMP_UP_TO_BYTES = 4 * MIB
-"""A BMP costs 1 ms where lossless compression costs 50 ms per megapixel; above this size its length weighs more."""
-
-LOSSY_QUALITIES = (95, 90, 85, 75)
-"""Of a JPEG or WebP, the first that stays under the limit of bytes; the best of them keeps every pixel's colour."""
-
+BMP_UP_TO_BYTES = 4 * MIB  # 1 ms, where lossless compression takes 50 ms per megapixel; above, its length weighs more
+LOSSY_QUALITIES = (95, 90, 85, 75)  # the first that stays under the limit; the best keeps every pixel's colour
 _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
 _URI_HEAD_CHARS = 1000  # of a data URI, before its data
 

@@ -13,7 +13,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from cutaway.contract.errors import CutawayError
 from cutaway.contract.options import CutOptions
@@ -46,19 +46,16 @@ class Unobserved:
         """Somebody served; not called where the call fails."""
 
 
-Observation: TypeAlias = Unobserved
-
-
 class Observer(Protocol):
     """Makes an observation of each call; shared between threads and tasks."""
 
-    def call(self, operation: str, request_id: str) -> AbstractContextManager[Observation]:
+    def call(self, operation: str, request_id: str) -> AbstractContextManager[Unobserved]:
         """The call, "cut" (composites too), "detect" or "upscale"; its error passes through the context manager."""
         ...
 
 
 @contextmanager
-def observed(observers: Sequence[Observer], operation: str, request_id: str) -> Iterator[Observation]:
+def observed(observers: Sequence[Observer], operation: str, request_id: str) -> Iterator[Unobserved]:
     """The log and all observers as one, entered in the caller's context; raises nothing of its own."""
     log = {"operation": operation, "request_id": request_id, "provider": "", "sent_bytes": 0, "received_bytes": 0}
     call, started, error = _Call(log, []), time.monotonic(), None
@@ -84,7 +81,7 @@ def observed(observers: Sequence[Observer], operation: str, request_id: str) -> 
 @dataclass
 class _Call(Unobserved):
     log: dict[str, Any]
-    observations: list[tuple[Observer, AbstractContextManager[Observation], Observation]]
+    observations: list[tuple[Observer, AbstractContextManager[Unobserved], Unobserved]]
 
     def headers(self) -> Mapping[str, str]:
         merged: dict[str, str] = {}
@@ -103,7 +100,7 @@ class _Call(Unobserved):
             logger.warning(words, self.log | {"tier": facts.tier, "why": why})
         self._each(lambda one: one.served(facts))
 
-    def _each(self, event: Callable[[Observation], None]) -> None:
+    def _each(self, event: Callable[[Unobserved], None]) -> None:
         for observer, _, observation in self.observations:
             with _log_failure(observer):
                 event(observation)

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cutaway import __version__
+from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import METRIC_BUCKETS_S
 from cutaway.contract.options import CutOptions
-from cutaway.observe import Observation, ServedFacts, Unobserved, code_of
+from cutaway.observe import ServedFacts, Unobserved, code_of
 from cutaway.transports.base import parse_address
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class OpenTelemetry:
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:
         """See :meth:`cutaway.observe.Observer.call`."""
         trace, record = self._trace, _Record()
         with self._tracer.start_as_current_span(
@@ -118,14 +119,15 @@ class Prometheus:
         self._in_progress = prometheus.Gauge(*what, multiprocess_mode="livesum", registry=registry)
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:  # noqa: ARG002
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:  # noqa: ARG002
         """See :meth:`cutaway.observe.Observer.call`."""
         record, started, code, requests = _Record(), time.monotonic(), "OK", 0
         with self._in_progress.labels(operation).track_inprogress():
             try:
                 yield record
             except BaseException as error:
-                code, requests = code_of(error), getattr(error, "details", {}).get("requests", 0)
+                code = code_of(error)
+                requests = error.details.get("requests", 0) if isinstance(error, CutawayError) else 0
                 raise
             finally:
                 facts = record.facts

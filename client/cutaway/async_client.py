@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, M
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, repeat
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack, cast
 
@@ -81,9 +81,9 @@ class AsyncClient:
         self.urls = settings.urls
         self._closed = False
         self._running: dict[asyncio.Task[Any], bool] = {}  # whether closing cancelled them
-        members = []
-        for each in settings.connections:  # a comprehension's frame would be one more in warnings
-            members.append(Server(str(each.address), settings.transport or open_transport(each)))
+        # By map(), since a comprehension's frame would be one more in warnings.
+        transports = repeat(settings.transport) if settings.transport else map(open_transport, settings.connections)
+        members = [Server(url, transport) for url, transport in zip(self.urls, transports, strict=False)]
         self._servers = Servers(members, always_ask=settings.fallback is None)
 
     def __reduce__(self) -> tuple[Any, ...]:

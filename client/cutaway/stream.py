@@ -1,7 +1,5 @@
-"""A video's frames through a server: the latest frame wins.
-
-One frame is in flight at a time, because a second one would wait in the server and be older than one sent later. The
-newest frame waits here and replaces an older one that waits.
+"""A video's frames through a server: the latest frame wins. One is in flight at a time, because a second one would wait
+in the server and be older than one sent later; the newest waits here.
 """
 
 from __future__ import annotations

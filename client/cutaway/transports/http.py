@@ -1,6 +1,5 @@
-"""KServe-v2 with binary tensors over HTTP, through httpx.
-
-tritonclient's own HTTP client needs gevent, belongs to one thread, and does not validate a server's lengths.
+"""KServe-v2 with binary tensors over HTTP, through httpx: tritonclient's own HTTP client needs gevent, belongs to one
+thread, and does not validate a server's lengths.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from cutaway.transports.failures import MAX_ANSWER_BYTES, STATUS_OF_HTTP, malfor
 
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of JSON bytes in a body; the raw tensors follow them
 
-# Of the timeout in the queue over the caller's: Triton does not detect that an HTTP caller has gone, and the caller's
-# own timeout is to end the call.
+# Of the timeout in Triton's queue, which does not detect that an HTTP caller has gone, over the caller's own.
 QUEUE_TIMEOUT_FACTOR = 1.1
 MAX_FAILURE_BYTES = 64 * 1024
 MAX_IDLE, IDLE_S = 100, 30.0  # connections that wait for a request: shorter than what proxies commonly keep them for

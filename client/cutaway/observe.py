@@ -1,6 +1,5 @@
-"""Observers of calls, and the logger "cutaway": one DEBUG line per call and a WARNING where a hosted tier served. Neither
-gets a token, a picture's content or the name of a caller's file. An observer fails no call.
-"""
+"""Observers of calls, and the logger "cutaway": a DEBUG line per call and a WARNING where a hosted tier served. Neither
+gets a token, a picture's content or the name of a caller's file. An observer fails no call."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """A video's frames through a server: the latest frame wins. One is in flight at a time, because a second one would wait
-in the server and be older than one sent later; the newest waits here.
-"""
+in the server and be older than one sent later; the newest waits here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """KServe-v2 with binary tensors over HTTP, through httpx: tritonclient's own HTTP client needs gevent, belongs to one
-thread, and does not validate a server's lengths.
-"""
+thread, and does not validate a server's lengths."""
 
 from __future__ import annotations
 

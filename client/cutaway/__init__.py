@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cutaway.async_client import AsyncClient
+    from cutaway.async_client import AsyncClient, Outcome
     from cutaway.cache import ResultCache
     from cutaway.client import Client
     from cutaway.contract.errors import *
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
     from cutaway.inputs import LossyEncodingWarning
     from cutaway.loop import Cancel
-    from cutaway.many import Outcome
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
@@ -36,14 +35,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "async_client": "AsyncClient",
+    "async_client": "AsyncClient Outcome",
     "cache": "ResultCache",
     "client": "Client",
     "contract.limits": "InputLimits Tier",
     "fallback": "Fallback NeedsDetection NobodyServed Tried",
     "inputs": "LossyEncodingWarning",
     "loop": "Cancel",
-    "many": "Outcome",
     "report": "Notice Report",
     "resilience": "RetryPolicy",
     "result": "CutResult Cutout Detection UpscaleResult",

@@ -1,20 +1,23 @@
-"""The client for asyncio: a picture in, cut-outs back, or a typed error within the deadline."""
+"""The client for asyncio: a picture in, cut-outs back, or a typed error within the deadline; many at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from itertools import chain, count, repeat
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack, cast
 
-from cutaway.call import LOOK, Call, CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords, Settings, begin
+from cutaway.call import Call, CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords, Settings, begin
 from cutaway.contract.errors import CutawayError, InferenceError, ProcessingTimeout, RequestCancelled, ServerRefused
-from cutaway.contract.limits import DEFAULT_URL
+from cutaway.contract.limits import CUT_MANY_JOBS, DEFAULT_URL
+from cutaway.contract.options import OptionKeywords
 from cutaway.fallback.chain import Served
 from cutaway.inputs import ImageInput
-from cutaway.loop import in_thread
-from cutaway.many import ManyKeywords, Outcome, run_many
+from cutaway.loop import CANCELLED, Cancel, in_thread
 from cutaway.resilience import Deadline, Retries
 from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, CutResult, Detection, UpscaleResult
 from cutaway.servers import PIPELINE, Health, Server, Servers
@@ -27,15 +30,46 @@ if TYPE_CHECKING:
 MODELS = (PIPELINE, "birefnet_trt", "yolov8_seg")
 
 INLINE_BYTES = 1_000_000  # an encoded file up to this size is checked in less time than a thread's start takes
+Progress: TypeAlias = Callable[[int, int | None], object]
+"""Called with the number of finished pictures, failed ones included, and the total (None where unknown)."""
+_END = object()
 CLOSED = "The client was closed."
 CLOSE_GRACE_S = 1.0  # for the calls that closing cancels, before it closes their connections
 
 
-class AsyncClient:
-    """Cuts people and objects out of pictures with Cutaway servers, under asyncio.
+class ManyKeywords(OptionKeywords, total=False):
+    """The keyword arguments of :meth:`cutaway.Client.cut_many`."""
 
-        async with AsyncClient("grpc://localhost:8001") as client:
-            result = await client.cut("photo.jpg")
+    jobs: int
+    ordered: bool
+    progress: Progress | None
+    timeout_s: float | None
+    cancel: Cancel | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The `result` or the `error` of the picture `source`, at position `index` (from 0) of those given."""
+
+    index: int
+    source: ImageInput
+    result: CutResult | None = None
+    error: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.result is not None
+
+    def unwrap(self) -> CutResult:
+        """The result; raises the error where there is none."""
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+
+class AsyncClient:
+    """Cuts people and objects out of pictures under asyncio: ``async with AsyncClient(url) as client``.
 
     Methods, arguments and errors are those of :class:`cutaway.Client`; cancelling a call's task cancels its request at
     the server. One client belongs to one event loop. Pictures are read, decoded and composed in threads, and a read
@@ -47,18 +81,15 @@ class AsyncClient:
         self.urls = settings.urls
         self._closed = False
         self._running: dict[asyncio.Task[Any], bool] = {}  # whether closing cancelled them
-        members = []
-        for each in settings.connections:  # a comprehension's frame would be one more in warnings
-            members.append(Server(str(each.address), settings.transport or open_transport(each)))
+        # By map(), since a comprehension's frame would be one more in warnings.
+        transports = repeat(settings.transport) if settings.transport else map(open_transport, settings.connections)
+        members = [Server(url, transport) for url, transport in zip(self.urls, transports, strict=False)]
         self._servers = Servers(members, always_ask=settings.fallback is None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process: it connects anew, and has a retry budget and circuit breakers of its own."""
         urls, given = self._settings.given
         return partial(type(self), urls, **given), ()
-
-    def __repr__(self) -> str:
-        return f"<cutaway.AsyncClient {', '.join(self.urls)}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -103,7 +134,8 @@ class AsyncClient:
         from cutaway.composite import compose
 
         options: dict[str, Any] = dict(given)
-        look = {name: options.pop(name) for name in LOOK if name in options}
+        names = ("place", "match_colour", "output", "quality", "size_px")
+        look = {name: options.pop(name) for name in names if name in options}
         with self._begin("cut", options) as call:
             await self._answer(call, image)
             cut = cast("CutResult", call.result(restore=False))
@@ -124,13 +156,15 @@ class AsyncClient:
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """See :meth:`cutaway.Client.health`."""
-        deadline = self._deadline(timeout_s)
+        self._check_open()
+        deadline = self._settings.deadline(timeout_s)
         async with self._until_closed():
             return await self._servers.health(deadline)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """See :meth:`cutaway.Client.models`."""
-        deadline = self._deadline(timeout_s)
+        self._check_open()
+        deadline = self._settings.deadline(timeout_s)
         async with self._until_closed():
             return await self._servers.models(MODELS, deadline)
 
@@ -190,7 +224,7 @@ class AsyncClient:
             return served
 
     @asynccontextmanager
-    async def _until_closed(self) -> AsyncIterator[None]:
+    async def _until_closed(self) -> AsyncGenerator[None, None]:
         """Cancel the block with RequestCancelled when the client is closed."""
         task = asyncio.current_task()
         assert task is not None
@@ -206,10 +240,81 @@ class AsyncClient:
         finally:
             del self._running[task]
 
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        self._check_open()
-        return self._settings.deadline(timeout_s)
-
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
+
+
+async def run_many(
+    cut: Callable[..., Any],
+    images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+    *,
+    jobs: int = CUT_MANY_JOBS,
+    ordered: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> AsyncGenerator[Outcome, None]:
+    """Cut at most `jobs` pictures at once, taken lazily, at most 2 x `jobs` ahead; closing the generator cancels those
+    in flight. At `cancel` they fail with RequestCancelled, and no further one is taken."""
+    total, done, cancel = _length(images), 0, cancel or Cancel()
+    ahead, running = asyncio.Semaphore(2 * jobs), asyncio.Semaphore(jobs)
+    finished: asyncio.Queue[Outcome | None] = asyncio.Queue()
+    waiting: dict[int, Outcome] = {}
+
+    async def one(index: int, image: ImageInput) -> None:
+        outcome = Outcome(index, image, error=RequestCancelled(CANCELLED))
+        try:
+            async with running:
+                outcome = Outcome(index, image, await cut(image))
+        except Exception as error:
+            outcome = Outcome(index, image, error=error)
+        finally:
+            finished.put_nowait(outcome)
+
+    async def take() -> None:
+        source = images if isinstance(images, AsyncIterable) else _read(images)
+        numbers, failure = count(), None
+        async with asyncio.TaskGroup() as group:
+            try:
+                await ahead.acquire()
+                async for image in source:
+                    group.create_task(one(next(numbers), image))
+                    await ahead.acquire()
+            except Exception as error:
+                failure = error  # and not raised in here, which would cancel the tasks
+            finally:
+                if isinstance(source, AsyncGenerator):
+                    await source.aclose()
+        if failure is not None:
+            raise failure
+
+    taker, event_loop = asyncio.create_task(take()), asyncio.get_running_loop()
+    taker.add_done_callback(lambda _: finished.put_nowait(None))
+    unregister = cancel.on_cancel(lambda: event_loop.call_soon_threadsafe(taker.cancel))
+    try:
+        while (outcome := await finished.get()) is not None:
+            waiting[outcome.index] = outcome
+            while ready := waiting.pop(done if ordered else outcome.index, None):
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+                yield ready
+                ahead.release()
+        if not cancel.cancelled:
+            await taker
+    finally:
+        unregister()
+        taker.cancel()
+        await asyncio.gather(taker, return_exceptions=True)
+
+
+async def _read(images: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    items = chain.from_iterable([images])  # iter(images) may block, too
+    while (item := await in_thread("reading the pictures' names", None, lambda: next(items, _END))) is not _END:
+        yield item
+
+
+def _length(images: object) -> int | None:
+    if isinstance(images, (str, bytes, bytearray, memoryview, PathLike)):
+        raise TypeError(f"several pictures were expected, not one {type(images).__name__}: put it into a list")
+    return len(images) if hasattr(images, "__len__") else None

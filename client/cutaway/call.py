@@ -15,17 +15,9 @@ from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, UPSCALE_LIMITS
 from cutaway.contract.options import CutOptions, OptionKeywords, WhoKeywords, parse_options, to_parameters
 from cutaway.downscale import Fitted, downscale
 from cutaway.inputs import ImageInput, encode
-from cutaway.observe import Observation, Observer, ServedFacts, observed
+from cutaway.observe import Observer, ServedFacts, Unobserved, observed
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
-from cutaway.result import (
-    CUT_OUTPUTS,
-    DETECTION_OUTPUTS,
-    Detection,
-    Origin,
-    UpscaleResult,
-    read_cut,
-    read_detection,
-)
+from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, Detection, Origin, UpscaleResult, read_cut, read_detection
 from cutaway.servers import PIPELINE, Answer
 from cutaway.transports.base import InferRequest, Tensor, Transport, parse_address
 from cutaway.transports.connection import Connection, Tls
@@ -88,9 +80,6 @@ class CompositeKeywords(CallKeywords, WhoKeywords, total=False):
     size_px: tuple[int, int] | None
 
 
-LOOK = ("place", "match_colour", "output", "quality", "size_px")
-
-
 class Settings:
     """What a client was given, checked; ValueError where an address, a header or a number makes no sense."""
 
@@ -132,8 +121,7 @@ class Settings:
 
 @contextmanager
 def begin(settings: Settings, operation: str, given: Mapping[str, Any]) -> Iterator[Call]:
-    """A "cut", "detect" or "upscale", observed; its id is set on errors that leave it. ValueError where the timeout or
-    the request id is invalid."""
+    """A "cut", "detect" or "upscale", observed; its id is set on errors. ValueError for an invalid timeout or id."""
     call = Call(settings, operation, given)
     with observed(settings.observers, operation, call.request_id) as call.observation:
         try:
@@ -148,7 +136,7 @@ def begin(settings: Settings, operation: str, given: Mapping[str, Any]) -> Itera
 class Call:
     """One call, from :func:`begin`."""
 
-    observation: Observation
+    observation: Unobserved
 
     def __init__(self, settings: Settings, operation: str, given: Mapping[str, Any]) -> None:
         self.settings, self._given = settings, dict(given)
@@ -232,6 +220,5 @@ class Call:
         by = (served.provider, self.request_id, elapsed_ms, served.tier, url, served.tried)
         return Origin(*by, self.requests, from_cache)
 
-    def _report(self, by: Origin, n_bytes: int, **more: Any) -> None:
-        facts = ServedFacts(by.provider, by.tier, by.url, by.requests, by.from_cache, by.tried, n_bytes, **more)
-        self.observation.served(facts)
+    def _report(self, origin: Origin, n_bytes: int, **more: Any) -> None:
+        self.observation.served(ServedFacts(**vars(origin), n_bytes=n_bytes, **more))

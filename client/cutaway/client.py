@@ -6,12 +6,11 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Self, Unpack
 
 from cutaway import loop
-from cutaway.async_client import AsyncClient
+from cutaway.async_client import AsyncClient, ManyKeywords, Outcome
 from cutaway.call import CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords
 from cutaway.contract.limits import DEFAULT_URL
 from cutaway.inputs import ImageInput
 from cutaway.loop import Cancel
-from cutaway.many import ManyKeywords, Outcome
 from cutaway.result import CutResult, Detection, UpscaleResult
 from cutaway.servers import Health
 from cutaway.transports.base import ModelInfo
@@ -85,36 +84,29 @@ class Client:
             given: also the options, see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.
 
         Raises:
-            InputError: the picture or an option is invalid, mostly before a request is sent; NoPersonDetected where no
-                person is found.
-            ProcessingTimeout: the deadline is exceeded.
+            InputError: the picture or an option is invalid, or nobody is found (NoPersonDetected).
+            ProcessingTimeout, RequestCancelled: the deadline is exceeded, or `cancel` was used.
             ServerUnavailable: no answer, no such model, or a full queue; NobodyServed where the fallback failed, too.
             InferenceError: a model failed, or the answer is malformed.
-            RequestCancelled: `cancel` was used.
             OSError: the path cannot be read.
         """
         return loop.run(self._client.cut(image, **given), cancel)
 
     def cut_many(self, images: Iterable[ImageInput], **given: Unpack[ManyKeywords]) -> Generator[Outcome, None, None]:
-        """Cut many pictures out, several at a time; one failure does not end the rest.
+        """Cut many pictures out, several at a time. A failure ends no others; leaving the loop cancels those in flight.
 
             for outcome in client.cut_many(Path("in").glob("*.jpg"), jobs=8):
                 if outcome.ok:
                     outcome.result.save(f"out/{outcome.source.stem}.png")
 
         Args:
-            images: pictures as :meth:`cut` takes them, read lazily in other threads, since an iterator may block. Its
-                exception is raised after the outcomes before it.
+            images: pictures as :meth:`cut` takes them, read lazily in other threads; an iterator may block, or raise.
             jobs: pictures in flight at once; 4 where not given.
             ordered: outcomes in the order of the pictures instead of in that of completion.
-            progress: called, in the client's thread, with the number of finished pictures and the total (None where
-                `images` has no length).
+            progress: called, in the client's thread, with the number of finished pictures and the total, or None.
             timeout_s: seconds for each picture.
             cancel: cancels pictures in flight, and ends the iteration.
             given: also the options, as in :meth:`cut`.
-
-        Returns:
-            An iterator of outcomes. Closing it, or leaving the loop, cancels those in flight.
 
         Raises:
             ValueError: `jobs` is below 1.
@@ -137,11 +129,7 @@ class Client:
         Args:
             image: as in :meth:`cut`.
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
-            place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
-            match_colour: strength of the colour match with the new background, 0 to 1.
-            output: "png", "webp" or "jpeg".
-            quality: of a WebP or JPEG, 1 to 100.
-            size_px: width and height of the result; those of the picture behind, or of the original, by default.
+            place, match_colour, output, quality, size_px: see :func:`cutaway.composite.compose`.
             given: also the options that choose people, and the other arguments of :meth:`cut`.
 
         Errors are those of :meth:`cut`; InputError also where `onto` is no picture.

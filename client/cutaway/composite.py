@@ -21,9 +21,8 @@ from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.options import parse_options
-from cutaway.decode import decode_upright
 from cutaway.drawing import SizeWH, Transform, clip_frame, enclose, rgba_of, round_box
-from cutaway.inputs import ImageInput, decode_input
+from cutaway.inputs import ImageInput, decode_input, decode_upright
 from cutaway.report import Box, Frame
 from cutaway.result import EncodedResult
 

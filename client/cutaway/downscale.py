@@ -10,12 +10,12 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from PIL import Image, ImageFilter
 
+from cutaway import inputs
 from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge, TooManyPixels
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
-from cutaway.decode import decode_upright, to_srgb
 from cutaway.drawing import encode_cutout, fill_people, round_box
-from cutaway.inputs import EncodedPicture, ImageInput, encode, encode_lossy, is_pixels, pil_of, read_encoded
+from cutaway.inputs import EncodedPicture, ImageInput
 from cutaway.report import Box, Notice
 from cutaway.result import Cutout, CutResult, Detection
 
@@ -26,27 +26,23 @@ SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to th
 
 
 def downscale(
-    image: ImageInput,
-    *,
-    media_type: str | None = None,
-    limits: InputLimits = INPUT_LIMITS,
-    strict: bool = False,
+    image: ImageInput, *, media_type: str | None = None, limits: InputLimits = INPUT_LIMITS, strict: bool = False
 ) -> Fitted:
     """As :func:`cutaway.inputs.encode`, but a smaller copy of a picture over the limits, up to `limits.FIT_LIMITS`."""
-    if not is_pixels(image):
-        image, declared = read_encoded(image, FIT_LIMITS.max_file_bytes)
+    if not inputs.is_pixels(image):
+        image, declared = inputs.read_encoded(image, FIT_LIMITS.max_file_bytes)
         media_type = media_type or declared
     try:
-        return Fitted(encode(image, media_type=media_type, limits=limits, strict=strict))
+        return Fitted(inputs.encode(image, media_type=media_type, limits=limits, strict=strict))
     except (FileTooLarge, ResolutionTooLarge, TooManyPixels) as error:
         refusal: InputError = error
     bounds = replace(FIT_LIMITS, max_decompression_ratio=limits.max_decompression_ratio)
     warnings: tuple[Notice, ...] = ()
-    if is_pixels(image):
-        original = to_srgb(pil_of(image, bounds))
+    if inputs.is_pixels(image):
+        original = inputs.to_srgb(inputs.pil_of(image, bounds))
     else:
-        picture = encode(image, media_type=media_type, limits=bounds, strict=strict)
-        original, warnings = decode_upright(picture.data, picture.header), picture.warnings
+        picture = inputs.encode(image, media_type=media_type, limits=bounds, strict=strict)
+        original, warnings = inputs.decode_upright(picture.data, picture.header), picture.warnings
     copy = _copy(original, limits, refusal)
     sizes = {"original_px": list(original.size), "sent_px": [copy.header.width_px, copy.header.height_px]}
     message = "The picture is over the limits and was sent as a smaller copy: edges are as fine as that."
@@ -61,7 +57,7 @@ def _copy(original: Image.Image, limits: InputLimits, refusal: InputError) -> En
     while int(short * scale) >= limits.min_side_px:
         size = int(original.width * scale), int(original.height * scale)
         try:
-            return encode_lossy(original.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), limits)
+            return inputs.encode_lossy(original.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), limits)
         except FileTooLarge:
             scale *= SMALLER
     raise refusal
@@ -78,8 +74,7 @@ class Fitted:
     @property
     def scale_xy(self) -> tuple[float, float]:
         """Pixels of the original by pixels of the copy, across and down; at least 1."""
-        if self.original is None:
-            return 1.0, 1.0
+        assert self.original is not None
         header = self.picture.header
         return self.original.width / header.width_px, self.original.height / header.height_px
 

@@ -9,19 +9,20 @@ import io
 import mimetypes
 import os
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
-from cutaway.contract.errors import FileTooLarge, ImageBomb, InvalidFormat
+from cutaway.contract import png
+from cutaway.contract.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, declared_agrees
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, MIB, InputLimits, Tier
-from cutaway.decode import damage_is_corrupt, decode_upright, open_checked, to_srgb, turn_upright
 from cutaway.report import Notice
 
 
@@ -37,14 +38,14 @@ ImageInput: TypeAlias = Union[
 """A path, a data URI, an encoded file's bytes, a binary file object (read from its position), a PIL image, or an
 array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
 
-BMP_UP_TO_BYTES = 4 * MIB
-"""A BMP costs 1 ms where lossless compression costs 50 ms per megapixel; above this size its length weighs more."""
-
-LOSSY_QUALITIES = (95, 90, 85, 75)
-"""Of a JPEG or WebP, the first that stays under the limit of bytes; the best of them keeps every pixel's colour."""
-
+BMP_UP_TO_BYTES = 4 * MIB  # 1 ms, where lossless compression takes 50 ms per megapixel; above, its length weighs more
+LOSSY_QUALITIES = (95, 90, 85, 75)  # the first that stays under the limit; the best keeps every pixel's colour
 _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
 _URI_HEAD_CHARS = 1000  # of a data URI, before its data
+
+
+# EXIF orientation → the transposition that undoes it, as `PIL.Image.Transpose` numbers them.
+_TURNS: dict[int, Any] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 class LossyEncodingWarning(UserWarning):
@@ -79,8 +80,7 @@ def encode(
 
     Raises:
         OSError, TypeError: it cannot be read, or is none of the kinds of input.
-        InputError: see `contract.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
-            web addresses, and malformed data URIs.
+        InputError: see `contract.headers.check_picture`; InvalidFormat also for other arrays and web addresses.
     """
     if is_pixels(image):
         return _encode_pil(pil_of(image, limits), limits)
@@ -267,3 +267,87 @@ def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:
         parameters |= {"exif": exif.tobytes() if len(exif) else b"", "icc_profile": image.info.get("icc_profile")}
     image.save(buffer, pil_format, **parameters)
     return buffer.getvalue()
+
+
+@contextmanager
+def damage_is_corrupt(what: str) -> Iterator[None]:
+    """CorruptImage for the many exceptions that Pillow's plugins raise on damaged files or metadata."""
+    try:
+        yield
+    except (InputError, Warning, MemoryError):
+        raise
+    except Exception as error:
+        raise CorruptImage(f"The {what} cannot be decoded.") from error
+
+
+def open_checked(data: bytes, header: PictureHeader) -> Image.Image:
+    """Open a file whose header passed the checks; CorruptImage where the decoder finds another size. `Image.open` would
+    also apply Pillow's own bound, a global below `limits.FIT_LIMITS`: the format's reader is called directly."""
+    Image.preinit()
+    if header.format.upper() not in Image.OPEN:
+        Image.init()
+    if header.format == "png":
+        data = png.readable(data)[0]
+    if header.end_bytes is not None:
+        data = data[: header.end_bytes] + b"\xff\xd9"
+    image: Image.Image = Image.OPEN[header.format.upper()][0](io.BytesIO(data), "")
+    if image.size != (header.width_px, header.height_px):
+        raise CorruptImage("The file's headers disagree about its size.")
+    return image
+
+
+def decode_upright(data: bytes, header: PictureHeader) -> Image.Image:
+    """RGB, or RGBA where the picture is transparent somewhere; upright by its EXIF orientation, in sRGB; or
+    CorruptImage."""
+    with damage_is_corrupt(header.format.upper()), open_checked(data, header) as image:
+        image.load()
+        return to_srgb(turn_upright(image))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is no valid one. XMP's is ignored, as by browsers and the server."""
+    exif = Image.Exif()
+    try:
+        if image.info.get("exif"):
+            exif.load(image.info["exif"])
+        elif not {"xmp", "XML:com.adobe.xmp"} & set(image.info):
+            exif = image.getexif()
+        found = exif.get(0x0112, 1)
+    except Exception:  # a damaged EXIF block is ignored
+        return 1
+    return found if found in _TURNS else 1
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; the same object where it is upright."""
+    turn = _TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """A copy in sRGB without metadata: RGB, or RGBA where the picture is transparent somewhere."""
+    profile, alpha, found = image.info.get("icc_profile"), None, None
+    if image.mode.startswith("I"):
+        values = np.asarray(image.convert("I"), dtype=np.int64)
+        image = Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8))
+    elif image.mode in ("LA", "La"):  # grey stays apart, since a grey profile applies to nothing else
+        image = image.convert("LA")
+        alpha, image = image.getchannel("A"), image.getchannel("L")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha, image = image.getchannel("A"), image.convert("RGB")
+    elif image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGB")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if image.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+                image = image.convert("RGB")
+            found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass  # an invalid profile says nothing
+    rgb = found or image.convert("RGB")
+    if alpha is not None and rgb.width and rgb.height and alpha.getextrema() != (255, 255):
+        rgb.putalpha(alpha)
+    rgb.info.clear()
+    return rgb

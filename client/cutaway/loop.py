@@ -1,7 +1,6 @@
 """Between threads and event loops: the loop thread of synchronous callers, and threads for work that blocks a loop.
 
-There is one loop thread per process, a daemon, made anew after a fork. Anyio's blocking portal was tried in its place:
-in a forked child it waits for the parent's thread, and hangs.
+There is one loop thread per process, a daemon, made anew after a fork: anyio's blocking portal hangs in a forked child.
 """
 
 from __future__ import annotations

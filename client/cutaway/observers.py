@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cutaway import __version__
+from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import METRIC_BUCKETS_S
 from cutaway.contract.options import CutOptions
-from cutaway.observe import Observation, ServedFacts, Unobserved, code_of
+from cutaway.observe import ServedFacts, Unobserved, code_of
 from cutaway.transports.base import parse_address
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class _Record(Unobserved):
     """The events of a call; `facts` has tier 0 where nobody served."""
 
     def __init__(self) -> None:
-        self.facts, self.sent_bytes, self.options = ServedFacts("none", 0), 0, dict[str, str]()
+        self.facts, self.sent_bytes, self.options = ServedFacts("none", tier=0), 0, dict[str, str]()
         self.carried: dict[str, str] = {}
 
     def headers(self) -> Mapping[str, str]:
@@ -40,23 +41,20 @@ class OpenTelemetry:
 
     The span's context is sent to your own servers, not to hosted models. Attributes are ``server.address``,
     ``server.port``, ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
-
-    Args:
-        tracer_provider: the global one where None.
-        propagator: a TextMapPropagator that writes the context; W3C ``traceparent`` and ``tracestate`` where None.
+    The tracer provider is the global one where None.
     """
 
-    def __init__(self, tracer_provider: TracerProvider | None = None, propagator: Any = None) -> None:
+    def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             raise ImportError("OpenTelemetry spans need opentelemetry-api: pip install 'cutaway[otel]'") from None
         self._trace, self._tracer = trace, trace.get_tracer("cutaway", __version__, tracer_provider)
-        self._propagator = propagator or TraceContextTextMapPropagator()
+        self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:
         """See :meth:`cutaway.observe.Observer.call`."""
         trace, record = self._trace, _Record()
         with self._tracer.start_as_current_span(
@@ -121,14 +119,15 @@ class Prometheus:
         self._in_progress = prometheus.Gauge(*what, multiprocess_mode="livesum", registry=registry)
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:  # noqa: ARG002
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:  # noqa: ARG002
         """See :meth:`cutaway.observe.Observer.call`."""
         record, started, code, requests = _Record(), time.monotonic(), "OK", 0
         with self._in_progress.labels(operation).track_inprogress():
             try:
                 yield record
             except BaseException as error:
-                code, requests = code_of(error), getattr(error, "details", {}).get("requests", 0)
+                code = code_of(error)
+                requests = error.details.get("requests", 0) if isinstance(error, CutawayError) else 0
                 raise
             finally:
                 facts = record.facts

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -151,15 +151,13 @@ def retry_after_of(error: CutawayError) -> float | None:
 
 def parse_retry_after(value: str | None, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> float | None:
     """Seconds of a ``Retry-After`` header, whole or decimal or an HTTP date; None for anything else."""
-    try:
+    with suppress(ValueError):
         seconds = float(value or "")
-    except ValueError:
-        try:
-            at = parsedate_to_datetime(value or "")
-        except (ValueError, OverflowError):
-            return None
+        return seconds if 0 <= seconds < float("inf") else None
+    with suppress(ValueError, OverflowError):
+        at = parsedate_to_datetime(value or "")
         return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now()).total_seconds())
-    return seconds if 0 <= seconds < float("inf") else None
+    return None
 
 
 @dataclass(eq=False)

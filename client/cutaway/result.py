@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from cutaway.contract.headers import PictureHeader, picture_format, read_header
-from cutaway.decode import open_checked
-from cutaway.inputs import declared_type
+from cutaway.inputs import declared_type, open_checked
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
 from cutaway.transports.base import Tensor
 from cutaway.transports.failures import malformed
@@ -88,16 +87,9 @@ def _parts(data: bytes, form: str) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Cutout(EncodedResult):
-    """One cut-out; pixels are those of the upright picture.
-
-    Attributes:
-        id: the person's id for subject "each" (0 is the largest), else 0.
-        people: ids of the people in it; none for subject "all".
-        box, frame: x1, y1, x2, y2 around all detections in it, and of the rectangle that it covers: paste it there.
-        score: the confidence of the least certain person in it, 0 to 1.
-        image: the encoded file.
-        format: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png.
-    """
+    """One cut-out: the person's id for subject "each" (0 is the largest), else 0; the ids of all `people` in it; the
+    `box` around them and the `frame` that it covers (paste it there), x1, y1, x2, y2 in pixels of the upright picture;
+    the least certain one's confidence; the encoded file: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png."""
 
     id: int
     people: tuple[int, ...]
@@ -113,13 +105,13 @@ class Cutout(EncodedResult):
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate", "space"), the id
-    in the server's log, milliseconds from call to answer, the tier (1 for your own server, 2 to 4 for hosted models), the own
-    server's `url`, the tiers that were `tried` before, and the `requests` to own servers, retries included."""
+    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate", "space"), the id in
+    the server's log, milliseconds from call to answer, the tier (1 for your own server, 2 to 4 for hosted models), the
+    own server's `url`, the tiers that were `tried` before, and the `requests` to own servers, retries included."""
 
     provider: str
-    request_id: str
-    elapsed_ms: float
+    request_id: str = ""
+    elapsed_ms: float = 0.0
     tier: int = 1
     url: str = ""
     tried: tuple[Tried, ...] = ()

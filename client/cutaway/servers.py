@@ -1,14 +1,11 @@
 """Several servers that do the same work: round robin, circuit breakers, load shedding, retries, and health checks.
 
-- A failure moves the call on to the next server at once; when all were tried, it waits by
-  :class:`cutaway.resilience.RetryPolicy` and goes round again. Each retry costs a token of the retry budget; without
-  one, a call that was shed still moves on to a server whose last answer was a success: in an outage there is none.
-- An error of the picture never moves on. A server that refused, or timed out, is not tried again in the same call.
-- A server is tried last for `contract.limits.SERVER_BACK_S`, or its ``Retry-After``, when it has shed all calls for
-  that long, or missed `contract.limits.SERVER_LATE_MAX` deadlines in a row: one picture may be slow. A second circuit
-  breaker, whose time doubles with each failed probe, does that.
+A failure moves the call on to the next server at once; when all were tried, it waits and goes round again. Each retry
+costs a token of the retry budget; without one, a call that was shed still moves on to a server whose last answer was a
+success: in an outage there is none. A server that refused, or timed out, is not tried again in the same call.
 
-All of it runs in one event loop, so that there are no locks.
+A server that sheds all calls, or misses deadlines in a row (one picture may be slow), is tried last: a second circuit
+breaker, whose time doubles with each failed probe. All runs in one event loop, without locks.
 """
 
 from __future__ import annotations
@@ -138,14 +135,10 @@ class Servers:
                         raise
                 if attempt is None:
                     untried = [each for each in everybody if each not in failures or failures[each].retry]
-                    soonest = min(
-                        (each for each in failures.values() if each.retry),
-                        key=lambda each: retry_after_of(each) or 0.0,
-                        default=error,
-                    )
+                    soonest = min(failures.values(), key=lambda each: (not each.retry, retry_after_of(each) or 0.0))
                     wait_s = retries.delay_s(soonest)
                     if wait_s is None:
-                        raise (error if error.retry else soonest) from None
+                        raise (soonest if soonest.retry and not error.retry else error) from None
                     await asyncio.sleep(wait_s)
                     attempt = self._choose(untried, always_ask)
                     if attempt is None:
@@ -222,11 +215,8 @@ class Servers:
             permit.succeeded()
             server.healthy, asked_s, now = False, retry_after_of(error), self._clock()
             server.shed_since = now if server.shed_since is None else server.shed_since
-            if (
-                asked_s is not None
-                or server.in_order.state != "closed"
-                or now - server.shed_since >= limits.SERVER_BACK_S
-            ):
+            sheds_all = now - server.shed_since >= limits.SERVER_BACK_S
+            if asked_s is not None or sheds_all or server.in_order.state != "closed":
                 in_order.failed(opens=True, for_s=min(asked_s or 0.0, limits.RETRY_AFTER_MAX_S))
         elif isinstance(error, ProcessingTimeout):
             silent = took_s >= limits.SERVER_SILENT_S

@@ -1,8 +1,5 @@
-"""A video's frames through a server: the latest frame wins.
-
-One frame is in flight at a time, because a second one would wait in the server and be older than one sent later. The
-newest frame waits here and replaces an older one that waits.
-"""
+"""A video's frames through a server: the latest frame wins. One is in flight at a time, because a second one would wait
+in the server and be older than one sent later; the newest waits here."""
 
 from __future__ import annotations
 
@@ -68,8 +65,7 @@ class StreamFrame:
 @dataclass(frozen=True)
 class StreamStatistics:
     """Counts of a stream's frames: `submitted`, `done`, `dropped` (a newer one replaced them before they were sent),
-    `skipped` (not taken in time), `untouched`, and those of them that are `overloaded`. Over the last
-    `STREAM_STATISTICS_FRAMES`, `fps` are frames done per second, and latencies are from `submit` until done."""
+    `skipped` (not taken in time), `untouched`, and those of them that are `overloaded`."""
 
     submitted: int = 0
     done: int = 0
@@ -77,10 +73,6 @@ class StreamStatistics:
     skipped: int = 0
     untouched: int = 0
     overloaded: int = 0
-    fps: float = 0.0
-    latency_p50_ms: float = 0.0
-    latency_p95_ms: float = 0.0
-    latency_p99_ms: float = 0.0
 
 
 class StreamKeywords(ServerKeywords, total=False):
@@ -95,12 +87,7 @@ class StreamKeywords(ServerKeywords, total=False):
 
 
 class AsyncStream:
-    """Puts the people of a video before another background, under asyncio.
-
-        async with AsyncStream("grpc://localhost:8001") as stream:
-            stream.submit(frame)
-            async for done in stream:
-                ...
+    """Puts the people of a video before another background, under asyncio: ``async with AsyncStream(url) as stream``.
 
     Arguments, methods and errors are those of :class:`cutaway.Stream`. It is entered and used in one event loop.
     """
@@ -121,7 +108,6 @@ class AsyncStream:
         self._waiting: tuple[int, FrameInput, float] | None = None
         self._done: deque[StreamFrame] = deque(maxlen=limits.STREAM_RESULTS_KEPT)
         self._counts: Counter[str] = Counter()
-        self._last: deque[tuple[float, float]] = deque(maxlen=limits.STREAM_STATISTICS_FRAMES)  # time (s), latency (ms)
         self._back_off_s = self._back_off_until = 0.0
         self._failure: CutawayError = errors.ServerUnavailable("No request was sent yet.")
         self._changed = asyncio.Event()
@@ -169,13 +155,7 @@ class AsyncStream:
 
     @property
     def statistics(self) -> StreamStatistics:
-        if not self._last:
-            return StreamStatistics(**self._counts)
-        took_s = self._last[-1][0] - self._last[0][0]
-        fps = (len(self._last) - 1) / took_s if took_s > 0 else 0.0
-        latencies = np.percentile([latency for _, latency in self._last], (50, 95, 99), method="higher").tolist()
-        names = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
-        return StreamStatistics(**self._counts, fps=fps, **dict(zip(names, latencies, strict=True)))
+        return StreamStatistics(**self._counts)
 
     def finish(self) -> None:
         """See :meth:`cutaway.Stream.finish`."""
@@ -216,7 +196,6 @@ class AsyncStream:
             (number, image, at), self._waiting = self._waiting, None
             frame = replace(await self._serve(number, image), latency_ms=(time.perf_counter() - at) * 1000)
             self._counts.update(done=1, untouched=frame.untouched, overloaded=frame.overloaded)
-            self._last.append((time.perf_counter(), frame.latency_ms))
             self._counts["skipped"] += len(self._done) == self._done.maxlen
             self._done.append(frame)
             self._changed.set()
@@ -248,17 +227,9 @@ class AsyncStream:
         if starts and self._background is not None:
             inputs["background"] = self._background
         wanted = "jpeg" if is_file else "frame"
-        request = InferRequest(
-            STREAM,
-            b"",
-            (wanted, "report"),
-            self._parameters if starts else {},
-            f"frame-{number}",
-            self._settings.timeout_s,
-            inputs=inputs,
-            sequence=SequencePart(self._sequence_id, begins=starts),
-        )
-        outputs = await self._transport.infer(request)
+        parameters, part = self._parameters if starts else {}, SequencePart(self._sequence_id, begins=starts)
+        sent = (STREAM, b"", (wanted, "report"), parameters, f"frame-{number}", self._settings.timeout_s)
+        outputs = await self._transport.infer(InferRequest(*sent, inputs=inputs, sequence=part))
         reports, done = outputs.get("report"), outputs.get(wanted)
         if not isinstance(reports, list) or len(reports) != 1:
             raise malformed("it holds no report")
@@ -303,16 +274,13 @@ class Stream:
     and without mattes: edges are coarser than those of :meth:`cutaway.Client.cut`.
 
     Args:
-        url: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS.
-        background: a colour "#RRGGBB", "blur:<px>" for the blurred frame, or a picture as :meth:`cutaway.Client.cut`
-            takes it, which is sent once.
+        url: as :class:`cutaway.Client` takes it; so are `token`, `api_key`, `headers`, `tls` and `transport`.
+        background: a colour "#RRGGBB", "blur:<px>" for the blurred frame, or a picture, which is sent once.
         min_confidence, smoothing, channels, quality: see :data:`cutaway.contract.limits.STREAM_OPTIONS`.
         timeout_s: seconds after which a frame comes back untouched.
-        token, api_key, headers, tls, transport: as those of :class:`cutaway.Client`.
 
     Raises:
-        InputError: an option is out of range, or the background is no supported picture.
-        ValueError: the URL is no address.
+        InputError, ValueError: an option is out of range, the background is no picture, or the URL no address.
         OSError: the background's file cannot be read.
     """
 

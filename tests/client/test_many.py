@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import pytest
 from cutaway import loop
+from cutaway.async_client import Outcome, run_many
 from cutaway.contract.errors import CorruptImage, RequestCancelled
 from cutaway.loop import Cancel
-from cutaway.many import Outcome, run_many
 
 WAIT_S = 20.0
 

@@ -26,7 +26,7 @@ from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidOption, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_options
 from cutaway.fallback import Tried
-from cutaway.observe import Observation, ServedFacts, Unobserved, observed
+from cutaway.observe import ServedFacts, Unobserved, observed
 from cutaway.observers import OpenTelemetry, Prometheus
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -62,7 +62,7 @@ class Watching(Unobserved):
         self._headers = headers or {}
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:
         self._tell("call", operation, request_id)
         try:
             yield self
@@ -128,7 +128,7 @@ def test_an_error_that_is_handled_around_a_call_is_not_its_own(caplog: pytest.Lo
 def test_none_can_swallow_an_error() -> None:
     class Swallowing(Watching):
         @contextmanager
-        def call(self, operation: str, request_id: str) -> Iterator[Observation]:
+        def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:
             try:
                 yield self
             except Exception:

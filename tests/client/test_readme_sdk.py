@@ -219,7 +219,6 @@ def test_numbers_of_the_page_about_streams() -> None:
         f"up to {bounds.max_long_side_px} × {bounds.max_short_side_px} pixels",
         f"at least {bounds.min_side_px} along each side",
         f"the last {limits.STREAM_RESULTS_KEPT} are kept",
-        f"over the last {limits.STREAM_STATISTICS_FRAMES} frames",
         f"within `timeout_s` ({limits.STREAM_TIMEOUT_S:g} s)",
         f"for {limits.STREAM_BACK_OFF_FIRST_S:g} s, doubling up to {limits.STREAM_BACK_OFF_MAX_S:g} s",
         f"sends nothing for {limits.STREAM_IDLE_S:g} s is forgotten",

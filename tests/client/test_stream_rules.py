@@ -270,8 +270,6 @@ def test_counts(opened: Opened) -> None:
     assert [frame.id for frame in stream] == [2, 5]
     told = stream.statistics
     assert (told.submitted, told.done, told.dropped, told.untouched, told.skipped) == (5, 3, 2, 1, 0)
-    assert 0 < told.latency_p50_ms <= told.latency_p95_ms <= told.latency_p99_ms
-    assert told.fps > 0
     with pytest.raises(RuntimeError, match="finished"):
         stream.submit(FRAME)
 

@@ -38,7 +38,7 @@ class Batch:
 
     async def run(self, work: Callable[[Any, Any], Awaitable[Any]], describe: Callable[[Job, Any], Described]) -> int:
         """Process all pictures by a client, and write their files; returns the exit code."""
-        from cutaway.many import run_many
+        from cutaway.async_client import run_many
 
         todo = [job for job in self._jobs if self._is_to_do(job)]
 

@@ -266,7 +266,6 @@ STREAM_BACK_OFF_MAX_S = 4.0
 STREAM_RESULTS_KEPT = 8
 """Finished frames that are buffered; beyond it the oldest is dropped. A longer buffer would only add latency."""
 
-STREAM_STATISTICS_FRAMES = 300  # window of the rates and latencies, in frames: ten seconds of a webcam's
 
 # ---------------------------------------------------------------------------------- cache, compositing, metrics
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cutaway.contract import errors, limits
 from cutaway.contract.headers import PictureHeader, check_picture
-from cutaway.decode import open_checked
+from cutaway.inputs import open_checked
 from cutaway.loop import in_thread
 from cutaway.resilience import Deadline
 

@@ -14,10 +14,9 @@ from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.contract.options import CutOptions
-from cutaway.decode import decode_upright, open_checked, orientation_of
 from cutaway.drawing import encode_cutout, spread
 from cutaway.fallback.answers import Matte
-from cutaway.inputs import encode_lossy
+from cutaway.inputs import decode_upright, encode_lossy, open_checked, orientation_of
 from cutaway.resilience import Deadline
 
 if TYPE_CHECKING:

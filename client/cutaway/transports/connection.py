@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from cutaway.transports.base import Address, InferRequest
+from cutaway.transports.base import Address
 
 C = TypeVar("C")
 
@@ -83,11 +84,6 @@ class Connection:
     def encrypted(self) -> bool:
         return self.address.scheme in ("grpcs", "https")
 
-    def headers_of(self, request: InferRequest) -> dict[str, str]:
-        """The headers of a request; ValueError where one cannot be sent."""
-        check_headers(request.headers)
-        return {**self.headers, **request.headers}
-
 
 def check_headers(headers: Mapping[str, str]) -> None:
     """Check that they can be sent over both HTTP and gRPC; no value is in the ValueError's message."""
@@ -114,45 +110,30 @@ class OneLoop(Generic[C]):
     """A client library's object that belongs to the event loop in which it is first used."""
 
     def __init__(self, opened: Callable[[], C]) -> None:
-        self._open = opened
-        self._client: C | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
-        self._closed = False
-        self._of_parents: list[C | None] = []
+        self._open, self._closed = opened, False
+        # The objects of parent processes are kept and not touched: their sockets are the parents', too.
+        self._clients: dict[tuple[int, asyncio.AbstractEventLoop], C] = {}
 
     def get(self) -> C:
         """The object; RuntimeError where it is closed, or belongs to another loop."""
         if self._closed:
             raise RuntimeError("the connection is closed")
-        self._forget_parent()
-        loop = asyncio.get_running_loop()
-        if self._client is None:
-            self._client, self._loop = self._open(), loop
-        elif self._loop is not loop:
-            raise RuntimeError("an asynchronous client belongs to the event loop of its first use: make one for each")
-        return self._client
+        here = os.getpid(), asyncio.get_running_loop()
+        if here not in self._clients:
+            if here[0] in {pid for pid, _ in self._clients}:
+                raise RuntimeError("a client belongs to the event loop of its first use: make one for each loop")
+            self._clients[here] = self._open()
+        return self._clients[here]
 
     def close(self) -> C | None:
         """The object to close; None where none was opened in this loop."""
         self._closed = True
-        self._forget_parent()
-        client, self._client = self._client, None
-        return client if self._loop is asyncio.get_running_loop() else None
-
-    def _forget_parent(self) -> None:
-        """The parent's is kept and not touched: its sockets are the parent's, too, and gRPC hangs where it ends it."""
-        if self._pid != os.getpid():
-            self._of_parents.append(self._client)
-            self._client, self._pid = None, os.getpid()
+        return self._clients.pop((os.getpid(), asyncio.get_running_loop()), None)
 
 
 def is_loopback(host: str) -> bool:
     """Whether a host, as an :class:`Address` has it, is this machine."""
     host = host.strip("[]").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or host.endswith(".localhost")

@@ -1,7 +1,5 @@
-"""KServe-v2 with binary tensors over HTTP, through httpx.
-
-tritonclient's own HTTP client needs gevent, belongs to one thread, and does not validate a server's lengths.
-"""
+"""KServe-v2 with binary tensors over HTTP, through httpx: tritonclient's own HTTP client needs gevent, belongs to one
+thread, and does not validate a server's lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -22,24 +20,14 @@ from cutaway import __version__
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ServerUnavailable
 from cutaway.resilience import parse_retry_after
+from cutaway.transports import failures
 from cutaway.transports.base import InferRequest, ModelInfo, Tensor, tensor
 from cutaway.transports.connection import Connection, OneLoop
-from cutaway.transports.failures import (
-    MAX_ANSWER_BYTES,
-    STATUS_OF_HTTP,
-    error_of,
-    http_message,
-    malformed,
-    no_triton,
-    refused,
-    timed_out,
-    untrusted,
-)
+from cutaway.transports.failures import MAX_ANSWER_BYTES, STATUS_OF_HTTP, malformed, no_triton, refused
 
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of JSON bytes in a body; the raw tensors follow them
 
-# Of the timeout in the queue over the caller's: Triton does not detect that an HTTP caller has gone, and the caller's
-# own timeout is to end the call.
+# Of the timeout in Triton's queue, which does not detect that an HTTP caller has gone, over the caller's own.
 QUEUE_TIMEOUT_FACTOR = 1.1
 MAX_FAILURE_BYTES = 64 * 1024
 MAX_IDLE, IDLE_S = 100, 30.0  # connections that wait for a request: shorter than what proxies commonly keep them for
@@ -65,7 +53,7 @@ class HttpTransport:
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
         body, headers = _message_of(request)
         path = self._model_path(request.model, "/infer")
-        headers |= self._connection.headers_of(request)
+        headers |= request.headers
         response, answer = await self._exchange("POST", path, request.timeout_s, headers=headers, content=body)
         return _tensors_of(response.headers, answer, self._address)
 
@@ -87,30 +75,25 @@ class HttpTransport:
         return response.status_code == 200
 
     async def _exchange(
-        self,
-        method: str,
-        path: str,
-        timeout_s: float,
-        *,
-        expected: tuple[int, ...] = (200,),
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
+        self, method: str, path: str, timeout_s: float, *, expected: tuple[int, ...] = (200,), **message: Any
     ) -> tuple[httpx.Response, bytes]:
-        """One request and its whole answer, whose length is bounded."""
+        """One request, with the headers and content of `message`, and its whole answer, whose length is bounded."""
         pool, started, body = self._pool.get(), time.monotonic(), bytearray()
         unfinished: list[Any] = []  # the connection of a TLS handshake, which httpcore forgets where it is cancelled
 
         async def trace(event: str, info: Mapping[str, Any]) -> None:
-            if event == "connection.connect_tcp.complete" and self._connection.encrypted:
+            if event == "connection.connect_tcp.complete":
                 unfinished.append(info["return_value"])
             elif event == "connection.start_tls.complete":
                 unfinished.clear()
 
         # The deadline bounds every other wait.
-        extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}, "trace": trace}
-        sent = {**self._headers, **(self._connection.headers if headers is None else headers)}
+        extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
+        if self._connection.encrypted:
+            extensions["trace"] = trace
+        message["headers"] = {**self._headers, **self._connection.headers, **message.get("headers", {})}
         try:
-            request = httpx.Request(method, self._origin + path, headers=sent, content=content, extensions=extensions)
+            request = httpx.Request(method, self._origin + path, extensions=extensions, **message)
             async with asyncio.timeout(timeout_s), aclosing(await pool.handle_async_request(request)) as response:
                 is_expected = response.status_code in expected
                 async for part in response.aiter_raw():
@@ -154,14 +137,9 @@ def _message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
     parameters = {**request.parameters, "timeout": round(request.timeout_s * QUEUE_TIMEOUT_FACTOR * 1e6)}
     if (part := request.sequence) is not None:
         parameters |= {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}
-    head = json.dumps(
-        {
-            "id": request.request_id,
-            "parameters": parameters,
-            "inputs": inputs,
-            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs],
-        }
-    ).encode()
+    outputs = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
+    message = {"id": request.request_id, "parameters": parameters, "inputs": inputs, "outputs": outputs}
+    head = json.dumps(message).encode()
     return b"".join((head, *raw)), {JSON_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
 
 
@@ -203,13 +181,10 @@ def _model_of(body: bytes, address: str) -> ModelInfo:
 
 
 def _json(body: bytes, address: str) -> dict[str, Any]:
-    try:
-        head = json.loads(body)
-    except (ValueError, RecursionError):
-        head = None
-    if not isinstance(head, dict):
-        raise no_triton(address, "no JSON")
-    return head
+    with suppress(ValueError, RecursionError):
+        if isinstance(head := json.loads(body), dict):
+            return head
+    raise no_triton(address, "no JSON")
 
 
 def _context_of(connection: Connection) -> ssl.SSLContext:
@@ -223,8 +198,8 @@ def _failure(response: httpx.Response, body: bytes, address: str, elapsed_s: flo
     code, wait_s = response.status_code, parse_retry_after(response.headers.get("Retry-After"))
     if code not in STATUS_OF_HTTP and not 500 <= code <= 599:
         return no_triton(address, f"HTTP {code}")
-    status, said = STATUS_OF_HTTP.get(code, "UNKNOWN"), http_message(body) or f"HTTP {code}"
-    return error_of(status, said, address=address, elapsed_s=elapsed_s, retry_after_s=wait_s)
+    status, said = STATUS_OF_HTTP.get(code, "UNKNOWN"), failures.http_message(body) or f"HTTP {code}"
+    return failures.error_of(status, said, address=address, elapsed_s=elapsed_s, retry_after_s=wait_s)
 
 
 def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) -> CutawayError:
@@ -233,7 +208,7 @@ def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) 
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         if isinstance(error, httpx.ConnectTimeout) and elapsed_s < 0.99 * timeout_s:
             return ServerUnavailable(f"{address} cannot be reached within {limits.CONNECT_TIMEOUT_S:.0f} s.")
-        return timed_out(address, elapsed_s)
+        return failures.timed_out(address, elapsed_s)
     refusal = _tls_refusal(error, address)
     if refusal is not None:
         return refusal
@@ -249,7 +224,7 @@ def _tls_refusal(error: BaseException, address: str) -> CutawayError | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return untrusted(address, str(cause.verify_message).rstrip("."))
+            return failures.untrusted(address, str(cause.verify_message).rstrip("."))
         reason = str(getattr(cause, "reason", "")) if isinstance(cause, ssl.SSLError) else ""
         if "ALERT" in reason and "INTERNAL_ERROR" not in reason:
             return refused(f"{address} refuses the connection: {reason}.", "Check the client certificate.")

@@ -32,10 +32,9 @@ from runtime.devices import cores
 from runtime.process import ALLOCATOR
 
 MIB = 2**20
-FILES = ("grid", "native")
-"""The project's file, and DeformConv's."""
+FILES = ("grid", "native")  # the project's file, and DeformConv's
+# At most: of the project's file as a share of the other's.
 TARGETS = {"seconds": 0.8, "peak MiB above the empty process": 0.6, "peak MiB in all": 0.6}
-"""At most: of the project's file as a share of the other's."""
 
 
 def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str, Any]:
@@ -59,8 +58,6 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
 
 
 # ------------------------------------------------------------------------------------ steps, each its own process
-
-
 def export_step(side: str, path: str, deform: str, threads: str) -> dict[str, Any]:
     """Write a file; its size and that of the weights."""
     torch: Any = importlib.import_module("torch")
@@ -106,8 +103,6 @@ def _peak_mib() -> float:
 
 
 # -------------------------------------------------------------------------------------------------- the report
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: medians with their spread, ratios, verdicts, the machine."""
     lines = [

@@ -44,14 +44,11 @@ NANO = ROOT / "export" / "weights" / "nano"
 SAMPLES = ROOT / "samples"
 PEOPLE = ROOT / ".." / "shared" / "people" / "eval"
 CASE_LIMIT_S = 900.0
-"""Seconds after which a case is given up."""
-NETWORKS = {"swin-t": "lite", "swin-l": "general", "nano": None}
-"""By name: the variant of BiRefNet; None is the bundled one, which has an ONNX file alone."""
+NETWORKS = {"swin-t": "lite", "swin-l": "general", "nano": None}  # variant of BiRefNet; None: bundled, as ONNX alone
 WARM_UP = 3
 MIB = 2**20
 
-Alphas = NDArray[np.uint8]
-"""Pictures (N, S, S, 3) and alphas (N, S, S)."""
+Alphas = NDArray[np.uint8]  # pictures (N, S, S, 3) and alphas (N, S, S)
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,6 @@ class Row:
 
 
 # ---------------------------------------------------------------------------------------------------- the pictures
-
-
 def find_pictures(number: int) -> list[Path]:
     """The samples, then photographs of the evaluation set, where it lies beside the checkout."""
     return [*sorted(SAMPLES.glob("*.jpg")), *sorted(PEOPLE.glob("*/images/*.jpg"))[::5]][:number]
@@ -116,8 +111,6 @@ def resized(pictures: Alphas, side_px: int) -> Alphas:
 
 
 # ------------------------------------------------------------------------------------- one case, in its own process
-
-
 def run_case(case: Case) -> list[Row]:
     """Measure all batches of one case in this process."""
     pictures: Alphas = np.load(Path(case.folder) / "pictures.npy")
@@ -159,8 +152,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-Runs = Iterator[tuple[int, Callable[[], None], Callable[[], Alphas]]]
-"""(batch, what runs it once and waits for it, what returns the alphas of the last run)"""
+Runs = Iterator[tuple[int, Callable[[], None], Callable[[], Alphas]]]  # batch, what runs it, alphas of the last run
 
 
 def build_torch(variant: str, side_px: int, half: bool) -> Any:
@@ -251,8 +243,6 @@ def onnxruntime_runs(case: Case, pictures: Alphas) -> Runs:
 
 
 # -------------------------------------------------------------------------------------------------- all of them
-
-
 def cases_of(network: str, args: argparse.Namespace, folder: Path) -> list[Case]:
     """All ways of running this network, the one that the others are compared with first."""
     batches = tuple(sorted(args.batches))
@@ -305,11 +295,7 @@ def table(rows: Sequence[Row], failures: Sequence[str]) -> str:
 
 
 def device_name(device: str) -> str:
-    """What the figures are of.
-
-    Raises:
-        SystemExit: when there is no such device.
-    """
+    """What the figures are of; SystemExit where there is no such device."""
     try:
         torch: Any = importlib.import_module("torch")
     except ModuleNotFoundError:

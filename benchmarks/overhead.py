@@ -39,11 +39,10 @@ from runtime.demo import SAMPLES, find_pictures
 from runtime.server import Server, ServerOptions
 
 WARM_UP_ROUNDS = 3
-PAUSE_S = 0.01
-"""Between two measurements: what the one before left to do is done by then."""
+PAUSE_S = 0.01  # between two measurements: what the one before left to do is done by then
 TIMEOUT_S = 30.0
+# At most, by way. Synchronous HTTP hops to the client's loop and sends from there.
 BOUNDS_MS = {"gRPC": 1.0, "HTTP": 2.0, "gRPC, asyncio": 1.0, "HTTP, asyncio": 1.0}
-"""At most, by way. Synchronous HTTP hops to the client's loop and sends from there."""
 NO_NETWORKS = "no networks"
 PACKAGES = ("cutaway", "tritonclient", "grpcio", "httpx", "numpy", "nvidia-pytriton")
 
@@ -122,8 +121,6 @@ def _tiny() -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------- the ways
-
-
 @contextmanager
 def ways(server: Server) -> Iterator[list[Way]]:
     """All ways to a server, connected; asynchronous clients belong to the loop that opens them."""
@@ -203,8 +200,6 @@ def _timed_in(runner: asyncio.Runner, call: Callable[[Work], Sent]) -> Call:
 
 
 # -------------------------------------------------------------------------------------------------- the report
-
-
 def figures(way: str, times: Times) -> dict[str, Any]:
     """Medians, in milliseconds, and the verdict: unclear where the interval does not settle it."""
     differences = sorted(sdk - bare for sdk, bare in zip(times.sdk, times.bare, strict=True))

@@ -29,8 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "model_repository" / "ensemble_pipeline" / "1"
 THREADS = 2
 FOLDERS = ("eval/portrait_street", "eval/ccp", "eval/pedestrians")
-FOUND_IOU = 0.5
-"""A person is found when a detection box and the true box overlap this much."""
+FOUND_IOU = 0.5  # of a detection box and the true box
 
 Mask = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
@@ -47,8 +46,7 @@ class Piece:
 
 
 Subject = Literal["people", "each"]
-Cutter = Callable[[bytes, Subject], list[Piece]]
-"""(encoded file, subject) → masks; none where nobody is found."""
+Cutter = Callable[[bytes, Subject], list[Piece]]  # (encoded file, subject) → masks; none where nobody is found
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,6 @@ class PictureResult:
 
 
 # ------------------------------------------------------------------------------------------------ cutting out
-
-
 def in_process(weights: Path) -> Cutter:
     """The pipeline in this process, its two networks in ONNX Runtime on two threads."""
     for folder in (PIPELINE, ROOT / "client"):
@@ -108,8 +104,6 @@ def _piece(box: Sequence[float], frame: Sequence[int], image: bytes) -> Piece:
 
 
 # -------------------------------------------------------------------------------------------------- measuring
-
-
 def measure(folder: Path, name: str, cut: Cutter) -> PictureResult:
     """One picture's figures."""
     data = (folder / "images" / f"{name}.jpg").read_bytes()
@@ -199,8 +193,6 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
 
 # ---------------------------------------------------------------------------------------------------- command
-
-
 def table(figures: Sequence[dict[str, Any]]) -> str:
     """The figures as a Markdown table."""
     lines = ["| pictures | number | union IoU mean | median | people | found | their mask IoU |", f"|---|{'--:|' * 6}"]

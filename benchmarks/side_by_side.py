@@ -47,8 +47,7 @@ CLIENTS = (1, 8)
 PEERS_PYTHON = CHECKOUT / ".venv-bench" / "bin" / "python"
 PEER_PACKAGES = ("rembg", "fastapi", "uvicorn", "onnxruntime", "pillow", "numpy")
 JPEG_QUALITY = 90
-NOISE = 6.0
-"""Standard deviation of brightness (0 to 255), as of a camera: enlarged samples alone would compress far too well."""
+NOISE = 6.0  # standard deviation of brightness (0 to 255), as of a camera: enlarged samples compress far too well
 PAUSE_S = 0.1  # between two measurements: threads of the one before have gone to sleep by then
 ALPHA_TOLERANCE = {"all": 4.0, "people": 40.0}
 """Mean difference from the network's own alpha (0 to 255) that shows a broken path. People are matted from crops, and
@@ -135,8 +134,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
-
-
 def photograph(path: Path, megapixels: float) -> bytes:
     """A picture scaled to a size, with noise, as a JPEG."""
     with Image.open(path) as file:
@@ -183,8 +180,6 @@ def _check(contender: Contender, work: Work, floor: Floor) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------- measuring
-
-
 def _rounds(
     contenders: Sequence[Contender], works: Sequence[Work], floor: Floor, options: argparse.Namespace
 ) -> tuple[Runs, Floors]:

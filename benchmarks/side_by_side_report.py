@@ -14,11 +14,9 @@ import numpy as np
 
 from benchmarks.machine import sentence
 
-OVERHEAD = 1.10
-"""Of the networks' own time, beside reading and writing the picture, at one client."""
+OVERHEAD = 1.10  # of the networks' own time, beside reading and writing the picture, at one client
 AGAINST = "rembg s"
-WANTED = {1.0: 2.0, 12.0: 3.0}
-"""Times the throughput of `AGAINST` at the most clients, by megapixels."""
+WANTED = {1.0: 2.0, 12.0: 3.0}  # times the throughput of `AGAINST` at the most clients, by megapixels
 WANTED_P99 = 0.5
 OURS = ("Cutaway, gRPC, people", "Cutaway, gRPC, all")
 COLOURS = ("#0b5fa5", "#6aaed6", "#1b7837", "#7fbf7b", "#d95f02", "#7570b3")

@@ -32,10 +32,8 @@ from runtime.server import Server, ServerOptions
 from runtime.weights import FREE_DETECTOR, load_networks
 
 WIDTH, HEIGHT = 640, 480
-DETECTOR_WH = 512, 384
-"""What the stream makes of that; its report of stages names no sizes, and a test compares this with `stream.fit`."""
-NOISE = 4.0
-"""Standard deviation of a webcam's noise indoors, grey levels."""
+DETECTOR_WH = 512, 384  # what the stream makes of that; a test compares it with `stream.fit`
+NOISE = 4.0  # standard deviation of a webcam's noise indoors, grey levels
 FRAMES = 8
 OFFERED_FPS = 60.0
 PAUSE_S = 0.02
@@ -70,8 +68,6 @@ def measure(*, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------- one frame
-
-
 def _latencies(
     server: Server, session: ort.InferenceSession, frames: list[Frame], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -111,8 +107,6 @@ def _latencies(
 
 
 # -------------------------------------------------------------------------------------------------- many, and the mask
-
-
 def _rate(server: Server, images: list[Any], seconds: float) -> dict[str, float]:
     """What becomes of more frames than can be served."""
     with cutaway.Stream(server.grpc_url, timeout_s=TIMEOUT_S) as stream:
@@ -123,18 +117,16 @@ def _rate(server: Server, images: list[Any], seconds: float) -> dict[str, float]
             if time.perf_counter() - begun >= seconds:
                 break
             stream.submit(images[number % len(images)])
-            if (frame := stream.latest()) is not None:
-                latencies_ms.append(frame.latency_ms)
+            latencies_ms += [frame.latency_ms for frame in [stream.latest()] if frame is not None]
             time.sleep(max(0.0, (number + 1) / OFFERED_FPS - (time.perf_counter() - begun)))
         told = stream.statistics
-    p50_ms, p95_ms = np.percentile(latencies_ms, (50, 95)).tolist()
     return {
         "fps": (told.done - before.done) / (time.perf_counter() - begun),
         "submitted": told.submitted - before.submitted,
         "dropped": told.dropped - before.dropped,
         "untouched": told.untouched,
-        "latency_p50_ms": p50_ms,
-        "latency_p95_ms": p95_ms,
+        "latency_p50_ms": float(np.percentile(latencies_ms, 50)),
+        "latency_p95_ms": float(np.percentile(latencies_ms, 95)),
     }
 
 
@@ -157,8 +149,6 @@ def _jpeg(frame: Frame) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     lines = [

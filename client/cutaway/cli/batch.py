@@ -20,8 +20,7 @@ from cutaway.cli.files import EXISTS, STDOUT, Job, write
 from cutaway.cli.options import open_client
 
 Form: TypeAlias = dict[str, Any]
-Described: TypeAlias = tuple[Form, list[str], Mapping[Path, bytes]]
-"""A result's JSON fields, its lines of text, and the files to write."""
+Described: TypeAlias = tuple[Form, list[str], Mapping[Path, bytes]]  # JSON fields, lines of text, files to write
 
 
 class Batch:

@@ -33,8 +33,8 @@ def say(text: str, *, err: bool = False) -> None:
     """Print a line without control sequences of names or servers, and with no letter that the terminal lacks."""
     stream = sys.stderr if err else sys.stdout
     line = "".join(letter if letter.isprintable() else "�" for letter in text)
-    # Not click's echo, which sends UTF-8 to a terminal that knows ASCII only.
-    print(line.encode(stream.encoding, "replace").decode(stream.encoding), file=stream, flush=True)
+    if stream is not None:  # None is closed; and click's echo sends UTF-8 to a terminal that knows ASCII only
+        print(line.encode(stream.encoding, "replace").decode(stream.encoding), file=stream, flush=True)
 
 
 def say_json(form: Mapping[str, Any]) -> None:

@@ -79,23 +79,23 @@ class Provider(ABC):
     token_variables: ClassVar[tuple[str, ...]] = ()
     delivery_hosts: ClassVar[tuple[str, ...]] = ()  # of its files, beside its own origin, with their subdomains
 
-    def __init__(self, model: Model, upscaler: Model | None = None, **settings: Unpack[ProviderKeywords]) -> None:
+    def __init__(self, model: Model, upscaler: Model | None = None, **keywords: Unpack[ProviderKeywords]) -> None:
         self.model, self.licence = model, model.licence
-        self.timeout_s = float(settings.get("timeout_s") or limits.TIER_TIMEOUTS_S[self.name])
+        self.timeout_s = float(keywords.get("timeout_s") or limits.TIER_TIMEOUTS_S[self.name])
         self._upscaler, self.scales = upscaler, limits.UPSCALE_SCALES if upscaler else ()
         for each in (model, upscaler or model):
-            if not each.commercial and not settings.get("accept_noncommercial"):
+            if not each.commercial and not keywords.get("accept_noncommercial"):
                 details = {"name": "accept_noncommercial", "value": False, "allowed": "true", "model": each.name}
                 raise answers.LicenceNotAccepted(
                     f"The weights of {each.name} may not be used commercially ({each.licence}). "
                     "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
                     details=details | {"licence": each.licence},
                 )
-        self.token = Secret(settings.get("token"), self.name, self.token_variables)
-        self.base_url = (settings.get("base_url") or self.default_url).rstrip("/")
+        self.token = Secret(keywords.get("token"), self.name, self.token_variables)
+        self.base_url = (keywords.get("base_url") or self.default_url).rstrip("/")
         self.origin = check_base_url(self.base_url, token=bool(self.token))
-        self.policy, self.budget = settings.get("retry") or RetryPolicy(), RetryBudget()
-        self.transport = settings.get("transport")
+        self.policy, self.budget = keywords.get("retry") or RetryPolicy(), RetryBudget()
+        self.transport = keywords.get("transport")
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"budget": None}

@@ -30,7 +30,7 @@ class HuggingFace(Provider):
     Args:
         model: "owner/model", or a :class:`Model` with its licence.
         route: ``hf-inference`` is the router; ``endpoint`` posts to `base_url` itself, as BiRefNet needs it.
-        settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 10 by default.
+        keywords: see :class:`cutaway.providers.Provider`; `timeout_s` is 10 by default.
 
     >>> HuggingFace("ZhengPeng7/BiRefNet", route="endpoint", base_url="https://abc.endpoints.huggingface.cloud")
     """
@@ -48,11 +48,11 @@ class HuggingFace(Provider):
         model: str | Model = "briaai/RMBG-1.4",
         *,
         route: Literal["hf-inference", "endpoint"] = "hf-inference",
-        **settings: Unpack[ProviderKeywords],
+        **keywords: Unpack[ProviderKeywords],
     ) -> None:
-        if route != "hf-inference" and not (route == "endpoint" and settings.get("base_url")):
+        if route != "hf-inference" and not (route == "endpoint" and keywords.get("base_url")):
             raise invalid_option("route", route, "hf-inference, or endpoint together with base_url")
-        super().__init__(model_of(model, MODELS), **settings)
+        super().__init__(model_of(model, MODELS), **keywords)
         self.route = route
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:

@@ -46,7 +46,7 @@ class Replicate(Provider):
             :class:`Model`.
         inputs: sent beside the picture, over what the model brings.
         upscale_model: takes ``image`` and ``scale``; None for no upscaling.
-        settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 30 by default.
+        keywords: see :class:`cutaway.providers.Provider`; `timeout_s` is 30 by default.
     """
 
     name = "replicate"
@@ -62,13 +62,13 @@ class Replicate(Provider):
         *,
         inputs: Mapping[str, Any] | None = None,
         upscale_model: str | Model | None = "nightmareai/real-esrgan",
-        **settings: Unpack[ProviderKeywords],
+        **keywords: Unpack[ProviderKeywords],
     ) -> None:
         for each in (model, upscale_model):
             if isinstance(each, str) and not _MODEL.fullmatch(each.strip()):
                 raise invalid_option("model", each, "owner/name, owner/name:version, or a version, on Replicate")
         upscaler = None if upscale_model is None else model_of(upscale_model, MODELS)
-        super().__init__(model_of(model, MODELS), upscaler, **settings)
+        super().__init__(model_of(model, MODELS), upscaler, **keywords)
         self._inputs = dict(inputs or {})
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:

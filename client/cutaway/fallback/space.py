@@ -31,7 +31,7 @@ class Space(Provider):
         space: "owner/name"; only a label where `base_url` is given.
         fn: the API name of the app's function that takes a picture and `arguments` and mattes.
         model: the app's model and licence.
-        settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
+        keywords: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
     """
 
     name = "space"
@@ -46,13 +46,13 @@ class Space(Provider):
         fn: str = "png",
         arguments: Sequence[Any] = (),
         model: Model | None = None,
-        **settings: Unpack[ProviderKeywords],
+        **keywords: Unpack[ProviderKeywords],
     ) -> None:
         if not _SPACE.fullmatch(space):
             raise invalid_option("space", space, "owner/name")
         host = re.sub(r"[^a-z0-9]+", "-", space.lower()).strip("-")
-        settings["base_url"] = settings.get("base_url") or f"https://{host}.hf.space"
-        super().__init__(model_of(model or space), **settings)
+        keywords["base_url"] = keywords.get("base_url") or f"https://{host}.hf.space"
+        super().__init__(model_of(model or space), **keywords)
         self._function, self._arguments = fn, list(arguments)
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -90,7 +90,7 @@ def run(coroutine: Coroutine[Any, Any, T], cancel: Cancel | None = None) -> T:
     except BaseException:
         if not ended.done():  # a KeyboardInterrupt, or what else a signal handler raises in this thread
             stop()
-            ended.exception(INTERRUPT_GRACE_S)
+            wait([ended], INTERRUPT_GRACE_S)
         raise
     finally:
         if unregister is not None:

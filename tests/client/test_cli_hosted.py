@@ -71,7 +71,6 @@ def test_specifications(spec: str, kind: type[Provider], model: str, base_url: s
     assert isinstance(provider, kind)
     assert provider.model.name.startswith(model)
     assert base_url in ("", provider.base_url)
-    assert provider.mattes
 
 
 def test_several_at_once(at: Callable[..., Peer]) -> None:

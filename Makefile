@@ -105,7 +105,7 @@ format: $(VENV)/.dev  ## put the code into shape
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval, with the worst cases as pictures
+quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval
 	$(PY) -m benchmarks.quality
 
 bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made service, figures into bench-output/side-by-side.md
@@ -114,7 +114,7 @@ bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made se
 bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline against its models' own time
 	$(PY) -m benchmarks.pipeline
 
-bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, and how steady masks are
+bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame
 	$(PY) -m benchmarks.stream
 
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient

@@ -1,17 +1,14 @@
 """How good the cut-outs are: the whole pipeline against photographs with ground-truth masks.
 
     python -m benchmarks.quality --data ../shared/people
-    python -m benchmarks.quality --split train-heldout            # what constants are tuned on
 
 A picture in which nobody is found counts as an empty mask. Alphas are compared at half: 128 of 255 and more is the
-person. Writes `quality.json`, `quality.md` and `worst.png` (the ten worst pictures, each as it is, with its true and
-its found mask) into the output folder.
+person. Writes `quality.json`, which has the IoU of each picture, the worst first, and `quality.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -31,14 +28,8 @@ from benchmarks.pipeline import open_session
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "model_repository" / "ensemble_pipeline" / "1"
 THREADS = 2
-SPLITS = {
-    "eval": ("eval/portrait_street", "eval/ccp", "eval/pedestrians"),
-    "train-heldout": ("train/ccp", "train/coco128p"),
-}
-FOUND_IOU = 0.5
-"""A person is found when a detection box and the true box overlap this much."""
-WORST = 10
-PANEL_HEIGHT_PX = 260
+FOLDERS = ("eval/portrait_street", "eval/ccp", "eval/pedestrians")
+FOUND_IOU = 0.5  # of a detection box and the true box
 
 Mask = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
@@ -55,8 +46,7 @@ class Piece:
 
 
 Subject = Literal["people", "each"]
-Cutter = Callable[[bytes, Subject], list[Piece]]
-"""(encoded file, subject) → masks; none where nobody is found."""
+Cutter = Callable[[bytes, Subject], list[Piece]]  # (encoded file, subject) → masks; none where nobody is found
 
 
 @dataclass(frozen=True)
@@ -71,8 +61,6 @@ class PictureResult:
 
 
 # ------------------------------------------------------------------------------------------------ cutting out
-
-
 def in_process(weights: Path) -> Cutter:
     """The pipeline in this process, its two networks in ONNX Runtime on two threads."""
     for folder in (PIPELINE, ROOT / "client"):
@@ -116,20 +104,18 @@ def _piece(box: Sequence[float], frame: Sequence[int], image: bytes) -> Piece:
 
 
 # -------------------------------------------------------------------------------------------------- measuring
-
-
-def measure(folder: Path, name: str, cut: Cutter) -> tuple[PictureResult, Mask]:
-    """One picture's figures, and the union mask (H, W) that was found."""
+def measure(folder: Path, name: str, cut: Cutter) -> PictureResult:
+    """One picture's figures."""
     data = (folder / "images" / f"{name}.jpg").read_bytes()
     truth = _read(folder / "masks" / f"{name}.png") >= 128
     label = f"{folder.parent.name}/{folder.name}"
     found = placed(cut(data, "people"), truth.shape)
     instances_path = folder / "instances" / f"{name}.png"
     if not instances_path.exists():
-        return PictureResult(label, name, iou(found, truth)), found
+        return PictureResult(label, name, iou(found, truth))
     instances = _read(instances_path)
     ious, people = match_people(cut(data, "each"), instances)
-    return PictureResult(label, name, iou(found, truth), people, tuple(ious)), found
+    return PictureResult(label, name, iou(found, truth), people, tuple(ious))
 
 
 def match_people(pieces: list[Piece], instances: NDArray[np.uint8]) -> tuple[list[float], int]:
@@ -202,58 +188,11 @@ def summarize(results: Sequence[PictureResult]) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------------------------------------------- pictures
-
-
-def picture_names(folder: Path, split: str, limit: int | None) -> list[str]:
-    names = sorted(path.stem for path in (folder / "images").glob("*.jpg"))
-    if split == "train-heldout":
-        names = held_out(folder.name, names)
-    return names[:limit]
-
-
-def held_out(source: str, names: list[str]) -> list[str]:
-    """Those that training left out: the first of the same shuffle."""
-    training: Any = importlib.import_module("export.nano.pictures")
-    shuffled = list(names)
-    np.random.default_rng(training.HELD_OUT_SEED).shuffle(shuffled)
-    return sorted(shuffled[: training.HELD_OUT_CCP if source == "ccp" else training.HELD_OUT_COCO])
-
-
 def _read(path: Path) -> NDArray[np.uint8]:
     return np.asarray(Image.open(path).convert("L"))
 
 
-def sheet(data: Path, worst: Sequence[tuple[PictureResult, Mask]]) -> Image.Image:
-    """The worst pictures, one below the other: the picture, the true mask in green, the found one in red."""
-    tiles = [_tile(data, result, found) for result, found in worst]
-    width = max(tile.shape[1] for tile in tiles)
-    padded = [np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), constant_values=255) for tile in tiles]
-    return Image.fromarray(np.vstack(padded))
-
-
-def _tile(data: Path, result: PictureResult, found: Mask) -> NDArray[np.uint8]:
-    folder = data / result.folder
-    picture = np.asarray(Image.open(folder / "images" / f"{result.name}.jpg").convert("RGB"))
-    truth = _read(folder / "masks" / f"{result.name}.png") >= 128
-    panels = [picture, _tinted(picture, truth, (40, 200, 80)), _tinted(picture, found, (230, 60, 60))]
-    width = round(picture.shape[1] * PANEL_HEIGHT_PX / picture.shape[0])
-    tile = np.hstack([cv2.resize(p, (width, PANEL_HEIGHT_PX), interpolation=cv2.INTER_AREA) for p in panels])
-    caption = np.full((24, tile.shape[1], 3), 255, np.uint8)
-    text = f"{result.folder}/{result.name}  IoU {result.union_iou:.3f}"
-    cv2.putText(caption, text, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([caption, tile])
-
-
-def _tinted(picture: NDArray[np.uint8], mask: Mask, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
-    strength = np.where(mask, 0.5, 0.0)[..., None]
-    tinted: NDArray[np.uint8] = np.rint(picture * (1 - strength) + np.array(colour) * strength).astype(np.uint8)
-    return tinted
-
-
 # ---------------------------------------------------------------------------------------------------- command
-
-
 def table(figures: Sequence[dict[str, Any]]) -> str:
     """The figures as a Markdown table."""
     lines = ["| pictures | number | union IoU mean | median | people | found | their mask IoU |", f"|---|{'--:|' * 6}"]
@@ -270,12 +209,11 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--data", type=Path, default=ROOT / ".." / "shared" / "people", help="photographs with masks")
-    add("--split", choices=SPLITS, default="eval", help="which of them")
     add("--limit", type=int, help="only the first so many of each folder")
     add("--weights", type=Path, default=ROOT / "export" / "weights" / "nano", help="ONNX files")
     add("--output", type=Path, default=ROOT / "quality-output", help="where the results go")
     args = parser.parse_args(given)
-    folders = [args.data / name for name in SPLITS[args.split]]
+    folders = [args.data / name for name in FOLDERS]
     missing = [str(folder) for folder in folders if not (folder / "images").is_dir()]
     if missing:
         print(f"Skipped: there are no photographs at {', '.join(missing)}. Name their folder with --data.")
@@ -284,24 +222,21 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"Skipped: there are no ONNX files in {args.weights}. Name their folder with --weights.")
         return 0
     cut = in_process(args.weights)
-    measured: list[tuple[PictureResult, Mask]] = []
+    measured: list[PictureResult] = []
     figures = []
     for folder in folders:
-        names = picture_names(folder, args.split, args.limit)
+        names = sorted(path.stem for path in (folder / "images").glob("*.jpg"))[: args.limit]
         say(f"{folder.name}: {len(names)} pictures")
         results = [measure(folder, name, cut) for name in names]
         measured += results
-        figures.append(summarize([result for result, _ in results]))
-    measured.sort(key=lambda pair: pair[0].union_iou)
+        figures.append(summarize(results))
+    measured.sort(key=lambda result: result.union_iou)
     report = {
-        "split": args.split,
         "models": args.weights.name,
         "folders": figures,
-        "pictures": [asdict(result) for result, _ in measured],
+        "pictures": [asdict(result) for result in measured],
     }
     publish(args.output, "quality", report, table(figures) + "\n")
-    sheet(args.data, measured[:WORST]).save(args.output / "worst.png")
-    print(f"The {WORST} worst pictures: {args.output / 'worst.png'}")
     return 0
 
 

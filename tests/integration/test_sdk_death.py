@@ -20,10 +20,9 @@ from typing import Any
 
 import cutaway
 import pytest
-from cutaway.breaker import CircuitBreaker
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, NoPersonDetected, ServerRefused, ServerUnavailable, ServiceError
-from cutaway.resilience import RetryPolicy
+from cutaway.resilience import CircuitBreaker, RetryPolicy
 
 from runtime.compose import PIPELINE, STREAM
 from runtime.launcher import Launcher
@@ -244,13 +243,13 @@ def test_one_of_two_is_killed(
         assert {(result.origin.url, result.requests) for result in resting} == {(theirs, 1)}
         health = client.health()
         assert health.ok
-        assert [each.ok for each in health.endpoints] == [False, True]
+        assert [each.ok for each in health.servers] == [False, True]
         assert {model.state for model in client.models()} == {"READY"}
     mortal.alive()
     for client, _, theirs in clients:
         assert {cut(client).origin.url for _ in range(2)} == {theirs}
         # gRPC connects anew within two seconds.
-        assert wait_for(lambda: all(each.ok for each in client.health().endpoints), BUSY_S)  # noqa: B023
+        assert wait_for(lambda: all(each.ok for each in client.health().servers), BUSY_S)  # noqa: B023
     passed_s = limits.BREAKER_RESET_S
     for client, mine, theirs in clients:
         assert {cut(client).origin.url for _ in range(4)} == {mine, theirs}

@@ -11,9 +11,16 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from cutaway.contract.errors import CutawayError
-from cutaway.contract.limits import ERROR_CODES, INPUT_LIMITS, MIB, Tier
+from cutaway.contract.errors import CutawayError, InputError
+from cutaway.contract.limits import INPUT_LIMITS, MIB, Tier
 from starlette.responses import JSONResponse
+
+_STATUSES = {
+    **{"FILE_TOO_LARGE": 413, "NO_PERSON_DETECTED": 422, "RATE_LIMIT_EXCEEDED": 429, "CANCELLED": 499},
+    **dict.fromkeys(("OVERLOADED", "GPU_MEMORY_EXHAUSTED", "UNAVAILABLE"), 503),
+    "PROCESSING_TIMEOUT": 504,
+}
+"""Statuses of the SDK's codes; 400 for other errors of the request, 500 for the rest."""
 
 CORS_HEADERS = {"Access-Control-Allow-Origin": "*"}
 
@@ -47,7 +54,9 @@ def not_found(what: str) -> ServiceProblem:
 
 
 def status_of(error: Problem) -> int:
-    return error.status if isinstance(error, ServiceProblem) else ERROR_CODES[error.code].http_status
+    if isinstance(error, ServiceProblem):
+        return error.status
+    return _STATUSES.get(error.code, 400 if isinstance(error, InputError) else 500)
 
 
 def answer(path: str, error: Problem) -> JSONResponse:

@@ -11,7 +11,7 @@ from typing import Any
 from cutaway import CutResult
 from cutaway.contract.errors import InvalidFormat
 from cutaway.contract.headers import read_header
-from cutaway.decode import open_checked
+from cutaway.inputs import open_checked
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image, ImageOps

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-from cutaway.contract.errors import InferenceError, from_json
-from cutaway.transports import kserve
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor
+from cutaway.contract.errors import InferenceError, ServerUnavailable, from_json
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, tensor
 
 from gateway import wire
 from gateway.core import Core
@@ -42,9 +40,7 @@ class CoreTransport:
             error = from_json(failure.message, request_id=request.request_id)
             raise (error or InferenceError("The server failed.")) from None
         _, outputs = wire.infer_response(message)
-        return {
-            each.name: kserve.tensor(each.name, each.datatype, each.shape, b"".join(each.parts)) for each in outputs
-        }
+        return {each.name: tensor(each.name, each.datatype, each.shape, b"".join(each.parts)) for each in outputs}
 
     async def server_ready(self, timeout_s: float) -> bool:  # noqa: ARG002 (the gate has a timeout of its own)
         return await self._core.ready()
@@ -53,8 +49,8 @@ class CoreTransport:
         status, _ = await self._core.upstream.get(f"/v2/models/{model}/ready")
         return status == 200
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:  # noqa: ARG002
-        return [ModelInfo(name) for name in names]
+    async def metadata(self, model: str, timeout_s: float) -> ModelInfo:  # noqa: ARG002
+        raise ServerUnavailable(f"The service asks for no metadata of {model}.")
 
     async def aclose(self) -> None:
         """The core belongs to the gate."""
@@ -65,9 +61,9 @@ def _framed(request: InferRequest) -> Framed:
     if (part := request.sequence) is not None:
         parameters |= {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}
     inputs = []
-    for each in kserve.inputs_of(request):
-        if isinstance(each.value, bytes):
-            inputs.append(Input(each.name, "BYTES", [1], file_parts([each.value])))
+    for name, value in request.all_inputs.items():
+        if isinstance(value, bytes):
+            inputs.append(Input(name, "BYTES", [1], file_parts([value])))
         else:
-            inputs.append(Input(each.name, "UINT8", list(each.value.shape), [each.value.tobytes()]))
+            inputs.append(Input(name, "UINT8", list(value.shape), [value.tobytes()]))
     return Framed(request.model, "", request.request_id, parameters, inputs, list(request.outputs))

@@ -113,6 +113,13 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PORT",
             help=f"{use} (default: {default}; 0: any free)",
         )
+    network.add_argument(
+        "--service-port",
+        type=int,
+        default=55433,
+        metavar="PORT",
+        help="the page and the HTTP service (default: 55433; 0: any free; -1: none)",
+    )
     for name, use in (("hosts", "a further name of this server in Host headers"), ("origins", "pages that may call")):
         network.add_argument(
             f"--{name}", action="append", default=[], metavar="NAME", help=f"{use}; may be repeated, * for all"
@@ -132,6 +139,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="export OpenTelemetry spans of requests with a trace context there, as OTLP over HTTP, "
         "such as http://127.0.0.1:4318/v1/traces (default: none)",
+    )
+    serve.add_argument(
+        "gateway_options",
+        nargs="*",
+        type=_gateway_option,
+        metavar="-- --NAME=VALUE",
+        help="options of `python -m gateway`, such as -- --keys=FILE --redis-url=URL; see its --help",
     )
     serve.set_defaults(run=_serve)
 
@@ -173,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _gateway_option(text: str) -> str:
+    if not text.startswith("--"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no option of the gateway: write --name=value after --")
+    return text
+
+
 def _serve(options: argparse.Namespace) -> int:
     from runtime.server import Server, ServerOptions, serve_until_stopped
 
@@ -195,6 +215,8 @@ def _serve(options: argparse.Namespace) -> int:
             direct=options.direct,
             hosts=tuple(options.hosts),
             origins=tuple(options.origins),
+            service_port=options.service_port,
+            gateway_options=tuple(options.gateway_options),
         ),
         say=_say,
     )

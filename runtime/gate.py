@@ -38,6 +38,8 @@ class Gate:
         request_s: how long a request may take in Triton, its queue included.
         drain_s: grace period of requests in flight when it stops.
         hosts, origins: see `gateway/settings.py`.
+        service_port: port of the HTTP service; 0 takes any free one, which it keeps then, -1 leaves it out.
+        more: further options of `python -m gateway`.
 
     Attributes:
         addresses: where it listens.
@@ -54,12 +56,16 @@ class Gate:
         drain_s: float,
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
+        service_port: int = -1,
+        more: Sequence[str] = (),
     ) -> None:
         self.addresses = addresses
+        self.service_port = service_port
         self.launches = 0
         self._triton, self._run, self._drain_s = triton, run, drain_s
         self._request_s = request_s
         self._names = [*(f"--hosts={name}" for name in hosts), *(f"--origins={name}" for name in origins)]
+        self._names += more
         self._process: Kept | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="gate")
         self._reset()
@@ -87,7 +93,7 @@ class Gate:
         for name, port in ports.items():
             command += [f"--{name}-port", str(port)]
         command += ["--triton-http", http_target, "--triton-grpc", grpc_target, "--triton-metrics", metrics_target]
-        command += ["--request-timeout-s", str(self._request_s)]
+        command += ["--request-timeout-s", str(self._request_s), "--service-port", str(self.service_port)]
         command += ["--drain-timeout-s", str(self._drain_s), *self._names]
         process = Kept(command, _environment(), self._run, grace_s=self._drain_s + KILL_MARGIN_S, own_stdout=True)
         try:
@@ -98,6 +104,7 @@ class Gate:
         self._process = process
         self.launches += 1
         self.addresses = Addresses(self.addresses.host, *(_port(where[name]) for name in ports))
+        self.service_port = where.get("service", -1)
         self._reset()
 
     def failure(self) -> str | None:

@@ -60,6 +60,8 @@ class ServerOptions:
         start_timeout_s: how long loading may take.
         hosts, origins: further names of this server in Host headers, and pages that may call (`gateway/settings.py`).
         direct: leaves the gate out, so that callers reach Triton itself; only where all of them are trusted.
+        service_port: port of the HTTP service and its page; 0 takes any free one, -1 leaves it out, as `direct` does.
+        gateway_options: further options of `python -m gateway`.
         canary_interval_s: interval of health checks.
         source: the repository to serve.
         traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context, such as
@@ -86,6 +88,8 @@ class ServerOptions:
     direct: bool = False
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    service_port: int = -1
+    gateway_options: tuple[str, ...] = ()
 
     @property
     def weights_dir(self) -> Path:
@@ -147,6 +151,12 @@ class Server:
     @property
     def grpc_url(self) -> str:
         return f"grpc://{self.grpc_address}"
+
+    @property
+    def service_url(self) -> str:
+        """The HTTP service and its page; "" where there is none."""
+        port = -1 if self._gate is None else self._gate.service_port
+        return "" if port < 0 else f"http://{self._listening.reachable}:{port}"
 
     @property
     def metrics_url(self) -> str:
@@ -220,6 +230,8 @@ class Server:
                     drain_s=program.exit_timeout_s + KILL_MARGIN_S,
                     hosts=options.hosts,
                     origins=options.origins,
+                    service_port=options.service_port,
+                    more=options.gateway_options,
                 )
                 self._gate.launch()
         except BaseException:
@@ -277,7 +289,8 @@ class Server:
 
     @property
     def _where(self) -> str:
-        return f"{self.http_url} and {self.grpc_url}, metrics {self.metrics_url}"
+        ports = f"{self.http_url} and {self.grpc_url}, metrics {self.metrics_url}"
+        return f"{self.service_url} in a browser; KServe: {ports}" if self.service_url else ports
 
     def _wanted_addresses(self) -> Addresses:
         options = self.options
@@ -286,8 +299,9 @@ class Server:
             (options.http_port, "HTTP", "--http-port"),
             (options.grpc_port, "gRPC", "--grpc-port"),
             (options.metrics_port, "metrics", "--metrics-port"),
+            (0 if options.direct else options.service_port, "the HTTP service", "--service-port"),
         ):
-            if port:
+            if port > 0:
                 check_port(host, port, use, option)
         return Addresses(host, options.http_port, options.grpc_port, options.metrics_port)
 

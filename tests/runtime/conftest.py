@@ -52,7 +52,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         command = Command(
             subprocess.Popen(
                 [sys.executable, "-m", "runtime", "serve", f"--cache-dir={cache_dir}"]
-                + [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+                + [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "service")]
                 + list(arguments),
                 cwd=ROOT,
                 stdout=subprocess.PIPE,

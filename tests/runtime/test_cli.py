@@ -76,7 +76,7 @@ def test_killed_process_group_leaves_nothing(serve: Callable[..., Command]) -> N
 @pytest.mark.triton
 def test_ended_while_starting(tmp_path: Path) -> None:
     cache_dir = tmp_path / "cache"
-    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "service")]
     starting = subprocess.Popen(
         [sys.executable, "-m", "runtime", "serve", f"--cache-dir={cache_dir}", *ports],
         cwd=ROOT,
@@ -92,9 +92,9 @@ def test_ended_while_starting(tmp_path: Path) -> None:
     assert_nothing_left(cache_dir)
 
 
-@pytest.mark.parametrize("use", ["http", "grpc", "metrics"])
+@pytest.mark.parametrize("use", ["http", "grpc", "metrics", "service"])
 def test_taken_port(tmp_path: Path, use: str) -> None:
-    ports = dict.fromkeys(("http", "grpc", "metrics"), "0")
+    ports = dict.fromkeys(("http", "grpc", "metrics", "service"), "0")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ports[use] = str(listener.getsockname()[1])
         done = run("serve", f"--cache-dir={tmp_path}", *(f"--{name}-port={port}" for name, port in ports.items()))
@@ -139,7 +139,7 @@ def test_full_disk(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("this container may not mount")
     try:
-        done = run("serve", f"--cache-dir={disk}", "--http-port=0", "--grpc-port=0", "--metrics-port=0")
+        done = run("serve", f"--cache-dir={disk}", "--http-port=0", "--grpc-port=0", "--metrics-port=0", "--service-port=0")
         assert "is full" in problem_of(done)
         done = run("compose", str(disk / "repository"))
         assert "is full" in problem_of(done)

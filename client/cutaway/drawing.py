@@ -140,7 +140,9 @@ def spread(image: PILImage) -> PILImage:
 
     if max(image.size) == 1 or image.getchannel("A").getextrema()[0] == 255:
         return image
-    coarse = spread(image.reduce(2)).resize(image.size, Image.Resampling.BILINEAR)
+    half = image.reduce(2)
+    half.putalpha(half.getchannel("A").point(lambda value: 255 if value else 0))  # little alpha makes colours inexact
+    coarse = spread(half).resize(image.size, Image.Resampling.BILINEAR)
     coarse.alpha_composite(image)
     return coarse
 

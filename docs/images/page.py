@@ -1,4 +1,4 @@
-"""Makes page.jpg, page-batch.jpg and page-phone.jpg: `python docs/images/page.py URL`, with Chromium and a running service."""
+"""Makes page.jpg, page-batch.jpg and page-phone.jpg: `python docs/images/page.py URL` of a service that runs."""
 
 from __future__ import annotations
 

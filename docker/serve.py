@@ -45,6 +45,7 @@ from runtime.process import (
     stubs_of,
     trace_arguments,
 )
+from runtime.releases import release_here, release_warning
 from runtime.weights import MADE
 
 TRITONSERVER = Path("/opt/tritonserver/bin/tritonserver")
@@ -166,6 +167,8 @@ def compose_repository(settings: Settings, host: Host, target: Path) -> Composed
         raise RuntimeProblem(f"{problem}; in containers: docker compose run --rm export {settings.profile}") from None
     for warning in (line for plan in plans.values() for line in plan.warnings):
         say(f"warning: {warning}")
+    if (outdated := release_warning(release_here())) is not None:
+        say(f"warning: {outdated}")
     return compose_plans(target, profile=settings.profile, plans=plans, device=host.device)
 
 

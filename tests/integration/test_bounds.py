@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import threading
@@ -66,25 +68,36 @@ class TritonPythonModel(whole.TritonPythonModel):
 SECONDS_PER_CROP = 0.4
 
 
+def options(cache_dir: Path, **given: Any) -> ServerOptions:
+    """Of a Triton without anything in front: what is bounded here holds behind whatever stands there, too."""
+    if "direct" in {field.name for field in dataclasses.fields(ServerOptions)}:
+        given["direct"] = True
+    return ServerOptions(cache_dir=cache_dir, instances=1, **given)
+
+
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose matting network takes 0.4 s more per crop, and that gives a picture 15 s."""
     folder = tmp_path_factory.mktemp("slow")
     original, model = runtime.compose.ONNX_MODEL, folder / "model.py"
     model.write_text(SLOW_NETWORK.format(path=str(original), seconds=SECONDS_PER_CROP))
-    options = ServerOptions(cache_dir=folder / "cache", instances=1, processing_timeout_s=15.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime.compose, "ONNX_MODEL", model)
-        with Server(options) as running:
+        with Server(options(folder / "cache", processing_timeout_s=15.0)) as running:
             yield running
 
 
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that believes in `caller`, as behind the gate."""
+    folder = tmp_path_factory.mktemp("gated")
+    shutil.copytree(runtime.compose.SOURCE, folder / "repository", ignore=shutil.ignore_patterns("__pycache__"))
+    serving = folder / "repository" / runtime.compose.PIPELINE / "1" / "serving.py"
+    # Whether the gate is there is the server's own to say, in a variable that it sets itself.
+    serving.write_text(serving.read_text().replace('"CUTAWAY_GATE"', '"CUTAWAY_TESTED_GATE"'))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUTAWAY_GATE", "1")
-        with Server(ServerOptions(cache_dir=tmp_path_factory.mktemp("gated"), instances=1)) as running:
+        patch.setenv("CUTAWAY_TESTED_GATE", "1")
+        with Server(options(folder / "cache", source=folder / "repository")) as running:
             yield running
 
 
@@ -108,18 +121,18 @@ def large() -> bytes:
     return make.saved(noise.resize((7680, 4320), Image.Resampling.BICUBIC), "JPEG", quality=60)
 
 
-def test_answer_of_hundreds_of_megabytes_is_refused_before_it_costs(server: Server, large: bytes) -> None:
+def test_answer_of_hundreds_of_megabytes_is_refused_before_it_costs(slow: Server, large: bytes) -> None:
     whole = json.dumps([[0, 0, 7680 - 10 * step, 4320] for step in range(6)])
     asked = {"subject": "each", "boxes": whole, "background": "blur:8"}
-    stubs = server.process.stubs()
-    before = crops(server)
-    with asking(server, "grpc") as ask:
+    stubs = slow.process.stubs()
+    before = crops(slow)
+    with asking(slow, "grpc") as ask:
         began = {stub.pid: resident_bytes(stub.pid) for stub in stubs}
         refused = ask(large, asked)
         assert (refused.status, refused.code) == ("StatusCode.INVALID_ARGUMENT", "INVALID_OPTION")
         assert refused.error["details"]["answer_bytes"] > refused.error["details"]["max_bytes"]
         assert "fewer boxes" in refused.error["user_action"]
-        assert crops(server) == before
+        assert crops(slow) == before
         served = ask(large, asked | {"max_side_px": 1024})
         assert served.status == ""
         assert len(served.outputs["images"]) == 6
@@ -159,7 +172,7 @@ def test_full_queue_of_a_network_is_overload_and_goes_away(slow: Server, samples
     images = tritonclient.grpc.InferInput("images", [1, side, side, 3], "UINT8")
     images.set_data_from_numpy(np.zeros((1, side, side, 3), np.uint8))
     done: list[Exception | None] = []
-    with tritonclient.grpc.InferenceServerClient(_direct(slow)) as client, asking(slow, "grpc") as ask:
+    with tritonclient.grpc.InferenceServerClient(slow.grpc_address) as client, asking(slow, "grpc") as ask:
         with stopped(slow, "birefnet_trt"):
             calls = [
                 client.async_infer("birefnet_trt", [images], lambda result, error: done.append(error))
@@ -178,11 +191,6 @@ def test_full_queue_of_a_network_is_overload_and_goes_away(slow: Server, samples
 def _matte_side(server: Server) -> int:
     composed = next((Path(server.options.cache_dir) / "servers").glob("*/repository"))
     return int(runtime.compose.read_config(composed / "birefnet_trt").input[0].dims[0])
-
-
-def _direct(server: Server) -> str:
-    """Triton itself, past whatever stands in front."""
-    return str(getattr(server, "triton_grpc_address", server.grpc_address))
 
 
 # ------------------------------------------------------------------------------------------------------- deadlines
@@ -252,16 +260,16 @@ def test_one_caller_cannot_keep_all_places(gated: Server) -> None:
     assert lost.count("UNAVAILABLE") == 1  # it may begin anew
 
 
-def test_health_check_is_served_where_all_places_are_taken(server: Server) -> None:
+def test_health_check_is_served_where_all_places_are_taken(slow: Server) -> None:
     """Without a gate, `caller` is nobody's to set."""
     for stream in range(201, 201 + STREAMS_MAX):
-        frame_of(server, stream, caller=f"ip:192.0.2.{stream - 200}", sequence_start=True)
-    refused = frame_of(server, 250, caller="ip:198.51.100.1", sequence_start=True)
+        frame_of(slow, stream, caller=f"ip:192.0.2.{stream - 200}", sequence_start=True)
+    refused = frame_of(slow, 250, caller="ip:198.51.100.1", sequence_start=True)
     assert refused["code"] == "OVERLOADED"
-    assert frame_of(server, 251, sequence_start=True, sequence_end=True)["untouched"] is False
+    assert frame_of(slow, 251, sequence_start=True, sequence_end=True)["untouched"] is False
     for stream in range(201, 201 + STREAMS_MAX):
-        assert "code" not in frame_of(server, stream)
-        frame_of(server, stream, sequence_end=True)
+        assert "code" not in frame_of(slow, stream)
+        frame_of(slow, stream, sequence_end=True)
 
 
 def test_backgrounds_of_33_megapixels_are_kept_at_the_frames_size(gated: Server, large: bytes) -> None:
@@ -318,15 +326,13 @@ def frame_request(request_id: bytes = b"one", parameters: bytes = b"") -> tuple[
     ("request_id", "name", "value"),
     [(b"\xff\xfe", b"", b""), (b"one", b"subject", b"\xff"), (b"one", b"\xc3(", b"each"), (b"\x80", b"b", b"\xe9")],
 )
-def test_text_that_is_no_utf_8(
-    server: Server, samples: list[Path], request_id: bytes, name: bytes, value: bytes
-) -> None:
+def test_text_that_is_no_utf_8(slow: Server, samples: list[Path], request_id: bytes, name: bytes, value: bytes) -> None:
     given = b'"%s":"%s"' % (name, value) if name else b""
     for model, request in (
         ("ensemble_pipeline", picture_request(samples[0].read_bytes(), request_id, given)),
         ("stream_pipeline", frame_request(request_id, b"," + given if given else b"")),
     ):
-        status, body = raw(server, model, *request)
+        status, body = raw(slow, model, *request)
         assert status == 400, (model, body)
         assert b"INVALID_OPTION" in body
         assert not PATH.search(body.decode(errors="replace"))
@@ -351,7 +357,7 @@ def test_text_that_is_no_utf_8(
     ids=str,
 )
 @pytest.mark.parametrize("model", ["ensemble_pipeline", "stream_pipeline"])
-def test_no_error_has_a_path_in_it(server: Server, model: str, request_: tuple[bytes, bytes]) -> None:
-    _, body = raw(server, model, *request_)
+def test_no_error_has_a_path_in_it(slow: Server, model: str, request_: tuple[bytes, bytes]) -> None:
+    _, body = raw(slow, model, *request_)
     assert not PATH.search(body.decode(errors="replace")), body
-    assert frame_of(server, 12, sequence_start=True, sequence_end=True)["untouched"] is False
+    assert frame_of(slow, 12, sequence_start=True, sequence_end=True)["untouched"] is False

@@ -42,10 +42,12 @@ class Pace:
         if self._seconds:
             self._seconds.popleft()
 
-    @property
-    def crops_per_call(self) -> int:
+    def crops_per_call(self, crops: int) -> int:
+        """How many of so many crops the next call takes: a single one where there is much to do at an unknown pace."""
         one_s = self.needs_s(1)
-        return MODEL_MAX_BATCH if one_s == 0 else min(MODEL_MAX_BATCH, max(1, int(CALL_S / one_s)))
+        if one_s == 0:
+            return 1 if crops > 2 * MODEL_MAX_BATCH else MODEL_MAX_BATCH
+        return min(MODEL_MAX_BATCH, max(1, int(CALL_S / one_s)))
 
 
 def in_time(matter: Matter, pace: Pace, crops: int, check: Callable[[float], None]) -> Matter:
@@ -64,7 +66,7 @@ def in_time(matter: Matter, pace: Pace, crops: int, check: Callable[[float], Non
         start = 0
         while start < len(images):
             check(pace.needs_s(crops))
-            part = images[start : start + pace.crops_per_call]
+            part = images[start : start + pace.crops_per_call(crops)]
             begun = time.monotonic()
             alphas.append(matter(part))
             pace.took(len(part), time.monotonic() - begun)

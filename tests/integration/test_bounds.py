@@ -261,6 +261,29 @@ def test_health_check_is_served_where_all_places_are_taken(slow: Server) -> None
         frame_of(slow, stream, sequence_end=True)
 
 
+def test_refused_beginnings_keep_nobody_waiting(gated: Server) -> None:
+    """Triton remembers each for ten seconds, and lets a new one wait without a word once it can remember no more."""
+    small = tritonclient.grpc.InferInput("frame", [64, 64, 3], "UINT8")
+    small.set_data_from_numpy(np.zeros((64, 64, 3), np.uint8))
+    refused: list[Exception | None] = []
+    with tritonclient.grpc.InferenceServerClient(gated.grpc_address) as client:
+        for stream in range(1000, 1260):
+            client.async_infer(
+                "stream_pipeline",
+                [small],
+                lambda result, error: refused.append(error),
+                sequence_id=stream,
+                sequence_start=True,
+                parameters={"background": "nothing"},
+            )
+        assert wait_for(lambda: len(refused) >= 256)
+        assert frame_of(gated, 2000, sequence_start=True, sequence_end=True)["untouched"] is False
+        # It did not wait until the first one was forgotten, which Triton would say in words of its own.
+        assert frame_of(gated, 1000)["code"] == "UNAVAILABLE"
+        assert wait_for(lambda: len(refused) == 260)
+    assert None not in refused
+
+
 def test_backgrounds_of_33_megapixels_are_kept_at_the_frames_size(gated: Server, large: bytes) -> None:
     small: NDArray[np.uint8] = np.full((96, 96, 3), 120, np.uint8)
     (stub,) = [stub for stub in gated.process.stubs() if stub.model == "stream_pipeline"]

@@ -6,7 +6,7 @@ import pytest
 
 from runtime.doctor import releases
 from runtime.releases import BUNDLED, RELEASE_VARIABLE, release_here, release_warning
-from tests.docker.parts import DOCKERFILES, services
+from tests.docker.parts import COMPOSE, DOCKERFILES, services
 
 
 @pytest.mark.parametrize("release", ["24.10", "25.10", "26.06", "26.06.1", "", "latest", "26"])
@@ -29,8 +29,10 @@ def test_the_release_is_the_images_or_the_bundled_one(monkeypatch: pytest.Monkey
     assert list(releases()) == []
 
 
-def test_the_gpu_image_has_one_that_the_bulletins_allow() -> None:
+def test_the_gpu_image_has_one_that_the_bulletins_allow_and_the_compose_file_names_the_other() -> None:
     release = services()["server"]["image"].partition(":")[2]
     assert release_warning(release) is None
+    head = COMPOSE.read_text().partition("name: cutaway")[0]
+    assert "Warning: Triton before 26.07" in head and "CVE-2026-24206" in head and "loopback" in head
     (gpu,) = [path for path in DOCKERFILES if path.suffix == ".gpu"]
     assert f"ARG TRITON_RELEASE={release}\n" in gpu.read_text()

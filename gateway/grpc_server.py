@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from gateway import failures, wire
 from gateway.core import CallerGone, Core
 from gateway.failures import Failure
-from gateway.request import MODELS, malformed
+from gateway.request import MODELS, NETWORKS, malformed
 from gateway.settings import Settings
 from gateway.upstream import EXTENSIONS, HEALTH_TIMEOUT_S, SERVICE
 
@@ -143,7 +143,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             asked = service_pb2.ModelReadyRequest.FromString(message[: self._core.settings.max_json_bytes])
         except DecodeError:
             raise malformed("it is no such message", "protobuf") from None
-        sent = service_pb2.ModelReadyRequest(name=_known(asked.name), version=asked.version[:9])
+        sent = service_pb2.ModelReadyRequest(name=_known(asked.name, (*MODELS, *NETWORKS)), version=asked.version[:9])
         return await self._core.upstream.call(method, _encoded(sent), HEALTH_TIMEOUT_S)
 
 
@@ -151,8 +151,8 @@ def _encoded(message: Any) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def _known(model: str) -> str:
-    if model not in MODELS:
+def _known(model: str, among: Container[str] = MODELS) -> str:
+    if model not in among:
         raise failures.no_such_model(model)
     return model
 

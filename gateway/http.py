@@ -18,7 +18,7 @@ from gateway import failures, kserve_json
 from gateway.admission import Place
 from gateway.core import CallerGone, Core
 from gateway.failures import Failure
-from gateway.request import MODELS, Body, Buffer, malformed, too_large
+from gateway.request import MODELS, NETWORKS, Body, Buffer, malformed, too_large
 from gateway.upstream import EXTENSIONS
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -59,7 +59,7 @@ class HttpApp:
             return await exchange.respond(204, PREFLIGHT)
         found = _MODEL.fullmatch(path)
         name, version, action = found.groups() if found else ("", None, None)
-        if found and name not in MODELS:
+        if found and name not in (MODELS if action == "infer" else (*MODELS, *NETWORKS)):
             raise failures.no_such_model(name)
         if method != ("POST" if action == "infer" else "GET"):
             raise Failure(f"not here with {method[:20]}", 405, grpc.StatusCode.UNIMPLEMENTED, "NOT_FOUND")

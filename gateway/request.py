@@ -55,6 +55,8 @@ MODELS = {
     ),
 }
 """The models that can be called; the networks cannot, since only the pipelines bound what reaches them."""
+NETWORKS = ("yolov8_seg", "birefnet_trt")
+"""Whether they are ready, and their metadata, is told: `cutaway.Client.models()` asks."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ children, and removes their shared memory. Run as `python -I -S keeper.py SPEC` 
     grace_s     seconds between asking the program to end and killing it
     shm_prefix  how the names of its shared memory regions in /dev/shm begin, "" for none
     own_stdout  whether the program has a standard output of its own; it is the same as standard error where not
-    log         the file that standard error is, which is cut when it has grown to `log_max_bytes`
+    log         the file that standard error is, which is cut when it has grown to `log_max_bytes`; 0 for never
 
 It writes the program's process id and a newline to standard output once it is started, after which comes what the
 program writes there, and ends with its exit status, or 128 + the signal that killed it. The first SIGTERM asks it to
@@ -77,7 +77,7 @@ def main(spec: dict[str, object]) -> int:
             os.kill(child, signal.SIGTERM)
         if len(stops) > 1 or (kill_at is not None and time.monotonic() > kill_at):
             os.kill(child, signal.SIGKILL)
-        if os.fstat(2).st_size > log_max_bytes:
+        if 0 < log_max_bytes < os.fstat(2).st_size:
             _cut_log(log, log_max_bytes)
         status = _reap(child)
     _end_session()

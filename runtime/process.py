@@ -185,7 +185,7 @@ class Kept:
             "shm_prefix": shm_prefix,
             "own_stdout": own_stdout,
             "log": str(run.log.absolute()),
-            "log_max_bytes": LOG_MAX_BYTES,
+            "log_max_bytes": 0 if own_stdout else LOG_MAX_BYTES,
         }
         self._log = run.log
         with open(self._log, "ab", opener=_private) as log:

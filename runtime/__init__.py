@@ -12,6 +12,6 @@ From Python, for tests and scripts:
 Modules: `bootstrap` (the Python of `.venv`), `checks` (whether this machine suits), `devices` (cores, threads, CUDA),
 `onnx_file` and `weights` (the networks' files), `compose` (the repository that Triton loads), `runs` (folder and shared
 memory of one server), `process`, `keeper`, `procfs` and `logs` (the processes), `launcher` (start, and one model anew),
-`gate` (the process in front), `health` (canary requests), `budgets` (memory), `supervision` (what is found and restarted),
+`gate` (the process in front), `health` (canary requests), `budgets` (memory), `supervision` (what is restarted),
 `server` (all of it), `gpus` and `plans` (TensorRT plans), `doctor`, `demo` and `sheet` (`make demo`).
 """

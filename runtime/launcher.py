@@ -13,10 +13,18 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.checks import RuntimeProblem
+from runtime.checks import RuntimeProblem, free_shm_bytes
 from runtime.compose import PIPELINE, Composed
 from runtime.health import HealthStatus, Probe
-from runtime.process import EXIT_TIMEOUT_S, KILL_MARGIN_S, Addresses, Sockets, TritonProcess, triton_arguments
+from runtime.process import (
+    EXIT_TIMEOUT_S,
+    KILL_MARGIN_S,
+    SHM_START_BYTES,
+    Addresses,
+    Sockets,
+    TritonProcess,
+    triton_arguments,
+)
 from runtime.procfs import Stub, children, is_gone
 from runtime.runs import Run
 
@@ -184,10 +192,12 @@ class Launcher:
         """Whether a single model can be loaded anew.
 
         Only on sockets of its own, since strangers must not do it. When no process of the pipeline is left, pictures
-        that wait for one would be told of it one by one, a second each: a restart tells all at once.
+        that wait for one would be told of it one by one, a second each: a restart tells all at once. And the new
+        processes need space in /dev/shm beside the old ones: Triton ends where there is none.
         """
         living = [stub for stub in self.stubs if stub.model == model and not is_gone(stub)]
-        return self.listen.private and (model != PIPELINE or bool(living))
+        has_room = free_shm_bytes() > 2 * SHM_START_BYTES * self.composed.instances[model]
+        return self.listen.private and has_room and (model != PIPELINE or bool(living))
 
     def reload(self, model: str) -> None:
         """Load one model anew; its old processes, where they live, complete what they work on, and end.

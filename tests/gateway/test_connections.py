@@ -14,6 +14,7 @@ import httpx
 import pytest
 import tritonclient.grpc
 from cutaway import Client
+from tritonclient.grpc import service_pb2
 
 from tests.gateway.gates import LIMIT_S, PIPELINE, GateProcess, by_hand, gate_before, post, to_end
 from tests.runtime.leftovers import wait_for
@@ -169,6 +170,25 @@ def test_an_answer_that_is_not_taken(triton: dict[str, str], samples: list[Path]
         # Several, because the system's own buffers take the first ones.
         connection.sendall((head.replace(b"Connection: close\r\n", b"") + picture) * 8)
         assert wait_for(lambda: hasty.metric(closed) == 1, LIMIT_S)
+
+
+def test_a_grpc_answer_that_is_not_taken(triton: dict[str, str], samples: list[Path]) -> None:
+    request = service_pb2.ModelInferRequest(model_name=PIPELINE)
+    picture = samples[0].read_bytes()
+    request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(len(picture).to_bytes(4, "little") + picture)
+    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    with (
+        gate_before(triton, "--answer-timeout-s", "2") as hasty,
+        grpc.insecure_channel(hasty.grpc_address, options) as channel,
+    ):
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelInfer")
+        answers = call(iter([request.SerializeToString()]), timeout=2 * LIMIT_S)
+        cancelled = f'cutaway_gateway_requests_total{{code="CANCELLED",model="{PIPELINE}",protocol="grpc"}}'
+        assert wait_for(lambda: hasty.metric(cancelled) == 1, LIMIT_S)
+        assert hasty.metric("cutaway_gateway_bytes_in_flight") == 0
+        answers.cancel()
+        serves(hasty, samples)
 
 
 def test_keep_alive(hasty: GateProcess) -> None:

@@ -72,6 +72,8 @@ def test_nothing_else_differs(composed: Composed, model: str) -> None:
             config.dynamic_batching.max_queue_delay_microseconds = 0
         if model == PIPELINE:
             config.dynamic_batching.default_queue_policy.ClearField("max_queue_size")
+            config.dynamic_batching.ClearField("priority_levels")
+            config.dynamic_batching.ClearField("default_priority_level")
     assert here == source
 
 

@@ -12,7 +12,7 @@ WORKERS ?= 2
 SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py \
   tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py \
-  tests/runtime/test_supervision.py)
+  tests/runtime/test_supervision.py tests/runtime/test_small_shm.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean

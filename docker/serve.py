@@ -24,6 +24,7 @@ from runtime.gpus import Host, look_at_host
 from runtime.launcher import Program, short
 from runtime.plans import PLAN, check_plans
 from runtime.process import ALLOCATOR, EXIT_TIMEOUT_S
+from runtime.releases import release_here, release_warning
 from runtime.runs import open_run
 from runtime.server import Server, ServerOptions, serve_until_stopped
 from runtime.weights import MADE
@@ -156,6 +157,8 @@ def compose_repository(settings: Settings, host: Host, target: Path) -> Composed
         raise RuntimeProblem(f"{problem}; in containers: docker compose run --rm export {settings.profile}") from None
     for warning in (line for plan in plans.values() for line in plan.warnings):
         say(f"warning: {warning}")
+    if (outdated := release_warning(release_here())) is not None:
+        say(f"warning: {outdated}")
     return compose_plans(target, profile=settings.profile, plans=plans, device=host.device)
 
 

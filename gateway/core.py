@@ -19,6 +19,8 @@ from gateway.upstream import Upstream
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 _MAX_TRACE_CHARS = 512
+CALLER = "caller"
+"""The parameter that says who sends a request, which `model_repository/ensemble_pipeline/1/serving.py` reads."""
 
 
 @dataclass
@@ -53,6 +55,9 @@ class Core:
             Failure: Triton, or the way to it, failed.
         """
         request.check(self.settings)
+        # Both are the gate's to say: streams share their places by callers, and health checks come first in the queue.
+        request.parameters[CALLER] = place.caller
+        request.parameters.pop("priority", None)
         timeout_s = min(timeout_s, self.settings.request_timeout_s)
         traced = [(name, value) for name, value in metadata if _is_trace(name, value)]
         answer = await self.upstream.call("ModelInfer", wire.framed(request), timeout_s, traced)

@@ -12,13 +12,14 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from gateway import failures, wire
-from gateway.core import CallerGone, Core
+from gateway.core import Core
 from gateway.failures import Failure
 from gateway.request import MODELS, NETWORKS, malformed
 from gateway.settings import Settings
 from gateway.upstream import EXTENSIONS, HEALTH_TIMEOUT_S, SERVICE
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, on bytes
+Handler: TypeAlias = Callable[[Any, Context], Awaitable[None]]
 
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # how soon a peer without power is noticed
 SERVING, NOT_SERVING = b"\x08\1", b"\x08\2"  # of grpc.health.v1
@@ -49,20 +50,20 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        unary = {
-            SERVICE + "ServerLive": self._live,
-            SERVICE + "ServerReady": self._ready,
-            SERVICE + "ModelReady": self._model_ready,
-            SERVICE + "ServerMetadata": self._server_metadata,
-            SERVICE + "ModelMetadata": self._model_metadata,
-            "/grpc.health.v1.Health/Check": self._health,
-        }
+        # A unary call looks the same as one of streams with a message each; as such its message is read, and its answer
+        # written, within the admission and the timeouts, or not read at all where there is nothing in it.
         self._methods = {
-            name: grpc.unary_unary_rpc_method_handler(self._answering(method)) for name, method in unary.items()
+            name: grpc.stream_stream_rpc_method_handler(method)
+            for name, method in {
+                SERVICE + "ModelInfer": self._infer,
+                SERVICE + "ServerLive": self._answering(self._live),
+                SERVICE + "ServerReady": self._answering(self._ready),
+                SERVICE + "ServerMetadata": self._answering(self._server_metadata),
+                SERVICE + "ModelReady": self._answering(self._about_model, "ModelReady"),
+                SERVICE + "ModelMetadata": self._answering(self._about_model, "ModelMetadata"),
+                "/grpc.health.v1.Health/Check": self._answering(self._health),
+            }.items()
         }
-        # A unary call looks the same as one of streams with a message each; so its message is read, and its answer
-        # written, within the admission and the timeouts.
-        self._methods[SERVICE + "ModelInfer"] = grpc.stream_stream_rpc_method_handler(self._infer)
 
     def service(self, details: Any) -> Any:
         return self._methods.get(details.method)
@@ -73,6 +74,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             with core.observed("grpc") as seen, core.admission.place(_address(context)) as place:
                 message = await self._message(context)
                 place.hold(len(message))
+                place.begin()
                 seen.request_bytes = len(message)
                 request = wire.infer_request(message, core.settings)
                 seen.model = _known(request.model)
@@ -84,12 +86,10 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                 await self._write(context, answer)
         except Failure as failure:
             await context.abort(failure.grpc_status, failure.message)
-        except CallerGone:
-            context.cancel()
 
     async def _message(self, context: Context) -> bytes:
         try:
-            async with asyncio.timeout(self._core.settings.body_timeout_s):
+            async with self._core.admission.arriving_message():
                 message = await context.read()
         except TimeoutError:
             raise Failure("the message did not come", 408, grpc.StatusCode.DEADLINE_EXCEEDED, "BODY_TIMEOUT") from None
@@ -102,36 +102,33 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             async with asyncio.timeout(self._core.settings.answer_timeout_s):
                 await context.write(answer)
         except TimeoutError:
-            raise CallerGone from None
+            raise Failure("the answer was not taken", 408, grpc.StatusCode.DEADLINE_EXCEEDED, "CANCELLED") from None
 
-    def _answering(self, method: Callable[[bytes], Awaitable[bytes]]) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        async def answer(message: bytes, context: Context) -> bytes:
+    def _answering(self, method: Callable[..., Awaitable[bytes]], *about: str) -> Handler:
+        """A method that is given the names of what it is about and the message, or neither."""
+
+        async def answer(_: Any, context: Context) -> None:
             try:
-                return await method(message)
+                given = (*about, await self._message(context)) if about else ()
+                return await self._write(context, await method(*given))
             except CutawayError as error:
                 failure = failures.of_error(error)
             except Failure as raised:
                 failure = raised
-            return await context.abort(failure.grpc_status, failure.message)  # type: ignore[no-any-return]
+            await context.abort(failure.grpc_status, failure.message)
 
         return answer
 
-    async def _live(self, _: bytes) -> bytes:
+    async def _live(self) -> bytes:
         return _encoded(service_pb2.ServerLiveResponse(live=True))
 
-    async def _ready(self, _: bytes) -> bytes:
+    async def _ready(self) -> bytes:
         return _encoded(service_pb2.ServerReadyResponse(ready=await self._core.ready()))
 
-    async def _health(self, _: bytes) -> bytes:
+    async def _health(self) -> bytes:
         return SERVING if await self._core.ready() else NOT_SERVING
 
-    async def _model_ready(self, message: bytes) -> bytes:
-        return await self._about_model("ModelReady", message)
-
-    async def _model_metadata(self, message: bytes) -> bytes:
-        return await self._about_model("ModelMetadata", message)
-
-    async def _server_metadata(self, _: bytes) -> bytes:
+    async def _server_metadata(self) -> bytes:
         answer = await self._core.upstream.call("ServerMetadata", b"", HEALTH_TIMEOUT_S)
         told = service_pb2.ServerMetadataResponse.FromString(answer)
         told.extensions[:] = [each for each in told.extensions if each in EXTENSIONS]

@@ -125,6 +125,7 @@ class _Exchange:
             length = kserve_json.json_length(None if written is None else written.encode(), core.settings)
             body = await self._body(model, length, place)
             seen.request_bytes = body.size
+            place.begin()
             request, wanted = kserve_json.infer_request(model, body, length, core.settings)
             request.version = version
             message = await self._while_connected(
@@ -161,9 +162,8 @@ class _Exchange:
         declared = int(self._headers.get("content-length", 0))
         parts: list[Buffer] = []
         size = 0
-        place.hold(min(declared, allowed))
         try:
-            async with asyncio.timeout(settings.body_timeout_s):
+            async with self._core.admission.arriving():
                 while True:
                     if max(size, declared) > allowed:
                         if json_length is not None:
@@ -175,7 +175,7 @@ class _Exchange:
                     if part := event.get("body", b""):
                         parts.append(part)
                         size += len(part)
-                        place.hold(max(0, min(len(part), size - declared)))
+                        place.hold(len(part))
                     if not event.get("more_body", False):
                         return Body(parts)
         except TimeoutError:

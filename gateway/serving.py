@@ -133,7 +133,7 @@ class Gate:
         timeout_s = self.core.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while admission.in_flight:
+                while admission.places:
                     await asyncio.sleep(DRAIN_POLL_S)
         for server, _ in self._servers:
             server.should_exit = True

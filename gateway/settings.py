@@ -73,6 +73,7 @@ class Settings:
     max_bytes: int = _set(
         512 * MIB, "of requests and answers in flight: what the gate may take of the machine's memory"
     )
+    max_messages: int = _set(32, "of gRPC that arrive at once, each of up to 35 MB; the longest one makes room")
     max_streams: int = _set(256, "concurrent calls of a gRPC connection: further ones wait in the client")
 
     def max_body_bytes(self, model: str) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from runtime.checks import MIB, SHM, shm_bytes_per_process
+from runtime.checks import MIB, free_shm_bytes, shm_bytes_per_process
 from runtime.procfs import Stub, own_bytes, regions_of
 
 LOOK_INTERVAL_S = 1.0
@@ -48,7 +48,7 @@ class Budgets:
         count = max(1, len(list(stubs)))
         self.growth_bytes = max(GROWTH_MIN_BYTES, int(memory_bytes() * GROWTH_SHARE / count))
         # One must not take the space that others need, also where all of it is small.
-        self.region_bytes = min(REGION_FACTOR * shm_bytes_per_process(side_px), _shm_bytes() // count)
+        self.region_bytes = min(REGION_FACTOR * shm_bytes_per_process(side_px), free_shm_bytes() // count)
 
     def over(self, stubs: Iterable[Stub]) -> tuple[Stub, str] | None:
         """A model process that holds too much, and what; None where there is none. To be called often."""
@@ -89,9 +89,3 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):
             return min(total, int(Path("/sys/fs/cgroup", file).read_text()))
     return total
-
-
-def _shm_bytes() -> int:
-    """What may be taken of /dev/shm."""
-    there = os.statvfs(SHM)
-    return there.f_bavail * there.f_frsize

@@ -13,10 +13,18 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.checks import RuntimeProblem
+from runtime.checks import RuntimeProblem, free_shm_bytes
 from runtime.compose import PIPELINE, Composed
 from runtime.health import HealthStatus, Probe
-from runtime.process import EXIT_TIMEOUT_S, KILL_MARGIN_S, Addresses, Sockets, TritonProcess, triton_arguments
+from runtime.process import (
+    EXIT_TIMEOUT_S,
+    KILL_MARGIN_S,
+    SHM_START_BYTES,
+    Addresses,
+    Sockets,
+    TritonProcess,
+    triton_arguments,
+)
 from runtime.procfs import Stub, children, is_gone
 from runtime.runs import Run
 
@@ -123,7 +131,8 @@ class Launcher:
         )
         process = self._process = TritonProcess(
             [str(program.path), *arguments, *program.arguments],
-            program.environment,
+            # Whether the parameter `caller` is the gate's (model_repository/ensemble_pipeline/1/serving.py).
+            {**program.environment, "CUTAWAY_GATE": "1" if self.listen.private else "0"},
             self.run,
             grace_s=program.exit_timeout_s + KILL_MARGIN_S,
             local=self.listen.targets[0].startswith(("unix:", "127.")),
@@ -183,10 +192,12 @@ class Launcher:
         """Whether a single model can be loaded anew.
 
         Only on sockets of its own, since strangers must not do it. When no process of the pipeline is left, pictures
-        that wait for one would be told of it one by one, a second each: a restart tells all at once.
+        that wait for one would be told of it one by one, a second each: a restart tells all at once. And the new
+        processes need space in /dev/shm beside the old ones: Triton ends where there is none.
         """
         living = [stub for stub in self.stubs if stub.model == model and not is_gone(stub)]
-        return self.listen.private and (model != PIPELINE or bool(living))
+        has_room = free_shm_bytes() > 2 * SHM_START_BYTES * self.composed.instances[model]
+        return self.listen.private and has_room and (model != PIPELINE or bool(living))
 
     def reload(self, model: str) -> None:
         """Load one model anew; its old processes, where they live, complete what they work on, and end.

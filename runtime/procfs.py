@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STUB_NAME = "triton_python_backend_stub"
+TRITON_NAME = "tritonserver"
 COMM_MAX = 15
 """Linux cuts the names of processes in /proc/PID/stat to this length."""
 
@@ -70,6 +71,15 @@ def has_dead_stub(triton: int) -> bool:
     )
 
 
+def triton_behind(pid: int) -> int:
+    """The tritonserver that a gate on sockets stands in front of; the process itself where it is no such gate."""
+    words = _words(pid)
+    if "--triton-http" not in words:
+        return pid
+    listens = f"--http-address={words[words.index('--triton-http') + 1]}"
+    return next((each.pid for each in all_stats() if each.name == TRITON_NAME and listens in _words(each.pid)), pid)
+
+
 def children(pid: int) -> dict[int, str]:
     """The state of each child of a process."""
     return {each.pid: each.state for each in all_stats() if each.parent == pid}
@@ -122,6 +132,13 @@ def regions_of(pid: int, prefix: str) -> list[Path]:
         return []
     names = {line.split(maxsplit=5)[5] for line in lines if f"/{prefix}" in line}
     return [Path(name) for name in sorted(names) if not name.endswith(" (deleted)")]
+
+
+def _words(pid: int) -> list[str]:
+    """The command line of a process; empty where it has ended."""
+    with contextlib.suppress(OSError):
+        return os.fsdecode(Path("/proc", str(pid), "cmdline").read_bytes()).split("\0")
+    return []
 
 
 def _model_of(model_py: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,8 @@ import grpc
 import httpx
 import pytest
 import tritonclient.grpc
+from cutaway import Client
+from tritonclient.grpc import service_pb2
 
 from tests.gateway.gates import LIMIT_S, PIPELINE, GateProcess, by_hand, gate_before, post, to_end
 from tests.runtime.leftovers import wait_for
@@ -97,6 +100,28 @@ def test_a_grpc_message_that_does_not_come(hasty: GateProcess) -> None:
     assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_slow_requests_make_room(triton: dict[str, str], samples: list[Path]) -> None:
+    """Bodies and messages that do not come take nobody's place, and give way where there is no other room."""
+    bounds = ("--max-requests-per-caller", "4", "--max-messages", "4", "--max-bytes", "4000000")
+    slow = post(f"/v2/models/{PIPELINE}/infer", "Content-Length: 10000000", "Inference-Header-Content-Length: 0")
+    over = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        over.wait(2 * LIMIT_S)
+        yield b""
+
+    with gate_before(triton, *bounds) as small, connected(small.http, 8, slow, bytes(100)):
+        serves(small, samples)
+        with grpc.insecure_channel(small.grpc_address) as channel, Client(small.grpc_url, timeout_s=LIMIT_S) as client:
+            infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+            calls = [infer.future(never()) for _ in range(8)]
+            assert client.cut(samples[0]).images
+            over.set()
+            assert {type(call.exception(LIMIT_S)) for call in calls} != {type(None)}
+        with connected(small.http, 40, slow, bytes(100_000)):
+            assert wait_for(lambda: small.cut(samples[0].read_bytes()).status_code == 200, LIMIT_S)
+
+
 def test_idle_connections_make_room(triton: dict[str, str], samples: list[Path]) -> None:
     with gate_before(triton, "--max-connections", "20") as small, connected(small.http, 60) as opened:
         serves(small, samples)
@@ -145,6 +170,25 @@ def test_an_answer_that_is_not_taken(triton: dict[str, str], samples: list[Path]
         # Several, because the system's own buffers take the first ones.
         connection.sendall((head.replace(b"Connection: close\r\n", b"") + picture) * 8)
         assert wait_for(lambda: hasty.metric(closed) == 1, LIMIT_S)
+
+
+def test_a_grpc_answer_that_is_not_taken(triton: dict[str, str], samples: list[Path]) -> None:
+    request = service_pb2.ModelInferRequest(model_name=PIPELINE)
+    picture = samples[0].read_bytes()
+    request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(len(picture).to_bytes(4, "little") + picture)
+    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    with (
+        gate_before(triton, "--answer-timeout-s", "2") as hasty,
+        grpc.insecure_channel(hasty.grpc_address, options) as channel,
+    ):
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelInfer")
+        answers = call(iter([request.SerializeToString()]), timeout=2 * LIMIT_S)
+        cancelled = f'cutaway_gateway_requests_total{{code="CANCELLED",model="{PIPELINE}",protocol="grpc"}}'
+        assert wait_for(lambda: hasty.metric(cancelled) == 1, LIMIT_S)
+        assert hasty.metric("cutaway_gateway_bytes_in_flight") == 0
+        answers.cancel()
+        serves(hasty, samples)
 
 
 def test_keep_alive(hasty: GateProcess) -> None:

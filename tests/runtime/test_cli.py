@@ -171,6 +171,7 @@ def test_doctor(tmp_path: Path) -> None:
     subjects = [line[9:23].strip() for line in done.stdout.splitlines()]
     assert subjects[:4] == ["platform", "python", "triton", "packages"]
     assert all(not line.startswith("problem") for line in done.stdout.splitlines())
+    assert any(line.startswith("warning  release") and "24.10" in line for line in done.stdout.splitlines())
 
 
 def test_doctor_tells_problems(tmp_path: Path) -> None:

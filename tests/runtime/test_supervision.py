@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cutaway
 import pytest
@@ -22,9 +26,10 @@ from runtime import budgets as budgets_module
 from runtime import supervision
 from runtime.checks import SHM
 from runtime.compose import PIPELINE, STREAM
-from runtime.procfs import Stub, is_gone
+from runtime.launcher import Launcher
+from runtime.procfs import Stub, is_gone, stat
 from runtime.server import Server, ServerOptions
-from runtime.supervision import BACKOFF_S, WINDOW_S, Backoff
+from runtime.supervision import BACKOFF_S, WINDOW_S, Backoff, Supervisor
 from tests.runtime.leftovers import GONE_S, assert_nothing_left, wait_for
 
 pytestmark = pytest.mark.triton
@@ -267,6 +272,32 @@ def test_budgets_count_what_stays(what: str, monkeypatch: pytest.MonkeyPatch) ->
     assert looks(3) == [False] * 3
     held[what] += 2000
     assert looks(4) == [False, False, True, False]  # once is enough for a while
+
+
+BLOCKED = """
+import ctypes, os, time
+
+if ctypes.CDLL(None).vfork() == 0:  # its parent is in state D until it ends
+    time.sleep(300)
+    os._exit(0)
+"""
+
+
+def test_a_process_that_hangs_in_the_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "BLOCKED_S", 0.3)
+    with subprocess.Popen([sys.executable, "-c", BLOCKED], start_new_session=True) as blocked:
+        try:
+            assert wait_for(lambda: (found := stat(blocked.pid)) is not None and found.state == "D")
+            ticks = stat(blocked.pid).start_ticks  # type: ignore[union-attr]
+            launcher: Any = SimpleNamespace(stubs=[Stub(blocked.pid, ticks, "a_model")], kill=Launcher.kill)
+            supervisor = Supervisor(
+                launcher, None, canary_interval_s=1, canary_timeout_s=1, stopping=threading.Event(), say=print
+            )
+            assert supervisor._broken_models() == {}
+            assert wait_for(supervisor._broken_models)
+            assert wait_for(lambda: blocked.poll() is not None)
+        finally:
+            os.killpg(blocked.pid, signal.SIGKILL)
 
 
 def test_waiting_grows_to_a_cap_and_is_forgotten() -> None:

@@ -52,6 +52,10 @@ DEFAULT_URL = "grpc://localhost:8001"  # Triton's own gRPC port on this machine
 
 PROCESSING_TIMEOUT_S = 30.0  # the pipeline's own deadline for a picture
 
+ANSWER_MAX_BYTES = 144 * MIB
+"""An answer's files together: one cut-out of the largest picture that does not compress at all has 132 MiB. A
+pipeline's process holds an answer four times while it hands it on, and Triton keeps as much shared memory for good."""
+
 FALLBACK_TIMEOUT_S = 60.0  # default deadline of a call with hosted models: the server's own 30 s and as much again
 
 CUT_MANY_JOBS = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cutaway.contract.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
 from cutaway.contract.options import parse_options
 from metrics import Metrics
 from numpy.typing import NDArray
+from pipeline.pace import Pace
 from pipeline.run import Answer, Models, run
 
 DETECTOR = "yolov8_seg"
@@ -47,6 +48,7 @@ class TritonPythonModel:
         ratio = os.environ.get(RATIO_VARIABLE)
         self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
 
+        self.pace = Pace()
         self.metrics = Metrics(args["model_instance_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -60,22 +62,25 @@ class TritonPythonModel:
         return serving.guarded(request, self._respond, self.metrics.end)
 
     def _respond(self, request: Any) -> Any:
-        options = parse_options(json.loads(request.parameters() or "{}"))
+        options = parse_options(serving.parameters(request))
+        deadline = _deadline_check(request, self.processing_timeout_s)
         wanted = set(request.requested_output_names())
         answer = run(
             _file(request),
             options,
             Models(
-                lambda images: _detect(request, images),
-                lambda images: _matte(request, images),
+                lambda images: _detect(request, images, deadline.remaining_s()),
+                lambda images: _matte(request, images, deadline.remaining_s()),
                 self.matte_side_px,
                 self.description,
                 self.device,
                 self.tensorrt,
+                self.pace,
             ),
             wants_images="images" in wanted,
             max_decompression_ratio=self.max_decompression_ratio,
-            proceed=_deadline_check(request, self.processing_timeout_s),
+            proceed=deadline,
+            remaining_s=deadline.remaining_s,
         )
         response = pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
         self.metrics.end("OK", answer.report)
@@ -102,29 +107,38 @@ def _tensors(answer: Answer) -> list[Any]:
     ]
 
 
-def _deadline_check(request: Any, timeout_s: float) -> Callable[[], None]:
-    """A check between stages: raises where the deadline is exceeded or the caller cancelled the request."""
-    started = time.monotonic()
+class Deadline:
+    """A request's deadline; to call it raises where it is exceeded, or the caller cancelled the request."""
 
-    def proceed() -> None:
-        if request.is_cancelled():
+    def __init__(self, request: Any, timeout_s: float) -> None:
+        self._request, self._timeout_s, self._started = request, timeout_s, time.monotonic()
+        self._elapsed_s = 0.0
+
+    def __call__(self) -> None:
+        if self._request.is_cancelled():
             raise RequestCancelled("The caller cancelled the request.")
-        elapsed = time.monotonic() - started
-        if elapsed > timeout_s:
+        self._elapsed_s = time.monotonic() - self._started
+        if self._elapsed_s > self._timeout_s:
             raise ProcessingTimeout(
-                f"The picture took more than {timeout_s:g} s.",
-                details={"elapsed_seconds": round(elapsed, 1)},
+                f"The picture took more than {self._timeout_s:g} s.",
+                details={"elapsed_seconds": round(self._elapsed_s, 1)},
             )
 
-    return proceed
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, at the last check."""
+        return self._timeout_s - self._elapsed_s
 
 
-def _detect(request: Any, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    return serving.call(request, DETECTOR, images, serving.DETECTOR_OUTPUTS)
+def _deadline_check(request: Any, timeout_s: float) -> Deadline:
+    return Deadline(request, timeout_s)
 
 
-def _matte(request: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return serving.call(request, MATTER, images, ("alphas",))["alphas"]
+def _detect(request: Any, images: NDArray[np.uint8], timeout_s: float) -> dict[str, NDArray[Any]]:
+    return serving.call(request, DETECTOR, images, serving.DETECTOR_OUTPUTS, timeout_s)
+
+
+def _matte(request: Any, images: NDArray[np.uint8], timeout_s: float) -> NDArray[np.uint8]:
+    return serving.call(request, MATTER, images, ("alphas",), timeout_s)["alphas"]
 
 
 def _version(folder: Path) -> str:

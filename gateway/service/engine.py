@@ -63,7 +63,7 @@ class Engine:
         metrics, begun, code = self.core.metrics, time.monotonic(), "CANCELLED"
         try:
             await self._check_gpu()
-            asking.set(caller)
+            asking.set(caller.removeprefix("address:"))
             yield
             code = "OK"
             self._latencies.append((begun, (time.monotonic() - begun) * 1000))

@@ -51,7 +51,7 @@ async def live(socket: WebSocket) -> None:
         address = socket.client.host if socket.client else "unknown"
         sender = state.keys.caller(socket.headers.get("x-api-key"), address)
         await state.limiter.admit(sender)
-        asking.set(sender.name)
+        asking.set(sender.name.removeprefix("address:"))
         options = _options(await socket.receive_text())
         async with AsyncStream(transport=CoreTransport(state.engine.core), **options) as stream:
             await _run(socket, stream)

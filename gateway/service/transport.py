@@ -35,6 +35,7 @@ class CoreTransport:
         try:
             with counted, core.admission.place(caller.get()) as place:
                 place.hold(sum(len(part) for each in framed.inputs for part in each.parts))
+                place.begin()
                 message = await core.infer(framed, place, request.timeout_s, ())
         except Failure as failure:
             error = from_json(failure.message, request_id=request.request_id)

@@ -139,7 +139,8 @@ def test_full_disk(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("this container may not mount")
     try:
-        done = run("serve", f"--cache-dir={disk}", "--http-port=0", "--grpc-port=0", "--metrics-port=0", "--service-port=0")
+        ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "service")]
+        done = run("serve", f"--cache-dir={disk}", *ports)
         assert "is full" in problem_of(done)
         done = run("compose", str(disk / "repository"))
         assert "is full" in problem_of(done)

@@ -15,7 +15,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream
   tests/runtime/test_supervision.py tests/runtime/test_small_shm.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean
+.PHONY: help demo serve models models-here test test-faults test-service test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,11 +76,14 @@ models-here: $(VENV)/.export
 	@$(PY) -m export models $(PROFILE) $(EXPORT_ARGS)
 
 test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py --ignore tests/service \
 	  $(addprefix --ignore ,$(SLOW))
 
 test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full or slow, streams, load, benchmarks, containers, the pages' code
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(SLOW)
+
+test-service: $(VENV)/.dev  ## the HTTP service and its page, with Chromium, Redis and npm where they are
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/service
 
 test-export: $(VENV)/.export  ## the tests that need torch
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/export

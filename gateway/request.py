@@ -100,7 +100,7 @@ class InferRequest:
             raise invalid_option("inputs", ", ".join(names[:_MAX_SHOWN]), f"each once of {', '.join(model.inputs)}")
         for tensor in self.inputs:
             _check_tensor(tensor, model)
-        if len(self.outputs) > len(model.outputs):
+        if len(set(self.outputs)) != len(self.outputs):
             raise invalid_option("outputs", len(self.outputs), f"each once of {', '.join(model.outputs)}")
         for name in self.outputs:
             if name not in model.outputs:

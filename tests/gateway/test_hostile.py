@@ -223,6 +223,13 @@ def test_other_paths(method: str, path: str, gate: GateProcess) -> None:
     assert status in (b"404", b"405")
 
 
+def test_outputs_twice(gate: GateProcess, samples: list[Path]) -> None:
+    request = grpc_request(PIPELINE, "image", "BYTES", [1], b"\0\0\0\0")
+    for _ in range(2):
+        request.outputs.add(name="report")
+    assert json.loads(refused_grpc(gate, request).details())["details"]["name"] == "outputs"
+
+
 def test_no_network_ran(server: Any, gate: GateProcess) -> None:
     before = runs_of(server, "birefnet_trt")
     for model in NETWORKS:

@@ -161,7 +161,10 @@ class Launcher:
             if self._stopping.is_set():
                 raise StartCancelled
             if process.exit_status() is not None:
-                raise RuntimeProblem(f"Triton ended while starting ({process.end_reason()}); see {self.log}")
+                # This Triton may also end with a signal when a model cannot be loaded.
+                said = process.last_error()
+                reason = said if said.startswith("failed to load") else process.end_reason()
+                raise RuntimeProblem(f"Triton ended while starting ({reason}); see {self.log}")
             if now - begun > self._start_timeout_s:
                 raise RuntimeProblem(
                     f"Triton did not load the models within {self._start_timeout_s:g} s; see {self.log}"

@@ -9,7 +9,7 @@ LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
-SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
+SLOW := $(wildcard tests/gateway/test_connections.py tests/gateway/test_lifecycle.py tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py \
   tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py \
   tests/runtime/test_supervision.py tests/runtime/test_small_shm.py)

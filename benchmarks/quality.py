@@ -27,6 +27,7 @@ from PIL import Image
 
 from benchmarks.machine import publish, say
 from benchmarks.pipeline import open_session
+from runtime.weights import WHOLE_MATTING
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "model_repository" / "ensemble_pipeline" / "1"
@@ -35,6 +36,8 @@ SPLITS = {
     "eval": ("eval/portrait_street", "eval/ccp", "eval/pedestrians"),
     "train-heldout": ("train/ccp", "train/coco128p"),
 }
+OBJECTS = "objects/eval"
+"""Beside the photographs of people: what `subject=all` cuts out."""
 FOUND_IOU = 0.5
 """A person is found when a detection box and the true box overlap this much."""
 WORST = 10
@@ -54,7 +57,7 @@ class Piece:
     mask: Mask
 
 
-Subject = Literal["people", "each"]
+Subject = Literal["people", "each", "all"]
 Cutter = Callable[[bytes, Subject], list[Piece]]
 """(encoded file, subject) → masks; none where nobody is found."""
 
@@ -97,17 +100,24 @@ def in_process(weights: Path) -> Cutter:
 
 
 def load_models(weights: Path) -> Any:
-    """The two networks as ONNX Runtime sessions on the CPU, for `pipeline.run`."""
+    """The networks as ONNX Runtime sessions on the CPU, for `pipeline.run`."""
     from pipeline.run import Models
 
-    detector, matter = (open_session(weights / f"{name}.onnx", THREADS) for name in ("yolov8_seg", "birefnet_trt"))
+    detector = open_session(weights / "yolov8_seg.onnx", THREADS)
     names = [output.name for output in detector.get_outputs()]
-    return Models(
-        lambda images: dict(zip(names, detector.run(None, {"images": images}), strict=True)),
-        lambda images: matter.run(["alphas"], {"images": images})[0],
-        matter.get_inputs()[0].shape[1],
-        {"profile": weights.name},
-    )
+
+    def models(name: str, whole: Any = None) -> Any:
+        matter = open_session(weights / f"{name}.onnx", THREADS)
+        return Models(
+            lambda images: dict(zip(names, detector.run(None, {"images": images}), strict=True)),
+            lambda images: matter.run(["alphas"], {"images": images})[0],
+            matter.get_inputs()[0].shape[1],
+            {"profile": weights.name},
+            whole=whole,
+        )
+
+    whole = models(WHOLE_MATTING) if (weights / f"{WHOLE_MATTING}.onnx").is_file() else None
+    return models("birefnet_trt", whole)
 
 
 def _piece(box: Sequence[float], frame: Sequence[int], image: bytes) -> Piece:
@@ -123,7 +133,7 @@ def measure(folder: Path, name: str, cut: Cutter) -> tuple[PictureResult, Mask]:
     data = (folder / "images" / f"{name}.jpg").read_bytes()
     truth = _read(folder / "masks" / f"{name}.png") >= 128
     label = f"{folder.parent.name}/{folder.name}"
-    found = placed(cut(data, "people"), truth.shape)
+    found = placed(cut(data, "all" if label == OBJECTS else "people"), truth.shape)
     instances_path = folder / "instances" / f"{name}.png"
     if not instances_path.exists():
         return PictureResult(label, name, iou(found, truth)), found
@@ -233,7 +243,7 @@ def sheet(data: Path, worst: Sequence[tuple[PictureResult, Mask]]) -> Image.Imag
 
 
 def _tile(data: Path, result: PictureResult, found: Mask) -> NDArray[np.uint8]:
-    folder = data / result.folder
+    folder = (data.parent if result.folder == OBJECTS else data) / result.folder
     picture = np.asarray(Image.open(folder / "images" / f"{result.name}.jpg").convert("RGB"))
     truth = _read(folder / "masks" / f"{result.name}.png") >= 128
     panels = [picture, _tinted(picture, truth, (40, 200, 80)), _tinted(picture, found, (230, 60, 60))]
@@ -283,6 +293,8 @@ def main(given: Sequence[str] | None = None) -> int:
     if not (args.weights / "birefnet_trt.onnx").is_file():
         print(f"Skipped: there are no ONNX files in {args.weights}. Name their folder with --weights.")
         return 0
+    if args.split == "eval" and (args.data.parent / OBJECTS).is_dir():
+        folders.append(args.data.parent / OBJECTS)
     cut = in_process(args.weights)
     measured: list[tuple[PictureResult, Mask]] = []
     figures = []

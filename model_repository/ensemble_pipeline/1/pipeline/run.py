@@ -37,6 +37,7 @@ class Models:
         description: profile, names and versions, for the report.
         device: the device that they run on, for the report.
         tensorrt: whether they are TensorRT plans, for the report.
+        whole: the same for whole pictures, where another network mattes these.
     """
 
     detector: Detector
@@ -45,6 +46,7 @@ class Models:
     description: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     tensorrt: bool = False
+    whole: Models | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def run(
                 notices += [*sighting.notices, *about_people]
         proceed()
 
+    if detections is None:
+        models = models.whole or models
     cutouts: list[report.Cutout] = []
     if wants_images:
         rects = {person.id: crop_rect(person.box, picture.frame) for person in people}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from runtime.health import HealthStatus, statistics
 from tests.integration.kserve import Answer, asking
 
 pytestmark = pytest.mark.triton
@@ -82,6 +84,19 @@ def test_people_keep_their_network_and_are_in_whole_pictures(server: Any, sample
     people, everything = cut(server, portrait, "people"), cut(server, portrait, "all")
     assert people.outputs["report"]["models"]["matte"]["name"] == "birefnet_trt"
     assert (mask_of(people) & mask_of(everything)).sum() > 0.9 * mask_of(people).sum()
+
+
+def test_the_canary_meets_every_network(server: Any) -> None:
+    def counted() -> dict[str, int]:
+        names = ("yolov8_seg", "birefnet_trt", "u2netp")
+        return {name: int(statistics(server.probe, name)["inference_count"]) for name in names}
+
+    before = counted()
+    assert server.probe.canary(120.0).status is HealthStatus.HEALTHY
+    ends = time.monotonic() + 10  # Triton counts a moment after it has answered.
+    while (after := counted()) and any(after[name] == before[name] for name in before):
+        assert time.monotonic() < ends, (before, after)
+        time.sleep(0.1)
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="../shared/objects is not there")

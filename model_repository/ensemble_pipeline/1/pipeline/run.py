@@ -18,12 +18,13 @@ from pipeline.detect import Detections
 from pipeline.encode import encode
 from pipeline.foreground import clean_colours
 from pipeline.layers import Layer, people_layer, whole_picture
-from pipeline.look import Detector, look
+from pipeline.look import Detector, look, people_share
 from pipeline.matte import Matter, matte_crops
 from pipeline.notices import Notice
 from pipeline.people import Person, choose, from_boxes, nobody, rank
 from pipeline.pixels import Pixels
 from pipeline.shape import cropped, scaled
+from pipeline.tuning import PEOPLE_SHARE
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Models:
         description: profile, names and versions, for the report.
         device: the device that they run on, for the report.
         tensorrt: whether they are TensorRT plans, for the report.
-        whole: the same for whole pictures, where another network mattes these.
+        whole: the same for whole pictures, where another network mattes these unless they show people.
     """
 
     detector: Detector
@@ -98,7 +99,13 @@ def run(
     people: list[Person] = []
     detections: Detections | None = None
     quarter_turns = 0
-    if options.subject != "all":
+    whole = models.whole
+    if options.subject == "all" and whole is not None:
+        with watch.stage("detect"):
+            if people_share(picture.rgb, models.detector, options.min_confidence) >= PEOPLE_SHARE:
+                whole = None
+        proceed()
+    elif options.subject != "all":
         with watch.stage("detect"):
             sighting = look(picture.rgb, models.detector, options.min_confidence, turn=options.boxes is None)
             detections, quarter_turns = sighting.detections, sighting.quarter_turns
@@ -117,7 +124,7 @@ def run(
         proceed()
 
     if detections is None:
-        models = models.whole or models
+        models = whole or models
     cutouts: list[report.Cutout] = []
     if wants_images:
         rects = {person.id: crop_rect(person.box, picture.frame) for person in people}

@@ -76,7 +76,7 @@ def test_a_product_is_cut_out(server: Any, subject: str) -> None:
     assert iou(mask_of(answer), truth) > DRAWN_IOU
     report = answer.outputs["report"]
     assert report["subject"] == "all"
-    assert report["models"]["matte"] == {"name": "u2netp", "version": "1", "side_px": 256}
+    assert report["models"]["matte"] == {"name": "u2netp", "version": "1", "side_px": 288}
 
 
 def test_people_keep_their_network(server: Any, samples: list[Path]) -> None:

@@ -24,6 +24,7 @@ from cutaway.contract.errors import NoPersonDetected, Overloaded, from_json
 from cutaway.contract.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
 
 from runtime.compose import PIPELINE, STREAM
+from runtime.weights import WHOLE_MATTING
 
 CANARY_INTERVAL_S = 10.0
 """Interval of health checks."""
@@ -35,6 +36,9 @@ STATISTICS_TIMEOUT_S = 5.0
 CANARY_PRIORITY = 1
 
 DETECTION, MATTING, STREAMS = "detection", "matting", "streams"
+
+_BOX = {"boxes": "[[1, 1, 63, 63]]"}
+"""With a box given, that nobody is in the noise makes the pipeline look no further."""
 
 _REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
 """Triton's messages when its queue sheds a request: full, or queued for too long."""
@@ -108,15 +112,19 @@ class Probe:
             return False
 
     def canary(self, timeout_s: float) -> Answer:
-        """Send a picture through detection, then through matting, with `timeout_s` for each."""
+        """Send a picture through detection, then through both kinds of matting, with `timeout_s` for each."""
         answer = self.detect(timeout_s)
-        return self.matte(timeout_s) if answer.status is HealthStatus.HEALTHY else answer
+        for matte in (self.matte, self.matte_whole):
+            answer = matte(timeout_s) if answer.status is HealthStatus.HEALTHY else answer
+        return answer
 
     def round(self, timeout_s: float) -> dict[str, Answer]:
         """A canary through each part, to every instance of the pipelines at once; the worst answer of each part."""
         calls = [(DETECTION, self.detect)] * self._instances.get(PIPELINE, 1)
         calls += [(STREAMS, self.stream)] * self._instances.get(STREAM, 0)
         calls.append((MATTING, self.matte))
+        if WHOLE_MATTING in self._instances:
+            calls.append((MATTING, self.matte_whole))
         with ThreadPoolExecutor(len(calls), thread_name_prefix="canary") as pool:
             answers = [(part, pool.submit(call, timeout_s)) for part, call in calls]
         found: dict[str, Answer] = {}
@@ -127,10 +135,13 @@ class Probe:
         return found
 
     def detect(self, timeout_s: float) -> Answer:
-        # With a box given, that nobody is in the noise makes the pipeline look no further.
-        return self._cut(("boxes", "scores", "report"), {"boxes": "[[1, 1, 63, 63]]"}, timeout_s)
+        return self._cut(("boxes", "scores", "report"), _BOX, timeout_s)
 
     def matte(self, timeout_s: float) -> Answer:
+        return self._cut(("images", "boxes", "scores", "report"), _BOX, timeout_s)
+
+    def matte_whole(self, timeout_s: float) -> Answer:
+        """The whole picture, which may have a network of its own."""
         return self._cut(("images", "boxes", "scores", "report"), {"subject": "all"}, timeout_s)
 
     def stream(self, timeout_s: float) -> Answer:

@@ -14,6 +14,8 @@ NETWORKS = ("yolov8_seg", "birefnet_trt")
 """The models that are networks; a profile's folder holds one `<name>.onnx` for each."""
 FREE_DETECTOR = "yolov8_seg_free"
 """The detector once more, for pictures of any size; a folder may hold it, and streams are quicker on a CPU then."""
+WHOLE_MATTING = "u2netp"
+"""A matting network for whole pictures; a folder may hold it where its `birefnet_trt` knows people only."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 MADE, BUNDLED = CHECKOUT / "models", CHECKOUT / "export" / "weights"
 """Where `python -m export onnx` puts profiles' folders, and where the bundled ones are."""
@@ -55,8 +57,8 @@ def load_networks(folder: Path) -> dict[str, Network]:
                 "or name the folder that has it: --weights DIR"
             )
     expected = read_checksums(folder)
-    there = [*NETWORKS, *([FREE_DETECTOR] if (folder / f"{FREE_DETECTOR}.onnx").is_file() else [])]
-    return {name: _network(folder, name, expected) for name in there}
+    further = [name for name in (FREE_DETECTOR, WHOLE_MATTING) if (folder / f"{name}.onnx").is_file()]
+    return {name: _network(folder, name, expected) for name in (*NETWORKS, *further)}
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

@@ -193,8 +193,8 @@ def test_two_servers_side_by_side(tmp_path: Path, samples: list[Path]) -> None:
     with Server(options[0]) as one:
         with Server(options[1]) as other:
             assert len({one.http_url, one.grpc_url, other.http_url, other.grpc_url}) == 4
-            assert len(one.process.stubs()) == 5
-            assert len(other.process.stubs()) == 6
+            assert len(one.process.stubs()) == 6
+            assert len(other.process.stubs()) == 7
             assert cut(one, samples[0]).images == cut(other, samples[0]).images
         assert len(cut(one, samples[0]).cutouts) == 1
         assert one.restarts == 0

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,14 @@ class TritonPythonModel:
             "detector": {"name": DETECTOR, "version": _version(versions / DETECTOR)},
             "matte": {"name": MATTER, "version": _version(versions / MATTER), "side_px": self.matte_side_px},
         }
+        self.whole_matte: dict[str, Any] | None = None
+        if name := parameters.get("whole_matte"):
+            side_px = int(parameters["whole_matte_side_px"])
+            self.whole_matte = {"name": name, "version": _version(versions / name), "side_px": side_px}
         ratio = os.environ.get(RATIO_VARIABLE)
         self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
 
-        self.pace = Pace()
+        self.pace, self.whole_pace = Pace(), Pace()
         self.metrics = Metrics(args["model_instance_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -68,15 +73,7 @@ class TritonPythonModel:
         answer = run(
             _file(request),
             options,
-            Models(
-                lambda images: _detect(request, images, deadline.remaining_s()),
-                lambda images: _matte(request, images, deadline.remaining_s()),
-                self.matte_side_px,
-                self.description,
-                self.device,
-                self.tensorrt,
-                self.pace,
-            ),
+            self._models(request, deadline),
             wants_images="images" in wanted,
             max_decompression_ratio=self.max_decompression_ratio,
             proceed=deadline,
@@ -85,6 +82,27 @@ class TritonPythonModel:
         response = pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
         self.metrics.end("OK", answer.report)
         return response
+
+    def _models(self, request: Any, deadline: Deadline) -> Models:
+        models = Models(
+            lambda images: _detect(request, images, deadline.remaining_s()),
+            lambda images: _matte(request, MATTER, images, deadline.remaining_s()),
+            self.matte_side_px,
+            self.description,
+            self.device,
+            self.tensorrt,
+            self.pace,
+        )
+        if (whole := self.whole_matte) is None:
+            return models
+        others = replace(
+            models,
+            matter=lambda images: _matte(request, whole["name"], images, deadline.remaining_s()),
+            matte_side_px=whole["side_px"],
+            pace=self.whole_pace,
+            description=self.description | {"matte": whole},
+        )
+        return replace(models, whole=others)
 
 
 def _file(request: Any) -> bytes:
@@ -137,8 +155,8 @@ def _detect(request: Any, images: NDArray[np.uint8], timeout_s: float) -> dict[s
     return serving.call(request, DETECTOR, images, serving.DETECTOR_OUTPUTS, timeout_s)
 
 
-def _matte(request: Any, images: NDArray[np.uint8], timeout_s: float) -> NDArray[np.uint8]:
-    return serving.call(request, MATTER, images, ("alphas",), timeout_s)["alphas"]
+def _matte(request: Any, name: str, images: NDArray[np.uint8], timeout_s: float) -> NDArray[np.uint8]:
+    return serving.call(request, name, images, ("alphas",), timeout_s)["alphas"]
 
 
 def _version(folder: Path) -> str:

@@ -21,13 +21,14 @@ from pipeline.detect import Detections
 from pipeline.encode import encode
 from pipeline.foreground import clean_colours
 from pipeline.layers import Layer, people_layer, whole_picture
-from pipeline.look import Detector, look
+from pipeline.look import Detector, look, people_share
 from pipeline.matte import Matter, different_crops, matte_crops
 from pipeline.notices import Notice
 from pipeline.pace import Pace, in_time
 from pipeline.people import Person, choose, from_boxes, nobody, rank
 from pipeline.pixels import Pixels
 from pipeline.shape import cropped, scaled
+from pipeline.tuning import PEOPLE_SHARE
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Models:
         device: the device that they run on, for the report.
         tensorrt: whether they are TensorRT plans, for the report.
         pace: how fast the matting network is.
+        whole: the same for whole pictures, where another network mattes these unless they show people.
     """
 
     detector: Detector
@@ -51,6 +53,7 @@ class Models:
     device: str = "cpu"
     tensorrt: bool = False
     pace: Pace = field(default_factory=Pace)
+    whole: Models | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,13 @@ def run(
     people: list[Person] = []
     detections: Detections | None = None
     quarter_turns = 0
-    if options.subject != "all":
+    whole = models.whole
+    if options.subject == "all" and whole is not None:
+        with watch.stage("detect"):
+            if people_share(picture.rgb, detector, options.min_confidence) >= PEOPLE_SHARE:
+                whole = None
+        proceed()
+    elif options.subject != "all":
         with watch.stage("detect"):
             sighting = look(picture.rgb, detector, options.min_confidence, turn=options.boxes is None)
             detections, quarter_turns = sighting.detections, sighting.quarter_turns
@@ -134,6 +143,8 @@ def run(
                 people, about_people = choose(everybody, options)
                 notices += [*sighting.notices, *about_people]
 
+    if detections is None:
+        models = whole or models
     cutouts: list[report.Cutout] = []
     if wants_images:
         groups = _groups(options.subject, people)

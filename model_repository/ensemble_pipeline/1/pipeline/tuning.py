@@ -51,6 +51,10 @@ CROP_MIN_ASPECT = 0.5
 WHOLE_PICTURE_SHARE = 0.9
 """A crop of at least this part of the picture becomes the whole picture; from 0.75 on, held-out pictures lose .002."""
 
+PEOPLE_SHARE = 0.1
+"""Whole pictures of which people's boxes cover this part are matted by the network that knows people, where another one
+is there for objects. On 11 hard scenes of `train` that reaches an IoU of .846 with the people, the other one .594."""
+
 GATE_GRID_PX = 192
 """Longer side of the grid on which gates are computed; instance masks have no more detail."""
 

@@ -39,19 +39,18 @@ async def models(context: click.Context, urls: list[str], json: bool, **_: Any) 
     """List each server's models."""
     code = codes.OK
     for url in urls:
-        found: tuple[cutaway.ModelInfo, ...] = ()
-        error = None
+        form: dict[str, Any] = {"url": url, "models": (), "error": None}
         try:
             async with options.open_client(context, urls=[url]) as client:
-                found = await client.models()
-        except cutaway.CutawayError as failure:
-            error = error_form(failure)
-            say(f"{url}: {failure}", err=True)
+                form["models"] = await client.models()
+        except cutaway.CutawayError as error:
+            form["error"] = error_form(error)
+            say(f"{url}: {error}", err=True)
         if json:
-            say_json({"url": url, "models": found, "error": error})
-        for model in () if json else found:
+            say_json(form)
+        for model in () if json else form["models"]:
             say(f"{model.name:<24} {', '.join(model.versions):<8} {model.state}")
-        code = codes.UNAVAILABLE if error or not all(model.ready for model in found) else code
+        code = codes.UNAVAILABLE if form["error"] or not all(model.ready for model in form["models"]) else code
     return code
 
 

@@ -127,10 +127,9 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more
 def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
     """The client of the command line."""
     given, upscales = context.params | more, context.command.name == "upscale"
-    accept = given.get("accept_noncommercial", False)
     names = "urls", "timeout_s", "tls", "retry", "cache", "fit", "max_decompression_ratio"
     try:
-        fallback = [parse_fallback(each, accept, upscales) for each in given.get("fallback", ())]
+        fallback = [parse_fallback(each, given["accept_noncommercial"], upscales) for each in given.get("fallback", ())]
         for each in fallback:
             if each.token_variables and not any(map(os.environ.get, each.token_variables)):
                 say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
@@ -148,11 +147,8 @@ def parse_fallback(spec: str, accept_noncommercial: bool = False, upscales: bool
 
     kind, _, name = spec.partition(":")
     providers: dict[str, Any] = {"huggingface": HuggingFace, "replicate": Replicate, "space": Space}
-    if (
-        kind not in providers
-        or not re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name)
-        or spec in ("", "space", "space:")
-    ):
+    valid = re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name) and (name or kind != "space")
+    if kind not in providers or not valid:
         raise invalid_option("fallback", spec[:100], SPECS)
     given: dict[str, Any] = {"space" if kind == "space" else "model": name} if name else {}
     if upscales and kind == "huggingface":  # the licence of a model for mattes is no reason to refuse

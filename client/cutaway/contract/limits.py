@@ -268,7 +268,6 @@ STREAM_BACK_OFF_MAX_S = 4.0
 STREAM_RESULTS_KEPT = 8
 """Finished frames that are buffered; beyond it the oldest is dropped. A longer buffer would only add latency."""
 
-
 # ---------------------------------------------------------------------------------- cache, compositing, metrics
 
 CACHE_MAX_BYTES = 1024 * MIB

@@ -98,12 +98,6 @@ class Provider(ABC):
         self.policy, self.budget = keywords.get("retry") or RetryPolicy(), RetryBudget()
         self.transport = keywords.get("transport")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"budget": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, budget=RetryBudget())
-
     def __repr__(self) -> str:
         what = f"base_url={self.base_url!r}, model={self.model.name!r}, timeout_s={self.timeout_s:g}"
         return f"{type(self).__name__}({what}, token={self.token!r})"

@@ -13,15 +13,8 @@ from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cutaway.contract import limits
-from cutaway.contract.errors import (
-    CutawayError,
-    InputError,
-    NoPersonDetected,
-    RequestCancelled,
-    ServerUnavailable,
-    invalid_option,
-)
+from cutaway.contract import errors, limits
+from cutaway.contract.errors import CutawayError, InputError, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import CutOptions
 from cutaway.fallback.answers import LocalTimeout, Upscaled, run_locally
 from cutaway.fallback.cutouts import Person, Picture, given_people, outputs_of, prepare
@@ -95,7 +88,7 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
         NobodyServed: all failed; a single one's own error where there was only one.
     """
     tried: list[Tried] = []
-    errors: list[CutawayError] = []
+    failures: list[CutawayError] = []
     for place, tier in enumerate(attempts):
         why = tier.unable or ("No time was left to ask." if deadline.over else "")
         permit = None if why else tier.breaker.permit()
@@ -118,15 +111,15 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
                 error.details["tried"] = [entry.to_dict() for entry in tried]
                 raise
             settle = permit.dropped if local else permit.failed
-            errors.append(error)
+            failures.append(error)
             tried.append(Tried(tier.provider, tier.tier, error.code, error.message, turn.elapsed_s * 1000))
         finally:
             settle()
     final: CutawayError = deadline.exceeded("No tier")
-    if len(attempts) == 1 and errors:
-        final = errors[0]
+    if len(attempts) == 1 and failures:
+        final = failures[0]
     elif not deadline.over:
-        waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
+        waits = [error.retry_after for error in failures if error.retry and error.retry_after is not None]
         said = [f"{entry.provider} ({entry.code}): {shorten(entry.message, 120).rstrip('.')}" for entry in tried]
         message = f"No tier served: {'; '.join(said) or 'there is none'}."
         final = NobodyServed(message, retry_after=min(waits, default=None))
@@ -208,7 +201,7 @@ class Fallback:
     ) -> Served[Upscaled]:
         """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by the first provider that serves."""
         if scale not in limits.UPSCALE_SCALES:
-            raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
+            raise errors.invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
         decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
         picture = await run_locally("decoding the picture", deadline, decode)
         sent = picture.data, picture.media_type, scale
@@ -238,5 +231,5 @@ async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> 
     ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]
     if not ids:
         details = {"min_confidence": options.min_confidence, "tips": []}
-        raise NoPersonDetected("Nobody was found in the picture.", details=details)
+        raise errors.NoPersonDetected("Nobody was found in the picture.", details=details)
     return list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))

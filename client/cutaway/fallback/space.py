@@ -59,11 +59,10 @@ class Space(Provider):
         self._functions, self.mattes, self._arguments = (fn, upscale_fn), fn is not None, list(arguments)
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:
-        function, arguments = self._functions[request.scale > 1], self._arguments
+        upscales = request.scale > 1
+        function, arguments = self._functions[upscales], [request.scale] if upscales else self._arguments
         if function is None:
             raise invalid_option("fn", None, "the API name of a function that mattes")
-        if request.scale > 1:
-            arguments = [request.scale]
         name = f"picture.{kind.partition('/')[2]}"
         paths = _parse(await request.send("POST", f"{API}/upload", files={"files": (name, data, kind)}))
         if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias, Union
+from typing import Any, Protocol, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,15 @@ from cutaway.contract.headers import PictureHeader, check_dimensions, check_pict
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, MIB, InputLimits, Tier
 from cutaway.report import Notice
 
+
+class BinaryFile(Protocol):
+    """A file opened in binary mode, a ``BytesIO``, an upload: its `read` returns bytes, and none at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 ImageInput: TypeAlias = Union[
-    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], Image.Image, NDArray[np.uint8]
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryFile, Image.Image, NDArray[np.uint8]
 ]
 """A path, a data URI, an encoded file's bytes, a binary file object (read from its position), a PIL image, or an
 array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""

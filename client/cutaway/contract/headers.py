@@ -76,7 +76,6 @@ def check_picture(
     """Check a file against the input limits, by its header alone.
 
     Args:
-        data: the encoded file, whole.
         media_type: the declared type ("image/png"), if any; parameters are ignored.
         limits: the bounds; sides hold in either orientation, so EXIF rotation does not matter.
         max_decompression_ratio: replaces the limits' ratio.

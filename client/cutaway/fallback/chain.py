@@ -146,8 +146,7 @@ class Fallback:
         self.providers = tuple(providers)
         self._breaker = partial(CircuitBreaker, fail_max=fail_max, reset_s=reset_s, clock=clock)
         # By factor, since each has another model; 1 is the matte.
-        scales = (1, *limits.UPSCALE_SCALES)
-        self._breakers = {scale: tuple(self._breaker() for _ in providers) for scale in scales}
+        self._breakers = {scale: tuple(self._breaker() for _ in providers) for scale in (1, *limits.UPSCALE_SCALES)}
         self.breakers = self._breakers[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -217,7 +216,6 @@ class Fallback:
 
 
 async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> list[Person]:
-    """The people whom the own server detects; `select` is applied there."""
     action = "Give boxes, or ask for subject people or all; or try again when the server is back."
     needed = NeedsDetection("Hosted models do not tell people apart, and no server does.", user_action=action)
     if detect is None:
@@ -228,7 +226,7 @@ async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> 
         raise
     except CutawayError as error:
         raise needed from error
-    ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]
+    ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]  # `select` is applied already
     if not ids:
         details = {"min_confidence": options.min_confidence, "tips": []}
         raise errors.NoPersonDetected("Nobody was found in the picture.", details=details)

@@ -84,8 +84,9 @@ class Fitted:
         if self.original is None:
             return given
         checked, (across, down) = parse_options(given), self.scale_xy
-        lengths = {name: round(getattr(checked, name) / across) for name in ("padding_px", "crop_margin_px")}
-        scaled = {**given, **lengths, "feather_px": math.ceil(checked.feather_px / across)}
+        scaled = {**given, "padding_px": round(checked.padding_px / across)}
+        scaled["feather_px"] = math.ceil(checked.feather_px / across)
+        scaled |= {"crop_margin_px": round(checked.crop_margin_px / across)} if checked.crop_margin_px else {}
         if checked.boxes is not None:
             scaled["boxes"] = [[x1 / across, y1 / down, x2 / across, y2 / down] for x1, y1, x2, y2 in checked.boxes]
         if checked.output in ("jpeg", "layers"):

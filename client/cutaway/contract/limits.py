@@ -58,7 +58,6 @@ CUT_MANY_JOBS = 4
 """Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
 
 RUN_GIVE_UP_FAILURES = 10  # in a row stop a command: more than a restart or a full queue causes
-
 CLIENT_THREADS = 32  # for pictures that are read, checked and composed: as many as asyncio's executor has at most
 
 DETECTOR_SIDE_PX = 640

@@ -61,6 +61,7 @@ FALLBACK_TIMEOUT_S = 60.0  # default deadline of a call with hosted models: the 
 CUT_MANY_JOBS = 4
 """Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
 
+RUN_GIVE_UP_FAILURES = 10  # in a row stop a command: more than a restart or a full queue causes
 CLIENT_THREADS = 32  # for pictures that are read, checked and composed: as many as asyncio's executor has at most
 
 DETECTOR_SIDE_PX = 640
@@ -269,7 +270,6 @@ STREAM_BACK_OFF_MAX_S = 4.0
 
 STREAM_RESULTS_KEPT = 8
 """Finished frames that are buffered; beyond it the oldest is dropped. A longer buffer would only add latency."""
-
 
 # ---------------------------------------------------------------------------------- cache, compositing, metrics
 

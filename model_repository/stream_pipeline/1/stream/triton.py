@@ -95,7 +95,7 @@ class TritonPythonModel:
         """
         options = parse_stream_options(serving.parameters(request))
         picture = _file(request, "background")
-        if (picture is None) == options.has_picture:
+        if (picture is None) == options.background.transparent:  # which stands for the caller's own
             raise InvalidOption(
                 "A picture for the background is missing."
                 if picture is None

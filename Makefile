@@ -9,13 +9,13 @@ LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
-SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
+SLOW := $(wildcard tests/gateway/test_connections.py tests/gateway/test_lifecycle.py tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py \
   tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py \
   tests/runtime/test_supervision.py tests/runtime/test_small_shm.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-gateway bench-overhead bench-stream bench-onnx bench-gpu size lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +119,9 @@ bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, an
 
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
+
+bench-gateway: $(VENV)/.dev  ## what the gate adds to Triton: milliseconds, and throughput of eight clients
+	$(PY) -m benchmarks.gateway
 
 bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
 	$(PY) -m benchmarks.birefnet_onnx

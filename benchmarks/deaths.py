@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -118,4 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -33,6 +33,8 @@ POLL_INTERVAL_S = 0.25
 START_POLL_S = 0.05
 START_PROGRESS_INTERVAL_S = 10.0
 """Interval of the progress lines of a slow start."""
+STOP_AFTER_S = 10.0
+"""When a stop is requested, a model that is being loaded has this long: others are still served."""
 FIRST_PICTURE_TIMEOUT_S = 120.0
 """For detection and for matting each; at least four times the processing timeout."""
 
@@ -162,7 +164,10 @@ class Launcher:
             if self._stopping.is_set():
                 raise StartCancelled
             if process.exit_status() is not None:
-                raise RuntimeProblem(f"Triton ended while starting ({process.end_reason()}); see {self.log}")
+                # This Triton may also end with a signal when a model cannot be loaded.
+                said = process.last_error()
+                reason = said if said.startswith("failed to load") else process.end_reason()
+                raise RuntimeProblem(f"Triton ended while starting ({reason}); see {self.log}")
             if now - begun > self._start_timeout_s:
                 raise RuntimeProblem(
                     f"Triton did not load the models within {self._start_timeout_s:g} s; see {self.log}"
@@ -205,7 +210,7 @@ class Launcher:
         Raises:
             RuntimeProblem: it could not be loaded.
         """
-        before = children(self.process.pid)
+        before, begun = children(self.process.pid), time.monotonic()
         # Triton loads what has changed. Anything in the model's folder counts.
         with contextlib.suppress(OSError):
             os.utime(self.run.repository / model / "1" / "model.py")
@@ -215,7 +220,8 @@ class Launcher:
             while not wait((asked,), POLL_INTERVAL_S).done:
                 ended = {pid for pid, state in children(self.process.pid).items() if state == "Z"} - before.keys()
                 # Triton waits for ever for one that ends before its model is loaded.
-                if (ended or self._stopping.is_set()) and self.process.exit_status() is None:
+                late = self._stopping.is_set() and time.monotonic() - begun > STOP_AFTER_S
+                if (ended or late) and self.process.exit_status() is None:
                     self.process.stop(force=True)
             try:
                 status, body = asked.result()

@@ -44,9 +44,12 @@ class TritonPythonModel:
 
         self._fit_of = fit_of
         self._states = States(STREAMS_MAX, STREAM_IDLE_S, gives_way_s=GIVES_WAY_S)
+        self._memory = serving.Memory()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [serving.guarded(request, self._respond) for request in requests]
+        responses = [serving.guarded(request, self._respond) for request in requests]
+        self._memory.give_back()
+        return responses
 
     def _respond(self, request: Any) -> Any:
         stream, caller = int(_control(request, "stream")), serving.caller(request)

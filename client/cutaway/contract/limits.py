@@ -49,9 +49,7 @@ PROFILES = ("nano", "lite", "512", "general", "portrait", "matting", "dynamic", 
 LOW_CONFIDENCE = 0.5  # a kept detection below this score raises a tier-3 warning in the report
 
 DEFAULT_URL = "grpc://localhost:8001"  # Triton's own gRPC port on this machine
-
 PROCESSING_TIMEOUT_S = 30.0  # the pipeline's own deadline for a picture
-
 FALLBACK_TIMEOUT_S = 60.0  # default deadline of a call with hosted models: the server's own 30 s and as much again
 
 CUT_MANY_JOBS = 4  # pictures in flight: enough to keep a server's instances busy, few enough not to fill its queue

@@ -19,6 +19,10 @@ _FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
 _PASSED_ON = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 
 
+RESTART_S = 4.0
+"""What a restart of Triton takes: callers that repeat sooner have given up when it is back."""
+
+
 @dataclass
 class Failure(Exception):
     """A failed request.
@@ -82,7 +86,9 @@ def of_triton(error: grpc.aio.AioRpcError, elapsed_s: float) -> Failure:
         return of_error(ProcessingTimeout(f"No answer within {elapsed_s:.1f} s.", details=details))
     if status is grpc.StatusCode.UNAVAILABLE:
         log.warning("Triton is not available: %s", said[:500])
-        return of_error(ServerUnavailable("The models are not there: the server starts, or starts again."))
+        return of_error(
+            ServerUnavailable("The models are not there: the server starts, or starts again.", retry_after=RESTART_S)
+        )
     if status in _PASSED_ON:
         # Triton has INVALID_ARGUMENT for models and versions that it does not know, too.
         found = (404, grpc.StatusCode.NOT_FOUND) if "is not found" in said else (400, grpc.StatusCode.INVALID_ARGUMENT)

@@ -218,8 +218,9 @@ class AsyncClient:
             if fallback is None or call.outputs == DETECTION_OUTPUTS:
                 served = Served(await infer(call.outputs, call.deadline), "triton", 1)
             else:
-                known: dict[str, Any] = {"options": call.options, "deadline": call.deadline}
-                served = await fallback.infer(call.data, call.media_type, **known, primary=partial(infer, CUT_OUTPUTS))
+                own = {"primary": partial(infer, CUT_OUTPUTS), "detect": partial(infer, DETECTION_OUTPUTS)}
+                known: dict[str, Any] = {"options": call.options, "deadline": call.deadline, **own}
+                served = await fallback.infer(call.data, call.media_type, **known)
             call.served(served)
             return served
 

@@ -8,45 +8,38 @@ Taken whole it turns people green before a meadow, so mean and spread move by bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import ImageStat
+from PIL.Image import Image
 
 from cutaway.contract.limits import MATCH_MAX_CONTRAST, MATCH_MAX_LIGHTNESS, MATCH_MAX_TINT
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-Floats = NDArray[np.float64]
-
 OPAQUE_FROM = 250  # alpha from which a pixel shows nothing but the cut-out
 FEWEST_PIXELS = 64  # opaque ones, and of the background, for statistics
-SAMPLE_PX = 256  # statistics are of a grid of at most so many pixels a side: more make no visible difference
 
 
-def sample_colours(image: PILImage) -> Floats:
-    """(N, 3) levels, 0 to 255, of the opaque pixels of an RGB or RGBA picture, on a grid."""
-    step_x, step_y = -(-image.width // SAMPLE_PX), -(-image.height // SAMPLE_PX)
-    pixels = np.asarray(image)[step_y // 2 :: step_y, step_x // 2 :: step_x].astype(np.float64)
-    opaque = pixels[..., 3] >= OPAQUE_FROM if pixels.shape[2] == 4 else np.ones(pixels.shape[:2], bool)
-    return np.asarray(pixels[opaque][:, :3])
+def histogram_of(image: Image) -> list[int]:
+    """How often each level of red, green and blue occurs among the opaque pixels of an RGB or RGBA picture."""
+    opaque = None
+    if image.mode == "RGBA":
+        opaque = image.getchannel("A").point(lambda value: 255 if value >= OPAQUE_FROM else 0)
+    return image.convert("RGB").histogram(opaque)
 
 
-def match_colours(cutouts: Sequence[Floats], behind: Floats, strength: float) -> list[int] | None:
-    """A table for `Image.point` on RGBA that matches all cut-outs' samples to those of the background around their
-    place; None with too few pixels. A `strength` of 0 is no change, of 1 the largest within the bounds."""
-    own = np.concatenate([np.empty((0, 3)), *cutouts])
-    if strength == 0 or len(own) < FEWEST_PIXELS or len(behind) < FEWEST_PIXELS:
+def match_colours(cutouts: Sequence[list[int]], behind: list[int], strength: float) -> list[int] | None:
+    """A table for `Image.point` on RGBA that matches the colours of all cut-outs' histograms to those of the background
+    around their place; None with too few pixels. A `strength` of 1 is the largest change within the bounds."""
+    own, other = ImageStat.Stat([sum(each) for each in zip(*cutouts, strict=True)]), ImageStat.Stat(behind)
+    if min(own.count[0], other.count[0]) < FEWEST_PIXELS:
         return None
-    mean = own.mean(axis=0)
-    shift = behind.mean(axis=0) - mean
+    mean = np.array(own.mean)
+    shift = np.array(other.mean) - mean
     lightness = shift.mean()
     tint = (shift - lightness) * min(1.0, MATCH_MAX_TINT / max(np.abs(shift - lightness).max(), 1e-9))
     shift = tint + np.clip(lightness, -MATCH_MAX_LIGHTNESS, MATCH_MAX_LIGHTNESS)
     # One gain for all channels, so that hues stay what they are.
-    contrast = behind.std(axis=0).mean() / max(own.std(axis=0).mean(), 1e-3)
-    gain = np.clip(contrast, 1 / MATCH_MAX_CONTRAST, MATCH_MAX_CONTRAST)
+    gain = np.clip(sum(other.stddev) / max(sum(own.stddev), 1e-3), 1 / MATCH_MAX_CONTRAST, MATCH_MAX_CONTRAST)
     levels = np.arange(256.0)[:, None]
     weight = 1 - (levels / 127.5 - 1) ** 4  # black stays black and white white, as if another lamp shone
     moved = levels + strength * weight * (shift + (levels - mean) * (gain - 1))

@@ -13,10 +13,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 from cutaway import drawing
-from cutaway.colour_match import match_colours, sample_colours
+from cutaway.colour_match import histogram_of, match_colours
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
@@ -160,9 +160,8 @@ def compose(
     valid = len(places) == len(boxes) and all(isinstance(each, Placement) for each in places)
     _check("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
     canvas = _canvas(onto, original, source_wh, size_px, cut)
-    is_picture = not isinstance(onto, Blur) and not _is_named(onto)
     _check("output", output, "png or webp: the result is transparent", output != "jpeg" or canvas.mode != "RGBA")
-    _check("match_colour", match_colour, "0, unless onto another picture", is_picture or not match_colour)
+    _check("match_colour", match_colour, "0, unless onto another picture", _is_picture(onto) or not match_colour)
     transforms, frames = [], []
     for box, each in zip(boxes, places, strict=True):
         group = enclose(visible) if together and visible else box
@@ -174,8 +173,8 @@ def compose(
         reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
         part = clip_frame(round_box((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y)), canvas.size)
         if part is not None:
-            own = [sample_colours(rgba_of(cutout)) for cutout in cut.cutouts]
-            colours = match_colours(own, sample_colours(canvas.crop(part)), match_colour)
+            own = [histogram_of(rgba_of(cutout)) for cutout in cut.cutouts]
+            colours = match_colours(own, histogram_of(canvas.crop(part)), match_colour)
     for cutout, transform in zip(cut.cutouts, transforms, strict=True):
         drawing.draw(canvas, cutout, transform, colours)
     buffer = io.BytesIO()
@@ -219,15 +218,16 @@ def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
     return 0.0 if start in anchor else spare if end in anchor else spare / 2
 
 
-def _is_named(onto: Onto) -> bool:
-    return isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:")))
+def _is_picture(onto: Onto) -> TypeGuard[Picture | ImageInput]:
+    is_named = isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:")))
+    return not is_named and not isinstance(onto, Blur)
 
 
 def _canvas(onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult) -> PILImage:
     """The background, RGB, or RGBA where it is transparent."""
     from PIL import Image, ImageChops, ImageFilter
 
-    if not isinstance(onto, Blur) and not _is_named(onto):
+    if _is_picture(onto):
         picture = onto if isinstance(onto, Picture) else Picture(onto)
         image = decode_input(picture.image)
         return drawing.fit_background(image, size_wh or image.size, picture.fit, picture.fill)

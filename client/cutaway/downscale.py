@@ -86,10 +86,9 @@ class Fitted:
         checked, (across, down) = parse_options(given), self.scale_xy
         scaled = {**given, "padding_px": round(checked.padding_px / across)}
         scaled["feather_px"] = math.ceil(checked.feather_px / across)
+        scaled |= {"crop_margin_px": round(checked.crop_margin_px / across)} if checked.crop_margin_px else {}
         if checked.boxes is not None:
             scaled["boxes"] = [[x1 / across, y1 / down, x2 / across, y2 / down] for x1, y1, x2, y2 in checked.boxes]
-        if checked.crop_margin_px:
-            scaled["crop_margin_px"] = round(checked.crop_margin_px / across)
         if checked.output in ("jpeg", "layers"):
             scaled["output"] = "png"
         scaled.pop("max_side_px", None)

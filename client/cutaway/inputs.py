@@ -21,7 +21,7 @@ from PIL import Image, ImageCms
 
 from cutaway.contract import png
 from cutaway.contract.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
-from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, declared_agrees
+from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, check_size, declared_agrees
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, MIB, InputLimits, Tier
 from cutaway.report import Notice
 
@@ -42,7 +42,6 @@ BMP_UP_TO_BYTES = 4 * MIB  # 1 ms, where lossless compression takes 50 ms per me
 LOSSY_QUALITIES = (95, 90, 85, 75)  # the first that stays under the limit; the best keeps every pixel's colour
 _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
 _URI_HEAD_CHARS = 1000  # of a data URI, before its data
-
 
 # EXIF orientation → the transposition that undoes it, as `PIL.Image.Transpose` numbers them.
 _TURNS: dict[int, Any] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -122,10 +121,10 @@ def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
     """The bytes of an input that is an encoded file, and the media type that its name or data URI declares."""
     match image:
         case bytes() | bytearray() | memoryview():
-            _check_size(memoryview(image).nbytes, max_bytes, "file")  # before the copy
+            check_size(memoryview(image).nbytes, max_bytes)  # before the copy
             return bytes(image), None
         case str() if image[:5].lower() == "data:":
-            return _read_data_uri(image, max_bytes)
+            return read_data_uri(image, max_bytes)
         case str() if image.lstrip()[:8].lower().startswith(("http://", "https://")):
             advice = "Download it: client.cut(httpx.get(url).content). The documentation has a recipe."
             raise _refused("This is a web address, which is not downloaded by itself.", "a web address", advice)
@@ -137,19 +136,13 @@ def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
             with file:
                 data = file.read(max_bytes + 1)
                 if len(data) > max_bytes:
-                    _check_size(max(os.fstat(file.fileno()).st_size, len(data)), max_bytes, f"file {Path(image).name}")
+                    check_size(max(os.fstat(file.fileno()).st_size, len(data)), max_bytes, f"file {Path(image).name}")
             return data, declared_type(Path(image))
     if not callable(getattr(image, "read", None)):
         kinds = "a path, a data URI, bytes, a binary file, a PIL image or a numpy array"
         raise TypeError(f"a picture is {kinds}, not {type(image).__name__}")
     name = getattr(image, "name", None)
     return _read_file(image, max_bytes), declared_type(Path(name)) if isinstance(name, str) else None
-
-
-def _check_size(size: int, max_bytes: int, what: str) -> None:
-    if size > max_bytes:
-        message = f"The {what} has {size:,} bytes; at most {max_bytes:,} are allowed."
-        raise FileTooLarge(message, details={"size_bytes": size, "max_bytes": max_bytes})
 
 
 def _read_file(file: Any, max_bytes: int) -> bytes:
@@ -168,18 +161,18 @@ def _read_file(file: Any, max_bytes: int) -> bytes:
     if not data:
         advice = "If it was read before, go back to its start with seek(0)."
         raise _refused("Nothing is left to read in the file object.", "an empty file", advice)
-    _check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
+    check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
     return bytes(data)
 
 
-def _read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
+def read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
     """The bytes and the declared media type of a data URI in base64; white space and missing ``=`` at its end are
     forgiven, as browsers do. Its size is worked out before anything is decoded."""
     comma = uri.find(",", 0, _URI_HEAD_CHARS)
     media_type, *parameters = (part.strip().lower() for part in uri[5 : max(comma, 5)].split(";"))
     if parameters[-1:] == ["base64"]:
         ignored = sum(uri.count(each, comma) for each in " \t\r\n\f=")
-        _check_size((len(uri) - comma - 1 - ignored) * 3 // 4, max_bytes, "data URI")
+        check_size((len(uri) - comma - 1 - ignored) * 3 // 4, max_bytes, "data URI")
         with suppress(ValueError):
             data = uri[comma + 1 :].encode("ascii").translate(None, b" \t\r\n\f")
             return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True), media_type or None

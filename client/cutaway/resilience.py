@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal
+from typing import Any, Literal
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
@@ -83,6 +83,9 @@ class RetryBudget:
         self._most = self.tokens = tokens
         self._per_success = per_success
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RetryBudget, (self._most, self._per_success)
 
     def take(self) -> bool:
         """Take the token of one retry; False where the budget is used up."""

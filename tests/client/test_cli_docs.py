@@ -52,6 +52,7 @@ def test_fields_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_numbers_and_names() -> None:
     for words in (
         f"`--jobs` pictures are in flight at once, {limits.CUT_MANY_JOBS} by default",
+        f"so do {limits.RUN_GIVE_UP_FAILURES} failures of the server in a row",
         f"`{limits.DEFAULT_URL}` if neither does",
         *(f"`${name}`" for name in (codes.URL_VARIABLE, codes.TOKEN_VARIABLE, codes.API_KEY_VARIABLE)),
     ):

@@ -1,7 +1,8 @@
 """``--fallback``: what a specification names, what is sent where, and that a hosted answer is never taken for another.
 
 1. specifications: each form, each refusal, licences and tokens;
-2. cut: a dead server, a hosted answer, marked in the line and the JSON.
+2. cut: a dead server, a hosted answer, marked in the line and the JSON;
+3. upscale: kept by a name that fits.
 
 Providers' own addresses are those of peers on loopback.
 """
@@ -71,6 +72,21 @@ def test_specifications(spec: str, kind: type[Provider], model: str, base_url: s
     assert isinstance(provider, kind)
     assert provider.model.name.startswith(model)
     assert base_url in ("", provider.base_url)
+    assert provider.mattes
+
+
+@pytest.mark.parametrize(
+    ("spec", "scales"),
+    [
+        ("huggingface", (2, 4)),
+        ("huggingface:owner/upscaler", (2, 4)),
+        ("replicate", (2, 4)),
+        ("replicate:owner/name", (2, 4)),
+        ("space:owner/app", (2, 4)),
+    ],
+)
+def test_specifications_for_enlarging_need_no_leave_for_what_mattes(spec: str, scales: tuple[int, ...]) -> None:
+    assert parse_fallback(spec, upscales=True).scales == scales
 
 
 def test_several_at_once(at: Callable[..., Peer]) -> None:
@@ -115,6 +131,8 @@ def test_licences_are_refused_in_the_commands_own_words(capsys: pytest.CaptureFi
     ("arguments", "words"),
     [
         (["cut", "a.png", "--fallback", "nobody"], "cannot be 'nobody': allowed is huggingface"),
+        (["upscale", "a.png"], "Missing option '--fallback'"),
+        (["upscale", "a.png", "--fallback", "replicate", "--scale", "3"], "'3' is not one of '2', '4'"),
     ],
 )
 def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +224,60 @@ def test_people_are_told_why_nobody_served(
     shown = capsys.readouterr()
     assert "  huggingface: " in shown.err
     read_jsonl(shown.out)
+
+
+# --------------------------------------------------------------------------------------------------------- upscale
+
+
+def enlarged(scale: int, media_type: str = "image/png") -> Reply:
+    wide, high = SIZE
+    data = peers.picture(media_type, (wide * scale, high * scale))
+    return Reply(body=data, headers={"Content-Type": media_type})
+
+
+def test_upscale(at: Callable[..., Peer], capsys: pytest.CaptureFixture[str]) -> None:
+    peer = at(HubScript(enlarged(4)))
+    assert run("upscale", "a.png", "--scale", "4", *HUB) == codes.OK
+    with Image.open("upscaled/a.png") as image:
+        assert image.size == (SIZE[0] * 4, SIZE[1] * 4)
+    shown = capsys.readouterr().out
+    assert shown.startswith("a.png → upscaled/a.png (640×384, ")
+    assert "by huggingface (hosted)" in shown
+    assert [received.path for received in peer.received] == ["/hf-inference/models/ZhengPeng7/BiRefNet"]
+    assert run("upscale", "a.png", "--scale", "4", *HUB) == codes.OK
+    assert "1 skipped, there already" in capsys.readouterr().err
+
+
+def test_what_was_paid_for_is_kept_by_a_name_that_fits(
+    at: Callable[..., Peer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    at(HubScript(enlarged(2, "image/jpeg")))
+    assert run("upscale", "a.png", "-o", "large.png", "--json", *HUB) == codes.OK
+    (form,) = read_jsonl(capsys.readouterr().out)
+    assert [output["path"] for output in form["outputs"]] == ["large.jpg"]
+    with Image.open("large.jpg") as image:
+        assert image.format == "JPEG"
+    assert form["licence"]
+    assert run("upscale", "b.png", *HUB) == codes.OK
+    assert run("upscale", "b.png", *HUB) == codes.OK
+    assert "1 skipped" in capsys.readouterr().err, "by the name that it got"
+
+
+def test_what_could_be_in_the_way_is_seen_before_anything_is_paid_for(at: Callable[..., Peer]) -> None:
+    peer = at(HubScript(enlarged(2, "image/jpeg")))
+    Path("upscaled").mkdir()
+    Path("upscaled/a.jpg").write_bytes(b"mine")
+    assert run("upscale", "a.png", *HUB) == codes.OK
+    assert Path("upscaled/a.jpg").read_bytes() == b"mine"
+    assert peer.received == []
+
+
+def test_too_large_to_enlarge_is_not_sent(at: Callable[..., Peer], capsys: pytest.CaptureFixture[str]) -> None:
+    peer = at(HubScript())
+    Path("large.png").write_bytes(peers.picture(size_wh=(2561, 100)))
+    assert run("upscale", "large.png", *HUB) == codes.FAILED
+    assert "RESOLUTION_TOO_LARGE" in capsys.readouterr().err
+    assert peer.received == []
 
 
 def test_json_of_errors_has_the_forms_fields(capsys: pytest.CaptureFixture[str]) -> None:

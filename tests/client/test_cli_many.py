@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from cutaway.cli import codes
 from cutaway.contract import limits
-from cutaway.contract.errors import NoPersonDetected, Overloaded
+from cutaway.contract.errors import InferenceError, NoPersonDetected, Overloaded, ProcessingTimeout
 
 from tests.client.answers import PNG
 from tests.client.commanding import command, lines_of, read_jsonl, run
@@ -132,6 +132,25 @@ def test_a_server_that_is_gone_ends_the_run(own: OwnServer, capsys: pytest.Captu
     own.script = lambda _: None
     assert run("cut", "in") == codes.OK
     assert "27 of 30 pictures done; 3 skipped, there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [InferenceError("It broke."), Overloaded("Full."), ProcessingTimeout("Slow.")])
+def test_a_server_that_fails_again_and_again_ends_the_run(
+    error: Exception, own: OwnServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(40)
+    own.script = lambda _: failing(error)  # type: ignore[arg-type]
+    assert run("cut", "in", "--jobs", "2", *ONCE) == codes.UNAVAILABLE
+    shown = capsys.readouterr().err
+    assert "the server failed 10 times in a row" in shown
+    assert limits.RUN_GIVE_UP_FAILURES <= gone(shown)[0] <= limits.RUN_GIVE_UP_FAILURES + 4
+
+
+def test_failures_among_successes_do_not(own: OwnServer) -> None:
+    pictures(40)
+    own.script = lambda _: failing(InferenceError("It broke.")) if len(own.asked) % 3 else None
+    assert run("cut", "in", "--jobs", "1", *ONCE) == codes.FAILED
+    assert len(list(Path("cutouts").glob("*.png"))) == 40 // 3
 
 
 def test_pictures_of_nobody_are_no_fault_of_the_server(own: OwnServer) -> None:

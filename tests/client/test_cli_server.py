@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
-from cutaway import call
+from cutaway import async_client, call
 from cutaway.cli import codes
 from cutaway.contract import limits
 from PIL import Image
@@ -172,6 +172,22 @@ def test_health_of_several(server: Any, capsys: pytest.CaptureFixture[str]) -> N
     assert forms[1]["error"]["code"] == "UNAVAILABLE"
 
 
+@pytest.mark.triton
+def test_models(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models", "--url", server.grpc_url) == codes.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["ensemble_pipeline", "1", "READY"]
+    nobody = dead()
+    assert run("models", "--json", "--url", server.http_url, "--url", nobody, *ONCE) == codes.UNAVAILABLE
+    shown = capsys.readouterr()
+    first, second = read_jsonl(shown.out)
+    models = {model["name"]: model for model in first["models"]}
+    assert set(models) == set(async_client.MODELS)
+    assert {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]} in models["ensemble_pipeline"]["outputs"]
+    assert (second["models"], second["error"]["code"]) == ([], "UNAVAILABLE")
+    assert f"{nobody}: UNAVAILABLE" in shown.err
+
+
 # --------------------------------------------------------------------------------------------------------- composite
 
 
@@ -229,10 +245,12 @@ def test_bounds_in_the_help_are_the_tables(capsys: pytest.CaptureFixture[str]) -
         assert run(command, "--help") == codes.OK
         return " ".join(capsys.readouterr().out.split())
 
-    cut = words_of("cut")
+    cut, upscale = words_of("cut"), words_of("upscale")
     assert f"in flight at once. [default: {limits.CUT_MANY_JOBS}; x>=1]" in cut
     timeouts = f"[default: {limits.PROCESSING_TIMEOUT_S:g}, with --fallback {limits.FALLBACK_TIMEOUT_S:g}]"
     assert timeouts in cut
     assert f"[default: {limits.RETRIES}]" in cut
+    bounds = limits.UPSCALE_LIMITS
+    assert f"{bounds.max_long_side_px}×{bounds.max_short_side_px}" in upscale
     least, most = limits.COMPOSITE_SCALE
     assert f"{least}<=x<={most}" in words_of("composite")

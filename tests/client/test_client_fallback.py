@@ -4,7 +4,7 @@ Every test runs with Client and with AsyncClient; most over gRPC and over HTTP.
 
 1. Nobody hosted is asked while the own server answers, or where the picture is at fault.
 2. Where it does not, the first hosted model that can serves; the result, the log and the report tell.
-3. Single people are cropped from given boxes, or refused: never something else.
+3. Single people are cropped from the own detection, or refused: never something else.
 4. The deadline covers it all, whoever hangs; and what is sent in an outage is bounded.
 """
 
@@ -58,7 +58,7 @@ from tests.client.hosted.peers import (
     picture,
     png,
 )
-from tests.client.own_server import DOWN, PERSON, Failure, OwnServer, failing, over_grpc, own_server
+from tests.client.own_server import DOWN, PERSON, Asked, Failure, OwnServer, failing, over_grpc, own_server
 
 SCHEMES = ("grpc", "http")
 WAYS = [(driver, scheme) for driver in DRIVERS for scheme in SCHEMES]
@@ -268,7 +268,42 @@ def test_many_pictures_with_a_bad_one(
 # ----------------------------------------------------------------------------------------------- single people
 
 
-def test_single_people_are_refused_without_boxes(
+def _no_matte(asked: Asked) -> Failure | None:
+    return None if asked.detects else MATTE_DEAD
+
+
+def test_single_people_are_cropped_from_the_own_detection(
+    scheme: str, own: Callable[..., OwnServer], serve: Callable[..., Peer], client: Callable[..., Driven]
+) -> None:
+    server, peer = own(scheme, _no_matte), serve(HubScript())
+    result = client(server.url, fallback=[hub(peer)]).cut(PICTURE, subject="each", padding_px=10)
+    assert (result.provider, result.tier) == ("huggingface", 2)
+    assert result.tried[0].code == "INFERENCE_ERROR"
+    x1, y1, x2, y2 = PERSON
+    assert result.cutouts[0].frame == (x1 - 10, y1 - 10, x2 + 10, y2 + 10)
+    assert result.cutouts[0].pil().size == (x2 - x1 + 20, y2 - y1 + 20)
+    np.testing.assert_allclose(result.boxes, [PERSON])
+    assert [asked.detects for asked in server.asked] == [False] * (1 + limits.RETRIES) + [True]
+    assert result.requests == len(server.asked)
+    assert len(peer.received) == 1
+
+
+def test_people_are_still_detected_when_the_server_rests_for_its_mattes(
+    own: Callable[..., OwnServer], serve: Callable[..., Peer], client: Callable[..., Driven]
+) -> None:
+    """So many cuts have failed that the server is left alone; nobody else detects, so that it is asked for that."""
+    server, peer = own("grpc", _no_matte), serve(HubScript())
+    asking = client(server.url, fallback=[hub(peer)])
+    for _ in range(limits.BREAKER_FAIL_MAX):
+        asking.cut(PICTURE, subject="all")
+    before = len(server.asked)
+    result = asking.cut(PICTURE, subject="each")
+    assert "circuit breaker is open" in result.tried[0].message
+    assert [asked.detects for asked in server.asked[before:]] == [True]
+    assert len(asking.detect(PICTURE)) == 1
+
+
+def test_single_people_are_refused_where_nobody_detects(
     scheme: str, own: Callable[..., OwnServer], serve: Callable[..., Peer], client: Callable[..., Driven]
 ) -> None:
     server, peer = own(scheme, DOWN), serve(HubScript())
@@ -277,6 +312,7 @@ def test_single_people_are_refused_without_boxes(
         with pytest.raises(NeedsDetection) as caught:
             asking.cut(PICTURE, **options)
         assert [entry["provider"] for entry in caught.value.details["tried"]] == ["triton"]
+    assert any(asked.detects for asked in server.asked)
     assert peer.received == []
     assert asking.cut(PICTURE, subject="each", boxes=[PERSON]).provider == "huggingface"
 
@@ -445,7 +481,7 @@ def test_upscaling_goes_through_the_hosted_models(
     assert (result.provider, result.tier, result.request_id) == ("replicate", 3, "r5")
     assert (result.width_px, result.height_px) == (SIZE_WH[0] * 2, SIZE_WH[1] * 2)
     assert result.pil().size == (result.width_px, result.height_px)
-    assert result.tried == ()
+    assert [entry.provider for entry in result.tried] == ["space"]
     assert server.asked == mattes_only.received == []
 
 

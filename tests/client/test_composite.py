@@ -442,7 +442,7 @@ def test_another_picture_than_the_one_that_was_cut() -> None:
 def matched(cutout: Pixels, behind: Pixels, strength: float) -> Pixels:
     """The cut-out as it comes out, with its own alpha kept apart by putting it beside the statistics' place."""
     cut = cut_of((cutout.shape[1], cutout.shape[0]), (cutout, (0, 0)))
-    own, others = colour.sample_colours(cut.cutouts[0].pil()), colour.sample_colours(Image.fromarray(behind))
+    own, others = colour.histogram_of(cut.cutouts[0].pil()), colour.histogram_of(Image.fromarray(behind))
     table = colour.match_colours([own], others, strength)
     return cutout if table is None else np.asarray(Image.fromarray(cutout).point(table))
 

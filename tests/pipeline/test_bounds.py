@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cutaway.contract.errors import InvalidOption, ProcessingTimeout, RequestCancelled
-from cutaway.contract.limits import ANSWER_MAX_BYTES, MODEL_MAX_BATCH
+from cutaway.contract.limits import MODEL_MAX_BATCH
 from cutaway.contract.options import parse_options
 from numpy.typing import NDArray
 from pipeline import answer_size
@@ -114,7 +114,7 @@ def test_files_that_grew_beyond_the_estimate_end_the_answer(monkeypatch: pytest.
 
 
 def test_one_cutout_of_the_largest_picture_always_fits() -> None:
-    assert ANSWER_MAX_BYTES > 7680 * 4320 * 4 * 1.05
+    assert answer_size.ANSWER_MAX_BYTES > 7680 * 4320 * 4 * 1.05
 
 
 # ------------------------------------------------------------------------------------------------------- the time

@@ -34,7 +34,30 @@ async def health(context: click.Context, json: bool, **_: Any) -> int:
     return codes.OK if all(one.ok for one in servers) else codes.UNAVAILABLE
 
 
-@click.group(commands=(pictures.cut, pictures.detect, pictures.composite, health), epilog=codes.EPILOG)
+@options.command(options.JSON, *options.CLIENT)
+async def models(context: click.Context, urls: list[str], json: bool, **_: Any) -> int:
+    """List each server's models."""
+    code = codes.OK
+    for url in urls:
+        form: dict[str, Any] = {"url": url, "models": (), "error": None}
+        try:
+            async with options.open_client(context, urls=[url]) as client:
+                form["models"] = await client.models()
+        except cutaway.CutawayError as error:
+            form["error"] = error_form(error)
+            say(f"{url}: {error}", err=True)
+        if json:
+            say_json(form)
+        for model in () if json else form["models"]:
+            say(f"{model.name:<24} {', '.join(model.versions):<8} {model.state}")
+        code = codes.UNAVAILABLE if form["error"] or not all(model.ready for model in form["models"]) else code
+    return code
+
+
+COMMANDS = pictures.cut, pictures.detect, pictures.composite, pictures.upscale, health, models
+
+
+@click.group(commands=COMMANDS, epilog=codes.EPILOG)
 @click.version_option(cutaway.__version__, "-V", "--version", message="cutaway %(version)s")
 def command() -> None:
     """Cut people and objects out of pictures with a Cutaway server."""

@@ -18,6 +18,7 @@ from cutaway.cli.codes import FAILED, OK, UNAVAILABLE
 from cutaway.cli.console import error_form, reason, say, say_json
 from cutaway.cli.files import EXISTS, STDOUT, Job, write
 from cutaway.cli.options import open_client
+from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 
 Form: TypeAlias = dict[str, Any]
 Described: TypeAlias = tuple[Form, list[str], Mapping[Path, bytes]]  # JSON fields, lines of text, files to write
@@ -34,7 +35,7 @@ class Batch:
         self._overwrite: bool = context.params.get("overwrite", False)
         self._sources = {job.source.resolve() for job in jobs if job.data is None}
         self._to_stdout = jobs[0].file == STDOUT
-        self._tally, self._stopped = Counter[str](), False
+        self._tally, self._failures_in_a_row, self._stopped = Counter[str](), 0, ""
 
     async def run(self, work: Callable[[Any, Any], Awaitable[Any]], describe: Callable[[Job, Any], Described]) -> int:
         """Process all pictures by a client, and write their files; returns the exit code."""
@@ -59,7 +60,7 @@ class Batch:
             say(self._summary(), err=True)
             raise
         if self._stopped and self._tally.total() < len(self._jobs):
-            say("stopped: the server is not there; the same command goes on from here", err=True)
+            say(f"stopped: the server {self._stopped}; the same command goes on from here", err=True)
         if (len(self._jobs) > 1 or self._tally["skipped"]) and (self._tally["failed"] or not self._given["quiet"]):
             say(self._summary(), err=True)
         return UNAVAILABLE if self._stopped else FAILED if self._tally["failed"] else OK
@@ -89,6 +90,7 @@ class Batch:
         except (cutaway.CutawayError, OSError) as error:
             self._fail(job, error)
             return
+        self._failures_in_a_row = 0
         if self._to_stdout:
             sys.stdout.buffer.write(*files.values())
             sys.stdout.buffer.flush()
@@ -100,7 +102,14 @@ class Batch:
         for each in error.details.get("tried", ()) if isinstance(error, cutaway.CutawayError) else ():
             lines.append(f"  {each['provider']}: {textwrap.shorten(each['message'], 200, placeholder=' …')}")
         self._tell("failed", job, {"error": error_form(error)}, lines)
-        self._stopped |= isinstance(error, cutaway.CutawayError) and error.code == "UNAVAILABLE"
+        if isinstance(error, cutaway.NoPersonDetected):
+            self._failures_in_a_row = 0  # the server looked
+        elif isinstance(error, cutaway.ServiceError):
+            self._failures_in_a_row += 1
+            if error.code == "UNAVAILABLE":
+                self._stopped = self._stopped or "is not there"
+            elif self._failures_in_a_row >= RUN_GIVE_UP_FAILURES:
+                self._stopped = self._stopped or f"failed {self._failures_in_a_row} times in a row"
 
     def _tell(self, status: str, job: Job, form: Form, lines: Sequence[str]) -> None:
         self._tally[status] += 1

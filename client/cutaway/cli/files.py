@@ -37,22 +37,23 @@ class Job:
     data: bytes | None = field(default=None, repr=False)
 
     def target(self, cutout_id: int | None, extension: str) -> Path:
-        """The file of a result."""
+        """The file of a result; what may have been paid for never gets a name that does not fit."""
+        if self.file:
+            return self.file if kind(self.file) in ("", extension) else self.file.with_suffix(f".{extension}")
         suffix = "" if cutout_id is None else f"-{cutout_id}"
-        return self.file or self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
+        return self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
 
 
-def plan(names: Sequence[str], to: Path = Path(), extension: str = "") -> list[Job]:
+def plan(names: Sequence[str], to: Path = Path(), *extensions: str) -> list[Job]:
     """The pictures that files and folders (with all below them) or "-" name, each once, with its own target. `to` is a
-    folder, one file with this extension, or STDOUT. Pictures that differ only in extension or folder get numbers:
-    ``photo``, ``photo_2``, …, in the order given."""
+    folder, one file with one of the extensions, or STDOUT. Pictures that differ only in extension or folder get
+    numbers: ``photo``, ``photo_2``, …, in the order given."""
     file = to if to == STDOUT or (to.suffix.lower() in (*EXTENSIONS, ".zip") and not to.is_dir()) else None
     if file == STDOUT and sys.stdout.isatty():
         raise click.UsageError("-o - would print a picture to the terminal: send it to a file or to a program")
-    if file and file != STDOUT and kind(file) != extension:
-        raise click.UsageError(
-            f"{file} will not be a {file.suffix[1:].upper()}: name it {file.with_suffix(f'.{extension}')}"
-        )
+    if file and file != STDOUT and kind(file) not in extensions:
+        fitting = " or ".join(str(file.with_suffix(f".{each}")) for each in extensions)
+        raise click.UsageError(f"{file} will not be a {file.suffix[1:].upper()}: name it {fitting}")
     folder = file.parent if file else to
     existing = next(each for each in (folder, *folder.parents, Path()) if os.path.lexists(each))
     if not existing.is_dir():

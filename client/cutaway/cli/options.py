@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,18 @@ QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
 OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make anew what is there, and replace it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
 IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
+TIMEOUT = option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included {_TIMEOUTS}.")
 CLIENT = (
     option("--url", "urls", callback=_split, help=_URL, **_VARIABLE),
-    option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included {_TIMEOUTS}."),
+    TIMEOUT,
     option("--ca-file", "tls", type=FILE, callback=_as(cutaway.Tls), help="Trust only these authorities (PEM)."),
     option("--retries", "retry", type=click.IntRange(min=0), callback=_as(cutaway.RetryPolicy), help=_REPEATS),
     option("--cache", type=FOLDER, callback=_as(cutaway.ResultCache), help="Folder of answers to reuse."),
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
     option("--max-decompression-ratio", type=ABOVE_0, envvar=codes.RATIO_VARIABLE, show_envvar=True, help="Allowed."),
 )
-FALLBACK = (
-    option("--fallback", multiple=True, metavar="SPEC", callback=_split, help=_HOSTED),
-    option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right."),
-)
+FALLBACK = partial(option, "--fallback", multiple=True, metavar="SPEC", callback=_split, help=_HOSTED)
+NONCOMMERCIAL = option("--accept-noncommercial", is_flag=True, help="Weights not for commercial use are all right.")
 
 
 def results(folder: str, names: str) -> list[click.Parameter]:
@@ -124,32 +124,37 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more
     return given
 
 
-def open_client(context: click.Context) -> cutaway.AsyncClient:
+def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
     """The client of the command line."""
-    given, accept = context.params, context.params.get("accept_noncommercial", False)
+    given, upscales = context.params | more, context.command.name == "upscale"
     names = "urls", "timeout_s", "tls", "retry", "cache", "fit", "max_decompression_ratio"
     try:
-        fallback = [parse_fallback(each, accept) for each in given.get("fallback", ())]
+        fallback = [parse_fallback(each, given["accept_noncommercial"], upscales) for each in given.get("fallback", ())]
         for each in fallback:
             if each.token_variables and not any(map(os.environ.get, each.token_variables)):
                 say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
-        arguments = {name: given[name] for name in names if given[name] is not None}
+        arguments = {name: given[name] for name in names if given.get(name) is not None}
         return cutaway.AsyncClient(**arguments, fallback=fallback)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))
         raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None
 
 
-def parse_fallback(spec: str, accept_noncommercial: bool = False) -> Any:
-    """The provider of a specification; InvalidOption where it names none, or LicenceNotAccepted."""
+def parse_fallback(spec: str, accept_noncommercial: bool = False, upscales: bool = False) -> Any:
+    """The provider of a specification, or for upscaling; InvalidOption or LicenceNotAccepted where there is none."""
+    from cutaway.fallback.huggingface import UPSCALE_MODELS
     from cutaway.providers import HuggingFace, Replicate, Space
 
     kind, _, name = spec.partition(":")
     providers: dict[str, Any] = {"huggingface": HuggingFace, "replicate": Replicate, "space": Space}
-    if (
-        kind not in providers
-        or not re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name)
-        or spec in ("", "space", "space:")
-    ):
+    valid = re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name) and (name or kind != "space")
+    if kind not in providers or not valid:
         raise invalid_option("fallback", spec[:100], SPECS)
-    return providers[kind](*[name][: bool(name)], accept_noncommercial=accept_noncommercial)
+    given: dict[str, Any] = {"space" if kind == "space" else "model": name} if name else {}
+    if upscales and kind == "huggingface":  # the licence of a model for mattes is no reason to refuse
+        models = dict.fromkeys(UPSCALE_MODELS, name) if name else UPSCALE_MODELS
+        given = {"model": models[4], "upscale_models": models}
+    elif upscales:
+        given = {"upscale_model": name} if name and kind == "replicate" else given
+        given |= {"fn": None, "upscale_fn": "predict"} if kind == "space" else {}
+    return providers[kind](**given, accept_noncommercial=accept_noncommercial)

@@ -1,4 +1,4 @@
-"""``cutaway cut``, ``detect`` and ``composite``."""
+"""``cutaway cut``, ``detect``, ``composite`` and ``upscale``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from cutaway.contract.options import WhoKeywords, parse_options
 
 DETECT_OPTIONS = ("select", "boxes", "min_confidence", "max_people")
 COMPOSITE_OPTIONS = tuple(WhoKeywords.__annotations__)
+SCALES = [str(each) for each in limits.UPSCALE_SCALES]
 
 
 def _fields(source: Any, *names: str) -> Form:
@@ -42,21 +43,25 @@ def _output(context: click.Context, forms: Iterable[str]) -> str:
     return str(context.params["output"]) if given or not named else named[0]
 
 
-def _planned(context: click.Context, extension: str) -> list[Job]:
+def _planned(context: click.Context, *extensions: str) -> list[Job]:
     if context.params["output_dir"] == STDOUT and context.params["json"]:
         raise click.UsageError("-o - and --json both want standard output")
-    return plan(context.params["images"], context.params["output_dir"], extension)
+    return plan(context.params["images"], context.params["output_dir"], *extensions)
 
 
-def _describe(result: Any, job: Job, files: Mapping[Path, tuple[bytes, Form]], words: str = "") -> Described:
-    """What is said of a cut, with the fields of each file."""
-    report = result.report
-    form = _fields(result, "provider", "tier", "request_id", "requests", "from_cache", "timings_ms")
+def _describe_cut(result: Any, job: Job, files: Mapping[Path, tuple[bytes, Form]], words: str = "") -> Described:
+    report, form = result.report, _fields(result, "requests", "from_cache", "timings_ms")
     form |= _fields(report, "width_px", "height_px", "profile", "device", "people")
-    form |= {"elapsed_ms": round(result.elapsed_ms, 1), "tried": [each.to_dict() for each in result.tried]}
     form["warnings"] = [asdict(each) | {"user_action": "", "request_id": result.request_id} for each in result.warnings]
-    form["outputs"] = [{"path": str(path), **said, "bytes": len(data)} for path, (data, said) in files.items()]
     words += f"{_people(len(report.people))}, " * bool(report.people) + "from the cache, " * result.from_cache
+    return _describe(result, job, files, words, form)
+
+
+def _describe(result: Any, job: Job, files: Mapping[Path, tuple[bytes, Form]], words: str, more: Form) -> Described:
+    """What is said of a result: its origin and `more` fields, and those of each file."""
+    form = _fields(result, "provider", "tier", "request_id") | more
+    form |= {"elapsed_ms": round(result.elapsed_ms, 1), "tried": [each.to_dict() for each in result.tried]}
+    form["outputs"] = [{"path": str(path), **said, "bytes": len(data)} for path, (data, said) in files.items()]
     where = "standard output" if job.file == STDOUT else ", ".join(map(str, files))
     by = f", by {result.provider} (hosted)" if result.tier > 1 else ""
     line = f"{job.source} → {where} ({words}{result.elapsed_ms:,.0f} ms{by})"
@@ -65,7 +70,7 @@ def _describe(result: Any, job: Job, files: Mapping[Path, tuple[bytes, Form]], w
 
 @options.command(
     *options.results("cutouts", "NAME.png, or NAME-ID.png with --subject each"),
-    *(*options.table(), *options.CLIENT, *options.FALLBACK),
+    *(*options.table(), *options.CLIENT, options.FALLBACK(), options.NONCOMMERCIAL),
 )
 async def cut(context: click.Context, **_: Any) -> int:
     """Cut people, or what pictures show, out of them."""
@@ -84,7 +89,7 @@ async def cut(context: click.Context, **_: Any) -> int:
         for each in result.cutouts:
             path = job.target(each.id if numbered else None, FORMS.get(each.format, each.format))
             files[path] = each.image, _fields(each, "id", "people", "box", "score", "frame")
-        return _describe(result, job, files)
+        return _describe_cut(result, job, files)
 
     batch = Batch(context, jobs, lambda job: [job.target(each if numbered else None, FORMS[output]) for each in ids])
     return await batch.run(lambda client, image: client.cut(image, **wanted), describe)
@@ -114,7 +119,7 @@ async def detect(context: click.Context, images: Sequence[str], **_: Any) -> int
     option("--match-colour", type=click.FloatRange(0, 1), default=0.0, help="How far towards the colours behind."),
     option("--output", type=click.Choice(limits.COMPOSITE_OUTPUTS), default="png", help="Form of the result."),
     option("--quality", type=click.IntRange(1, 100), default=limits.COMPOSITE_QUALITY, help="Of WebP and JPEG."),
-    *(*options.table(COMPOSITE_OPTIONS), *options.CLIENT, *options.FALLBACK),
+    *(*options.table(COMPOSITE_OPTIONS), *options.CLIENT, options.FALLBACK(), options.NONCOMMERCIAL),
 )
 async def composite(context: click.Context, onto: Any, match_colour: float, quality: int, **given: Any) -> int:
     """Cut people out and put them onto something else."""
@@ -132,7 +137,25 @@ async def composite(context: click.Context, onto: Any, match_colour: float, qual
 
     def describe(job: Job, result: CompositeResult) -> Described:
         files = {job.target(None, FORMS[output]): (result.data, _fields(result, "width_px", "height_px", "frames"))}
-        return _describe(result.cut, job, files, f"{result.width_px}×{result.height_px}, ")
+        return _describe_cut(result.cut, job, files, f"{result.width_px}×{result.height_px}, ")
 
     batch = Batch(context, _planned(context, FORMS[output]), lambda job: [job.target(None, FORMS[output])])
     return await batch.run(lambda client, image: client.composite(image, onto, **how), describe)
+
+
+@options.command(
+    *options.results("upscaled", "NAME.png, .jpg or .webp, as it comes"),
+    option("--scale", type=click.Choice(SCALES), default=SCALES[0], help="Times as many pixels along each side."),
+    *(options.TIMEOUT, options.FALLBACK(required=True), options.NONCOMMERCIAL),
+)
+async def upscale(context: click.Context, scale: str, **_: Any) -> int:
+    """Enlarge pictures of at most 2560×1440 by hosted models: they leave your network, and most providers charge."""
+    extensions = [FORMS[each] for each in ("png", "jpeg", "webp")]
+
+    def describe(job: Job, result: cutaway.UpscaleResult) -> Described:
+        files: dict[Path, tuple[bytes, Form]] = {job.target(None, result.extension[1:]): (result.data, {})}
+        more = _fields(result, "width_px", "height_px", "model", "licence", "cost")
+        return _describe(result, job, files, f"{result.width_px}×{result.height_px}, ", more)
+
+    batch = Batch(context, _planned(context, *extensions), lambda job: [job.target(None, each) for each in extensions])
+    return await batch.run(lambda client, image: client.upscale(image, int(scale)), describe)

@@ -1,27 +1,7 @@
 """Typed errors, and the JSON form in which they cross the wire.
 
-    CutawayError
-    ├── InputError (also ValueError)          the caller's picture or options: never worth a retry
-    │   ├── InvalidFormat                     INVALID_FORMAT
-    │   ├── FileTooLarge                      FILE_TOO_LARGE
-    │   ├── ResolutionTooLarge                RESOLUTION_TOO_LARGE
-    │   ├── TooManyPixels                     TOO_MANY_PIXELS
-    │   ├── ResolutionTooSmall                RESOLUTION_TOO_SMALL
-    │   ├── ImageBomb                         IMAGE_BOMB
-    │   ├── CorruptImage                      CORRUPT_IMAGE
-    │   ├── InvalidOption                     INVALID_OPTION
-    │   └── NoPersonDetected                  NO_PERSON_DETECTED
-    └── ServiceError                          the server's state: `retry` says whether to try again
-        ├── ServerUnavailable (also ConnectionError)   UNAVAILABLE
-        │   ├── ServerRefused                 UNAVAILABLE, never worth a retry there
-        │   ├── Overloaded                    OVERLOADED
-        │   ├── RateLimitExceeded             RATE_LIMIT_EXCEEDED
-        │   └── GpuMemoryExhausted            GPU_MEMORY_EXHAUSTED
-        ├── ProcessingTimeout (also TimeoutError)      PROCESSING_TIMEOUT
-        ├── RequestCancelled                  CANCELLED
-        └── InferenceError (also RuntimeError)         INFERENCE_ERROR
-
-Codes, tiers and advice are in :mod:`cutaway.contract.limits`.
+The caller's are `InputError`s, also ValueErrors and never worth a retry; the server's are `ServiceError`s, whose
+`retry` says whether to try again. Codes, tiers and advice are in :mod:`cutaway.contract.limits`.
 """
 
 from __future__ import annotations

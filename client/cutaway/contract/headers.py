@@ -12,15 +12,8 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 
-from cutaway.contract.errors import (
-    CorruptImage,
-    FileTooLarge,
-    ImageBomb,
-    InvalidFormat,
-    ResolutionTooLarge,
-    ResolutionTooSmall,
-    TooManyPixels,
-)
+from cutaway.contract import errors
+from cutaway.contract.errors import CorruptImage, ImageBomb, InvalidFormat
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
 from cutaway.contract.signatures import looks_like
 
@@ -33,12 +26,7 @@ _UNDECLARED = ("", "application/octet-stream", "binary/octet-stream", "*/*", "im
 
 # Baseline, extended sequential and progressive Huffman coding; the rest of SOF0 … SOF15 no browser decodes either.
 _SOF_DECODABLE = (0xC0, 0xC1, 0xC2)
-_SOF_OTHER = {
-    0xC3: "lossless JPEG",
-    0xCB: "lossless JPEG",
-    0xC9: "arithmetic-coded JPEG",
-    0xCA: "arithmetic-coded JPEG",
-}
+_SOF_OTHER = dict.fromkeys((0xC3, 0xCB), "lossless JPEG") | dict.fromkeys((0xC9, 0xCA), "arithmetic-coded JPEG")
 _SOF_OTHER |= dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 # The next marker that matters. Decoders skip stray bytes between segments, so this does too; in coded data 0xFF is
@@ -58,16 +46,9 @@ _BMP_RLE = (1, 2)
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """A file's header.
-
-    Attributes:
-        format: "jpeg", "png", "webp" or "bmp".
-        width_px, height_px: as stored, before any EXIF rotation.
-        bits_per_sample: 1 to 16; 8 where the format has nothing else.
-        scans: how often a JPEG's decoder passes over the pixels; 1 for everything else.
-        end_bytes: length of what belongs to the picture in a JPEG without its end marker, whose rows may be missing;
-            None where the end marker is there.
-    """
+    """A file's header: the `format` ("jpeg", "png", "webp" or "bmp"); the size as stored, before any EXIF rotation;
+    bits per sample, 1 to 16, 8 where the format has nothing else; how often a JPEG's decoder `scans` the pixels; and
+    `end_bytes`, the length of the picture in a JPEG without its end marker, whose rows may be missing, else None."""
 
     format: str
     width_px: int
@@ -95,7 +76,6 @@ def check_picture(
     """Check a file against the input limits, by its header alone.
 
     Args:
-        data: the encoded file, whole.
         media_type: the declared type ("image/png"), if any; parameters are ignored.
         limits: the bounds; sides hold in either orientation, so EXIF rotation does not matter.
         max_decompression_ratio: replaces the limits' ratio.
@@ -112,11 +92,7 @@ def check_picture(
     """
     if not data:
         raise InvalidFormat("The file is empty.", details=_format_details("an empty file", limits))
-    if len(data) > limits.max_file_bytes:
-        raise FileTooLarge(
-            f"The file has {len(data):,} bytes; at most {limits.max_file_bytes:,} are allowed.",
-            details={"size_bytes": len(data), "max_bytes": limits.max_file_bytes},
-        )
+    check_size(len(data), limits.max_file_bytes)
     name = _known_format(data, limits)
     if not declared_agrees(name, media_type):
         declared = _declared(media_type)
@@ -159,12 +135,7 @@ def picture_format(data: bytes) -> str | None:
 
 
 def read_header(data: bytes) -> PictureHeader:
-    """A file's header, without a check against the limits.
-
-    Raises:
-        InvalidFormat: no JPEG, PNG, WebP or BMP, or an unsupported kind of these.
-        CorruptImage: the header is cut off or contradicts itself.
-    """
+    """A file's header, without a check against the limits; InvalidFormat or CorruptImage as :func:`check_picture`."""
     return _PARSERS[_known_format(data, INPUT_LIMITS)](data)[0]
 
 
@@ -185,28 +156,32 @@ def _declared(media_type: str | None) -> str:
     return (media_type or "").partition(";")[0].strip().lower()[:100]
 
 
-def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
-    """Check a size against the limits: the pixels first, since sides within the limits cannot have too many.
+def check_size(n_bytes: int, max_bytes: int, what: str = "file") -> None:
+    """FileTooLarge where `what` has more bytes than allowed."""
+    if n_bytes > max_bytes:
+        message = f"The {what} has {n_bytes:,} bytes; at most {max_bytes:,} are allowed."
+        raise errors.FileTooLarge(message, details={"size_bytes": n_bytes, "max_bytes": max_bytes})
 
-    Raises:
-        CorruptImage, TooManyPixels, ResolutionTooLarge, ResolutionTooSmall
-    """
+
+def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
+    """Check a size against the limits, with the errors of :func:`check_picture`; the pixels first, since sides within
+    the limits cannot have too many."""
     width, height = header.width_px, header.height_px
     size = {"width_px": width, "height_px": height}
     if width < 1 or height < 1:
         raise CorruptImage(f"The header says {width}×{height} pixels.")
     if header.pixels > limits.max_pixels:
-        raise TooManyPixels(
+        raise errors.TooManyPixels(
             f"{width}×{height} are {header.pixels:,} pixels; at most {limits.max_pixels:,} are allowed.",
             details=size | {"pixels": header.pixels, "max_pixels": limits.max_pixels},
         )
     if max(width, height) > limits.max_long_side_px or min(width, height) > limits.max_short_side_px:
-        raise ResolutionTooLarge(
+        raise errors.ResolutionTooLarge(
             f"{width}×{height} pixels are more than {limits.max_long_side_px}×{limits.max_short_side_px}.",
             details=size | {"max_long_side_px": limits.max_long_side_px, "max_short_side_px": limits.max_short_side_px},
         )
     if min(width, height) < limits.min_side_px:
-        raise ResolutionTooSmall(
+        raise errors.ResolutionTooSmall(
             f"{width}×{height} pixels are too few: both sides need {limits.min_side_px}.",
             details=size | {"min_side_px": limits.min_side_px},
         )
@@ -265,8 +240,7 @@ def _parse_jpeg_frame(data: bytes, position: int, length: int, marker: int) -> P
         raise CorruptImage("The JPEG ends inside its frame header.")
     bits, height, width, components = struct.unpack_from(">BHHB", data, position + 2)
     if marker in _SOF_OTHER or bits != 8:
-        kind = _SOF_OTHER.get(marker, f"{bits}-bit JPEG")
-        raise _unsupported(kind)
+        raise _unsupported(_SOF_OTHER.get(marker, f"{bits}-bit JPEG"))
     if components not in (1, 3, 4) or length != 8 + 3 * components:
         raise CorruptImage("The JPEG's frame header contradicts itself.")
     return PictureHeader("jpeg", width, height)
@@ -316,8 +290,7 @@ def _parse_bmp(data: bytes) -> tuple[PictureHeader, bool]:
     if planes != 1 or bits not in _BMP_BITS:
         raise CorruptImage("The BMP's header contradicts itself.")
     if compression not in _BMP_UNCOMPRESSED + _BMP_RLE:
-        kind = f"BMP with compression {compression}"
-        raise _unsupported(kind)
+        raise _unsupported(f"BMP with compression {compression}")
     row_bytes = (width * bits + 31) // 32 * 4
     picture_bytes = row_bytes * height if compression in _BMP_UNCOMPRESSED else 2
     start = offset or 14 + header_bytes

@@ -49,18 +49,12 @@ PROFILES = ("nano", "lite", "512", "general", "portrait", "matting", "dynamic", 
 LOW_CONFIDENCE = 0.5  # a kept detection below this score raises a tier-3 warning in the report
 
 DEFAULT_URL = "grpc://localhost:8001"  # Triton's own gRPC port on this machine
-
 PROCESSING_TIMEOUT_S = 30.0  # the pipeline's own deadline for a picture
-
-ANSWER_MAX_BYTES = 144 * MIB
-"""An answer's files together: one cut-out of the largest picture that does not compress at all has 132 MiB. A
-pipeline's process holds an answer four times while it hands it on, and Triton keeps as much shared memory for good."""
-
 FALLBACK_TIMEOUT_S = 60.0  # default deadline of a call with hosted models: the server's own 30 s and as much again
 
-CUT_MANY_JOBS = 4
-"""Pictures in flight at once: enough to keep a server's instances busy, few enough not to fill its queue."""
+CUT_MANY_JOBS = 4  # pictures in flight: enough to keep a server's instances busy, few enough not to fill its queue
 
+RUN_GIVE_UP_FAILURES = 10  # in a row stop a command: more than a restart or a full queue causes
 CLIENT_THREADS = 32  # for pictures that are read, checked and composed: as many as asyncio's executor has at most
 
 DETECTOR_SIDE_PX = 640
@@ -269,7 +263,6 @@ STREAM_BACK_OFF_MAX_S = 4.0
 
 STREAM_RESULTS_KEPT = 8
 """Finished frames that are buffered; beyond it the oldest is dropped. A longer buffer would only add latency."""
-
 
 # ---------------------------------------------------------------------------------- cache, compositing, metrics
 

@@ -63,10 +63,6 @@ class StreamOptions:
     channels: str
     quality: int
 
-    @property
-    def has_picture(self) -> bool:
-        return self.background.transparent
-
 
 class WhoKeywords(TypedDict, total=False):
     """The options that say who or what is cut out and how its edge is, as keyword arguments of the SDK."""

@@ -6,7 +6,6 @@ status where there was one; no message, representation or detail holds a token.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from cutaway.contract import errors, limits
 from cutaway.contract.headers import PictureHeader, check_picture
-from cutaway.inputs import open_checked
+from cutaway.inputs import open_checked, read_data_uri
 from cutaway.loop import in_thread
 from cutaway.resilience import Deadline
 
@@ -128,13 +127,11 @@ def form_of(response: httpx.Response) -> dict[str, Any]:
 
 def decode_base64(text: str, provider: str) -> bytes:
     """The bytes of base64 text or of a ``data:…;base64,…`` URI; InvalidAnswer where it is neither, or too large."""
-    head, _, text = text.partition(",") if text.startswith("data:") else ("data:;base64", "", text)
-    if not head.lower().endswith(";base64") or len(text) > limits.HOSTED_MAX_ANSWER_BYTES * 4 // 3 + 4:
-        raise invalid(provider, "a data URI that is not base64, or too large")
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except ValueError:
-        raise invalid(provider, "damaged base64") from None
+        uri = text if text.startswith("data:") else f"data:;base64,{text}"
+        return read_data_uri(uri, limits.HOSTED_MAX_ANSWER_BYTES)[0]
+    except errors.InputError as error:
+        raise invalid(provider, f"base64 that cannot be used: {error.message}") from None
 
 
 def _header(data: bytes, provider: str) -> PictureHeader:

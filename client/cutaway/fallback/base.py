@@ -78,12 +78,13 @@ class Provider(ABC):
     gone: ClassVar[str] = "The model or the address is not served any more: check model and base_url."
     token_variables: ClassVar[tuple[str, ...]] = ()
     delivery_hosts: ClassVar[tuple[str, ...]] = ()  # of its files, beside its own origin, with their subdomains
+    mattes = True
 
-    def __init__(self, model: Model, upscaler: Model | None = None, **keywords: Unpack[ProviderKeywords]) -> None:
+    def __init__(self, model: Model, upscalers: Mapping[int, Model], **keywords: Unpack[ProviderKeywords]) -> None:
         self.model, self.licence = model, model.licence
         self.timeout_s = float(keywords.get("timeout_s") or limits.TIER_TIMEOUTS_S[self.name])
-        self._upscaler, self.scales = upscaler, limits.UPSCALE_SCALES if upscaler else ()
-        for each in (model, upscaler or model):
+        self._upscalers, self.scales = upscalers, tuple(each for each in limits.UPSCALE_SCALES if each in upscalers)
+        for each in (model, *upscalers.values()):
             if not each.commercial and not keywords.get("accept_noncommercial"):
                 details = {"name": "accept_noncommercial", "value": False, "allowed": "true", "model": each.name}
                 raise answers.LicenceNotAccepted(
@@ -96,12 +97,6 @@ class Provider(ABC):
         self.origin = check_base_url(self.base_url, token=bool(self.token))
         self.policy, self.budget = keywords.get("retry") or RetryPolicy(), RetryBudget()
         self.transport = keywords.get("transport")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"budget": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, budget=RetryBudget())
 
     def __repr__(self) -> str:
         what = f"base_url={self.base_url!r}, model={self.model.name!r}, timeout_s={self.timeout_s:g}"
@@ -124,11 +119,11 @@ class Provider(ABC):
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
         """The picture, of at most 1440p, with `scale` times as many pixels along each side; errors as :meth:`matte`."""
-        if self._upscaler is None or scale not in self.scales:
+        if scale not in self.scales:
             allowed = ", ".join(map(str, self.scales)) or f"none: {self.name} does not upscale"
             raise invalid_option("scale", scale, allowed)
         header = check_picture(data, media_type, limits=limits.UPSCALE_LIMITS)
-        async with Request(self, self._upscaler, deadline, scale) as request:
+        async with Request(self, self._upscalers[scale], deadline, scale) as request:
             answer = await self._serve(request, data, media_type)
         larger = answers.upscaled_header(answer, (header.width_px, header.height_px), scale, self.name)
         facts = self._facts(request) | {"width_px": larger.width_px, "height_px": larger.height_px}

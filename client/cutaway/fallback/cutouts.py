@@ -28,10 +28,11 @@ CROP_ALPHA = 13  # less than 5 % opaque does not widen a crop, as on the server
 
 
 class Person(NamedTuple):
-    """A person to cut out: `box` in pixels of the upright picture."""
+    """A person to cut out: `box` in pixels of the upright picture, and the detection's score."""
 
     id: int
     box: tuple[float, float, float, float]
+    score: float = 1.0
 
 
 class Picture(NamedTuple):
@@ -102,7 +103,7 @@ def outputs_of(
     for group in [[person] for person in chosen] if alone else [chosen]:
         deadline.check("composing")
         kept = alpha if people is None else Image.new("L", size_wh)
-        for _, box in group if people is not None else []:
+        for _, box, _ in group if people is not None else []:
             near = _grow(box, round(REACH * max(box[2] - box[0], box[3] - box[1])), size_wh)
             kept.paste(alpha.crop(near), near)
         frame = _grow(group[0].box, options.padding_px, size_wh) if alone else (0, 0, *size_wh)
@@ -111,7 +112,7 @@ def outputs_of(
         left, top, right, bottom = zip(*(person.box for person in group), strict=True)
         cutout = {"id": group[0].id if alone else 0, "people": [person.id for person in group if named]}
         cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "bytes": len(file)}
-        cutouts.append(cutout | {"confidence": 1.0} | form)
+        cutouts.append(cutout | {"confidence": min(round(person.score, 4) for person in group)} | form)
     # Warnings about what a hosted matte does not do.
     who: dict[str, Any] = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
     warned = {"HOSTED_MODEL": f"{matte.model} at {matte.provider} made this cut-out, and not your server."}
@@ -127,7 +128,7 @@ def outputs_of(
     report = {
         "picture": picture.facts,
         "subject": options.subject if options.subject != "auto" else "all" if people is None else "people",
-        "people": [{"id": p.id, "box": list(p.box), "confidence": 1.0} for p in named],
+        "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.score, 4)} for p in named],
         "cutouts": cutouts,
         "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
         "device": matte.provider,
@@ -135,7 +136,7 @@ def outputs_of(
         "warnings": [{"code": code, "message": text, **same} for code, text in warned.items()],
     }
     boxes = np.array([person.box for person in chosen], np.float32)
-    return {"images": images, "boxes": boxes, "scores": np.ones(len(chosen), np.float32)}, report
+    return {"images": images, "boxes": boxes, "scores": np.array([p.score for p in chosen], np.float32)}, report
 
 
 def _grow(box: Sequence[float], by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Literal, Unpack
 from urllib.parse import quote
 
@@ -16,20 +17,23 @@ from cutaway.fallback.requests import Request, media_type
 
 MASK_LABELS = ("mask", "foreground", "alpha", "person", "human")  # of the matte among several segments, best first
 
+UPSCALE_MODELS = {2: "ai-forever/Real-ESRGAN", 4: "stabilityai/stable-diffusion-x4-upscaler"}
 _MODELS = (
     Model("briaai/RMBG-2.0", BRIA_LICENCE, commercial=False),
     *(Model(f"ZhengPeng7/BiRefNet{variant}", "MIT") for variant in ("", "-matting", "-portrait")),
+    Model("stabilityai/stable-diffusion-x4-upscaler", "CreativeML OpenRAIL++-M: use restrictions apply"),
 )
 MODELS = {model.name.lower(): model for model in _MODELS}
 
 
 class HuggingFace(Provider):
-    """Mattes by models on Hugging Face. *Cost*: by compute time; a dedicated endpoint by the hour.
+    """Mattes and upscaling by models on Hugging Face. *Cost*: by compute time; a dedicated endpoint by the hour.
     *Licence*: Bria's models are **not for commercial use** and need ``accept_noncommercial=True``; BiRefNet is MIT.
 
     Args:
         model: "owner/model", or a :class:`Model` with its licence.
         route: ``hf-inference`` is the router; ``endpoint`` posts to `base_url` itself, as BiRefNet needs it.
+        upscale_models: by factor, 2 and 4; an empty mapping for none. Not with an endpoint.
         keywords: see :class:`cutaway.providers.Provider`; `timeout_s` is 10 by default.
 
     >>> HuggingFace("ZhengPeng7/BiRefNet", route="endpoint", base_url="https://abc.endpoints.huggingface.cloud")
@@ -48,11 +52,14 @@ class HuggingFace(Provider):
         model: str | Model = "briaai/RMBG-1.4",
         *,
         route: Literal["hf-inference", "endpoint"] = "hf-inference",
+        upscale_models: Mapping[int, str | Model] | None = None,
         **keywords: Unpack[ProviderKeywords],
     ) -> None:
         if route != "hf-inference" and not (route == "endpoint" and keywords.get("base_url")):
             raise invalid_option("route", route, "hf-inference, or endpoint together with base_url")
-        super().__init__(model_of(model, MODELS), **keywords)
+        named = {} if route == "endpoint" else UPSCALE_MODELS if upscale_models is None else upscale_models
+        upscalers = {scale: model_of(each, MODELS) for scale, each in named.items()}
+        super().__init__(model_of(model, MODELS), upscalers, **keywords)
         self.route = route
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:

@@ -67,8 +67,9 @@ class Replicate(Provider):
         for each in (model, upscale_model):
             if isinstance(each, str) and not _MODEL.fullmatch(each.strip()):
                 raise invalid_option("model", each, "owner/name, owner/name:version, or a version, on Replicate")
-        upscaler = None if upscale_model is None else model_of(upscale_model, MODELS)
-        super().__init__(model_of(model, MODELS), upscaler, **keywords)
+        upscaler = upscale_model and model_of(upscale_model, MODELS)
+        upscalers = dict.fromkeys(limits.UPSCALE_SCALES, upscaler) if upscaler else {}
+        super().__init__(model_of(model, MODELS), upscalers, **keywords)
         self._inputs = dict(inputs or {})
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:

@@ -24,12 +24,13 @@ _FINAL = re.compile(rb"(?:^|\n)event: ?(complete|error)\r?\ndata: ?([^\n]*)\n")
 
 
 class Space(Provider):
-    """Mattes by a Gradio 5 app on a Hugging Face Space. *Cost*: none, and no availability promised. *Licence*: the
-    app's and its model's own. A private Space's code gets the `token` that is passed.
+    """Mattes and upscaling by a Gradio 5 app on a Hugging Face Space. *Cost*: none, and no availability promised.
+    *Licence*: the app's and its model's own. A private Space's code gets the `token` that is passed.
 
     Args:
         space: "owner/name"; only a label where `base_url` is given.
-        fn: the API name of the app's function that takes a picture and `arguments` and mattes.
+        fn: the API name of the app's function that takes a picture and `arguments` and mattes; None where it has none.
+        upscale_fn: that of the one that takes a picture and a factor and upscales.
         model: the app's model and licence.
         keywords: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
     """
@@ -43,8 +44,9 @@ class Space(Provider):
         self,
         space: str = "not-lain/background-removal",
         *,
-        fn: str = "png",
+        fn: str | None = "png",
         arguments: Sequence[Any] = (),
+        upscale_fn: str | None = None,
         model: Model | None = None,
         **keywords: Unpack[ProviderKeywords],
     ) -> None:
@@ -52,16 +54,21 @@ class Space(Provider):
             raise invalid_option("space", space, "owner/name")
         host = re.sub(r"[^a-z0-9]+", "-", space.lower()).strip("-")
         keywords["base_url"] = keywords.get("base_url") or f"https://{host}.hf.space"
-        super().__init__(model_of(model or space), **keywords)
-        self._function, self._arguments = fn, list(arguments)
+        named = model_of(model or space)
+        super().__init__(named, dict.fromkeys(limits.UPSCALE_SCALES if upscale_fn else (), named), **keywords)
+        self._functions, self.mattes, self._arguments = (fn, upscale_fn), fn is not None, list(arguments)
 
     async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:
+        upscales = request.scale > 1
+        function, arguments = self._functions[upscales], [request.scale] if upscales else self._arguments
+        if function is None:
+            raise invalid_option("fn", None, "the API name of a function that mattes")
         name = f"picture.{kind.partition('/')[2]}"
         paths = _parse(await request.send("POST", f"{API}/upload", files={"files": (name, data, kind)}))
         if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):
             raise invalid(self.name, "no path for the uploaded picture")
         file = {"path": paths[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
-        route, form = f"{API}/call/{quote(self._function.strip('/'))}", {"data": [file, *self._arguments]}
+        route, form = f"{API}/call/{quote(function.strip('/'))}", {"data": [file, *arguments]}
         # A call that may have been accepted is not repeated: it would queue behind itself.
         called = _parse(await request.send("POST", route, json=form, repeatable=False))
         request.details["event_id"] = event_id = str(called.get("event_id") if isinstance(called, dict) else "")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.transports.failures import malformed
+from cutaway.transports.failures import malformed, no_triton
 
 Tensor: TypeAlias = list[bytes] | NDArray[np.float32] | NDArray[np.uint8]
 """A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
@@ -52,13 +52,16 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A server's metadata of a model: the versions that it serves, its backend (`platform`), such as "python", and the
-    state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND"."""
+    """A server's metadata of a model: the versions that it serves, its backend (`platform`), such as "python", the
+    state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND"; and of its inputs and
+    outputs the "name", the "datatype", such as "FP32", and the "shape", -1 where any size goes."""
 
     name: str
     versions: tuple[str, ...] = ()
     state: str = "UNAVAILABLE"
     platform: str = ""
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    outputs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -116,6 +119,21 @@ def parse_address(url: str) -> Address:
         raise ValueError(f"{url!r} is no address of a server; {hint}")
     port = DEFAULT_PORTS[parts.scheme] if port is None else port
     return Address(parts.scheme, f"[{host}]" if ":" in host else host, port, parts.path.rstrip("/"))
+
+
+def read_model(found: Mapping[str, Any], address: str) -> ModelInfo:
+    """A ready model's metadata from KServe's JSON; ServerRefused where it is no answer of Triton."""
+    try:
+        inputs, outputs = (tuple(map(_read_tensor, found.get(part, ()))) for part in ("inputs", "outputs"))
+        versions = tuple(map(str, found.get("versions", ())))
+        return ModelInfo(str(found["name"]), versions, "READY", str(found.get("platform", "")), inputs, outputs)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise no_triton(address, "JSON that describes no model") from None
+
+
+def _read_tensor(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    shape = list(map(int, found["shape"]))
+    return {"name": str(found["name"]), "datatype": str(found["datatype"]), "shape": shape}
 
 
 def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:

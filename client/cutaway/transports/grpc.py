@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from cutaway.contract import limits
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor, tensor
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, read_model, tensor
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import MAX_ANSWER_BYTES, error_of, malformed
 
@@ -75,8 +75,8 @@ class GrpcTransport:
         return bool(await self._ask("is_model_ready", timeout_s, model_name=model))
 
     async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
-        found = await self._ask("get_model_metadata", timeout_s, model_name=model)
-        return ModelInfo(found.name, tuple(found.versions), "READY", found.platform)
+        found = await self._ask("get_model_metadata", timeout_s, model_name=model, as_json=True)
+        return read_model(found, self._address)
 
     async def aclose(self) -> None:
         if (client := self._client.close()) is not None:

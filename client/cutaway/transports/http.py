@@ -21,7 +21,7 @@ from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ServerUnavailable
 from cutaway.resilience import parse_retry_after
 from cutaway.transports import failures
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor, tensor
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, read_model, tensor
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import MAX_ANSWER_BYTES, STATUS_OF_HTTP, malformed, no_triton, refused
 
@@ -64,7 +64,8 @@ class HttpTransport:
         return await self._ready(self._model_path(model, "/ready"), timeout_s)
 
     async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
-        return _model_of((await self._exchange("GET", self._model_path(model), timeout_s))[1], self._address)
+        _, body = await self._exchange("GET", self._model_path(model), timeout_s)
+        return read_model(_json(body, self._address), self._address)
 
     async def aclose(self) -> None:
         if (pool := self._pool.close()) is not None:
@@ -168,16 +169,6 @@ def _tensors_of(headers: Mapping[str, str], body: bytes, address: str) -> dict[s
         tensors[name] = tensor(name, datatype, shape, view[position : position + size])
         position += size
     return tensors
-
-
-def _model_of(body: bytes, address: str) -> ModelInfo:
-    """A ready model's metadata; ServerRefused where it is no answer of Triton."""
-    head = _json(body, address)
-    try:
-        versions = tuple(map(str, head.get("versions", ())))
-        return ModelInfo(str(head["name"]), versions, "READY", str(head.get("platform", "")))
-    except (KeyError, TypeError):
-        raise no_triton(address, "JSON that describes no model") from None
 
 
 def _json(body: bytes, address: str) -> dict[str, Any]:

@@ -54,10 +54,13 @@ class TritonPythonModel:
         self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
 
         self.pace, self.whole_pace = Pace(), Pace()
+        self.memory = serving.Memory()
         self.metrics = Metrics(args["model_instance_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [self._guarded(request) for request in requests]
+        responses = [self._guarded(request) for request in requests]
+        self.memory.give_back()
+        return responses
 
     def finalize(self) -> None:
         self.metrics.close()

@@ -41,12 +41,15 @@ def infer() -> Callable[..., Served[Any]]:
         fallback: Fallback,
         *,
         primary: Server | None = None,
+        detect: Server | None = None,
         deadline_s: float = 10.0,
         data: bytes | None = None,
         **options: Any,
     ) -> Served[Any]:
         data = picture() if data is None else data
         parsed = parse_options(options)
-        return asyncio.run(fallback.infer(data, options=parsed, deadline=Deadline(deadline_s), primary=primary))
+        return asyncio.run(
+            fallback.infer(data, options=parsed, deadline=Deadline(deadline_s), primary=primary, detect=detect)
+        )
 
     return run

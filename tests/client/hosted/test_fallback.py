@@ -291,38 +291,40 @@ def test_chains_of_callables() -> None:
 
 def test_upscale_goes_through_the_tiers_that_can(serve: Callable[..., Peer]) -> None:
     larger = png(Image.new("RGB", (SIZE_WH[0] * 2, SIZE_WH[1] * 2)))
-    mattes_only, down = serve(SpaceScript()), serve(ReplicateScript(create=Reply(404)))
+    down, mattes_only = serve(HubScript(Reply(404))), serve(SpaceScript())
     good = serve(ReplicateScript(states=["succeeded"], file=larger))
-    providers = [Space(base_url=mattes_only.base_url), *(Replicate(base_url=each.base_url) for each in (down, good))]
-    served = asyncio.run(Fallback(providers).upscale(picture(), scale=2, deadline=Deadline(10)))
-    assert (served.provider, served.value.width_px) == ("replicate", SIZE_WH[0] * 2)
-    assert [tried.provider for tried in served.tried] == ["replicate"], "who cannot is not tried"
+    fallback = Fallback([Space(base_url=mattes_only.base_url), hub(down), Replicate(base_url=good.base_url)])
+    served = asyncio.run(fallback.upscale(picture(), scale=2, deadline=Deadline(10)))
+    assert served.provider == "replicate"
+    assert served.value.width_px == SIZE_WH[0] * 2
+    assert (served.tried[0].provider, served.tried[0].message) == ("space", "It does not upscale by 2.")
     assert mattes_only.received == []
 
 
 def test_upscaling_that_fails_does_not_open_the_circuit_breaker_of_mattes(
     serve: Callable[..., Peer], infer: Callable[..., Any]
 ) -> None:
-    """They are other models: what is remembered of one says nothing about the other."""
-    script = ReplicateScript(states=["succeeded"])
+    """They are other models: what is remembered of one says nothing about the other, in either direction."""
 
     def answer(received: Received) -> Reply:
-        return Reply(404) if b"real-esrgan" in received.body else script(received)
+        return png(mask()) if "RMBG" in received.path else Reply(404)
 
     peer = serve(answer)
-    script.base = peer.base_url
-    fallback = Fallback([Replicate(base_url=peer.base_url)], fail_max=3)
+    fallback = Fallback([hub(peer), Space(base_url=serve(SpaceScript()).base_url)], fail_max=3)
     for _ in range(4):
-        with pytest.raises(ServerUnavailable) as caught:
+        with pytest.raises(NobodyServed) as caught:
             asyncio.run(fallback.upscale(picture(), scale=2, deadline=Deadline(10)))
     assert "circuit breaker is open" in caught.value.details["tried"][0]["message"]
     assert len(peer.received) == 3
-    assert infer(fallback, subject="all").provider == "replicate"
+    assert infer(fallback, subject="all").provider == "huggingface"
+    with pytest.raises(NobodyServed):
+        asyncio.run(fallback.upscale(picture(), scale=4, deadline=Deadline(10)))
+    assert len(peer.received) == 5, "the model for the other scale was asked"
 
 
 def test_upscale_refuses_before_anything_is_sent(serve: Callable[..., Peer]) -> None:
-    peer = serve(ReplicateScript())
-    fallback = Fallback([Replicate(base_url=peer.base_url)])
+    peer = serve(HubScript())
+    fallback = Fallback([hub(peer)])
     with pytest.raises(InvalidOption, match="allowed is 2, 4"):
         asyncio.run(fallback.upscale(picture(), scale=8, deadline=Deadline(5)))
     with pytest.raises(ResolutionTooLarge):

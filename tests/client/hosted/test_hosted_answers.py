@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 from cutaway.contract.errors import (
+    InferenceError,
     InvalidOption,
+    NoPersonDetected,
     ServerUnavailable,
 )
 from cutaway.fallback import Fallback, NeedsDetection
+from cutaway.providers import Space
 from cutaway.result import Origin, read_cut
 from PIL import Image
 
@@ -22,6 +25,8 @@ from tests.client.hosted.peers import (
     SIZE_WH,
     HubScript,
     Peer,
+    Reply,
+    SpaceScript,
     cutout,
     mask,
     picture,
@@ -29,6 +34,15 @@ from tests.client.hosted.peers import (
 )
 
 DOWN = ServerUnavailable("Nothing answers at triton:8001.")
+
+
+def detected(*boxes: tuple[float, float, float, float]) -> Mapping[str, Any]:
+    people = [{"id": number, "box": list(box), "confidence": 0.9} for number, box in enumerate(boxes)]
+    return {
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+        "scores": np.full(len(boxes), 0.9, np.float32),
+        "report": [json.dumps({"people": people}).encode()],
+    }
 
 
 def cut(infer: Callable[..., Any], serve: Callable[..., Peer], **more: Any) -> Any:
@@ -94,14 +108,36 @@ def test_soft_edges_have_the_foreground_s_own_colour(serve: Callable[..., Peer],
     assert errors[False] > 60
 
 
-def test_each_without_boxes_is_refused_and_nothing_is_paid(
+def test_each_is_cropped_from_the_server_s_detection(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    """The matte failed at the server and its detector still answers; it is asked once, not once per tier."""
+    failing, good = serve(SpaceScript(upload=Reply(404))), serve(HubScript(png(mask())))
+    detect = Server(detected((40, 24, 80, 72), (80, 24, 120, 72)))
+    served = infer(
+        Fallback([Space(base_url=failing.base_url), hub(good)]),
+        primary=Server(InferenceError("the matte failed")),
+        detect=detect,
+        subject="each",
+        padding_px=10,
+    )
+    result = read_cut(served.value, Origin(served.provider, "", 0.0))
+    assert [cutout.frame for cutout in result.cutouts] == [(30, 14, 90, 82), (70, 14, 130, 82)]
+    assert [cutout.id for cutout in result.cutouts] == [0, 1]
+    assert [cutout.pil().size for cutout in result.cutouts] == [(60, 68), (60, 68)]
+    assert result.scores.tolist() == pytest.approx([0.9, 0.9])
+    assert len(detect.turns) == 1
+    assert detect.turns[0] <= 10 / 3
+    assert result.cutouts[0].numpy()[34, 40, 3] == 255
+
+
+def test_each_without_detection_is_refused_and_nothing_is_paid(
     serve: Callable[..., Peer], infer: Callable[..., Any]
 ) -> None:
     peer = serve(HubScript())
     for options in ({"subject": "each"}, {"subject": "people", "select": [1]}):
-        with pytest.raises(NeedsDetection) as caught:
-            infer(Fallback([hub(peer)], fail_max=1), primary=Server(DOWN), **options)
-        assert [entry["provider"] for entry in caught.value.details["tried"]] == ["triton"]
+        for detect in (None, Server(DOWN)):
+            with pytest.raises(NeedsDetection) as caught:
+                infer(Fallback([hub(peer)], fail_max=1), primary=Server(DOWN), detect=detect, **options)
+            assert [entry["provider"] for entry in caught.value.details["tried"]] == ["triton"]
     assert peer.received == []
 
 
@@ -109,6 +145,13 @@ def test_each_with_given_boxes_needs_no_detection(serve: Callable[..., Peer], in
     result = cut(infer, serve, subject="each", boxes=[[50, 30, 60, 40], [30, 20, 130, 76]], padding_px=0)
     assert [cutout.frame for cutout in result.cutouts] == [(30, 20, 130, 76), (50, 30, 60, 40)]
     assert "PEOPLE_NOT_SEPARATED" in [notice.code for notice in result.warnings]
+
+
+def test_nobody_in_the_picture_ends_the_chain(serve: Callable[..., Peer], infer: Callable[..., Any]) -> None:
+    peer = serve(HubScript())
+    with pytest.raises(NoPersonDetected):
+        infer(Fallback([hub(peer)]), primary=Server(DOWN), detect=Server(detected()), subject="each")
+    assert peer.received == []
 
 
 @pytest.mark.parametrize("subject", ["people", "each"])

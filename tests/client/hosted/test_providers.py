@@ -17,10 +17,12 @@ from PIL import Image
 from tests.client.hosted.asking import hub
 from tests.client.hosted.peers import (
     SIZE_WH,
+    HubScript,
     Peer,
     Received,
     ReplicateScript,
     Reply,
+    SpaceScript,
     mask,
     picture,
     png,
@@ -32,15 +34,30 @@ def upscale(provider: Any, scale: int, data: bytes) -> Any:
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_upscale(scale: int, serve: Callable[..., Peer]) -> None:
+@pytest.mark.parametrize("which", ["huggingface", "replicate", "space"])
+def test_upscale(which: str, scale: int, serve: Callable[..., Peer]) -> None:
     larger = png(Image.new("RGB", (SIZE_WH[0] * scale, SIZE_WH[1] * scale)))
-    peer = serve(ReplicateScript(states=["succeeded"], file=larger))
-    result = upscale(Replicate(base_url=peer.base_url), scale, picture())
+    if which == "huggingface":
+        peer = serve(HubScript(larger))
+        provider: Any = hub(peer)
+    elif which == "replicate":
+        peer = serve(ReplicateScript(states=["succeeded"], file=larger))
+        provider = Replicate(base_url=peer.base_url)
+    else:
+        peer = serve(SpaceScript(file=larger))
+        provider = Space(base_url=peer.base_url, fn=None, upscale_fn="up")
+    result = upscale(provider, scale, picture())
     assert (result.width_px, result.height_px) == (SIZE_WH[0] * scale, SIZE_WH[1] * scale)
-    assert (result.media_type, result.provider) == ("image/png", "replicate")
-    form = peer.received[0].json()
-    assert form["version"].startswith("nightmareai/real-esrgan:")
-    assert form["input"]["scale"] == scale
+    assert (result.media_type, result.provider) == ("image/png", which)
+    if which == "huggingface":
+        name = {2: "ai-forever/Real-ESRGAN", 4: "stabilityai/stable-diffusion-x4-upscaler"}[scale]
+        assert peer.paths == [f"POST /hf-inference/models/{name}"]
+    elif which == "replicate":
+        form = peer.received[0].json()
+        assert form["version"].startswith("nightmareai/real-esrgan:")
+        assert form["input"]["scale"] == scale
+    else:
+        assert peer.received[1].json()["data"][1] == scale
 
 
 def test_upscaling_is_refused_before_anything_is_sent(serve: Callable[..., Peer]) -> None:
@@ -50,16 +67,15 @@ def test_upscaling_is_refused_before_anything_is_sent(serve: Callable[..., Peer]
         upscale(provider, 3, picture())
     with pytest.raises(ResolutionTooLarge):
         upscale(provider, 2, picture(size_wh=(2000, 1500)))
-    for other in (Replicate(base_url=peer.base_url, upscale_model=None), hub(peer), Space(base_url=peer.base_url)):
-        with pytest.raises(InvalidOption, match="does not upscale"):
-            upscale(other, 2, picture())
+    with pytest.raises(InvalidOption, match="does not upscale"):
+        upscale(Replicate(base_url=peer.base_url, upscale_model=None), 2, picture())
     assert peer.received == []
 
 
 def test_an_upscaled_picture_of_another_size_is_refused(serve: Callable[..., Peer]) -> None:
-    peer = serve(ReplicateScript(states=["succeeded"], file=png(Image.new("RGB", SIZE_WH))))
+    peer = serve(HubScript(png(Image.new("RGB", SIZE_WH))))
     with pytest.raises(InvalidAnswer, match="160×96 pixels where 320×192"):
-        upscale(Replicate(base_url=peer.base_url), 2, picture())
+        upscale(hub(peer), 2, picture())
 
 
 @pytest.mark.parametrize(

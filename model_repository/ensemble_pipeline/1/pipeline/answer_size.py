@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cutaway.contract.errors import InvalidOption
-from cutaway.contract.limits import ANSWER_MAX_BYTES, MIB
+from cutaway.contract.limits import MIB
 from cutaway.contract.options import CutOptions
 
 from pipeline.geometry import Rect, enclosing
 from pipeline.people import Person
 from pipeline.report import Cutout
 
+ANSWER_MAX_BYTES = 144 * MIB
+"""An answer's files together: one cut-out of the largest picture that does not compress at all has 132 MiB. A
+pipeline's process holds an answer four times while it hands it on, and Triton keeps as much shared memory for good."""
 BYTES_PER_PIXEL = {"png": 2.0, "webp": 0.5, "jpeg": 1.0, "layers": 1.0, "mask": 0.25}
 """Of a detailed photograph without a transparent pixel: PNGs of the samples have 1.6 to 1.9, WebPs 0.2, JPEGs 0.3, at
 quality 100 0.9. Noise has twice as much; what has been produced counts as it is."""

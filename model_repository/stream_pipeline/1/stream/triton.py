@@ -44,9 +44,12 @@ class TritonPythonModel:
 
         self._fit_of = fit_of
         self._states = States(STREAMS_MAX, STREAM_IDLE_S, gives_way_s=GIVES_WAY_S)
+        self._memory = serving.Memory()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [serving.guarded(request, self._respond) for request in requests]
+        responses = [serving.guarded(request, self._respond) for request in requests]
+        self._memory.give_back()
+        return responses
 
     def _respond(self, request: Any) -> Any:
         stream, caller = int(_control(request, "stream")), serving.caller(request)
@@ -95,7 +98,7 @@ class TritonPythonModel:
         """
         options = parse_stream_options(serving.parameters(request))
         picture = _file(request, "background")
-        if (picture is None) == options.has_picture:
+        if (picture is None) == options.background.transparent:  # which stands for the caller's own
             raise InvalidOption(
                 "A picture for the background is missing."
                 if picture is None

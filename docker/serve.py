@@ -30,7 +30,7 @@ from runtime.server import Server, ServerOptions, serve_until_stopped
 from runtime.weights import MADE
 
 TRITONSERVER = Path("/opt/tritonserver/bin/tritonserver")
-HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
+HTTP_PORT, GRPC_PORT, METRICS_PORT, SERVICE_PORT = 8000, 8001, 8002, 55433
 """Inside the container; docker-compose.yml says where they appear outside."""
 PROFILE = "general"
 
@@ -45,8 +45,8 @@ class Settings:
         verbose: Triton's own log level, 0 to 4.
         traces_url: where OTLP over HTTP takes spans; none where empty.
         direct: leaves the gate out.
-        hosts, origins: see `ServerOptions`.
-        address, http_port, grpc_port, metrics_port: where the server listens.
+        hosts, origins, gateway_options: see `ServerOptions`.
+        address, http_port, grpc_port, metrics_port, service_port: where the server listens.
         tritonserver: the program.
         arguments: more of them.
         models: the profiles' folders, which may be read-only.
@@ -59,10 +59,12 @@ class Settings:
     direct: bool = False
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    gateway_options: tuple[str, ...] = ()
     address: str = "0.0.0.0"  # noqa: S104 - inside a container; the compose file publishes on loopback by default
     http_port: int = HTTP_PORT
     grpc_port: int = GRPC_PORT
     metrics_port: int = METRICS_PORT
+    service_port: int = SERVICE_PORT
     tritonserver: Path = TRITONSERVER
     arguments: tuple[str, ...] = ()
     models: Path = MADE
@@ -85,6 +87,7 @@ class Settings:
             direct=bool(environment.get("CUTAWAY_DIRECT")),
             hosts=tuple(environment.get("CUTAWAY_HOSTS", "").split()),
             origins=tuple(environment.get("CUTAWAY_ORIGINS", "").split()),
+            gateway_options=tuple(environment.get("CUTAWAY_GATEWAY_OPTIONS", "").split()),
         )
 
 
@@ -116,6 +119,8 @@ class PlanServer(Server):
                 direct=settings.direct,
                 hosts=settings.hosts,
                 origins=settings.origins,
+                service_port=settings.service_port,
+                gateway_options=settings.gateway_options,
             ),
             say,
         )

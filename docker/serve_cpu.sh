@@ -10,4 +10,6 @@ set -- --address 0.0.0.0 --device cpu --cache-dir /var/cache/cutaway --profile "
 [ -z "${CUTAWAY_DIRECT:-}" ] || set -- "$@" --direct
 for name in ${CUTAWAY_HOSTS:-}; do set -- "$@" --hosts "$name"; done
 for name in ${CUTAWAY_ORIGINS:-}; do set -- "$@" --origins "$name"; done
+# shellcheck disable=SC2086 # several words
+set -- "$@" -- ${CUTAWAY_GATEWAY_OPTIONS:-}
 exec python -m runtime serve "$@"

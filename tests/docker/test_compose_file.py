@@ -81,10 +81,12 @@ def test_every_setting_in_a_container_is_read_there() -> None:
     readers = {
         "server": (ROOT / "docker" / "serve.py").read_text(),
         "cpu": (ROOT / "docker" / "serve_cpu.sh").read_text(),
+        "gateway": (ROOT / "docker" / "gateway.sh").read_text(),
     }
+    service_settings = (ROOT / "gateway" / "service" / "settings.py").read_text()
     for service, reader in readers.items():
         for name in SERVICES[service]["environment"]:
-            assert name in reader + pipeline, f"{service} sets {name}, which nothing reads"
+            assert name in reader + pipeline + service_settings, f"{service} sets {name}, which nothing reads"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -100,7 +102,7 @@ def test_a_service_is_closed_up_and_its_log_is_rotated(name: str) -> None:
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_is_published_on_loopback_and_reads_its_models_only(name: str) -> None:
     service = SERVICES[name]
-    assert [port.split(":")[0] for port in service["ports"]] == ["127.0.0.1"] * 3
+    assert [port.split(":")[0] for port in service["ports"]] == ["127.0.0.1"] * 4
     assert [volume.rsplit(":", 1)[1] for volume in service["volumes"]] == ["ro"]
 
 
@@ -117,6 +119,8 @@ def test_only_the_gpu_server_starts_by_itself() -> None:
         "export": ["export"],
         "cpu": ["cpu"],
         "load": ["load"],
+        "gateway": ["gateways"],
+        "redis": ["gateways"],
     }
 
 

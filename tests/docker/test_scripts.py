@@ -273,14 +273,16 @@ class Bundled(serve.PlanServer):  # type: ignore[misc,name-defined]
 
 @pytest.mark.triton
 def test_the_server_of_plans_is_supervised_behind_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = serve.Settings("general", 5, address="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0)
+    settings = serve.Settings(
+        "general", 5, address="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0, service_port=0
+    )
     with Bundled(settings, tmp_path / "cache", serve.say) as server:
         port = server.http_address.rpartition(":")[2]
         assert healthcheck.main([port]) == 0
         for path in (
             "v2/models/ensemble_pipeline/config",
             "v2/logging",
-            "v2/models/birefnet_trt",
+            "v2/models/birefnet_trt/config",
             "v2/repository/index",
         ):
             with pytest.raises(urllib.error.HTTPError) as refused:
@@ -301,7 +303,7 @@ def test_a_server_that_cannot_start_ends_the_container(
 ) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(serve, "compose_repository", lambda *_: (_ for _ in ()).throw(RuntimeProblem("no plan")))
-    settings = serve.Settings("lite", http_port=0, grpc_port=0, metrics_port=0)
+    settings = serve.Settings("lite", http_port=0, grpc_port=0, metrics_port=0, service_port=0)
     monkeypatch.setattr(serve.Settings, "read", lambda _: settings)
     try:
         assert serve.main() == 1

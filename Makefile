@@ -15,7 +15,7 @@ SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream
   tests/runtime/test_supervision.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-gateway bench-overhead bench-stream bench-gpu size lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,11 +117,11 @@ bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline agains
 bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame
 	$(PY) -m benchmarks.stream
 
+bench-gateway: $(VENV)/.dev  ## what the gate and the HTTP service add to a request
+	$(PY) -m benchmarks.gateway
+
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
-
-bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
-	$(PY) -m benchmarks.birefnet_onnx
 
 # What .export installs is torch's build for CUDA where PyPI has it for this machine; onnxruntime-gpu is your choice.
 bench-gpu: $(VENV)/.export  ## the matting networks on a GPU, in PyTorch and ONNX Runtime: make bench-gpu [GPU_ARGS="--network swin-t"]
@@ -146,7 +146,7 @@ $(VENV)/.loadtest: requirements/loadtest.txt $(VENV)/.dev
 # Load tests run in short among the tests.
 test test-faults: $(VENV)/.loadtest
 
-.PHONY: load stress-overload stress-soak stress-same stress-growth
+.PHONY: load stress-overload stress-soak stress-same
 load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it starts, and a report: make load [LOAD="crowd --users 8"]
 	@$(PY) -m loadtest $(LOAD)
 
@@ -159,6 +159,3 @@ stress-soak: $(VENV)/.loadtest  ## 5,000 mixed and bad requests, and whether any
 
 stress-same: $(VENV)/.loadtest  ## answers under load against answers alone
 	$(PY) -m loadtest.stress.same
-
-stress-growth: $(VENV)/.loadtest  ## time against people and against megapixels
-	$(PY) -m loadtest.stress.growth

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from cutaway import AsyncClient
 from fastapi import Depends, Request
 
 from gateway.service.engine import Engine
@@ -21,6 +22,7 @@ class State:
 
     settings: ServiceSettings
     engine: Engine
+    enlarger: AsyncClient | None  # asks the hosted models
     storage: Storage
     keys: Keys
     limiter: Limiter

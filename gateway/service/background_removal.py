@@ -344,9 +344,12 @@ async def read_health(engine: Engine) -> Health:
     """Raises:
     ServiceProblem: 503; nothing can be cut out.
     """
-    found = await engine.client.health(timeout_s=5.0)
-    if not found.ok:
-        message = found.error.message if found.error else "The models are not loaded."
+    try:
+        found = await engine.client.health(timeout_s=5.0)
+        message = "" if found.ok else found.error.message if found.error else "The models are not loaded."
+    except CutawayError as error:
+        message = error.message
+    if message:
         problem = ServiceProblem(503, "UNAVAILABLE", message, "Try again in a moment.")
         problem.details = {"status": "unhealthy", "error": problem.code}
         raise problem

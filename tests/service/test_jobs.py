@@ -170,4 +170,4 @@ def test_a_page_whose_name_turns_to_this_address_opens_no_socket(service: Runnin
     name = f"rebound.example:{service.port}"
     peer = socket.create_connection(("127.0.0.1", service.port))
     with pytest.raises(InvalidStatus, match="403"):
-        connect(f"ws://{name}{path}", sock=peer, origin=f"http://{name}")  # type: ignore[arg-type]
+        connect(f"ws://{name}{path}", sock=peer, origin=f"http://{name}")

@@ -35,8 +35,8 @@ from gateway.service.uploads import Guard, Refused
 
 log = logging.getLogger("gateway.service")
 
-ENLARGING_TIMEOUT_S = 90.0
-"""Each provider has 30 s of its own, and there are three."""
+ENLARGING_TIMEOUT_S = 60.0
+"""A provider has 30 s of its own, and a second one may be asked."""
 _BATCHES = ("/api/background-removal/remove-batch", "/api/background-removal/remove-async")
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'"
 _CSP = f"{_POLICY}; style-src 'self'"
@@ -122,18 +122,17 @@ def _app(state: State) -> FastAPI:
 
 
 def hosted_tiers(wanted: tuple[str, ...]) -> list[Any]:
-    """Providers by NAME or NAME=URL, with their default models for enlarging; tokens come from the environment.
+    """Providers that enlarge, by NAME or NAME=URL, with their default models; tokens come from the environment.
 
     Raises:
         ValueError: there is none of this name.
     """
-    from cutaway.providers import HuggingFace, Replicate, Space
+    from cutaway.providers import Replicate
 
-    known: dict[str, Any] = {"huggingface": HuggingFace, "replicate": Replicate, "space": Space}
     pairs = [each.partition("=")[::2] for each in wanted]
-    if unknown := [name for name, _ in pairs if name not in known]:
-        raise ValueError(f"no hosted provider {unknown[0]!r}: there are {', '.join(known)}")
-    return [known[name](**({"base_url": url} if url else {})) for name, url in pairs]
+    if unknown := [name for name, _ in pairs if name != Replicate.name]:
+        raise ValueError(f"{unknown[0]!r} is no hosted provider that enlarges: there is {Replicate.name}")
+    return [Replicate(base_url=url or Replicate.default_url) for _, url in pairs]
 
 
 async def _failed(request: Request, error: Exception) -> Response:

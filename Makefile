@@ -120,11 +120,11 @@ bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline agains
 bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame
 	$(PY) -m benchmarks.stream
 
+bench-gateway: $(VENV)/.dev  ## what the gate and the HTTP service add to a request
+	$(PY) -m benchmarks.gateway
+
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
-
-bench-gateway: $(VENV)/.dev  ## what the gate adds to Triton: milliseconds, and throughput of eight clients
-	$(PY) -m benchmarks.gateway
 
 bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
 	$(PY) -m benchmarks.birefnet_onnx
@@ -152,7 +152,7 @@ $(VENV)/.loadtest: requirements/loadtest.txt $(VENV)/.dev
 # Load tests run in short among the tests.
 test test-faults: $(VENV)/.loadtest
 
-.PHONY: load stress-overload stress-soak stress-same stress-growth
+.PHONY: load stress-overload stress-soak stress-same
 load: $(VENV)/.loadtest  ## half a minute of mixed load on a server that it starts, and a report: make load [LOAD="crowd --users 8"]
 	@$(PY) -m loadtest $(LOAD)
 
@@ -165,6 +165,3 @@ stress-soak: $(VENV)/.loadtest  ## 5,000 mixed and bad requests, and whether any
 
 stress-same: $(VENV)/.loadtest  ## answers under load against answers alone
 	$(PY) -m loadtest.stress.same
-
-stress-growth: $(VENV)/.loadtest  ## time against people and against megapixels
-	$(PY) -m loadtest.stress.growth

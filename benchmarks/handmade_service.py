@@ -38,7 +38,7 @@ def application(network: Path) -> FastAPI:
         picture.save(answer, "PNG")
         return answer.getvalue()
 
-    @app.post("/cut")  # FastAPI is not installed where types are checked
+    @app.post("/cut")
     async def answer(request: Request) -> Response:
         data = await request.body()
         async with at_once:

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.machine import load_before
@@ -19,6 +20,9 @@ from loadtest.running import OUTPUT, Target, end_in_order, own_server, phases_of
 from loadtest.scenarios import SCENARIOS
 from runtime.checks import RuntimeProblem
 from runtime.server import ServerOptions
+
+UNLIMITED = ("--free-per-minute=1000000", "--free-per-second=100000")
+"""Below the gateway's limits, though all users have one address."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +47,8 @@ def _main(options: argparse.Namespace, locust_options: Sequence[str]) -> int:
     if options.url:
         return _run(options, locust_options, target_of(options.url, options.metrics_url), load)
     server = ServerOptions(profile=options.profile, instances=options.instances, queue_size=options.queue_size)
+    if options.scenario == "gateway":
+        server = replace(server, service_port=0, gateway_options=UNLIMITED)
     with own_server(server, options.ways.split(",")) as target:
         return _run(options, locust_options, target, load)
 
@@ -70,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
             help=scenario.help,
             description=f"{scenario.help[0].upper()}{scenario.help[1:]}. By default {scenario.users} users.",
             epilog="Any other option is Locust's or its file's: --processes 4, --megapixels 0.3,1, --people 6, "
-            "--timeout-s 60, --max-in-flight 500, --seed 1.",
+            "--timeout-s 60, --think-s 5, --max-in-flight 500, --seed 1.",
         )
     return whole
 

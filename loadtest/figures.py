@@ -168,10 +168,9 @@ def processes_over_time(samples: Sequence[Sample]) -> list[tuple[float, Processe
     return [(sample.at_s, sample.processes) for sample in samples if sample.processes is not None]
 
 
-def slope(xs: Sequence[float], ys: Sequence[float], *, relative: bool = False) -> tuple[float, float]:
-    """The line through points by least squares: its rise per unit, and its height at 0. `relative`: of the shares by
-    which points are off, not of the distances, so that small values count as much as large ones."""
-    rise, height = np.polyfit(xs, ys, 1, w=1 / np.asarray(ys) if relative else None)
+def slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """The line through points by least squares: its rise per unit, and its height at 0."""
+    rise, height = np.polyfit(xs, ys, 1)
     return float(rise), float(height)
 
 

@@ -9,6 +9,7 @@ Locust's statistics get rows of the method "stage" (as the server reports) and "
 from __future__ import annotations
 
 import itertools
+import random
 import signal
 import time
 import uuid
@@ -56,6 +57,9 @@ def _options(parser: Any) -> None:
     group.add_argument("--loop", choices=("closed", "open"), default="closed")
     group.add_argument("--rate", type=float, default=1.0, help="open loop: requests per second of one user, on average")
     group.add_argument("--grow-s", type=float, default=0.0, help="open loop: the rate grows over so many seconds")
+    group.add_argument(
+        "--think-s", type=float, default=0.0, help="closed loop: a user's mean wait before the next request"
+    )
     group.add_argument("--max-in-flight", type=int, default=500, help="open loop: requests of one user at once")
     group.add_argument("--megapixels", default="", help="sizes of pictures, such as 0.3,1,12")
     group.add_argument("--people", type=int, default=0, help="people in a crowd")
@@ -131,7 +135,11 @@ class Caller(User):  # type: ignore[misc]
         self._under_way = Group()
         self._room = Semaphore(options.max_in_flight)
         self._arrivals = poisson(options.rate, seed, grow_s=options.grow_s) if self._open else iter(())
+        gevent.sleep(self.wait_time())  # or all would begin at once
         self._begun_s = time.time()
+
+    def wait_time(self) -> float:
+        return random.uniform(0.0, 2 * self.environment.parsed_options.think_s)
 
     def on_stop(self) -> None:
         self._under_way.join(timeout=DRAIN_S)

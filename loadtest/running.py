@@ -74,9 +74,10 @@ def say(line: str) -> None:
 def own_server(options: ServerOptions, ways: Sequence[str]) -> Iterator[Target]:
     """A server for the time of a run, without its own small pictures, which would count as requests."""
     with Server(replace(options, canary_interval_s=3600.0), say=say) as server:
+        service = server.service_url.removeprefix("http://")
         yield Target(
-            grpc=server.grpc_address if "grpc" in ways else "",
-            http=server.http_address if "http" in ways else "",
+            grpc=server.grpc_address if "grpc" in ways and not service else "",
+            http=service or (server.http_address if "http" in ways else ""),
             metrics_url=server.metrics_url,
             pid=server.process.pid,
         )
@@ -202,7 +203,7 @@ def _command(phase: Scenario, target: Target, folder: Path) -> list[str]:
         *(f"--users={users}", f"--spawn-rate={spawn_rate}", f"--requests={phase.requests}"),
         *(f"--scenario={phase.name}", f"--grpc={target.grpc}", f"--http={target.http}"),
         *(f"--loop={phase.loop}", f"--rate={phase.rate / users}"),
-        f"--grow-s={phase.seconds if phase.ramp else 0}",
+        *(f"--grow-s={phase.seconds if phase.ramp else 0}", f"--think-s={phase.think_s}"),
     ]
 
 

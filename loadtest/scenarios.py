@@ -31,6 +31,8 @@ class Ask:
     model: str = PIPELINE
     input: str = "image"
     framed: bool = False
+    path: str = ""
+    """Of the HTTP service, to which it goes as a form."""
 
 
 Mix = Sequence[tuple[int, Ask]]
@@ -135,7 +137,24 @@ def _soak(sizes: Sizes) -> Mix:
     ]
 
 
-_OWN = (_single, _crowd, _each, _products, _stream, _mixed, _hostile, _overload, _soak)
+def _gateway(sizes: Sizes) -> Mix:
+    remove, detect = "/api/background-removal/remove", "/api/person-detection/detect"
+    bad = pictures.bad_files()
+    return [
+        *(
+            (6, Ask(f"remove, {size:g} MP", pictures.portrait(size), path=remove))
+            for size in sizes.or_else(0.3, 0.3, 1.0, 4.0)
+        ),
+        (6, Ask("detect", pictures.portrait(0.3, 1), path=detect)),
+        (2, Ask("mask of people", pictures.portrait(0.3), {"subject": "people", "output": "mask"}, path=remove)),
+        *(
+            (1, Ask(f"bad: {code}", bad[code], expects=frozenset({code}), path=remove))
+            for code in ("INVALID_FORMAT", "CORRUPT_IMAGE", "RESOLUTION_TOO_SMALL", "IMAGE_BOMB")
+        ),
+    ]
+
+
+_OWN = (_single, _crowd, _each, _products, _stream, _mixed, _hostile, _overload, _soak, _gateway)
 MIXES: dict[str, Callable[[Sizes], Mix]] = {"ramp": _single, **{mix.__name__.lstrip("_"): mix for mix in _OWN}}
 
 
@@ -149,6 +168,7 @@ class Scenario:
         users: of a closed loop.
         rate: requests per second of an open loop, on average.
         ramp: users, or the rate, grow from nearly none over all the seconds.
+        think_s: how long a user of a closed loop waits on average before it sends again.
         requests: it ends after so many instead; 0 does not count.
         phase: its name, where a run has several.
     """
@@ -160,6 +180,7 @@ class Scenario:
     rate: float = 1.0
     seconds: float = 30.0
     ramp: bool = False
+    think_s: float = 0.0
     requests: int = 0
     phase: str = ""
 
@@ -170,6 +191,7 @@ class Scenario:
 
 _OVERLOAD = "one person; first as much as the server can do, then three times that (--factor)"
 _STREAM = "frames of 640×480, each user a stream; the next one goes out when one is back"
+_GATEWAY = "forms to the HTTP service: cut-outs, detections, refused files; users think for ten seconds (--think-s)"
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
@@ -182,6 +204,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("hostile", "bad files and options among good ones; a wrong error code is a failure"),
         Scenario("ramp", "one person; users, or the rate, grow over the time", users=12, ramp=True),
         Scenario("overload", _OVERLOAD, users=8, seconds=60.0),
+        Scenario("gateway", _GATEWAY, users=50, seconds=120.0, think_s=10.0),
         Scenario("soak", "5,000 mixed and bad requests (--requests)", seconds=3600.0, requests=5000),
     )
 }

@@ -1,4 +1,4 @@
-"""The two ways to the server, on bare tritonclient.
+"""The two ways to the server, on bare tritonclient, and forms to the HTTP service.
 
 The SDK would hide what is looked for here: it refuses bad pictures before they are sent, retries what failed, opens a
 circuit breaker, and works in threads, while Locust's users are greenlets.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
+import urllib3
 from cutaway.contract import errors
 from tritonclient.utils import InferenceServerException
 
@@ -65,6 +66,7 @@ class Way:
     def __init__(self, name: str, address: str, timeout_s: float = 60.0, connections: int = 1) -> None:
         self.name, self._stream = name, 0
         self._module: Any = tritonclient.grpc if name == "gRPC" else tritonclient.http
+        self._address, self._forms = address, urllib3.PoolManager(timeout=timeout_s, retries=False, maxsize=connections)
         self._limits: dict[str, Any] = {"client_timeout": timeout_s} if name == "gRPC" else {}
         self._client = (
             tritonclient.grpc.InferenceServerClient(address, channel_args=GRPC_OPTIONS)
@@ -79,6 +81,8 @@ class Way:
 
     def send(self, ask: Ask, request_id: str) -> Reply:
         """Send a request; a frame belongs to the stream of this connection, which begins anew after one that failed."""
+        if ask.path:
+            return self._post(ask)
         if not ask.framed:
             return self._infer(ask, request_id)
         begins = not self._stream
@@ -106,6 +110,27 @@ class Way:
             return Reply(WRONG_ID, f"asked with {request_id}, answered: {said}")
         arrays = {name: result.as_numpy(name) for name in ask.outputs}
         return Reply(outputs=arrays, report=json.loads(arrays["report"][0]))
+
+    def _post(self, ask: Ask) -> Reply:
+        """A form to the HTTP service."""
+        name = "photo.png" if ask.data.startswith(b"\x89PNG") else "photo.jpg"
+        fields: dict[str, Any] = {"image": (name, ask.data), **ask.parameters}
+        try:
+            answer = self._forms.request("POST", f"http://{self._address}{ask.path}", fields=fields)
+        except urllib3.exceptions.TimeoutError as failure:
+            return _refused("DEADLINE_EXCEEDED", str(failure))
+        except urllib3.exceptions.HTTPError as failure:
+            return _refused("UNAVAILABLE", str(failure))
+        if answer.status == 200:
+            total_ms = answer.headers.get("X-Processing-Time-Ms")
+            report = {"milliseconds": {"total": float(total_ms)}} if total_ms else answer.json()
+            return Reply(outputs={"images": [answer.data]}, report=report)
+        try:
+            said = answer.json()
+            error = said.get("error") or {"code": said["error_code"], "message": said["detail"]}
+            return Reply(error["code"], error["message"])
+        except (ValueError, KeyError):
+            return Reply(str(answer.status), answer.data[:200].decode(errors="replace"))
 
 
 def _refused(status: str, message: str) -> Reply:

@@ -35,6 +35,8 @@ from gateway.service.uploads import Guard, Refused
 
 log = logging.getLogger("gateway.service")
 
+ENLARGING_TIMEOUT_S = 60.0
+"""A provider has 30 s of its own, and a second one may be asked."""
 _BATCHES = ("/api/background-removal/remove-batch", "/api/background-removal/remove-async")
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'"
 _CSP = f"{_POLICY}; style-src 'self'"
@@ -57,8 +59,11 @@ class Service:
         Raises:
             ValueError, OSError: a setting makes no sense; the file of keys cannot be read.
         """
-        hosted: dict[str, Any] = {"fallback": hosted_tiers(settings.hosted)} if settings.hosted else {}
-        client = AsyncClient(transport=CoreTransport(core), timeout_s=PROCESSING_TIMEOUT_S, **hosted)
+        transport = CoreTransport(core)
+        client = AsyncClient(transport=transport, timeout_s=PROCESSING_TIMEOUT_S)
+        # A client of its own: pictures to be cut out never go to somebody else's server.
+        tiers = hosted_tiers(settings.hosted)
+        enlarger = AsyncClient(transport=transport, timeout_s=ENLARGING_TIMEOUT_S, fallback=tiers) if tiers else None
         engine = Engine(client, core)
         storage = Storage(settings.storage, settings.storage_max_bytes)
         work = background_removal.remove_job(engine, storage)
@@ -70,6 +75,7 @@ class Service:
             keys=Keys(settings),
             limiter=Limiter(settings.redis_url),
             jobs=jobs,
+            enlarger=enlarger,
             fetcher=Fetcher(settings.image_hosts, settings.image_private),
         )
         try:
@@ -84,7 +90,8 @@ class Service:
             await self._sweep
         await self._state.jobs.aclose()
         await self._state.fetcher.aclose()
-        await self._state.engine.client.close()
+        for client in filter(None, (self._state.engine.client, self._state.enlarger)):
+            await client.close()
 
 
 def _app(state: State) -> FastAPI:
@@ -114,18 +121,18 @@ def _app(state: State) -> FastAPI:
     return app
 
 
-def hosted_tiers(names: tuple[str, ...]) -> list[Any]:
-    """Providers by name, with their default models for enlarging; tokens come from the environment.
+def hosted_tiers(wanted: tuple[str, ...]) -> list[Any]:
+    """Providers that enlarge, by NAME or NAME=URL, with their default models; tokens come from the environment.
 
     Raises:
         ValueError: there is none of this name.
     """
-    from cutaway.providers import HuggingFace, Replicate, Space
+    from cutaway.providers import Replicate
 
-    known: dict[str, Any] = {"huggingface": HuggingFace, "replicate": Replicate, "space": Space}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no hosted provider {unknown[0]!r}: there are {', '.join(known)}")
-    return [known[name]() for name in names]
+    pairs = [each.partition("=")[::2] for each in wanted]
+    if unknown := [name for name, _ in pairs if name != Replicate.name]:
+        raise ValueError(f"{unknown[0]!r} is no hosted provider that enlarges: there is {Replicate.name}")
+    return [Replicate(base_url=url or Replicate.default_url) for _, url in pairs]
 
 
 async def _failed(request: Request, error: Exception) -> Response:

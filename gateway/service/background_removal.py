@@ -220,13 +220,15 @@ async def remove_batch(
     Each line is `{index, filename, success, processed_image, processing_info}`, or `{index, filename, success: false,
     error}`; lines come as pictures are done, and one failure leaves the others.
     """
-    pictures = await _read_batch(state, images)
+    pictures = [(each.filename, await _read(each), each.content_type) for each in _counted(state, images)]
     await state.limiter.admit(caller, cost=len(pictures) - 1) if len(pictures) > 1 else None
     given, slots = with_defaults(options, smoothing), asyncio.Semaphore(CUT_MANY_JOBS)
 
-    async def one(index: int, name: str | None, data: bytes, declared: str | None) -> dict[str, Any]:
+    async def one(index: int, name: str | None, data: bytes | CutawayError, declared: str | None) -> dict[str, Any]:
         entry = {"index": index, "filename": name}
         try:
+            if isinstance(data, CutawayError):
+                raise data
             async with slots:
                 begun = time.monotonic()
                 result = await state.engine.cut(caller.name, data, declared, **given)
@@ -248,12 +250,19 @@ async def remove_batch(
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-async def _read_batch(state: State, images: list[UploadFile]) -> list[tuple[str | None, bytes, str | None]]:
+def _counted(state: State, images: list[UploadFile]) -> list[UploadFile]:
     most = state.settings.batch_max_pictures
     if len(images) > most:
         action = f"Send at most {most} at a time."
         raise ServiceProblem(400, "TOO_MANY_PICTURES", f"{len(images)} pictures are too many.", action)
-    return [(each.filename, await read_upload(each), each.content_type) for each in images]
+    return images
+
+
+async def _read(image: UploadFile) -> bytes | CutawayError:
+    try:
+        return await read_upload(image)
+    except CutawayError as error:
+        return error
 
 
 @router.post("/remove-async", status_code=202, responses=FAILURES)
@@ -265,7 +274,7 @@ async def remove_async(
     smoothing: Smoothing = True,
 ) -> Submitted:
     """Remove backgrounds in the background; several pictures become one batch of jobs."""
-    pictures = await _read_batch(state, image)
+    pictures = [(each.filename, await read_upload(each), each.content_type) for each in _counted(state, image)]
     if len(pictures) > 1:
         await state.limiter.admit(caller, cost=len(pictures) - 1)
     task_ids = []
@@ -335,10 +344,15 @@ async def read_health(engine: Engine) -> Health:
     """Raises:
     ServiceProblem: 503; nothing can be cut out.
     """
-    found = await engine.client.health(timeout_s=5.0)
-    if not found.ok:
-        message = found.error.message if found.error else "The models are not loaded."
-        raise ServiceProblem(503, "UNAVAILABLE", message, "Try again in a moment.")
+    try:
+        found = await engine.client.health(timeout_s=5.0)
+        message = "" if found.ok else found.error.message if found.error else "The models are not loaded."
+    except CutawayError as error:
+        message = error.message
+    if message:
+        problem = ServiceProblem(503, "UNAVAILABLE", message, "Try again in a moment.")
+        problem.details = {"status": "unhealthy", "error": problem.code}
+        raise problem
     figures = Metrics(**engine.latencies())
     slow = figures.p95_latency_ms is not None and figures.p95_latency_ms > 10_000
     cuda = found.device not in ("", "cpu")

@@ -110,18 +110,18 @@ class Jobs:
         try:
             async with self._slots, asyncio.timeout(self._timeout_s):
                 await stage("processing", 10)
-                state = {"status": "completed", "stage": "done", "percentage": 100}
-                state |= {"result": await self._work(arguments, stage)}
+                result = await self._work(arguments, stage)
+            state = {"status": "completed", "stage": "done", "percentage": 100, "result": result}
         except TimeoutError:
             state = _failed(ProcessingTimeout(f"The job took more than {self._timeout_s:g} s."))
         except (CutawayError, ServiceProblem) as error:
             state = _failed(error)
         except Exception:  # the log has it
-            state = _failed(InferenceError("The job failed."))
+            await self.progress(job_id, _failed(InferenceError("The job failed.")))
             raise
         finally:
             self._open = max(0, self._open - 1)
-            await self.progress(job_id, state)
+        await self.progress(job_id, state)  # not where it is cancelled: on Redis another gateway begins it anew
 
 
 def _failed(error: CutawayError | ServiceProblem) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cutaway.contract.errors import CutawayError
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
 
+from gateway.http import is_known_host
 from gateway.service.errors import Problem, ServiceProblem, error_entry
 from gateway.service.state import State
 from gateway.service.transport import CoreTransport
@@ -28,14 +29,12 @@ router = APIRouter(tags=["video"])
 
 
 def same_origin(socket: WebSocket) -> bool:
-    """Whether the page that opens the socket is this service's, or one of the settings' origins; programs send none."""
-    origin = socket.headers.get("origin")
-    state: State = socket.app.state.service
-    return (
-        origin is None
-        or origin in state.engine.core.settings.origins
-        or urlsplit(origin).netloc == socket.headers["host"]
-    )
+    """Whether the page that opens the socket is this service's, or one of the settings' origins; programs send none.
+    A page whose name turns to this address has the same origin, and a name that is none of the server's."""
+    origin, host = socket.headers.get("origin"), socket.headers.get("host", "")
+    settings = socket.app.state.service.engine.core.settings
+    known = origin is None or origin in settings.origins or urlsplit(origin).netloc == host
+    return known and is_known_host(host, settings.hosts)
 
 
 @router.websocket("/api/live")

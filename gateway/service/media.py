@@ -107,12 +107,12 @@ class HdImage(BaseModel):
 @router.post("/api/ai/hd-image", responses=FAILURES, dependencies=[ADMITTED])
 async def hd_image(state: ServiceState, given: HdRequest) -> HdImage:
     """Enlarge a picture with a hosted model."""
-    if not state.settings.hosted:
+    if state.enlarger is None:
         action = "Start the service with --hosted, for example --hosted replicate, and the provider's token."
         raise ServiceProblem(404, "NOT_CONFIGURED", "Enlarging needs a hosted model, and none is configured.", action)
     data, media_type = read_base64(given.image)
     try:
-        result = await state.engine.client.upscale(data, given.scale, media_type=media_type)
+        result = await state.enlarger.upscale(data, given.scale, media_type=media_type)
     except ValueError as error:
         if isinstance(error, CutawayError):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from cutaway import AsyncClient
 from fastapi import Depends, Request
 
 from gateway.service.engine import Engine
@@ -21,6 +22,7 @@ class State:
 
     settings: ServiceSettings
     engine: Engine
+    enlarger: AsyncClient | None  # asks the hosted models
     storage: Storage
     keys: Keys
     limiter: Limiter
@@ -28,7 +30,7 @@ class State:
     fetcher: Fetcher
 
 
-def state_of(request: Request) -> State:
+async def state_of(request: Request) -> State:  # FastAPI runs what is not async in a thread
     found: State = request.app.state.service
     return found
 
@@ -36,12 +38,12 @@ def state_of(request: Request) -> State:
 async def identified(request: Request) -> Caller:
     """The caller, not counted. 401 as `Keys.caller` says."""
     address = request.client.host if request.client else "unknown"
-    return state_of(request).keys.caller(request.headers.get(KEY_HEADER), address)
+    return (await state_of(request)).keys.caller(request.headers.get(KEY_HEADER), address)
 
 
 async def admitted(request: Request, caller: Annotated[Caller, Depends(identified)]) -> Caller:
     """The caller, whose request counts; the answer tells what is left of the minute."""
-    quota = await state_of(request).limiter.admit(caller)
+    quota = await (await state_of(request)).limiter.admit(caller)
     request.state.quota = quota
     return caller
 

@@ -47,7 +47,10 @@ class CoreTransport:
         return await self._core.ready()
 
     async def model_ready(self, model: str, timeout_s: float) -> bool:  # noqa: ARG002
-        status, _ = await self._core.upstream.get(f"/v2/models/{model}/ready")
+        try:
+            status, _ = await self._core.upstream.get(f"/v2/models/{model}/ready")
+        except Failure as failure:
+            raise from_json(failure.message) or ServerUnavailable("The server is away.") from None
         return status == 200
 
     async def metadata(self, model: str, timeout_s: float) -> ModelInfo:  # noqa: ARG002

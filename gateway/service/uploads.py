@@ -9,7 +9,7 @@ import inspect
 import re
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -151,10 +151,10 @@ def download_name(filename: str | None, extension: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', plain)[:100] or 'image'}_nobg_{datetime.now():%Y%m%d_%H%M%S}{extension}"
 
 
-def option_fields(skip: tuple[str, ...] = ()) -> Callable[..., dict[str, str]]:
+def option_fields(skip: tuple[str, ...] = ()) -> Callable[..., Awaitable[dict[str, str]]]:
     """A FastAPI dependency that reads the contract's options as form fields; what is empty keeps its default."""
 
-    def read(**given: str | None) -> dict[str, str]:
+    async def read(**given: str | None) -> dict[str, str]:
         return {name: value for name, value in given.items() if value not in (None, "")}
 
     parameters = [

@@ -27,6 +27,7 @@ def test_scenarios() -> None:
     assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE)) == {
         scenario.name: scenario.help.replace("(--people)", "(`--people`)")
         .replace("(--factor)", "(`--factor`)")
+        .replace("(--think-s)", "(`--think-s`)")
         .replace("(--requests)", "(`--requests`)")
         .replace("(subject=all)", "(`subject=all`)")
         for scenario in SCENARIOS.values()

@@ -6,7 +6,6 @@ import pytest
 
 from loadtest import figures, report
 from loadtest.figures import Row, Seen
-from loadtest.stress import growth
 from loadtest.watching import Processes, Sample, parse_metrics
 from tests.loadtest.logs import BEGUN_S, row, sample, seen, sent, stage
 
@@ -184,12 +183,3 @@ def test_metrics_of_triton() -> None:
         'nv_inference_request_failure{model="yolov8_seg",reason="OTHER",version="1"} 3\n'
     )
     assert parse_metrics(text) == {"yolov8_seg": {"count": 12.0, "queue_duration_us": 3500.0}}
-
-
-def test_a_cliff_is_found() -> None:
-    xs = [1.0, 2.0, 3.0, 4.0, 5.0]
-    straight = growth.line("people", "ms", xs, [[100 + 50 * x] for x in xs])
-    assert (straight["rise_ms"], straight["height_ms"]) == (pytest.approx(50), pytest.approx(100))
-    assert straight["claim"].holds
-    cliff = growth.line("people", "ms", xs, [[100 + 50 * x + (400 if x > 3 else 0)] for x in xs])
-    assert not cliff["claim"].holds

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.__main__ import main
+from loadtest.__main__ import UNLIMITED, main
 from loadtest.figures import CODE
 from runtime.health import statistics
 from runtime.server import Server, ServerOptions
+from tests.gateway.conftest import triton_of
 from tests.loadtest.logs import needs_locust
+from tests.service.services import service_before
 
 pytestmark = [pytest.mark.triton, needs_locust]
 
@@ -25,6 +27,12 @@ def run(server: Server, folder: Path, *words: str, ways: tuple[str, ...] = ("grp
     urls = {"grpc": server.grpc_url, "http": server.http_url}
     command = [words[0], *(f"--url={urls[way]}" for way in ways), f"--metrics-url={server.metrics_url}"]
     status = main([*command, f"--output={folder}", *words[1:]])
+    (found,) = folder.iterdir()
+    return status, json.loads((found / "run.json").read_text()), found
+
+
+def run_at(url: str, folder: Path, words: tuple[str, ...]) -> tuple[int, dict, Path]:
+    status = main([words[0], f"--url={url}", "--metrics-url=", f"--output={folder}", *words[1:]])
     (found,) = folder.iterdir()
     return status, json.loads((found / "run.json").read_text()), found
 
@@ -117,6 +125,23 @@ def test_the_hostile_scenario_finds_a_wrong_code(
     assert {"RESOLUTION_TOO_LARGE", "INVALID_OPTION"} <= right
     assert found["result"]["failures"] == sum(row["num_failures"] for row in wrong) > 0
     assert "--max-error-rate 0: " in capsys.readouterr().out
+
+
+def test_the_gateway_scenario_asks_the_http_service(server: Server, tmp_path: Path) -> None:
+    """Refused files count as right, and a limit that was reached does not."""
+    words = ("gateway", "--requests=40", "--users=4", "--think-s=0", "--megapixels=0.3", "--max-error-rate=0")
+    with service_before(triton_of(server), *UNLIMITED) as free, service_before(triton_of(server)) as limited:
+        status, found, folder = run_at(free.url, tmp_path / "free", words)
+        stopped, over, _ = run_at(limited.url, tmp_path / "limited", words)
+    assert status == 0
+    assert found["result"]["answers"] == 40
+    bad = {"INVALID_FORMAT", "CORRUPT_IMAGE", "RESOLUTION_TOO_SMALL", "IMAGE_BOMB"}
+    assert set(found["result"]["codes"]) == bad
+    kinds = {row["name"] for row in json.loads((folder / "gateway.json").read_text()) if row["method"] == "HTTP"}
+    assert {"remove, 0.3 MP", "detect", "mask of people"} <= kinds
+    assert found["result"]["stages_ms"]["total"]["p50"] > 1.0
+    assert stopped == 1
+    assert over["result"]["codes"]["RATE_LIMIT_EXCEEDED"]["wrong"] == over["result"]["failures"] > 0
 
 
 def test_a_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

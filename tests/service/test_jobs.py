@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.service.services import LIMIT_S, Running, opened, service_before
@@ -162,3 +163,11 @@ def test_where_redis_goes_away_pictures_are_cut_and_jobs_refused(
         assert service.remove(samples[0].read_bytes()).status_code == 200
         answer = service.post(REMOVE_ASYNC, files={"image": samples[0].read_bytes()})
         assert (answer.status_code, answer.json()["error_code"]) == (503, "UNAVAILABLE")
+
+
+@pytest.mark.parametrize("path", ["/api/live", "/api/progress/any"])
+def test_a_page_whose_name_turns_to_this_address_opens_no_socket(service: Running, path: str) -> None:
+    name = f"rebound.example:{service.port}"
+    peer = socket.create_connection(("127.0.0.1", service.port))
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(f"ws://{name}{path}", sock=peer, origin=f"http://{name}")

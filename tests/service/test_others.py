@@ -1,4 +1,4 @@
-"""Pictures by URL, enlarging, and videos: what reaches other services, here peers on loopback."""
+"""Pictures by URL, enlarging, videos, and the GPU's memory: what reaches other services, here peers on loopback."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.client.hosted.peers import Peer as HostedPeer
+from tests.client.hosted.peers import ReplicateScript, Reply, encoded, picture
+from tests.runtime.leftovers import wait_for
 from tests.service.services import Running, data_uri, opened, service_before
 
 
@@ -141,3 +144,73 @@ def test_enlarging_says_how_to_configure_it(service: Running, samples: list[Path
     answer = service.post("/api/ai/hd-image", json={"image": data_uri(samples[0].read_bytes())})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NOT_CONFIGURED")
     assert "--hosted" in answer.json()["error"]["user_action"]
+
+
+def test_replicate_enlarges_and_never_gets_a_picture_to_cut_out(triton: dict[str, str]) -> None:
+    larger = encoded(opened(picture()).resize((640, 384)))
+    script = ReplicateScript(file=Reply(body=larger, headers={"Content-Type": "image/png"}))
+    with HostedPeer(script) as peer:
+        script.base = peer.base_url
+        hosted = ("--hosted", f"replicate={peer.base_url}")
+        away = triton | {"grpc": "127.0.0.1:1"}
+        with service_before(away, *hosted, REPLICATE_API_TOKEN="r8_secret") as service:
+            given = {"image": data_uri(picture(), "image/png"), "scale": 4}
+            answer = service.post("/api/ai/hd-image", json=given).json()
+            asked = len(peer.received)
+            refused = service.remove(picture(), "photo.png", "image/png")
+        assert answer["success"] is True
+        assert answer["image"] == data_uri(larger, "image/png")
+        facts = {name: answer[name] for name in ("width", "height", "provider", "tier", "tried")}
+        assert facts == {"width": 640, "height": 384, "provider": "replicate", "tier": 3, "tried": []}
+        assert peer.received[0].headers["authorization"] == "Bearer r8_secret"
+        assert peer.received[0].json()["input"]["scale"] == 4
+        assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
+        assert len(peer.received) == asked
+
+
+def test_a_hosted_model_that_fails_is_an_error_without_its_token(triton: dict[str, str]) -> None:
+    with HostedPeer(ReplicateScript(states=["failed"], error="CUDA out of memory")) as peer:
+        hosted = ("--hosted", f"replicate={peer.base_url}")
+        with service_before(triton, *hosted, REPLICATE_API_TOKEN="r8_secret") as service:
+            answer = service.post("/api/ai/hd-image", json={"image": data_uri(picture(), "image/png"), "scale": 2})
+    assert answer.status_code in (500, 503)
+    assert answer.json()["success"] is False
+    assert "r8_secret" not in answer.text
+
+
+def test_a_full_gpu_refuses_pictures_until_memory_is_free(triton: dict[str, str], samples: list[Path]) -> None:
+    """Triton's own lines, from a peer that says what a GPU's would; both endpoints, each in its form."""
+    used = {"bytes": 15_900}
+
+    def metrics(_: Any) -> Reply:
+        line = 'nv_gpu_memory_{}_bytes{{gpu_uuid="GPU-1"}} {:e}\n'
+        return Reply(body=(line.format("total", 16_000e6) + line.format("used", used["bytes"] * 1e6)).encode())
+
+    with HostedPeer(metrics) as peer, service_before(triton | {"metrics": f"127.0.0.1:{peer.port}"}) as service:
+        data = samples[0].read_bytes()
+        full = service.remove(data)
+        assert (full.status_code, full.headers["retry-after"]) == (503, "30")
+        found = full.json()
+        assert found["error_code"] == "GPU_MEMORY_EXHAUSTED"
+        assert (found["gpu_memory_required_mb"], found["gpu_memory_available_mb"], found["retry_after"]) == (
+            600,
+            95,
+            30,
+        )
+        assert found["suggested_action"]
+        detect = service.post("/api/person-detection/detect", files={"image": data})
+        assert (detect.status_code, detect.json()["error"]["code"]) == (503, "GPU_OOM")
+        used["bytes"] = 8_000
+        assert wait_for(lambda: service.remove(data).status_code == 200)
+        health = service.get("/api/background-removal/health").json()
+        assert health["gpu_memory_free_mb"] == pytest.approx(8_000e6 / 2**20, abs=1)
+
+
+def test_health_without_triton_is_unhealthy(triton: dict[str, str]) -> None:
+    away = dict.fromkeys(triton, "127.0.0.1:1")
+    with service_before(away) as service:
+        answer = service.get("/api/background-removal/health")
+    found = answer.json()
+    assert (answer.status_code, found["status"], found["error"]) == (503, "unhealthy", "UNAVAILABLE")
+    assert found["detail"]
+    assert "/" not in found["detail"]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from runtime.server import Server, ServerOptions
 from tests.service.services import LIMIT_S, Running, encoded, opened
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -244,6 +247,39 @@ def test_a_camera_is_green_screened_and_counted(page: Page) -> None:
     until(lambda: not green(pixels(page, "#live")))
     page.click("#stop")
     expect(page.locator("#stop")).to_be_disabled()
+
+
+def test_a_video_is_green_screened_and_shown_as_it_came_while_the_model_is_stopped(
+    browser: Any, samples: list[Path], tmp_path: Path
+) -> None:
+    with Server(ServerOptions(cache_dir=tmp_path / "cache", service_port=0)) as harmed:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.goto(harmed.service_url)
+        page.click("#tab-live")
+        page.set_input_files("#clip", video(samples[0], tmp_path / "clip.webm"))
+        until(lambda: green(pixels(page, "#live")))
+        expect(page.locator("#untouched")).to_be_hidden()
+        assert harmed._launcher is not None
+        (stub,) = (each for each in harmed._launcher.stubs if each.model == "stream_pipeline")
+        os.kill(stub.pid, signal.SIGSTOP)
+        expect(page.locator("#untouched")).to_be_visible()
+        until(lambda: not green(pixels(page, "#live")))
+        expect(page.locator("#as-came")).not_to_have_text("0")
+        expect(page.locator("#untouched")).to_be_hidden()  # the model was loaded anew
+        until(lambda: green(pixels(page, "#live")))
+        page.close()
+
+
+def video(picture: Path, path: Path) -> Path:
+    """A second of somebody who stands still, VP8."""
+    image = cv2.resize(cv2.imread(str(picture)), (320, 240))
+    image[:16, :16] = (200, 60, 60)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"VP80"), 10, (320, 240))
+    for _ in range(10):
+        writer.write(image)
+    writer.release()
+    return path
 
 
 def test_axe_finds_nothing_serious_in_light_and_dark_at_desktop_and_phone(page: Page, samples: list[Path]) -> None:

@@ -150,11 +150,12 @@ def test_health_says_what_runs(service: Running, samples: list[Path]) -> None:
 def test_a_batch_answers_line_by_line_and_one_failure_leaves_the_others(service: Running, samples: list[Path]) -> None:
     files = [("images", (path.name, path.read_bytes(), "image/jpeg")) for path in samples]
     files.insert(1, ("images", ("broken.jpg", b"no picture", "image/jpeg")))
+    files.append(("images", ("empty.jpg", b"", "image/jpeg")))
     answer = service.post("/api/background-removal/remove-batch", files=files)
     assert answer.headers["content-type"] == "application/x-ndjson"
     lines: dict[int, Any] = {entry["index"]: entry for entry in map(json.loads, answer.text.splitlines())}
     assert len(lines) == len(files)
-    assert lines.pop(1)["error"]["error_code"] == "INVALID_FORMAT"
+    assert lines.pop(1)["error"]["error_code"] == lines.pop(len(files) - 1)["error"]["error_code"] == "INVALID_FORMAT"
     assert all(entry["success"] and entry["processed_image"].startswith("data:image/png") for entry in lines.values())
 
 

@@ -33,7 +33,13 @@ PIPELINE = ROOT / "model_repository" / "ensemble_pipeline" / "1"
 THREADS = 2
 SPLITS = {
     "eval": ("eval/portrait_street", "eval/ccp", "eval/pedestrians"),
-    "train-heldout": ("train/ccp", "train/coco128p"),
+    "train-heldout": (
+        "train/ccp",
+        "train/coco128p",
+        "train2/ccp",
+        "train2/cc0_faces_pseudo",
+        "train2/pd_officials_pseudo",
+    ),
 }
 FOUND_IOU = 0.5
 """A person is found when a detection box and the true box overlap this much."""
@@ -208,16 +214,9 @@ def summarize(results: Sequence[PictureResult]) -> dict[str, Any]:
 def picture_names(folder: Path, split: str, limit: int | None) -> list[str]:
     names = sorted(path.stem for path in (folder / "images").glob("*.jpg"))
     if split == "train-heldout":
-        names = held_out(folder.name, names)
+        training: Any = importlib.import_module("export.nano.pictures")
+        names = sorted(training.split_names(folder.parents[1], f"{folder.parent.name}/{folder.name}")[1])
     return names[:limit]
-
-
-def held_out(source: str, names: list[str]) -> list[str]:
-    """Those that training left out: the first of the same shuffle."""
-    training: Any = importlib.import_module("export.nano.pictures")
-    shuffled = list(names)
-    np.random.default_rng(training.HELD_OUT_SEED).shuffle(shuffled)
-    return sorted(shuffled[: training.HELD_OUT_CCP if source == "ccp" else training.HELD_OUT_COCO])
 
 
 def _read(path: Path) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ import torch
 from export.graphs import DETECTOR_SIDE_PX
 from export.nano.evaluate import held_out_figures, sharpness_figures
 from export.nano.pictures import load_bank
+from export.nano.served import fold_all
 from export.nano.training import load_checkpoint
 from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
@@ -54,8 +55,10 @@ def load_matte(run: Path) -> tuple[NanoMatte, dict[str, Any]]:
     checkpoint = load_checkpoint(run / "matte.pt")
     if checkpoint is None:
         raise FileNotFoundError(run / "matte.pt")
-    model = NanoMatte()
-    model.load_state_dict(checkpoint["average"])
+    average = checkpoint["average"]
+    # A run that started from a served network has its normalisation folded.
+    model = NanoMatte() if any(".bn." in name for name in average) else fold_all(NanoMatte())
+    model.load_state_dict(average)
     return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
 
 

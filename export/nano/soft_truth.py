@@ -110,7 +110,7 @@ def _strands(
         return colours, cover
     roots = rng.choice(chosen, size=count)
     normals = _normals(contour, cover)[roots]
-    common = rng.normal(size=2) + (0.0, 0.6)
+    common = rng.normal((0.0, 0.6), 1.0)  # a little downwards
     heading = normals + combed * common / np.linalg.norm(common) + rng.normal(0, 0.35, size=(count, 2))
     heading /= np.linalg.norm(heading, axis=1, keepdims=True) + 1e-6
     lengths = length * rng.gamma(3.0, 1 / 3.0, size=(count, 1)).clip(0.2, 2.5)

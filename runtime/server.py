@@ -22,7 +22,7 @@ from runtime.devices import Device, DeviceChoice, Plan, choose_device, cores, pl
 from runtime.health import CANARY_INTERVAL_S, STALL_TIMEOUT_S, HealthMonitor, HealthStatus, Probe
 from runtime.process import Addresses, Stub, TritonProcess, is_gone
 from runtime.runs import Run, default_cache_dir, open_run
-from runtime.weights import load_networks, profile_folder
+from runtime.weights import load_networks, precision_of, profile_folder
 
 POLL_INTERVAL_S = 0.25
 """Poll interval of the process check: a dead process is noticed within this time."""
@@ -186,6 +186,7 @@ class Server:
         self._addresses = self._choose_addresses()
         networks = load_networks(options.weights_dir)
         device = choose_device(options.device, networks["yolov8_seg"].path)
+        networks = load_networks(options.weights_dir, int8=device.int8)
         layout = plan(cores(), options.instances, options.threads)
         self._run = open_run(options.cache_dir or default_cache_dir(CHECKOUT))
         try:
@@ -201,7 +202,7 @@ class Server:
                 source=options.source,
             )
             self._processes = composed.processes
-            self._announce(composed, device, layout)
+            self._announce(composed, device, layout, precision_of(networks))
             self._launch()
         except BaseException:
             self.stop()
@@ -255,8 +256,8 @@ class Server:
         free = iter(free_ports(host, len(wanted)))
         return Addresses(host, *(port or next(free) for port, _, _ in wanted))
 
-    def _announce(self, composed: Composed, device: Device, layout: Plan) -> None:
-        where = device.name if device.kind == "cuda" else f"CPU, {layout.threads} threads per network"
+    def _announce(self, composed: Composed, device: Device, layout: Plan, precision: str) -> None:
+        where = device.name if device.kind == "cuda" else f"CPU, {precision}, {layout.threads} threads per network"
         self._say(
             f"starting Triton with profile {self.options.profile} on {where}; "
             f"{layout.instances} pictures at once; log in {_short(self.log)}"

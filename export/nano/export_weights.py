@@ -22,6 +22,7 @@ from export.graphs import DETECTOR_SIDE_PX
 from export.nano.evaluate import held_out_figures, sharpness_figures
 from export.nano.pictures import load_bank
 from export.nano.served import fold_all
+from export.nano.train_seg import mask_branches
 from export.nano.training import load_checkpoint
 from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
@@ -69,7 +70,9 @@ def load_seg(run: Path, weights: Path) -> tuple[YoloV8, dict[str, Any]]:
         raise FileNotFoundError(run / "seg.pt")
     model = YoloV8("n")
     model.load_state_dict(load_ultralytics(weights, YOLOV8N_SHA256), strict=False)
-    torch.nn.ModuleList([model.head.cv4, model.head.proto]).load_state_dict(checkpoint["average"])
+    average, branches = checkpoint["average"], mask_branches(model)
+    # As above.
+    (branches if any(".bn." in name for name in average) else fold_all(branches)).load_state_dict(average)
     return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
 
 

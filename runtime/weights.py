@@ -14,6 +14,8 @@ NETWORKS = ("yolov8_seg", "birefnet_trt")
 """The models that are networks; a profile's folder holds one `<name>.onnx` for each."""
 FREE_DETECTOR = "yolov8_seg_free"
 """The detector once more, for pictures of any size; a folder may hold it, and streams are quicker on a CPU then."""
+WHOLE_MATTING = "u2netp"
+"""A matting network for whole pictures; a folder may hold it where its `birefnet_trt` knows people only."""
 INT8_SUFFIX = ".int8.onnx"
 """Of a network's 8-bit copy, which a folder may hold: less than half of the time on a CPU with VNNI."""
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -1,8 +1,8 @@
 """8-bit copies of the bundled networks for CPUs: `python -m export.nano.quantize --data ../shared`.
 
-For each network of people writes `NAME.int8.onnx` beside `NAME.onnx` (ONNX Runtime's static quantization: weights int8 per output
-channel, maps uint8, ranges from training samples), its line of `SHA256SUMS`, and how far it is from the float32 file on
-held-out samples into `training/int8.json`. Float32 stays the reference, and what runs where the CPU lacks VNNI.
+For each network of people writes `NAME.int8.onnx` beside `NAME.onnx` (ONNX Runtime's static quantization: weights int8
+per output channel, maps uint8, ranges from training samples) and its line of `SHA256SUMS`; `training/int8.json` says
+how far it is from float32 on held-out samples. Float32 stays the reference, and runs where the CPU lacks VNNI.
 """
 
 import argparse

@@ -6,13 +6,14 @@ averaged, blur acts on premultiplied colours. A generator of random numbers make
 `held_out_shapes` are for measuring.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from export.nano.pictures import Image
+from export.nano.pictures import Image, load_picture, read_rgb, split_names
 
 Generator = np.random.Generator
 Layer = tuple[Image, Image]
@@ -30,6 +31,17 @@ BAND_SHARE = 0.006
 def held_out_shapes(number: int) -> Generator:
     """The generator of the held-out shapes `number`, 0 …; training never draws from it."""
     return np.random.default_rng((HELD_OUT_SHAPES_SEED, number))
+
+
+def drawn_pictures(data: Path, count: int, first: int) -> Iterator[tuple[Image, Image]]:
+    """Held-out heads with edges of the held-out shapes from `first` on, before held-out backgrounds: picture, alpha."""
+    faces, places = (data / "train2" / name for name in ("cc0_faces_pseudo", "backgrounds"))
+    names, grounds = (split_names(data, f"train2/{each.name}")[1] for each in (faces, places))
+    for number in range(count):
+        picture = load_picture(faces, names[number % len(names)], False)
+        colours, alpha = soft_edges(held_out_shapes(first + number), picture.colours, picture.alpha)
+        behind = read_rgb(places / "images" / f"{grounds[number % len(grounds)]}.jpg")
+        yield over(cv2.resize(behind, alpha.shape[::-1]), colours, alpha), alpha
 
 
 def soft_edges(rng: Generator, colours: Image, cover: Image, kind: str | None = None) -> Layer:

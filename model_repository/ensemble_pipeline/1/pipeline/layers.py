@@ -73,7 +73,11 @@ def people_layer(
     alpha = np.zeros((region.height, region.width), np.uint8)
     for person in people:
         rect = rects[person.id]
-        own = put_back(mattes[rect], gate(person, others, detections, rect), rgb[rect.slices])
+        own = put_back(
+            mattes[rect],
+            gate(person, others, detections, rect, len(everybody) == 1 and rect == frame),
+            rgb[rect.slices],
+        )
         if len(people) == 1 and rect == region:
             alpha = own
         else:

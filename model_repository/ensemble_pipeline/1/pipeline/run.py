@@ -37,6 +37,7 @@ class Models:
         description: profile, names and versions, for the report.
         device: the device that they run on, for the report.
         tensorrt: whether they are TensorRT plans, for the report.
+        whole: the same for whole pictures, where another network mattes these.
     """
 
     detector: Detector
@@ -45,6 +46,7 @@ class Models:
     description: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     tensorrt: bool = False
+    whole: Models | None = None
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,11 @@ def run(
                 notices += [*sighting.notices, *about_people]
         proceed()
 
+    if detections is None:
+        models = models.whole or models
     cutouts: list[report.Cutout] = []
     if wants_images:
-        rects = {person.id: crop_rect(person.box, picture.frame) for person in people}
+        rects = {person.id: crop_rect(person.box, picture.frame, len(everybody) == 1) for person in people}
         with watch.stage("matte"):
             wanted = [picture.frame] if detections is None else list(rects.values())
             mattes = matte_crops(picture.rgb, wanted, models.matter, models.matte_side_px, quarter_turns)

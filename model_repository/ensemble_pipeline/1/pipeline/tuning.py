@@ -51,6 +51,12 @@ CROP_MIN_ASPECT = 0.5
 WHOLE_PICTURE_SHARE = 0.9
 """A crop of at least this part of the picture becomes the whole picture; from 0.75 on, held-out pictures lose .002."""
 
+DOMINANT_SHARE = 0.45
+"""The only person of a picture, whose box has at least this part of it, is matted with the whole picture."""
+
+DOMINANT_REACH, DOMINANT_FADE = 0.3, 0.2
+"""As `ALONE_REACH` and `ALONE_FADE` for that person: a helmet in an arm lies far from the mask."""
+
 GATE_GRID_PX = 192
 """Longer side of the grid on which gates are computed; instance masks have no more detail."""
 

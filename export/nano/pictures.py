@@ -4,6 +4,7 @@ Per picture: soft alpha (the given masks are binary), the foreground's own colou
 pasted person brings no halo along) and the picture with its people removed (a background).
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +263,7 @@ def load_bank(data: Path, limit: int | None = None) -> PictureBank:
 
     Args:
         data: folder of photographs with masks.
-        limit: read only this many of each folder and part, for a smoke run.
+        limit: train on only so many of each folder: for a smoke run, or 0 where only the held-out ones are of interest.
 
     Raises:
         FileNotFoundError: there are no pictures.
@@ -271,14 +272,17 @@ def load_bank(data: Path, limit: int | None = None) -> PictureBank:
     with ThreadPoolExecutor(2) as pool:
         for part in (0, 1):
 
-            def read(*folders: str, part: int = part) -> list[Picture]:
-                jobs = [(folder, name) for folder in folders for name in split_names(data, folder)[part][:limit]]
+            def names(folder: str, part: int = part) -> list[str]:
+                return split_names(data, folder)[part][: None if part else limit]
+
+            def read(*folders: str, names: Callable[[str], list[str]] = names) -> list[Picture]:
+                jobs = [(folder, name) for folder in folders for name in names(folder)]
                 return list(
                     pool.map(lambda job: load_picture(data / job[0], job[1], job[0].startswith("train/")), jobs)
                 )
 
             images = data / "train2/backgrounds/images"
-            empty = [read_rgb(images / f"{name}.jpg") for name in split_names(data, "train2/backgrounds")[part][:limit]]
+            empty = [read_rgb(images / f"{name}.jpg") for name in names("train2/backgrounds")]
             parts.append((read(*FULL_LENGTH), read("train/coco128p"), read(*HEADS), empty))
     (ccp, coco, heads, backgrounds), held_out = parts
     return PictureBank(ccp, coco, held_out[0], held_out[1], heads, backgrounds, held_out[2], held_out[3])

@@ -36,7 +36,7 @@ from export.weights_io import YOLOV8N_SHA256, load_ultralytics
 
 WARMUP_STEPS = 40
 LOSS_EVERY = 25
-CHECKPOINT_EVERY = 100
+CHECKPOINT_EVERY = 50
 CLIP_NORM = 3.0
 AVERAGE_DECAY = 0.998
 LEAST_RMS = 1e-3
@@ -94,7 +94,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="KIND=SHARE",
         help=f"share of a kind of samples, instead of {KINDS}; may be repeated",
     )
-    parser.add_argument("--figures-every", type=int, default=400, help="steps between held-out figures")
+    parser.add_argument("--figures-every", type=int, default=400, help="steps between held-out figures; 0: none")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="processes that make samples")
     parser.add_argument("--limit", type=int, default=None, help="pictures per source, for a smoke run")
@@ -211,7 +211,7 @@ def train(options: argparse.Namespace) -> NanoMatte:
             figures.loss(done, float(np.mean(losses)))
             print(f" step {done} loss {np.mean(losses):.4f}", flush=True)
             losses.clear()
-        if done % options.figures_every == 0 or done == options.steps:
+        if options.figures_every and (done % options.figures_every == 0 or done == options.steps):
             averaged.load_state_dict(average.state)
             size_px = dataset.sizes_px[step >= dataset.switch_step]
             values = held_out_figures(averaged, bank, size_px)

@@ -15,6 +15,7 @@ import argparse
 import importlib.metadata
 import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -41,7 +42,7 @@ from runtime.compose import CHECKOUT
 from runtime.demo import SAMPLES, find_pictures
 from runtime.devices import cores, has_vnni, plan
 from runtime.server import Server, ServerOptions
-from runtime.weights import load_networks
+from runtime.weights import WHOLE_MATTING, load_networks
 
 SIZES_MP = (0.3, 1.0, 4.0, 12.0)
 CLIENTS = (1, 8)
@@ -84,6 +85,13 @@ Floors = dict[float, dict[str, list[list[float]]]]
 """Milliseconds by megapixels and stage, a list for each round."""
 
 
+def _without_whole_matting(options: argparse.Namespace) -> Path:
+    """A copy of the weights without the network that only whole pictures use: peers matte these with the other one."""
+    given = ServerOptions(profile=options.profile, weights=options.weights).weights_dir
+    ignored = shutil.ignore_patterns(f"{WHOLE_MATTING}.onnx")
+    return Path(shutil.copytree(given, options.output / "weights", ignore=ignored, dirs_exist_ok=True))
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON values.
 
@@ -94,7 +102,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     layout = plan(cores(), options.instances, options.threads)
     server_options = ServerOptions(
         profile=options.profile,
-        weights=options.weights,
+        weights=_without_whole_matting(options),
         instances=options.instances,
         threads=options.threads,
         device="cpu",

@@ -28,14 +28,15 @@ from export.listing import CHECKOUT, add_catalog_argument, size_text
 from export.locking import alone_in
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
-from runtime.weights import FREE_DETECTOR, read_checksums
+from runtime.weights import FREE_DETECTOR, WHOLE_MATTING, read_checksums
 
 DEFAULT_MODELS = CHECKOUT / "models"
 MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
 CARD, CHECKSUMS = "profile.json", "SHA256SUMS"
 HALF_SUFFIX = ".fp16.onnx"
 MADE = frozenset(
-    {f"{name}{suffix}" for name in (MATTE, DETECTOR) for suffix in (".onnx", HALF_SUFFIX)} | {f"{FREE_DETECTOR}.onnx"}
+    {f"{name}{suffix}" for name in (MATTE, DETECTOR) for suffix in (".onnx", HALF_SUFFIX)}
+    | {f"{FREE_DETECTOR}.onnx", f"{WHOLE_MATTING}.onnx"}
 )
 """The graphs of a profile's folder."""
 PACKAGES = ("torch", "onnx", "onnxruntime")
@@ -147,15 +148,21 @@ def bundled(weights: Weights, side_px: int, target: Path) -> Made:
     return Made([], side_px)
 
 
-def copy_free_detector(order: Order, draft: Path) -> None:
-    """The bundled detector for pictures of any size, which makes streams quicker on a CPU. Others have none.
+def copy_further(order: Order, draft: Path) -> None:
+    """What bundled networks bring along: the detector for pictures of any size, and the network for whole pictures."""
+    _copy_beside(order.detector, FREE_DETECTOR, draft)
+    _copy_beside(order.profile.matte, WHOLE_MATTING, draft)
+
+
+def _copy_beside(weights: Weights, name: str, draft: Path) -> None:
+    """Copy another file of the folder in which bundled weights are.
 
     Raises:
         WrongContent: it is not the file that was bundled.
         ExportError: nobody knows what was bundled.
     """
-    source = (CHECKOUT / order.detector.file).with_name(f"{FREE_DETECTOR}.onnx")
-    if order.detector.source != BUNDLED or not source.is_file():
+    source = (CHECKOUT / weights.file).with_name(f"{name}.onnx")
+    if weights.source != BUNDLED or not source.is_file():
         return
     try:
         known = read_checksums(source.parent).get(source.name)
@@ -196,7 +203,7 @@ def make(order: Order, say: Callable[[str], None] = print) -> Path:
     draft.mkdir(parents=True)
     try:
         models = {name: _one(order, name, draft, say) for name in (DETECTOR, MATTE)}
-        copy_free_detector(order, draft)
+        copy_further(order, draft)
         files = sorted(draft.glob("*.onnx"))
         (draft / CARD).write_text(json.dumps(card(order, models), indent=2, ensure_ascii=False) + "\n")
         (draft / CHECKSUMS).write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in files))

@@ -22,7 +22,7 @@ from runtime.checks import RuntimeProblem, unwritable
 from runtime.devices import Device, Plan
 from runtime.onnx_file import TensorInfo
 from runtime.plans import CheckedPlan
-from runtime.weights import FREE_DETECTOR, Network
+from runtime.weights import FREE_DETECTOR, WHOLE_MATTING, Network
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SOURCE = CHECKOUT / "model_repository"
@@ -119,7 +119,7 @@ def compose(
             config = read_config(folder)
             (target / folder.name / "1").mkdir(parents=True)
             if folder.name in networks:
-                _network_model(config, networks[folder.name], side, device, plan)
+                _network_model(config, networks[folder.name], device, plan)
                 _link_network(target, networks[folder.name])
             elif folder.name == STREAM:
                 _stream_model(config, networks, device)
@@ -131,7 +131,11 @@ def compose(
             text = text_format.MessageToString(config)
             (target / folder.name / "config.pbtxt").write_text(text)
         if _streams_freely(networks, device) and (source / STREAM).is_dir():
-            processes += _add_free_detector(target, read_config(source / DETECTOR), networks, side, device, plan)
+            processes += _add_free_detector(target, read_config(source / DETECTOR), networks, device, plan)
+        if WHOLE_MATTING in networks:
+            config = read_config(source / MATTING)
+            config.name = WHOLE_MATTING
+            processes += _add_model(target, config, networks[WHOLE_MATTING], device, plan)
     except OSError as error:
         raise unwritable(target, error) from None
     return Composed(target, side, processes)
@@ -229,19 +233,20 @@ def _streams_freely(networks: dict[str, Network], device: Device) -> bool:
     return device.kind == "cpu" and FREE_DETECTOR in networks
 
 
-def _add_free_detector(
-    target: Path, config: Any, networks: dict[str, Network], side: int, device: Device, plan: Plan
-) -> int:
+def _add_free_detector(target: Path, config: Any, networks: dict[str, Network], device: Device, plan: Plan) -> int:
     """Write the detector for pictures of any size, derived from the one for squares; how many processes it has."""
     config.name = FREE_DETECTOR
     for tensor in [*config.input, *config.output]:
         tensor.dims[:] = OPEN_SIDES.get(tensor.name, tensor.dims)
-    (target / FREE_DETECTOR / "1").mkdir(parents=True)
-    _network_model(config, networks[FREE_DETECTOR], side, device, plan)
-    # A warm-up needs sides.
-    config.model_warmup[0].inputs["images"].dims[:] = (384, 512, 3)
-    _link_network(target, networks[FREE_DETECTOR])
-    (target / FREE_DETECTOR / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return _add_model(target, config, networks[FREE_DETECTOR], device, plan)
+
+
+def _add_model(target: Path, config: Any, network: Network, device: Device, plan: Plan) -> int:
+    """Write a network that `model_repository/` has no folder for; how many processes it has."""
+    (target / network.name / "1").mkdir(parents=True)
+    _network_model(config, network, device, plan)
+    _link_network(target, network)
+    (target / network.name / "config.pbtxt").write_text(text_format.MessageToString(config))
     return int(config.instance_group[0].count)
 
 
@@ -253,12 +258,12 @@ def _stream_model(config: Any, networks: dict[str, Network], device: Device) -> 
         _set(config, detector=FREE_DETECTOR, detector_pixels=str(STREAM_DETECTOR_PIXELS))
 
 
-def _network_model(config: Any, network: Network, side: int, device: Device, plan: Plan) -> None:
+def _network_model(config: Any, network: Network, device: Device, plan: Plan) -> None:
     """Turn the configuration of a TensorRT plan into that of the ONNX model, in place."""
     config.platform = ""
     config.backend = "python"
-    if config.name == MATTING:
-        _set_side(config, side)
+    if config.name in (MATTING, WHOLE_MATTING):
+        _set_side(config, _matte_side(network))
     _check_fit(config, network)
     del config.instance_group[:]
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)
@@ -271,7 +276,8 @@ def _network_model(config: Any, network: Network, side: int, device: Device, pla
         for tensor in config.input:
             value = warmup.inputs[tensor.name]
             value.data_type = tensor.data_type
-            value.dims[:] = tensor.dims
+            # A warm-up needs sides, also where the network takes any.
+            value.dims[:] = (384, 512, 3) if -1 in tensor.dims else tensor.dims
             value.zero_data = True
     _set(config, device=device.kind, threads=str(plan.threads))
 
@@ -296,6 +302,8 @@ def _pipeline_model(
         config.dynamic_batching.default_queue_policy.default_timeout_microseconds = round(processing_timeout_s * 1e6)
         _set(config, processing_timeout_s=f"{processing_timeout_s:g}")
     _set(config, profile=profile, device=device.name, tensorrt="no", matte_side_px=str(side))
+    if WHOLE_MATTING in networks:
+        _set(config, whole_matte=WHOLE_MATTING, whole_matte_side_px=str(_matte_side(networks[WHOLE_MATTING])))
     for network in networks.values():
         _set(config, **{f"{network.name}_sha256": network.sha256})
 

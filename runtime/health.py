@@ -21,6 +21,7 @@ from cutaway.contract.errors import NoPersonDetected, Overloaded, from_json
 from cutaway.contract.limits import INPUT_LIMITS
 
 from runtime.compose import PIPELINE
+from runtime.weights import WHOLE_MATTING
 
 CANARY_INTERVAL_S = 10.0
 """Interval of health checks while the server is healthy."""
@@ -103,16 +104,25 @@ class Probe:
             return None
 
     def canary(self, timeout_s: float) -> Answer:
-        """Send the canary through detection, then through matting, with `timeout_s` for each."""
-        for outputs, parameters in (
-            # With a box given, that nobody is in the noise makes the pipeline look no further.
-            (("boxes", "scores", "report"), {"boxes": "[[1, 1, 63, 63]]"}),
-            (("images", "boxes", "scores", "report"), {"subject": "all"}),
-        ):
+        """Send the canary through detection, then through matting, with `timeout_s` for each.
+
+        Where whole pictures have a network of their own, that is a third step.
+        """
+        # With a box given, that nobody is in the noise makes the pipeline look no further.
+        box, whole = {"boxes": "[[1, 1, 63, 63]]"}, {"subject": "all"}
+        found, all_outputs = ("boxes", "scores", "report"), ("images", "boxes", "scores", "report")
+        matting = [(all_outputs, box)] if self._has(WHOLE_MATTING) else []
+        for outputs, parameters in ((found, box), *matting, (all_outputs, whole)):
             answer = self._infer(outputs, parameters, timeout_s)
             if answer.status is not HealthStatus.HEALTHY:
                 return answer
         return Answer(HealthStatus.HEALTHY)
+
+    def _has(self, model: str) -> bool:
+        try:
+            return self._ask("GET", f"/v2/models/{model}", STATISTICS_TIMEOUT_S)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
     def _infer(self, outputs: tuple[str, ...], parameters: dict[str, str], timeout_s: float) -> Answer:
         element = struct.pack("<I", len(self._picture)) + self._picture

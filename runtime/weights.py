@@ -63,14 +63,16 @@ def load_networks(folder: Path, *, int8: bool = False) -> dict[str, Network]:
                 "or name the folder that has it: --weights DIR"
             )
     expected = read_checksums(folder)
-    there = [*NETWORKS, *([FREE_DETECTOR] if (folder / f"{FREE_DETECTOR}.onnx").is_file() else [])]
+    further = [name for name in (FREE_DETECTOR, WHOLE_MATTING) if (folder / f"{name}.onnx").is_file()]
+    there = (*NETWORKS, *further)
     copies = {name for name in there if int8 and (folder / f"{name}{INT8_SUFFIX}").is_file()}
     return {name: _network(folder, name, expected, INT8_SUFFIX if name in copies else ".onnx") for name in there}
 
 
 def precision_of(networks: dict[str, Network]) -> str:
     """For the operator: which of the files they are."""
-    return "8-bit networks" if all(each.path.name.endswith(INT8_SUFFIX) for each in networks.values()) else "float32"
+    copies = [networks[name].path.name.endswith(INT8_SUFFIX) for name in NETWORKS]
+    return "8-bit networks" if all(copies) else "float32 networks"
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from runtime.checks import MIB, SHM_BYTES_PER_PROCESS, shm_bytes_per_process
 from runtime.compose import PIPELINE, SOURCE, STREAM, STREAM_INSTANCES, read_config
 from runtime.devices import MAX_INSTANCES
 from runtime.process import KILL_MARGIN_S
-from runtime.weights import FREE_DETECTOR, NETWORKS
+from runtime.weights import FREE_DETECTOR, NETWORKS, WHOLE_MATTING
 from tests.docker.parts import COMPOSE, ROOT, VARIABLE, bytes_of, final_stage, script, seconds, services
 
 EXAMPLE = ROOT / ".env.example"
@@ -125,7 +125,7 @@ def test_shared_memory_is_reckoned_from_the_processes() -> None:
     assert bytes_of(SERVICES["server"]["shm_size"]) == pipelines * each
     assert (
         bytes_of(SERVICES["cpu"]["shm_size"])
-        == (MAX_INSTANCES + STREAM_INSTANCES + len([*NETWORKS, FREE_DETECTOR])) * each
+        == (MAX_INSTANCES + STREAM_INSTANCES + len([*NETWORKS, FREE_DETECTOR, WHOLE_MATTING])) * each
     )
     example = EXAMPLE.read_text()
     assert f"({pipelines})" in example, ".env.example names another number of instances"

@@ -25,7 +25,7 @@ from export.onnx_export import (
 )
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "export" / "weights" / "nano"
-DETECTOR, MATTE = WEIGHTS / "yolov8_seg.onnx", WEIGHTS / "birefnet_trt.onnx"
+DETECTOR, MATTE, WHOLE = (WEIGHTS / f"{name}.onnx" for name in ("yolov8_seg", "birefnet_trt", "u2netp"))
 LARGEST_FILE_BYTES = 15_000_000
 
 DETECTOR_CONTRACT = {
@@ -41,7 +41,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("path", [DETECTOR, MATTE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [DETECTOR, MATTE, WHOLE], ids=lambda path: path.stem)
 def test_file_is_small_standard_and_as_listed(path: Path) -> None:
     """At most 15 MB, opset 18, operators of the ONNX standard alone, checksum as in SHA256SUMS."""
     data = path.read_bytes()
@@ -66,9 +66,10 @@ def test_detector_contract() -> None:
     assert all(isinstance(each.shape[0], str) for each in found.get_outputs())
 
 
-def test_matte_contract() -> None:
-    """Names, element types and layouts of `birefnet_trt`: squares of a multiple of 32 px."""
-    found = session(MATTE)
+@pytest.mark.parametrize("path", [MATTE, WHOLE], ids=lambda path: path.stem)
+def test_matte_contract(path: Path) -> None:
+    """Names, element types and layouts of matting networks: squares of a multiple of 32 px."""
+    found = session(path)
     (images,), (alphas,) = found.get_inputs(), found.get_outputs()
     side_px = images.shape[1]
     assert side_px % 32 == 0
@@ -76,7 +77,7 @@ def test_matte_contract() -> None:
     assert (alphas.name, alphas.type, alphas.shape[1:]) == ("alphas", "tensor(uint8)", [side_px, side_px])
 
 
-@pytest.mark.parametrize("path", [DETECTOR, MATTE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [DETECTOR, MATTE, WHOLE], ids=lambda path: path.stem)
 def test_batch_changes_nothing(path: Path) -> None:
     """Three pictures in one run come out as in three runs, and the same run twice is the same to the bit."""
     running = session(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,21 @@ def test_auto_takes_people_where_there_are_some_and_else_all() -> None:
     answer = cut(stand_ins.picture(640, 400, []), subject="auto", output="mask")
     assert (answer.report["subject"], answer.report["people"]) == ("all", [])
     assert answer.report["cutouts"][0]["frame"] == [0, 0, 640, 400]
+
+
+def test_whole_pictures_go_through_a_network_of_their_own_where_there_is_one() -> None:
+    def never(_: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        raise AssertionError
+
+    own = stand_ins.models(32)
+    models = replace(own, matter=never, whole=replace(own, description={"profile": "stand-in", "matte": "another"}))
+    answer = cut(scene(), models, subject="all", output="mask")
+    assert answer.report["models"]["matte"] == "another"
+    assert (pixels_of(answer.images[0]) >= 128).any()
+    assert cut(stand_ins.picture(640, 400, []), models, subject="auto").report["models"]["matte"] == "another"
+    people = replace(own, whole=replace(own, matter=never))
+    for subject in ("people", "each", "auto"):
+        assert "matte" not in cut(scene(), people, subject=subject).report["models"]
 
 
 def test_cropping_keeps_what_is_there_and_a_margin() -> None:

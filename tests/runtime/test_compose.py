@@ -20,7 +20,7 @@ from runtime.compose import PIPELINE, SOURCE, Composed, compose, contract, read_
 from runtime.devices import Device, Plan
 from runtime.onnx_file import Signature, TensorInfo
 from runtime.server import ServerOptions
-from runtime.weights import FREE_DETECTOR, Network, load_networks
+from runtime.weights import FREE_DETECTOR, WHOLE_MATTING, Network, load_networks
 
 MODELS = sorted(path.parent.name for path in SOURCE.glob("*/config.pbtxt"))
 CPU = Device("cpu", "cpu")
@@ -49,7 +49,7 @@ def resized(found: dict[str, Any], side: int) -> dict[str, Any]:
 
 
 def test_same_models(composed: Composed) -> None:
-    assert sorted(path.name for path in composed.folder.iterdir()) == [*MODELS, FREE_DETECTOR]
+    assert sorted(path.name for path in composed.folder.iterdir()) == sorted([*MODELS, FREE_DETECTOR, WHOLE_MATTING])
     assert MODELS == ["birefnet_trt", "ensemble_pipeline", "stream_pipeline", "yolov8_seg"]
 
 
@@ -119,7 +119,8 @@ def test_pipeline_parameters(composed: Composed, networks: dict[str, Network]) -
     assert parameters["matte_side_px"] == str(composed.matte_side_px)
     assert parameters["birefnet_trt_sha256"] == networks["birefnet_trt"].sha256
     assert config.instance_group[0].count == 3
-    assert composed.processes == 7
+    assert parameters["whole_matte"] == WHOLE_MATTING
+    assert composed.processes == 8
 
 
 def test_streams_have_a_detector_for_pictures_of_any_size_on_a_cpu(composed: Composed) -> None:
@@ -139,13 +140,34 @@ def test_streams_have_a_detector_for_pictures_of_any_size_on_a_cpu(composed: Com
     assert int(parameters["detector_pixels"].string_value) < DETECTOR_SIDE_PX**2 * 0.6
 
 
+def test_whole_pictures_have_a_network_of_their_own(composed: Composed, networks: dict[str, Network]) -> None:
+    """Its contract is the other matting network's, at its own side."""
+    config = read_config(composed.folder / WHOLE_MATTING)
+    parameters = read_config(composed.folder / "ensemble_pipeline").parameters
+    side = int(parameters["whole_matte_side_px"].string_value)
+    assert side != composed.matte_side_px
+    wanted = resized(contract(read_config(SOURCE / "birefnet_trt")), side)
+    assert contract(config) == wanted | {"name": WHOLE_MATTING}
+    assert [list(warmup.inputs["images"].dims) for warmup in config.model_warmup] == [[side, side, 3]]
+    link = composed.folder / WHOLE_MATTING / "1" / "model.onnx"
+    assert link.resolve() == networks[WHOLE_MATTING].path
+
+
+def test_a_profile_may_have_no_such_network(networks: dict[str, Network], tmp_path: Path) -> None:
+    there = {name: each for name, each in networks.items() if name != WHOLE_MATTING}
+    composed = compose(tmp_path / "r", profile="lite", networks=there, device=CPU, plan=Plan(instances=1, threads=1))
+    assert not (composed.folder / WHOLE_MATTING).exists()
+    parameters = read_config(composed.folder / "ensemble_pipeline").parameters
+    assert not [name for name in parameters if name.startswith("whole")]
+
+
 @pytest.mark.parametrize("why", ["a GPU", "no file"])
 def test_streams_use_the_other_detector_else(networks: dict[str, Network], tmp_path: Path, why: str) -> None:
     device = Device("cuda", "cuda (NVIDIA H200)") if why == "a GPU" else CPU
     there = {name: each for name, each in networks.items() if why == "a GPU" or name != FREE_DETECTOR}
     plan = Plan(instances=1, threads=1)
     composed = compose(tmp_path / "r", profile="nano", networks=there, device=device, plan=plan)
-    assert sorted(path.name for path in composed.folder.iterdir()) == MODELS
+    assert sorted(path.name for path in composed.folder.iterdir()) == sorted([*MODELS, WHOLE_MATTING])
     parameters = read_config(composed.folder / "stream_pipeline").parameters
     assert parameters["detector"].string_value == "yolov8_seg"
     assert parameters["detector_pixels"].string_value == "0"

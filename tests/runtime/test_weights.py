@@ -10,7 +10,16 @@ import pytest
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
 from runtime.server import WEIGHTS_VARIABLE, ServerOptions
-from runtime.weights import BUNDLED, CHECKSUMS, FREE_DETECTOR, INT8_SUFFIX, NETWORKS, load_networks, profile_folder
+from runtime.weights import (
+    BUNDLED,
+    CHECKSUMS,
+    FREE_DETECTOR,
+    INT8_SUFFIX,
+    NETWORKS,
+    WHOLE_MATTING,
+    load_networks,
+    profile_folder,
+)
 
 
 @pytest.fixture
@@ -21,12 +30,13 @@ def weights(tmp_path: Path) -> Path:
 
 def test_bundled_weights_hold(weights: Path) -> None:
     networks = load_networks(weights)
-    assert set(networks) == {*NETWORKS, FREE_DETECTOR}
+    assert set(networks) == {*NETWORKS, FREE_DETECTOR, WHOLE_MATTING}
     assert all(len(network.sha256) == 64 for network in networks.values())
 
 
-def test_a_folder_may_lack_the_detector_for_any_size(weights: Path) -> None:
-    (weights / f"{FREE_DETECTOR}.onnx").unlink()
+def test_a_folder_may_lack_what_is_not_needed(weights: Path) -> None:
+    for name in (FREE_DETECTOR, WHOLE_MATTING):
+        (weights / f"{name}.onnx").unlink()
     assert set(load_networks(weights)) == set(NETWORKS)
 
 

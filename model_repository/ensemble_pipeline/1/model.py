@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ class TritonPythonModel:
             "detector": {"name": DETECTOR, "version": _version(versions / DETECTOR)},
             "matte": {"name": MATTER, "version": _version(versions / MATTER), "side_px": self.matte_side_px},
         }
+        self.whole_matte: dict[str, Any] | None = None
+        if name := parameters.get("whole_matte"):
+            side_px = int(parameters["whole_matte_side_px"])
+            self.whole_matte = {"name": name, "version": _version(versions / name), "side_px": side_px}
         ratio = os.environ.get(RATIO_VARIABLE)
         self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
 
@@ -65,14 +70,7 @@ class TritonPythonModel:
         answer = run(
             _file(request),
             options,
-            Models(
-                lambda images: _detect(request, images),
-                lambda images: _matte(request, images),
-                self.matte_side_px,
-                self.description,
-                self.device,
-                self.tensorrt,
-            ),
+            self._models(request),
             wants_images="images" in wanted,
             max_decompression_ratio=self.max_decompression_ratio,
             proceed=_deadline_check(request, self.processing_timeout_s),
@@ -80,6 +78,25 @@ class TritonPythonModel:
         response = pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
         self.metrics.end("OK", answer.report)
         return response
+
+    def _models(self, request: Any) -> Models:
+        models = Models(
+            lambda images: _detect(request, images),
+            lambda images: _matte(request, MATTER, images),
+            self.matte_side_px,
+            self.description,
+            self.device,
+            self.tensorrt,
+        )
+        if (whole := self.whole_matte) is None:
+            return models
+        others = replace(
+            models,
+            matter=lambda images: _matte(request, whole["name"], images),
+            matte_side_px=whole["side_px"],
+            description=self.description | {"matte": whole},
+        )
+        return replace(models, whole=others)
 
 
 def _file(request: Any) -> bytes:
@@ -123,8 +140,8 @@ def _detect(request: Any, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     return serving.call(request, DETECTOR, images, serving.DETECTOR_OUTPUTS)
 
 
-def _matte(request: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return serving.call(request, MATTER, images, ("alphas",))["alphas"]
+def _matte(request: Any, name: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return serving.call(request, name, images, ("alphas",))["alphas"]
 
 
 def _version(folder: Path) -> str:

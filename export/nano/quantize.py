@@ -28,7 +28,7 @@ from export.nano.evaluate import iou
 from export.nano.pictures import PictureBank, load_bank
 from export.nano.scenes import SceneMaker
 from runtime.digest import sha256_of
-from runtime.weights import FREE_DETECTOR
+from runtime.weights import FREE_DETECTOR, NETWORKS
 from runtime.weights import INT8_SUFFIX as SUFFIX
 
 SAMPLES, HELD_OUT_SAMPLES = 32, 24
@@ -207,23 +207,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("export/weights/nano"))
     parser.add_argument("--data", type=Path, default=Path("../shared"), help="folder with people/ and objects/")
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="only this one; may be repeated")
     options = parser.parse_args(arguments)
+    record = options.folder / "training" / "int8.json"
     bank = load_bank(options.data / "people", PICTURES)
-    figures: dict[str, Any] = {}
-    for name in ("birefnet_trt", "yolov8_seg", FREE_DETECTOR):
+    figures: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    for name in options.network or NETWORKS:
         source = options.folder / f"{name}.onnx"
         target, before = source.with_suffix(SUFFIX), open_session(source)
-        # The detector for any size has the maps of the one for squares, which comes before it.
-        if source.stem != FREE_DETECTOR:
-            ranges = find_ranges(source, samples(bank, before, held_out=False))
+        ranges = find_ranges(source, samples(bank, before, held_out=False))
         quantize(source, target, ranges)
-        if source.stem == FREE_DETECTOR:
-            continue
+        if name == "yolov8_seg":  # whose maps the detector for any size has, too
+            quantize(options.folder / f"{FREE_DETECTOR}.onnx", options.folder / f"{FREE_DETECTOR}{SUFFIX}", ranges)
         compare = detector_figures if _is_detector(before) else matte_figures
         found = compare(before, open_session(target), samples(bank, before, held_out=True))
         figures[source.stem] = {name: round(value, 4) for name, value in found.items()}
         print(target.name, figures[source.stem], flush=True)
-    (options.folder / "training" / "int8.json").write_text(json.dumps(figures, indent=1) + "\n")
+    record.write_text(json.dumps(figures, indent=1) + "\n")
     files = sorted(options.folder.glob("*.onnx"))
     (options.folder / "SHA256SUMS").write_text("".join(f"{sha256_of(each)}  {each.name}\n" for each in files))
     return 0 if all(map(_close, figures.values())) else 1

@@ -11,11 +11,13 @@ held-out pictures, each as it is, cut out before and now.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import io
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -60,7 +62,7 @@ WANTED = (
     ("largest file, MB", "files largest_mb", -15),
 )
 """What is measured, and at least how much is wanted; at most, where it is negative."""
-SOFT_PICTURES, FIRST_SHAPE = 40, 1000
+SOFT_PICTURES, FIRST_SHAPE = 24, 1000
 """Shapes from this number on were never looked at to choose anything."""
 SHEET = (("train/ccp", 6), ("train2/ccp", 8), ("train2/cc0_faces_pseudo", 16), ("train2/pd_officials_pseudo", 4))
 SHEET_OBJECTS = 6
@@ -103,6 +105,7 @@ class PictureResult:
 # ------------------------------------------------------------------------------------------------ cutting out
 
 
+@functools.cache
 def in_process(weights: Path) -> Cutter:
     """The pipeline in this process, its two networks in ONNX Runtime on two threads."""
     for folder in (PIPELINE, ROOT / "client"):
@@ -167,6 +170,11 @@ def measure(data: Path, folder: str, name: str, cut: Cutter) -> PictureResult:
         return PictureResult(folder, name, *figures)
     ious, people = match_people(cut(picture, "each"), _read(instances_path))
     return PictureResult(folder, name, *figures, people, tuple(ious))
+
+
+def _measure(job: tuple[Path, Path, str, str]) -> PictureResult:
+    weights, data, folder, name = job
+    return measure(data, folder, name, in_process(weights))
 
 
 def match_people(pieces: list[Piece], instances: NDArray[np.uint8]) -> tuple[list[float], int]:
@@ -341,10 +349,9 @@ def table(figures: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def compared(data: Path, weights: Path, before: Path, cut: Cutter, output: Path) -> dict[str, float]:
+def compared(data: Path, weights: Path, before: Path, output: Path) -> dict[str, float]:
     """The figures that have a before, and the sheet of pairs."""
-    say("drawn soft edges, CPU time and the sheet of pairs")
-    earlier = in_process(before)
+    earlier, cut = in_process(before), in_process(weights)
     served = load_networks(weights, int8=has_vnni())
     old = load_networks(before)
     names = ("yolov8_seg", "birefnet_trt")
@@ -367,6 +374,7 @@ def main(given: Sequence[str] | None = None) -> int:
     add("--limit", type=int, help="only the first so many of each folder")
     add("--weights", type=Path, default=ROOT / "export" / "weights" / "nano", help="folder of ONNX files")
     add("--before", type=Path, help="folder of older ONNX files to compare with")
+    add("--jobs", type=int, default=1, help="processes that share the pictures")
     add("--output", type=Path, default=ROOT / "quality-output", help="where the results go")
     args = parser.parse_args(given)
     load = load_before()
@@ -374,22 +382,24 @@ def main(given: Sequence[str] | None = None) -> int:
     if missing:
         print(f"Skipped: there are no photographs at {args.data}: {', '.join(missing)}. Name their folder with --data.")
         return 0
-    cut = in_process(args.weights)
-    measured: list[PictureResult] = []
-    folders = []
+    jobs = [
+        (args.weights, args.data, folder, name)
+        for folder in SPLITS[args.split]
+        for name in picture_names(args.data, folder, args.limit)
+    ]
+    say(f"{len(jobs)} pictures")
+    args.output.mkdir(parents=True, exist_ok=True)
     figures = {"files largest_mb": max(path.stat().st_size for path in args.weights.glob("*.onnx")) / 1e6}
-    for folder in SPLITS[args.split]:
-        names = picture_names(args.data, folder, args.limit)
-        say(f"{folder}: {len(names)} pictures")
-        measured += [measure(args.data, folder, name, cut) for name in names]
-        folders.append(summarize([each for each in measured if each.folder == folder]))
+    with ProcessPoolExecutor(args.jobs) as pool:
+        results = pool.map(_measure, jobs)
+        if args.before is not None:
+            figures |= compared(args.data, args.weights, args.before, args.output)
+        measured = list(results)
+    folders = [summarize([each for each in measured if each.folder == folder]) for folder in SPLITS[args.split]]
     heads = summarize([each for each in measured if each.folder in HEADS])
     for row in (*folders, {**heads, "folder": "heads"}):
         name = "objects" if row["folder"] == OBJECTS else row["folder"].rpartition("/")[2]
         figures |= {f"{name} {key}": value for key, value in row.items() if isinstance(value, float)}
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.before is not None:
-        figures |= compared(args.data, args.weights, args.before, cut, args.output)
     measured.sort(key=lambda result: result.union_iou)
     machine = head(("onnxruntime",), load)
     report = {**machine, "split": args.split, "figures": figures, "folders": folders}

@@ -65,7 +65,7 @@ ALONE_REACH, ALONE_FADE = 0.05, 0.08
 the second, both as shares of √(box area). Smaller distances cut off bags, which no mask includes; a fade of 0.2 gains
 .001 on composites and loses as much on real scenes, where things beside a person look like clothes."""
 
-CROWD_REACH, CROWD_FADE = 0.03, 0.05
+CROWD_REACH, CROWD_FADE = 0.02, 0.04
 """The same where another person, who is excluded, is in the crop."""
 
 NEIGHBOUR_MARGIN = 2.5

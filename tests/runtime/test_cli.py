@@ -55,7 +55,7 @@ def test_signals_end_everything(serve: Callable[..., Command], number: signal.Si
 def test_killed_supervisor_leaves_nothing(serve: Callable[..., Command]) -> None:
     """SIGKILL gives it no chance to clean up; the keeper does."""
     command = serve("--instances=1")
-    assert len(processes_of(command.cache_dir)) == 7  # the keeper, tritonserver, five models
+    assert len(processes_of(command.cache_dir)) == 8  # the keeper, tritonserver, six models
     command.process.kill()
     command.process.wait()
     assert_nothing_left(command.cache_dir, seconds=GONE_S)

@@ -4,17 +4,18 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PROFILE ?= nano
-FUZZ_S ?= 60
+FUZZ_S ?= 30
 LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
-SLOW := $(wildcard tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
+SLOW := $(wildcard tests/gateway/test_connections.py tests/gateway/test_lifecycle.py tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py \
-  tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py)
+  tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py \
+  tests/runtime/test_supervision.py tests/runtime/test_small_shm.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-overhead bench-stream bench-onnx bench-gpu size lock clean
+.PHONY: help demo serve models models-here test test-faults test-export test-wheel fuzz lint format quality bench bench-pipeline bench-gateway bench-overhead bench-stream bench-onnx bench-gpu size lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,8 +92,9 @@ $(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
 	$(PIP) install --quiet --require-hashes -r requirements/fuzz.txt
 	@touch $@
 
-fuzz: $(VENV)/.fuzz  ## feed the decoding path with broken files for a minute: make fuzz [FUZZ_S=3600]
+fuzz: $(VENV)/.fuzz  ## feed the decoding path and the gate's codec with broken input, each for half a minute: make fuzz [FUZZ_S=3600]
 	$(PY) -m tests.fuzz.decoding .cache/fuzz -max_total_time=$(FUZZ_S) -artifact_prefix=.cache/
+	$(PY) -m tests.fuzz.gateway .cache/fuzz-gateway -max_total_time=$(FUZZ_S) -artifact_prefix=.cache/
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
@@ -119,11 +121,14 @@ bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made se
 bench-pipeline: $(VENV)/.dev  ## milliseconds per stage, and the pipeline against its models' own time
 	$(PY) -m benchmarks.pipeline
 
-bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame, and how steady masks are
+bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame
 	$(PY) -m benchmarks.stream
 
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
+
+bench-gateway: $(VENV)/.dev  ## what the gate adds to Triton: milliseconds, and throughput of eight clients
+	$(PY) -m benchmarks.gateway
 
 bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time, memory, batches
 	$(PY) -m benchmarks.birefnet_onnx

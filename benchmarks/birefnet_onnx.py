@@ -25,18 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.floor import onnx_model
-from benchmarks.machine import head, load_before, publish, say, sentence
+from benchmarks.machine import head, load_before, publish, say, sentence, spread
 from runtime.devices import cores
 from runtime.process import ALLOCATOR
 
 MIB = 2**20
-FILES = ("grid", "native")
-"""The project's file, and DeformConv's."""
+FILES = ("grid", "native")  # the project's file, and DeformConv's
+# At most: of the project's file as a share of the other's.
 TARGETS = {"seconds": 0.8, "peak MiB above the empty process": 0.6, "peak MiB in all": 0.6}
-"""At most: of the project's file as a share of the other's."""
 
 
 def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str, Any]:
@@ -60,8 +58,6 @@ def measure(folder: Path, options: argparse.Namespace, load: float) -> dict[str,
 
 
 # ------------------------------------------------------------------------------------ steps, each its own process
-
-
 def export_step(side: str, path: str, deform: str, threads: str) -> dict[str, Any]:
     """Write a file; its size and that of the weights."""
     torch: Any = importlib.import_module("torch")
@@ -76,7 +72,8 @@ def run_step(path: str, threads: str) -> dict[str, float]:
     """Open a file and run it on one picture. CPU seconds are of all threads: other work shows less in them."""
     before = _peak_mib()
     session = onnx_model().open_session(Path(path), "cpu", int(threads))
-    picture = _picture(int(session.get_inputs()[0].shape[1]))
+    side = int(session.get_inputs()[0].shape[1])
+    picture = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     begun, cpu_begun = time.perf_counter(), time.process_time()
     session.run(None, {"images": picture})
     return {
@@ -100,25 +97,12 @@ def _step(*step: str) -> dict[str, Any]:
     return found
 
 
-def _picture(side: int) -> NDArray[np.uint8]:
-    """Waves of different lengths with noise, uint8 [1, side, side, 3]."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:side, :side] / side
-    channels = []
-    for _ in range(3):
-        across, down = rng.uniform(5, 60, 2)
-        channels.append(128 + 90 * np.sin(across * x + down * y) + rng.normal(0, 8, (side, side)))
-    return np.asarray(np.clip(np.stack(channels, axis=-1)[None], 0, 255), np.uint8)
-
-
 def _peak_mib() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 # -------------------------------------------------------------------------------------------------- the report
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: medians with their spread, ratios, verdicts, the machine."""
     lines = [
@@ -126,8 +110,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Swin-T, {report['side_px']}×{report['side_px']}, batch 1, {report['threads']} threads, on {sentence(report)}",
         "",
-        f"Median of {report['rounds']} rounds (lowest–highest); each run in a fresh process, with the server's session "
-        "options (no arena, no memory pattern) and allocator settings.",
+        f"Median (10th to 90th percentile) of {report['rounds']} fresh processes, with the server's session options "
+        "(no arena, no memory pattern) and allocator settings.",
         "",
         "| | project's file | DeformConv | ratio | at most |",
         "|---|--:|--:|--:|---|",
@@ -136,15 +120,10 @@ def markdown(report: dict[str, Any]) -> str:
         ours, theirs = ([run[name] for run in report["runs"][deform]] for deform in FILES)
         ratio = statistics.median(ours) / statistics.median(theirs)
         wanted = f"{TARGETS[name]}: {'met' if ratio <= TARGETS[name] else 'missed'}" if name in TARGETS else ""
-        lines.append(f"| {name} | {_spread(ours)} | {_spread(theirs)} | {ratio:.2f} | {wanted} |")
+        lines.append(f"| {name} | {spread(ours, 2)} | {spread(theirs, 2)} | {ratio:.2f} | {wanted} |")
     sizes = " | ".join(f"{report['exports'][deform]['file MiB']:.0f}" for deform in FILES)
     lines.append(f"| file, MiB (weights: {report['exports']['grid']['weights MiB']:.0f}) | {sizes} | | |")
     return "\n".join([*lines, ""])
-
-
-def _spread(values: Sequence[float]) -> str:
-    digits = 2 if max(values) < 100 else 0
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from runtime.compose import CHECKOUT
 from runtime.server import Server
 
 LOOPBACK = "127.0.0.1"
-START_TIMEOUT_S = 300.0
-"""rembg's imports alone take a minute where their compiled functions are not cached yet."""
+START_TIMEOUT_S = 300.0  # rembg's imports alone take a minute where their compiled functions are not cached yet
 REQUEST_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 20.0
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=64)
@@ -42,13 +41,11 @@ class Contender:
     Attributes:
         name, does: for the report.
         cut: an encoded picture → a PNG; called from several threads.
-        stages_ms: what the server said of each answer's stages, where it says such things.
     """
 
     name: str
     does: str
     cut: Callable[[bytes], bytes]
-    stages_ms: list[dict[str, float]] = field(default_factory=list)
 
 
 @contextmanager
@@ -56,15 +53,10 @@ def ours(server: Server) -> Iterator[list[Contender]]:
     """This project's server: over gRPC and HTTP, people and whatever the picture shows."""
 
     def contender(way: str, client: cutaway.Client, subject: Any) -> Contender:
-        stages_ms: list[dict[str, float]] = []
-
         def cut(data: bytes) -> bytes:
-            result = client.cut(data, subject=subject)
-            stages_ms.append(dict(result.timings_ms))
-            return result.images[0]
+            return client.cut(data, subject=subject).images[0]
 
-        name = f"Cutaway, {way}, {subject}"
-        return Contender(name, DOES[subject], cut, stages_ms)
+        return Contender(f"Cutaway, {way}, {subject}", DOES[subject], cut)
 
     with (
         cutaway.Client(server.grpc_url, timeout_s=REQUEST_TIMEOUT_S) as grpc,

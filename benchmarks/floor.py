@@ -24,10 +24,8 @@ from runtime.process import ALLOCATOR
 
 STAGES = ("decode", "detect", "matte", "encode")
 PIPELINE = SOURCE / "ensemble_pipeline" / "1"
-_MALLOPT = {"MALLOC_ARENA_MAX": -8, "MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
-"""Numbers of these settings in glibc's `mallopt`."""
-OPENCV_THREADS = 2
-"""As in the pipeline."""
+_MALLOPT = {"MALLOC_ARENA_MAX": -8, "MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}  # glibc's numbers
+OPENCV_THREADS = 2  # as in the pipeline
 
 
 class Floor:

@@ -44,28 +44,24 @@ NANO = ROOT / "export" / "weights" / "nano"
 SAMPLES = ROOT / "samples"
 PEOPLE = ROOT / ".." / "shared" / "people" / "eval"
 CASE_LIMIT_S = 900.0
-"""Seconds after which a case is given up."""
-NETWORKS = {"swin-t": "lite", "swin-l": "general", "nano": None}
-"""By name: the variant of BiRefNet; None is the bundled one, which has an ONNX file alone."""
+NETWORKS = {"swin-t": "lite", "swin-l": "general", "nano": None}  # variant of BiRefNet; None: bundled, as ONNX alone
 WARM_UP = 3
 MIB = 2**20
 
-Alphas = NDArray[np.uint8]
-"""Pictures (N, S, S, 3) and alphas (N, S, S)."""
+Alphas = NDArray[np.uint8]  # pictures (N, S, S, 3) and alphas (N, S, S)
 
 
 @dataclass(frozen=True)
 class Case:
     """One way of running a network.
 
-    `mode` is "eager" or "graph" (a CUDA graph that is recorded once). `folder` holds `pictures.npy`, the network's ONNX
+    `folder` holds `pictures.npy`, the network's ONNX
     files and, once the float32 case ran, `wanted_N.npy`.
     """
 
     network: str
     runtime: str
     precision: str
-    mode: str
     device: str
     side_px: int
     batches: tuple[int, ...]
@@ -75,7 +71,7 @@ class Case:
     @property
     def name(self) -> str:
         words = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}[self.runtime]
-        return f"{words} {self.precision}{', CUDA graph' if self.mode == 'graph' else ''}"
+        return f"{words} {self.precision}"
 
     @property
     def is_standard(self) -> bool:
@@ -99,15 +95,9 @@ class Row:
 
 
 # ---------------------------------------------------------------------------------------------------- the pictures
-
-
 def find_pictures(number: int) -> list[Path]:
-    """The samples, then photographs from all folders of the evaluation set, where it lies beside the checkout."""
-    found = sorted(SAMPLES.glob("*.jpg"))
-    folders = [sorted((folder / "images").glob("*.jpg")) for folder in sorted(PEOPLE.glob("*")) if folder.is_dir()]
-    for place in range(number):
-        found += [folder[place * len(folder) // number % len(folder)] for folder in folders if folder]
-    return list(dict.fromkeys(found))[:number]
+    """The samples, then photographs of the evaluation set, where it lies beside the checkout."""
+    return [*sorted(SAMPLES.glob("*.jpg")), *sorted(PEOPLE.glob("*/images/*.jpg"))[::5]][:number]
 
 
 def squares(paths: Sequence[Path], side_px: int) -> Alphas:
@@ -117,14 +107,10 @@ def squares(paths: Sequence[Path], side_px: int) -> Alphas:
 
 def resized(pictures: Alphas, side_px: int) -> Alphas:
     """The pictures at the side of a network that has one of its own."""
-    if pictures.shape[1] == side_px:
-        return pictures
     return np.stack([cv2.resize(each, (side_px, side_px), interpolation=cv2.INTER_AREA) for each in pictures])
 
 
 # ------------------------------------------------------------------------------------- one case, in its own process
-
-
 def run_case(case: Case) -> list[Row]:
     """Measure all batches of one case in this process."""
     pictures: Alphas = np.load(Path(case.folder) / "pictures.npy")
@@ -166,8 +152,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-Runs = Iterator[tuple[int, Callable[[], None], Callable[[], Alphas]]]
-"""(batch, what runs it once and waits for it, what returns the alphas of the last run)"""
+Runs = Iterator[tuple[int, Callable[[], None], Callable[[], Alphas]]]  # batch, what runs it, alphas of the last run
 
 
 def build_torch(variant: str, side_px: int, half: bool) -> Any:
@@ -201,8 +186,7 @@ def torch_runs(case: Case, pictures: Alphas) -> Runs:
     for batch in case.batches:
         images = torch.from_numpy(pictures[:batch]).to(case.device)
         result: list[Any] = [None]
-        begin = recorded if case.mode == "graph" else plain
-        yield batch, begin(torch, network, images, result), partial(on_host, result)
+        yield batch, make_call(torch, network, images, result), partial(on_host, result)
         del images, result
         gc.collect()
 
@@ -212,7 +196,7 @@ def on_host(result: list[Any]) -> Alphas:
     return alphas
 
 
-def plain(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[[], None]:
+def make_call(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[[], None]:
     """A call runs the network and waits for it."""
 
     def call() -> None:
@@ -224,36 +208,16 @@ def plain(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[
     return call
 
 
-def recorded(torch: Any, network: Any, images: Any, result: list[Any]) -> Callable[[], None]:
-    """Record the network's kernels once; a call replays them."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            network(images)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
-        result[0] = network(images)
-
-    def call() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return call
-
-
 def onnxruntime_runs(case: Case, pictures: Alphas) -> Runs:
     file = Path(case.folder) / case.network / ("half.onnx" if case.precision == "half" else "float32.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     for batch in case.batches:
-        # A recorded graph is of one batch, and an arena never shrinks: a session for each.
+        # An arena never shrinks: a session for each batch.
         providers: list[Any] = ["CPUExecutionProvider"]
         if case.device == "cuda":
             ort.preload_dlls()
             cuda = {
-                "enable_cuda_graph": "1" if case.mode == "graph" else "0",
                 "use_tf32": "0",
                 "cudnn_conv_algo_search": "HEURISTIC",
                 "arena_extend_strategy": "kSameAsRequested",
@@ -279,16 +243,13 @@ def onnxruntime_runs(case: Case, pictures: Alphas) -> Runs:
 
 
 # -------------------------------------------------------------------------------------------------- all of them
-
-
 def cases_of(network: str, args: argparse.Namespace, folder: Path) -> list[Case]:
     """All ways of running this network, the one that the others are compared with first."""
-    modes = ("eager", "graph") if args.device == "cuda" else ("eager",)
     batches = tuple(sorted(args.batches))
     return [
-        Case(network, runtime, precision, mode, args.device, args.side, batches, args.rounds, str(folder))
+        Case(network, runtime, precision, args.device, args.side, batches, args.rounds, str(folder))
         for runtime in (("torch", "onnxruntime") if NETWORKS[network] else ("onnxruntime",))
-        for precision, mode in (("float32", "eager"), *(("half", mode) for mode in modes))
+        for precision in ("float32", "half")
     ]
 
 
@@ -334,11 +295,7 @@ def table(rows: Sequence[Row], failures: Sequence[str]) -> str:
 
 
 def device_name(device: str) -> str:
-    """What the figures are of.
-
-    Raises:
-        SystemExit: when there is no such device.
-    """
+    """What the figures are of; SystemExit where there is no such device."""
     try:
         torch: Any = importlib.import_module("torch")
     except ModuleNotFoundError:

@@ -8,13 +8,14 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.checks import TRITON_VERSION
+from runtime.checks import TRITON_VERSION, RuntimeProblem
 from runtime.devices import cores
 
 BUSY_LOAD = 0.5
@@ -32,19 +33,12 @@ def machine(load: float) -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "triton": TRITON_VERSION,
-        **{name: version for name in packages if (version := _version(name))},
-    }
-
-
-def _version(package: str) -> str:
-    """ "" where it is not there as a package: in a container Cutaway itself lies there as files."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    """Of those that are installed: in a container Cutaway itself lies there as files."""
+    found = {"python": platform.python_version(), "triton": TRITON_VERSION}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def head(packages: Sequence[str], load: float) -> dict[str, Any]:
@@ -82,12 +76,8 @@ def sentence(report: dict[str, Any]) -> str:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()  # Triton runs on Linux alone
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def publish(folder: Path, name: str, report: Mapping[str, Any], text: str) -> None:
@@ -96,3 +86,14 @@ def publish(folder: Path, name: str, report: Mapping[str, Any], text: str) -> No
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / f"{name}.md").write_text(text)
     print(text)
+
+
+def run(folder: Path, name: str, measure: Callable[[], dict[str, Any]], page: Callable[[dict[str, Any]], str]) -> int:
+    """Measure and publish; returns the exit code."""
+    try:
+        report = measure()
+    except RuntimeProblem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    publish(folder, name, report, page(report))
+    return 0

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,23 +33,20 @@ import tritonclient.http
 import tritonclient.http.aio
 from PIL import Image
 
-from benchmarks.machine import head, load_before, publish, say, sentence, spread
-from runtime.checks import RuntimeProblem
+from benchmarks.machine import head, load_before, run, say, sentence, spread
 from runtime.compose import PIPELINE
 from runtime.demo import SAMPLES, find_pictures
 from runtime.server import Server, ServerOptions
 
 WARM_UP_ROUNDS = 3
-PAUSE_S = 0.01
-"""Between two measurements: what the one before left to do is done by then."""
+PAUSE_S = 0.01  # between two measurements: what the one before left to do is done by then
 TIMEOUT_S = 30.0
+# At most, by way. Synchronous HTTP hops to the client's loop and sends from there.
 BOUNDS_MS = {"gRPC": 1.0, "HTTP": 2.0, "gRPC, asyncio": 1.0, "HTTP, asyncio": 1.0}
-"""At most, by way. Synchronous HTTP hops to the client's loop and sends from there."""
 NO_NETWORKS = "no networks"
 PACKAGES = ("cutaway", "tritonclient", "grpcio", "httpx", "numpy", "nvidia-pytriton")
 
-Answer = list[bytes]
-"""The encoded pictures of an answer; none for a detection."""
+Answer = list[bytes]  # the encoded pictures of an answer; none for a detection
 
 
 class Work(NamedTuple):
@@ -61,10 +59,8 @@ class Work(NamedTuple):
     repeats: int = 1
 
 
-Call = Callable[[Work], tuple[float, Answer]]
-"""Seconds, and the answer."""
-Sent = tuple[Any, Callable[[Any], Answer]]
-"""What a client returned, awaitable or not, and what reads the answer from it."""
+Call = Callable[[Work], tuple[float, Answer]]  # seconds, and the answer
+Sent = tuple[Any, Callable[[Any], Answer]]  # what a client returned, or an awaitable, and what reads the answer from it
 
 
 class Way(NamedTuple):
@@ -75,11 +71,12 @@ class Way(NamedTuple):
     sdk: Call
 
 
+@dataclass
 class Times:
     """Milliseconds of one piece of work over one way; entries at the same place are of the same round."""
 
-    def __init__(self, bare: Sequence[float] = (), sdk: Sequence[float] = ()) -> None:
-        self.bare, self.sdk = list(bare), list(sdk)
+    bare: list[float] = field(default_factory=list)
+    sdk: list[float] = field(default_factory=list)
 
 
 def measure(
@@ -124,8 +121,6 @@ def _tiny() -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------- the ways
-
-
 @contextmanager
 def ways(server: Server) -> Iterator[list[Way]]:
     """All ways to a server, connected; asynchronous clients belong to the loop that opens them."""
@@ -205,8 +200,6 @@ def _timed_in(runner: asyncio.Runner, call: Callable[[Work], Sent]) -> Call:
 
 
 # -------------------------------------------------------------------------------------------------- the report
-
-
 def figures(way: str, times: Times) -> dict[str, Any]:
     """Medians, in milliseconds, and the verdict: unclear where the interval does not settle it."""
     differences = sorted(sdk - bare for sdk, bare in zip(times.sdk, times.bare, strict=True))
@@ -252,16 +245,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="the report's")
     options = parser.parse_args(arguments)
     load = load_before()
-    try:
+
+    def measured() -> dict[str, Any]:
         pictures = find_pictures(options.pictures or [SAMPLES])
         # The server's own small pictures would come in between.
         with Server(ServerOptions(profile=options.profile, canary_interval_s=3600.0), say=say) as server:
-            report = measure(server, pictures, rounds=options.rounds, load=load)
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(options.output, "overhead", report, markdown(report))
-    return 0
+            return measure(server, pictures, rounds=options.rounds, load=load)
+
+    return run(options.output, "overhead", measured, markdown)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-from benchmarks.machine import head, load_before, publish, say, sentence, spread
-from runtime.checks import RuntimeProblem
+from benchmarks.machine import head, load_before, run, say, sentence, spread
 from runtime.compose import DETECTOR, MATTING
 from runtime.demo import SAMPLES, find_pictures
 from runtime.devices import cores, has_vnni
@@ -35,10 +34,8 @@ from runtime.weights import load_networks
 PIXELS = 1_000_000
 JPEG_QUALITY = 90
 WARM_UP_ROUNDS = 3
-PAUSE_S = 0.03
-"""Between two measurements: threads of the one before have gone to sleep by then."""
-COUNTING_S = 0.3
-"""Triton counts a picture a moment after it has answered."""
+PAUSE_S = 0.03  # between two measurements: threads of the one before have gone to sleep by then
+COUNTING_S = 0.3  # Triton counts a picture a moment after it has answered
 PACKAGES = ("cutaway", "nvidia-pytriton", "onnxruntime", "numpy", "opencv-python-headless")
 TARGET_RATIO = 1.25
 TARGET_MS = 250.0
@@ -213,14 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device="cpu",
         canary_interval_s=3600.0,  # the server's own small pictures would come in between
     )
-    try:
-        pictures = find_pictures(given.pictures or [SAMPLES])
-        report = measure(options, pictures, rounds=given.rounds, threads=given.threads)
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(given.output, "pipeline", report, markdown(report))
-    return 0
+
+    def measured() -> dict[str, Any]:
+        return measure(options, find_pictures(given.pictures or [SAMPLES]), rounds=given.rounds, threads=given.threads)
+
+    return run(given.output, "pipeline", measured, markdown)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from rembg import sessions
 from rembg.cli import main as rembg
 from rembg.sessions.base import BaseSession
 
-MODEL = "cutaway"
-"""The name by which requests ask for the network."""
+MODEL = "cutaway"  # by which requests ask for the network
 
 
 def session_class(network: Path) -> type:

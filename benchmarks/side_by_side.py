@@ -17,7 +17,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from PIL import Image, ImageOps
 
 from benchmarks.contenders import PEERS, Contender, ours, peer
 from benchmarks.floor import STAGES, Floor
-from benchmarks.machine import head, load_before, publish, say
+from benchmarks.machine import head, load_before, run, say
 from benchmarks.pipeline import PACKAGES
 from benchmarks.side_by_side_report import draw, markdown
 from runtime.checks import RuntimeProblem
@@ -49,10 +48,8 @@ CLIENTS = (1, 8)
 PEERS_PYTHON = CHECKOUT / ".venv-bench" / "bin" / "python"
 PEER_PACKAGES = ("rembg", "fastapi", "uvicorn", "onnxruntime", "pillow", "numpy")
 JPEG_QUALITY = 90
-NOISE = 6.0
-"""Standard deviation of brightness (0 to 255), as of a camera: enlarged samples alone would compress far too well."""
-PAUSE_S = 0.1
-"""Between two measurements: threads of the one before have gone to sleep by then."""
+NOISE = 6.0  # standard deviation of brightness (0 to 255), as of a camera: enlarged samples compress far too well
+PAUSE_S = 0.1  # between two measurements: threads of the one before have gone to sleep by then
 ALPHA_TOLERANCE = {"all": 4.0, "people": 40.0}
 """Mean difference from the network's own alpha (0 to 255) that shows a broken path. People are matted from crops, and
 what is not theirs goes (a flag, say), so theirs is meant to differ."""
@@ -72,17 +69,14 @@ class Work:
 @dataclass
 class Run:
     """What was measured of one contender, size and number of clients, one entry per round: latency of every request,
-    answers per second and, at one client only, what the server said of its stages."""
+    and answers per second."""
 
     latencies_ms: list[list[float]] = field(default_factory=list)
     per_second: list[list[float]] = field(default_factory=list)
-    stages_ms: list[list[dict[str, float]]] = field(default_factory=list)
 
 
-Runs = dict[tuple[float, int, str], Run]
-"""By megapixels, clients and contender."""
-Floors = dict[float, dict[str, list[list[float]]]]
-"""Milliseconds by megapixels and stage, a list for each round."""
+Runs = dict[tuple[float, int, str], Run]  # by megapixels, clients and contender
+Floors = dict[float, dict[str, list[list[float]]]]  # milliseconds by megapixels and stage, a list for each round
 
 
 def _without_whole_matting(options: argparse.Namespace) -> Path:
@@ -122,14 +116,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             contenders.append(stack.enter_context(started))
         works = [_work(size, find_pictures(options.pictures or [SAMPLES]), contenders[0]) for size in options.sizes]
         differences = [_check(contender, work, floor) for work in works for contender in contenders]
-        runs, floors, rounds = _rounds(contenders, works, floor, options)
+        runs, floors = _rounds(contenders, works, floor, options)
     return {
         **head(PACKAGES, load),
         "peer_versions": peer_versions,
         "profile": options.profile,
         "instances": layout.instances,
         "threads": layout.threads,
-        "rounds": rounds,
+        "rounds": options.rounds,
         "contenders": [{"name": contender.name, "does": contender.does} for contender in contenders],
         "pictures": [
             {
@@ -149,8 +143,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
-
-
 def photograph(path: Path, megapixels: float) -> bytes:
     """A picture scaled to a size, with noise, as a JPEG."""
     with Image.open(path) as file:
@@ -197,15 +189,9 @@ def _check(contender: Contender, work: Work, floor: Floor) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------- measuring
-
-
 def _rounds(
-    contenders: Sequence[Contender],
-    works: Sequence[Work],
-    floor: Floor,
-    options: argparse.Namespace,
-) -> tuple[Runs, Floors, int]:
-    """Also the number of rounds, which is smaller than asked for where time was up."""
+    contenders: Sequence[Contender], works: Sequence[Work], floor: Floor, options: argparse.Namespace
+) -> tuple[Runs, Floors]:
     clients: Sequence[int] = options.clients
     runs: Runs = {
         (work.megapixels, count, contender.name): Run()
@@ -216,12 +202,8 @@ def _rounds(
     floors: Floors = {work.megapixels: {stage: [] for stage in STAGES} for work in works}
     for contender in contenders:
         volley(contender.cut, works[0].pictures, max(clients), 1)
-    started = time.monotonic()
     for number in range(options.rounds):
         begun = time.monotonic()
-        if number and begun - started > options.minutes * 60:
-            say(f"time is up after {number} rounds")
-            return runs, floors, number
         for work in works:
             for count in clients:
                 steps: list[Callable[[], None]] = [
@@ -236,7 +218,7 @@ def _rounds(
                     step()
                     time.sleep(PAUSE_S)
         say(f"round {number + 1} of {options.rounds} took {time.monotonic() - begun:.0f} s")
-    return runs, floors, options.rounds
+    return runs, floors
 
 
 def in_turn(steps: Sequence[Callable[[], None]], number: int) -> list[Callable[[], None]]:
@@ -248,10 +230,7 @@ def in_turn(steps: Sequence[Callable[[], None]], number: int) -> list[Callable[[
 
 def _ask(contender: Contender, work: Work, clients: int, run: Run) -> None:
     asks = work.asks if clients > 1 else max(len(work.pictures), work.asks)
-    contender.stages_ms.clear()
     latencies_ms, wall_s = volley(contender.cut, work.pictures, clients, asks)
-    if clients == 1:
-        run.stages_ms.append(list(contender.stages_ms))
     run.latencies_ms.append(latencies_ms)
     run.per_second.append([len(latencies_ms) / wall_s])
 
@@ -320,7 +299,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--profile", default="nano", help="the model pair (default: nano)")
     add("--weights", type=Path, metavar="DIR", help="as of python -m runtime serve")
     add("--rounds", type=int, default=5, help="(default: 5)")
-    add("--minutes", type=float, default=60.0, help="no round begins after this time (default: 60)")
     add("--sizes", type=float, nargs="+", default=SIZES_MP, metavar="MEGAPIXELS", help="(default: 0.3 1 4 12)")
     add("--clients", type=int, nargs="+", default=CLIENTS, metavar="N", help="(default: 1 8)")
     add("--instances", type=int, help="pipelines of the server (default: by cores)")
@@ -332,15 +310,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        report = measure(options)
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(options.output, "side-by-side", report, markdown(report))
-    draw(report, options.output / "side-by-side.png")
-    return 0
+
+    def page(report: dict[str, Any]) -> str:
+        draw(report, options.output / "side-by-side.png")
+        return markdown(report)
+
+    return run(options.output, "side-by-side", lambda: measure(options), page)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

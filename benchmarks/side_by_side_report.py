@@ -1,27 +1,69 @@
-"""The report of `benchmarks.side_by_side` for people: tables, what was wanted, and a plot."""
+"""The report of `benchmarks.side_by_side` for people: tables, what was wanted, and a plot.
+
+Intervals are by bootstrap over whole rounds: requests of one round saw the same minute of the machine, and are not
+independent of each other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.machine import sentence
-from benchmarks.spread import Figure, figure, median, percentile_99, ratio
 
-OVERHEAD = 1.10
-"""Of the networks' own time, beside reading and writing the picture, at one client."""
+OVERHEAD = 1.10  # of the networks' own time, beside reading and writing the picture, at one client
 AGAINST = "rembg s"
-WANTED = {1.0: 2.0, 12.0: 3.0}
-"""Times the throughput of `AGAINST` at the most clients, by megapixels."""
+WANTED = {1.0: 2.0, 12.0: 3.0}  # times the throughput of `AGAINST` at the most clients, by megapixels
 WANTED_P99 = 0.5
 OURS = ("Cutaway, gRPC, people", "Cutaway, gRPC, all")
 COLOURS = ("#0b5fa5", "#6aaed6", "#1b7837", "#7fbf7b", "#d95f02", "#7570b3")
 
+DRAWS = 2000
+SURE = 0.95
+Statistic = Callable[[Sequence[float]], float]
+Rounds = Sequence[Sequence[float]]  # the values of each round, at least one round with a value
+
+
+class Figure(NamedTuple):
+    """A value and the interval that holds it in 95 of 100 such runs."""
+
+    value: float
+    low: float
+    high: float
+
+
+def median(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def percentile_99(values: Sequence[float]) -> float:
+    return float(np.percentile(values, 99))
+
+
+def figure(rounds: Rounds, statistic: Statistic = median) -> Figure:
+    """A statistic of all values together."""
+    return _interval(rounds, lambda drawn: statistic(_pooled(rounds, drawn)))
+
+
+def ratio(above: Rounds, below: Rounds, statistic: Statistic = median) -> Figure:
+    """A statistic of some values against that of others, measured in the same rounds."""
+    return _interval(above, lambda drawn: statistic(_pooled(above, drawn)) / statistic(_pooled(below, drawn)))
+
+
+def _pooled(rounds: Rounds, drawn: Sequence[int] | None = None) -> list[float]:
+    return [value for index in (range(len(rounds)) if drawn is None else drawn) for value in rounds[index]]
+
+
+def _interval(rounds: Rounds, of: Callable[[Sequence[int]], float]) -> Figure:
+    draws = [of(drawn.tolist()) for drawn in np.random.default_rng(0).integers(0, len(rounds), (DRAWS, len(rounds)))]
+    low, high = np.quantile(draws, [(1 - SURE) / 2, (1 + SURE) / 2])
+    return Figure(of(range(len(rounds))), float(low), float(high))
+
+
 Report = dict[str, Any]
-Rounds = list[list[float]]
 Of = Callable[[Report], Figure]
 
 
@@ -38,7 +80,7 @@ def per_second(run: Report) -> Figure:
 
 
 def markdown(report: Report) -> str:
-    """The report as a page: the figures, where the time goes, what was wanted, who does what, the machine."""
+    """The report as a page: the figures, what was wanted, who does what, the machine."""
     sizes = [picture["megapixels"] for picture in report["pictures"]]
     counts = sorted({run["clients"] for run in report["runs"]})
     peers = ", ".join(f"{name} {version}" for name, version in report["peer_versions"].items())
@@ -60,7 +102,7 @@ def markdown(report: Report) -> str:
         if count > 1:
             lines += _figures(report, sizes, count, "answers per second", per_second, 1)
             lines += _figures(report, sizes, count, "milliseconds of the slowest hundredth", p99, 0)
-    lines += [*_stages(report), "## The floor: milliseconds of the parts alone", "", *_head("stage", sizes)]
+    lines += ["## The floor: milliseconds of the parts alone", "", *_head("stage", sizes)]
     for stage in report["floor_ms"][0]["stages"]:
         cells = [_words(figure(_floors(report, size)[stage]), 1) for size in sizes]
         lines.append(f"| {' | '.join([stage, *cells])} |")
@@ -84,24 +126,6 @@ def _figures(report: Report, sizes: Sequence[float], clients: int, what: str, of
 
 def _head(first: str, sizes: Sequence[float]) -> list[str]:
     return [f"| {' | '.join([first, *(f'{size:g} MP' for size in sizes)])} |", f"|---|{'--:|' * len(sizes)}"]
-
-
-def _stages(report: Report) -> list[str]:
-    """Where the time of one client's requests goes, as far as there was one client alone."""
-    runs = [run for run in report["runs"] if run["clients"] == 1 and run["contender"] in OURS]
-    if not runs:
-        return []
-    heads = [f"{run['megapixels']:g} MP, {run['contender'].rpartition(' ')[2]}" for run in runs]
-    lines = ["## One client: where the time goes, milliseconds", ""]
-    lines += [f"| stage | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
-    said = [[each for part in run["stages_ms"] for each in part] for run in runs]
-    for stage in said[0][0]:
-        lines.append(f"| {stage} | {' | '.join(f'{median([each[stage] for each in one]):.1f}' for one in said)} |")
-    rests = (
-        median([ms - each["total"] for ms, each in zip(_pooled(run["latencies_ms"]), one, strict=True)])
-        for run, one in zip(runs, said, strict=True)
-    )
-    return [*lines, f"| client, network, Triton | {' | '.join(f'{rest:.1f}' for rest in rests)} |", ""]
 
 
 def _verdicts(report: Report, sizes: Sequence[float], counts: Sequence[int]) -> list[str]:
@@ -144,10 +168,6 @@ def find(report: Report, megapixels: float, clients: int, contender: str) -> Rep
 def _floors(report: Report, megapixels: float) -> dict[str, Rounds]:
     stages: dict[str, Rounds] = next(each["stages"] for each in report["floor_ms"] if each["megapixels"] == megapixels)
     return stages
-
-
-def _pooled(rounds: Rounds) -> list[float]:
-    return [value for part in rounds for value in part]
 
 
 def _words(value: Figure, digits: int) -> str:

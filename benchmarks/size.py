@@ -3,7 +3,7 @@
     python -m benchmarks.size                 # the commit before the SDK became smaller, and what is committed now
     python -m benchmarks.size --against main
 
-Files are counted as the commit has them, with blank lines and docstrings; words are what lies between white space.
+Blank lines and docstrings count; words are what lies between white space.
 """
 
 from __future__ import annotations

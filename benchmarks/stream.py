@@ -1,12 +1,8 @@
-"""How quick and how steady a stream is (`make bench-stream`).
+"""How quick a stream is (`make bench-stream`).
 
 In every round one frame of 640 × 480 goes through the detector alone, in this process and at the size that the stream
 gives it, and through a real server with `cutaway.Stream`, raw and as JPEG. Which comes first changes from round to
 round. Then frames are handed over faster than they can be served, and those that come back are counted.
-
-Steadiness is told by two numbers, with smoothing and without: how much the alpha changes from frame to frame where
-only a camera's noise does, and how far the alpha of somebody who moves is from the one that the last frame has alone,
-as a part of what the movement itself changes.
 """
 
 from __future__ import annotations
@@ -17,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +21,20 @@ import cutaway
 import cv2
 import numpy as np
 import onnxruntime as ort
-import tritonclient.grpc as triton
-from cutaway.contract.limits import STREAM_OPTIONS
 from numpy.typing import NDArray
 
-from benchmarks.machine import head, load_before, publish, say, sentence
+from benchmarks.machine import head, load_before, run, say, sentence
 from benchmarks.pipeline import PACKAGES, open_session
 from runtime.checks import RuntimeProblem
-from runtime.compose import STREAM
 from runtime.demo import SAMPLES
 from runtime.devices import cores, has_vnni
 from runtime.server import Server, ServerOptions
 from runtime.weights import FREE_DETECTOR, load_networks
 
 WIDTH, HEIGHT = 640, 480
-DETECTOR_WH = 512, 384
-"""What the stream makes of that; its report of stages names no sizes, and a test compares this with `stream.fit`."""
-NOISE = 4.0
-"""Standard deviation of a webcam's noise indoors, grey levels."""
+DETECTOR_WH = 512, 384  # what the stream makes of that; a test compares it with `stream.fit`
+NOISE = 4.0  # standard deviation of a webcam's noise indoors, grey levels
 FRAMES = 8
-STEP_PX = 16
-"""How far somebody moves from frame to frame: half a picture's width in a second."""
 OFFERED_FPS = 60.0
 PAUSE_S = 0.02
 TIMEOUT_S = 30.0
@@ -65,9 +55,8 @@ def measure(*, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
         say(f"{rounds} rounds")
         ms, stages = _latencies(server, session, frames, rounds)
         forms: dict[str, list[Any]] = {"raw": list(frames), "jpeg": [_jpeg(frame) for frame in frames]}
-        say(f"{seconds:g} s of frames at {OFFERED_FPS:g} per second, raw and as JPEG; steadiness")
+        say(f"{seconds:g} s of frames at {OFFERED_FPS:g} per second, raw and as JPEG")
         rates = {form: _rate(server, images, seconds) for form, images in forms.items()}
-        steadiness = _steadiness(server, scene)
     return {
         **head(PACKAGES, load),
         "rounds": rounds,
@@ -75,13 +64,10 @@ def measure(*, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
         "ms": ms,
         "stages": stages,
         "rates": rates,
-        "steadiness": steadiness,
     }
 
 
 # ---------------------------------------------------------------------------------------------------------- one frame
-
-
 def _latencies(
     server: Server, session: ort.InferenceSession, frames: list[Frame], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -121,19 +107,17 @@ def _latencies(
 
 
 # -------------------------------------------------------------------------------------------------- many, and the mask
-
-
 def _rate(server: Server, images: list[Any], seconds: float) -> dict[str, float]:
     """What becomes of more frames than can be served."""
     with cutaway.Stream(server.grpc_url, timeout_s=TIMEOUT_S) as stream:
         stream.submit(images[0])
         stream.latest(TIMEOUT_S)
-        before, begun = stream.statistics, time.perf_counter()
+        before, begun, latencies_ms = stream.statistics, time.perf_counter(), list[float]()
         for number in itertools.count():
             if time.perf_counter() - begun >= seconds:
                 break
             stream.submit(images[number % len(images)])
-            stream.latest()
+            latencies_ms += [frame.latency_ms for frame in [stream.latest()] if frame is not None]
             time.sleep(max(0.0, (number + 1) / OFFERED_FPS - (time.perf_counter() - begun)))
         told = stream.statistics
     return {
@@ -141,50 +125,9 @@ def _rate(server: Server, images: list[Any], seconds: float) -> dict[str, float]
         "submitted": told.submitted - before.submitted,
         "dropped": told.dropped - before.dropped,
         "untouched": told.untouched,
-        "latency_p50_ms": told.latency_p50_ms,
-        "latency_p95_ms": told.latency_p95_ms,
+        "latency_p50_ms": float(np.percentile(latencies_ms, 50)),
+        "latency_p95_ms": float(np.percentile(latencies_ms, 95)),
     }
-
-
-def _steadiness(server: Server, scene: Frame) -> dict[str, dict[str, float]]:
-    """Flicker and lag, in percent, by smoothing."""
-    still = [_noisy(scene, seed) for seed in range(FRAMES)]
-    moving = [_noisy(np.roll(scene, STEP_PX * step, axis=1), step) for step in range(FRAMES)]
-    found = {}
-    for smoothing in (0.0, float(str(STREAM_OPTIONS["smoothing"].default))):
-        calm = _alphas(server, still, smoothing)[2:]
-        moved = _alphas(server, moving, smoothing)[-1]
-        alone = _alphas(server, moving[-1:], smoothing)[0]
-        before = _alphas(server, moving[-2:-1], smoothing)[0]
-        found[f"{smoothing:g}"] = {
-            "flicker": 100 * statistics.mean(_apart(one, other) for one, other in itertools.pairwise(calm)),
-            "lag": 100 * _apart(moved, alone) / _apart(before, alone),
-        }
-    return found
-
-
-def _alphas(server: Server, frames: list[Frame], smoothing: float) -> list[NDArray[np.float32]]:
-    """The alphas, 0 to 1, of frames in a stream of their own."""
-    alphas = []
-    with triton.InferenceServerClient(server.grpc_address) as client:
-        for place, frame in enumerate(frames):
-            tensor = triton.InferInput("frame", list(frame.shape), "UINT8")
-            tensor.set_data_from_numpy(frame)
-            result = client.infer(
-                STREAM,
-                [tensor],
-                outputs=[triton.InferRequestedOutput("alpha")],
-                sequence_id=3,
-                sequence_start=place == 0,
-                sequence_end=place == len(frames) - 1,
-                parameters={"smoothing": f"{smoothing:g}"} if place == 0 else {},
-            )
-            alphas.append(result.as_numpy("alpha").astype(np.float32) / 255)
-    return alphas
-
-
-def _apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    return float(np.abs(one - other).mean())
 
 
 def _scene() -> Frame:
@@ -206,8 +149,6 @@ def _jpeg(frame: Frame) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     lines = [
@@ -235,9 +176,6 @@ def markdown(report: dict[str, Any]) -> str:
             f"| {form} | {rate['fps']:.1f} | {rate['dropped']} of {rate['submitted']} "
             f"| {rate['latency_p50_ms']:.0f} ms | {rate['latency_p95_ms']:.0f} ms |"
         )
-    lines += ["", "| smoothing | flicker of a still scene | lag behind somebody who moves |", "|---|--:|--:|"]
-    for smoothing, row in report["steadiness"].items():
-        lines.append(f"| {smoothing} | {row['flicker']:.3f} % | {row['lag']:.1f} % |")
     worst = min(rate["fps"] for rate in report["rates"].values())
     verdict = "met" if worst >= TARGET_FPS else "missed"
     lines += ["", f"- At least {TARGET_FPS:g} frames per second are wanted: {worst:.1f}: {verdict}.", ""]
@@ -252,13 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--threads", type=int, default=min(cores(), 16), help="of the detector (default: cores)")
     add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
     given = parser.parse_args(arguments)
-    try:
-        report = measure(rounds=given.rounds, seconds=given.seconds, threads=given.threads)
-    except RuntimeProblem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    publish(given.output, "stream", report, markdown(report))
-    return 0
+    measured = partial(measure, rounds=given.rounds, seconds=given.seconds, threads=given.threads)
+    return run(given.output, "stream", measured, markdown)
 
 
 if __name__ == "__main__":

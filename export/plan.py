@@ -1,8 +1,9 @@
 """`python -m export plan PROFILE`: a profile's ONNX files as TensorRT plans, each proven before it is installed.
 
 For each model a plan is built from its half-precision file, run on photographs, and compared with ONNX Runtime running
-the float32 file. One that departs is kept aside under another name, with the reason, and nothing serves it. Beside each
-plan lies a record of what it was built with and for (`runtime.plans.PlanRecord`), which the server reads.
+the float32 file. Where it departs, a plan of float32 is built and compared instead, and the record says why. One that
+departs, too, is kept aside under another name, with the reason, and nothing serves it. Beside each plan lies a record
+of what it was built with and for (`runtime.plans.PlanRecord`), which the server reads.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from export.plans.running import PlanRun, cuda_version
 from runtime.checks import RuntimeProblem
 from runtime.digest import sha256_of
 from runtime.gpus import Host, look_at_host
-from runtime.plans import LOG, MEAN_ALPHA_ERROR, PLAN, RECORD, REFUSED, PlanRecord, plan_version
+from runtime.plans import HALF_REFUSED, LOG, MEAN_ALPHA_ERROR, PLAN, RECORD, REFUSED, PlanRecord, plan_version
 from runtime.weights import CHECKSUMS, NETWORKS, Network, load_networks, read_checksums
 
 TIMINGS = "timing.cache"
@@ -47,7 +48,7 @@ class Order:
     Attributes:
         folder: the profile's folder.
         major: "10", "11" or "rtx".
-        precision: "fp16" or "fp32".
+        precision: "fp16", "fp32", or "auto": half, and float32 where the comparison refuses that.
         options: how.
         pictures: folder of photographs for the comparison.
         bound: of the mean alpha error.
@@ -108,20 +109,32 @@ def make(order: Order, host: Host, say: Callable[[str], None] = print) -> list[s
         wanted = one_by_one(run, images)
         del run
         gc.collect()
-        with PlanRun(trt, each.path) as plan:
-            if name == DETECTOR:
-                verdict = judge_detector(plan, images, wanted, order.options.batch_max)
-            else:
-                verdict = judge_matte(plan, images, wanted, order.options.batch_max, order.bound)
-        if not settle(order.folder, name, each, verdict, say):
+        verdict = compare(trt, order, each, images, wanted)
+        passed = settle(order.folder, name, each, verdict, say)
+        if not passed and order.precision == "auto":
+            say(f"{name}: building it in float32 instead …")
+            single = draft(trt, replace(order, precision="fp32"), networks[name], host, say)
+            noted = single.record.options | {HALF_REFUSED: {"reasons": list(verdict.reasons), **verdict.figures}}
+            single = replace(single, record=replace(single.record, options=noted))
+            passed = settle(order.folder, name, single, compare(trt, order, single, images, wanted), say)
+        if not passed:
             refused.append(name)
     return refused
+
+
+def compare(trt: Any, order: Order, each: Draft, images: NDArray[np.uint8], wanted: Arrays) -> Verdict:
+    """Run a plan and judge it by what the float32 network gives."""
+    with PlanRun(trt, each.path) as plan:
+        if each.record.model == DETECTOR:
+            return judge_detector(plan, images, wanted, order.options.batch_max)
+        return judge_matte(plan, images, wanted, order.options.batch_max, order.bound)
 
 
 def draft(trt: Any, order: Order, network: Network, host: Host, say: Callable[[str], None]) -> Draft:
     """Build one plan."""
     name = network.name
-    source = order.folder / (f"{name}{HALF_SUFFIX}" if order.precision == "fp16" else f"{name}.onnx")
+    precision = "fp32" if order.precision == "fp32" else "fp16"
+    source = order.folder / (f"{name}{HALF_SUFFIX}" if precision == "fp16" else f"{name}.onnx")
     sums = read_checksums(order.folder)
     if not source.is_file():
         raise ExportError(f"{source} is not there; make it first: python -m export onnx {order.folder.name}")
@@ -155,7 +168,7 @@ def draft(trt: Any, order: Order, network: Network, host: Host, say: Callable[[s
         plan_sha256=sha256_of(path),
         side_px=graph.side_px,
         options={
-            "precision": order.precision,
+            "precision": precision,
             "strongly_typed": True,
             "opset": graph.opset,
             "batches": list(order.options.batches),
@@ -257,9 +270,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp16", "fp32"),
-        default="fp16",
-        help="which of the ONNX files to build from (default: fp16)",
+        choices=("auto", "fp16", "fp32"),
+        default="auto",
+        help="which of the ONNX files to build from (default: auto: fp16, and fp32 where that is refused)",
     )
     parser.add_argument(
         "--workspace-gib",

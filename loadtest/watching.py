@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.checks import SHM
-from runtime.process import stubs_of
+from runtime.procfs import stubs_of, triton_behind
 
 METRICS_TIMEOUT_S = 2.0
 _LINE = re.compile(r'^nv_inference_(\w+)\{model="([^"]+)",version="[^"]*"\} ([0-9.e+]+)$', re.MULTILINE)
@@ -124,7 +124,7 @@ def pid_at(address: str) -> int | None:
         with contextlib.suppress(psutil.Error):
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port):
-                    return int(process.pid)
+                    return triton_behind(int(process.pid))
     return None
 
 

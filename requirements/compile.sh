@@ -22,7 +22,7 @@ compile loadtest --extra serve --extra dev $sdk --extra loadtest --constraint re
 # shellcheck disable=SC2086
 compile fuzz --extra serve --extra dev $sdk --extra fuzz --constraint requirements/dev.txt
 # The GPU image: what its Triton serves with, and what builds plans in it (docker/Dockerfile.gpu).
-compile gpu --extra pipeline --constraint requirements/serve.txt
+compile gpu --extra gateway --extra pipeline --constraint requirements/serve.txt
 compile plan --extra plan --constraint requirements/gpu.txt
 # TensorRT for RTX, which builds engines without a GPU, beside what the tests of exporters have.
 compile rtx --extra rtx --constraint requirements/export.txt

@@ -11,6 +11,7 @@ From Python, for tests and scripts:
 
 Modules: `bootstrap` (the Python of `.venv`), `checks` (whether this machine suits), `devices` (cores, threads, CUDA),
 `onnx_file` and `weights` (the networks' files), `compose` (the repository that Triton loads), `runs` (folder and shared
-memory of one server), `process` and `keeper` (the processes), `health` (health checks by canary requests), `server`
-(supervision), `gpus` and `plans` (TensorRT plans), `doctor`, `demo` and `sheet` (`make demo`).
+memory of one server), `process`, `keeper`, `procfs` and `logs` (the processes), `launcher` (start, and one model anew),
+`gate` (the process in front), `health` (canary requests), `budgets` (memory), `supervision` (what is restarted),
+`server` (all of it), `gpus` and `plans` (TensorRT plans), `doctor`, `demo` and `sheet` (`make demo`).
 """

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from runtime.checks import RuntimeProblem, check_platform, check_python
 
@@ -100,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[models],
         help="run the server until Ctrl-C",
         description="Run the server until Ctrl-C or SIGTERM. It is ready when a small picture went through, runs "
-        "health checks, and restarts when a process dies.",
+        "health checks, and restarts what dies or hangs.",
     )
     network = serve.add_argument_group("network")
     network.add_argument(
@@ -114,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PORT",
             help=f"{use} (default: {default}; 0: any free)",
         )
+    for name, use in (("hosts", "a further name of this server in Host headers"), ("origins", "pages that may call")):
+        network.add_argument(
+            f"--{name}", action="append", default=[], metavar="NAME", help=f"{use}; may be repeated, * for all"
+        )
+    network.add_argument(
+        "--direct",
+        action="store_true",
+        help="leave the gate out: Triton itself listens. Only where everybody who reaches it is trusted: a malformed "
+        "request can end it, nothing bounds what it takes, and a model process that dies restarts all of it",
+    )
     serve.add_argument(
         "--verbose", type=int, default=0, choices=range(5), metavar="0-4", help="Triton's own log level (default: 0)"
     )
@@ -165,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from runtime.server import Server, ServerOptions, StartCancelled
+    from runtime.server import Server, ServerOptions, serve_until_stopped
 
     server = Server(
         ServerOptions(
@@ -183,29 +192,13 @@ def _serve(options: argparse.Namespace) -> int:
             cache_dir=options.cache_dir,
             verbose=options.verbose,
             traces_url=options.traces_url,
+            direct=options.direct,
+            hosts=tuple(options.hosts),
+            origins=tuple(options.origins),
         ),
         say=_say,
     )
-    asked: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        server.request_stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
-    try:
-        server.start()
-        server.wait()
-        if asked:
-            _say("stopping: requests in flight are completed (once more to stop at once)")
-    except StartCancelled:
-        pass
-    finally:
-        server.stop()
-    if server.failure is not None:
-        raise server.failure
-    _say("stopped")
+    serve_until_stopped(server, _say)
     return 0
 
 

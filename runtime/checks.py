@@ -240,6 +240,11 @@ def unwritable(folder: Path, error: OSError) -> RuntimeProblem:
     )
 
 
+def free_shm_bytes() -> int:
+    """What may be taken of /dev/shm now."""
+    return shutil.disk_usage(SHM).free
+
+
 def shm_bytes_per_process(side_px: int) -> int:
     """What one model process may need of /dev/shm where mattes have this side: RGB crops in, one byte a pixel out."""
     return SHM_BYTES_PER_PROCESS + SHM_BATCH * 4 * max(0, side_px**2 - SHM_SIDE_PX**2)
@@ -253,7 +258,7 @@ def shm_shortage(processes: int, free_bytes: int | None = None, *, side_px: int 
         free_bytes: what is free; looked up where None.
         side_px: side of the matting network's square input.
     """
-    free = shutil.disk_usage(SHM).free if free_bytes is None else free_bytes
+    free = free_shm_bytes() if free_bytes is None else free_bytes
     wanted = processes * shm_bytes_per_process(side_px)
     if free >= wanted:
         return None

@@ -57,12 +57,17 @@ class Composed:
     Attributes:
         folder: what `--model-repository` names.
         matte_side_px: the side of the matting network's square input.
-        processes: how many model processes serve it.
+        instances: how many model processes each Python model has.
     """
 
     folder: Path
     matte_side_px: int
-    processes: int
+    instances: dict[str, int]
+
+    @property
+    def processes(self) -> int:
+        """How many model processes there are."""
+        return sum(self.instances.values())
 
 
 def read_config(folder: Path) -> Any:
@@ -113,7 +118,7 @@ def compose(
         RuntimeProblem: when a network does not fit its model's contract, or `target` cannot be written.
     """
     side = _matte_side(networks[MATTING])
-    processes = 0
+    instances: dict[str, int] = {}
     try:
         for folder in _models(source):
             config = read_config(folder)
@@ -127,18 +132,19 @@ def compose(
             else:
                 _pipeline_model(config, profile, networks, side, device, plan, queue_size, processing_timeout_s)
                 _copy_python(folder / "1", target / folder.name / "1")
-            processes += sum(group.count for group in config.instance_group)
+            instances[config.name] = sum(group.count for group in config.instance_group)
             text = text_format.MessageToString(config)
             (target / folder.name / "config.pbtxt").write_text(text)
         if _streams_freely(networks, device) and (source / STREAM).is_dir():
-            processes += _add_free_detector(target, read_config(source / DETECTOR), networks, device, plan)
+            detector = read_config(source / DETECTOR)
+            instances[FREE_DETECTOR] = _add_free_detector(target, detector, networks, device, plan)
         if WHOLE_MATTING in networks:
             config = read_config(source / MATTING)
             config.name = WHOLE_MATTING
-            processes += _add_model(target, config, networks[WHOLE_MATTING], device, plan)
+            instances[WHOLE_MATTING] = _add_model(target, config, networks[WHOLE_MATTING], device, plan)
     except OSError as error:
         raise unwritable(target, error) from None
-    return Composed(target, side, processes)
+    return Composed(target, side, instances)
 
 
 def compose_plans(
@@ -162,7 +168,7 @@ def compose_plans(
         RuntimeProblem: when a plan does not fit its model's contract, or `target` cannot be written.
     """
     side = plans[MATTING].record.side_px
-    processes = 0
+    instances: dict[str, int] = {}
     try:
         for folder in _models(source):
             config = read_config(folder)
@@ -174,16 +180,17 @@ def compose_plans(
                 _set(config, device=device)
                 _copy_python(folder / "1", target / folder.name / "1")
             else:
+                _let_canaries_pass(config)
                 _set(config, profile=profile, device=device, tensorrt="yes", matte_side_px=str(side))
                 for name, plan in plans.items():
                     _set(config, **{f"{name}_sha256": plan.record.plan_sha256})
                 _copy_python(folder / "1", target / folder.name / "1")
             if config.backend == "python":
-                processes += sum(group.count for group in config.instance_group)
+                instances[config.name] = sum(group.count for group in config.instance_group)
             (target / folder.name / "config.pbtxt").write_text(text_format.MessageToString(config))
     except OSError as error:
         raise unwritable(target, error) from None
-    return Composed(target, side, processes)
+    return Composed(target, side, instances)
 
 
 def _models(source: Path) -> list[Path]:
@@ -279,7 +286,7 @@ def _network_model(config: Any, network: Network, device: Device, plan: Plan) ->
             # A warm-up needs sides, also where the network takes any.
             value.dims[:] = (384, 512, 3) if -1 in tensor.dims else tensor.dims
             value.zero_data = True
-    _set(config, device=device.kind, threads=str(plan.threads))
+    _set(config, device=device.kind, threads=str(plan.threads), sha256=network.sha256)
 
 
 def _pipeline_model(
@@ -298,6 +305,7 @@ def _pipeline_model(
         queue_size = CPU_QUEUE_PER_INSTANCE * plan.instances
     if queue_size is not None:
         config.dynamic_batching.default_queue_policy.max_queue_size = queue_size
+    _let_canaries_pass(config)
     if processing_timeout_s is not None:
         config.dynamic_batching.default_queue_policy.default_timeout_microseconds = round(processing_timeout_s * 1e6)
         _set(config, processing_timeout_s=f"{processing_timeout_s:g}")
@@ -306,6 +314,13 @@ def _pipeline_model(
         _set(config, whole_matte=WHOLE_MATTING, whole_matte_side_px=str(_matte_side(networks[WHOLE_MATTING])))
     for network in networks.values():
         _set(config, **{f"{network.name}_sha256": network.sha256})
+
+
+def _let_canaries_pass(config: Any) -> None:
+    """Give health checks a queue of their own, which is served first: however many wait, they are answered when the
+    picture in work is done."""
+    config.dynamic_batching.priority_levels = 2
+    config.dynamic_batching.default_priority_level = 2
 
 
 def _set(config: Any, **parameters: str) -> None:

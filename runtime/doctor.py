@@ -26,6 +26,7 @@ from runtime.compose import CHECKOUT
 from runtime.devices import choose_device, cores, plan
 from runtime.gpus import look_at_host
 from runtime.plans import PLAN, check_plans
+from runtime.releases import release_here, release_warning
 from runtime.runs import default_cache_dir
 from runtime.server import ServerOptions
 from runtime.weights import NETWORKS, load_networks
@@ -46,6 +47,7 @@ def examine(options: ServerOptions) -> Iterator[Finding]:
     yield _finding("python", _python)
     yield _finding("triton", _triton)
     yield _finding("packages", _packages)
+    yield from releases()
     yield _finding("weights", lambda: _weights(options))
     yield from plans(options)
     yield _device(options)
@@ -78,6 +80,12 @@ def _triton() -> str:
     # First, since it says what helps where the package is missing, as in the GPU image, which has NVIDIA's Triton.
     server = find_triton().server
     return f"{TRITON_VERSION} of nvidia-pytriton {_version('nvidia-pytriton')}, in {server}"
+
+
+def releases() -> Iterator[Finding]:
+    """A warning where this Triton is older than NVIDIA's security bulletins ask for."""
+    if (warning := release_warning(release_here())) is not None:
+        yield Finding("warning", "release", warning)
 
 
 def _packages() -> str:

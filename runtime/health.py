@@ -1,6 +1,7 @@
-"""Health checks: a canary request with a small picture, since Triton's readiness misses a dead model process.
+"""Health checks by canary requests: a small picture through detection and matting, and a frame through the streams.
 
-While requests complete, no canary is sent: progress proves health, and a busy server gets no extra load.
+They are sent on a schedule, whatever others send, and only their own outcome counts: a server that fails every request
+is busy, too, and Triton's readiness misses a dead model process.
 """
 
 from __future__ import annotations
@@ -8,26 +9,36 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import random
+import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
 from cutaway.contract.errors import NoPersonDetected, Overloaded, from_json
-from cutaway.contract.limits import INPUT_LIMITS
+from cutaway.contract.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
 
-from runtime.compose import PIPELINE
+from runtime.compose import PIPELINE, STREAM
 from runtime.weights import WHOLE_MATTING
 
 CANARY_INTERVAL_S = 10.0
-"""Interval of health checks while the server is healthy."""
-STALL_TIMEOUT_S = 60.0
-"""A server with waiting requests that completes none for this long is unhealthy: twice the processing timeout."""
+"""Interval of health checks."""
+CANARY_TIMEOUT_S = PROCESSING_TIMEOUT_S + 5.0
+"""Of one canary: it waits for the picture in work, and for no other, since it has a queue of its own."""
+OVERLOAD_TIMEOUT_S = 60.0
+"""A part of the server that does nothing but shed canaries for this long is unhealthy."""
 STATISTICS_TIMEOUT_S = 5.0
+CANARY_PRIORITY = 1
+
+DETECTION, MATTING, STREAMS = "detection", "matting", "streams"
+
+_BOX = {"boxes": "[[1, 1, 63, 63]]"}
+"""With a box given, that nobody is in the noise makes the pipeline look no further."""
 
 _REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
 """Triton's messages when its queue sheds a request: full, or queued for too long."""
@@ -50,11 +61,18 @@ class Answer:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Which part of the server is unhealthy (`DETECTION`, `MATTING` or `STREAMS`), and why."""
+
+    part: str
+    reason: str
+
+
 class HealthProbe(Protocol):
     """What :class:`HealthMonitor` needs of a probe; :class:`Probe` in production."""
 
-    def finished(self) -> int | None: ...
-    def canary(self, timeout_s: float) -> Answer: ...
+    def round(self, timeout_s: float) -> Mapping[str, Answer]: ...
 
 
 def canary_picture() -> bytes:
@@ -77,62 +95,78 @@ class Probe:
     """Sends health checks to one server over HTTP.
 
     Args:
-        host: its host as this machine reaches it.
-        port: its HTTP port.
+        target: host:port as this machine reaches it, or unix:PATH.
+        instances: how many processes each model has, so that every one is met.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self._address = host, port
+    def __init__(self, target: str, instances: Mapping[str, int] | None = None) -> None:
+        self._target = target
+        self._instances = instances or {}
         self._picture = canary_picture()
 
     def ready(self) -> bool:
         """Whether Triton reports all models as loaded."""
         try:
-            return self._ask("GET", "/v2/health/ready", STATISTICS_TIMEOUT_S)[0] == 200
+            return self.ask("GET", "/v2/health/ready", STATISTICS_TIMEOUT_S)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
-
-    def finished(self) -> int | None:
-        """Requests that the pipeline has completed, successful or not; None where statistics are unavailable."""
-        try:
-            status, body = self._ask("GET", f"/v2/models/{PIPELINE}/stats", STATISTICS_TIMEOUT_S)
-            if status != 200:
-                return None
-            counts = json.loads(body)["model_stats"][0]["inference_stats"]
-            return int(counts["success"]["count"]) + int(counts["fail"]["count"])
-        except (OSError, http.client.HTTPException, ValueError, LookupError):
-            return None
 
     def canary(self, timeout_s: float) -> Answer:
-        """Send the canary through detection, then through matting, with `timeout_s` for each.
+        """Send a picture through detection, then through both kinds of matting, with `timeout_s` for each."""
+        answer = self.detect(timeout_s)
+        for matte in (self.matte, self.matte_whole):
+            answer = matte(timeout_s) if answer.status is HealthStatus.HEALTHY else answer
+        return answer
 
-        Where whole pictures have a network of their own, that is a third step.
-        """
-        # With a box given, that nobody is in the noise makes the pipeline look no further.
-        box, whole = {"boxes": "[[1, 1, 63, 63]]"}, {"subject": "all"}
-        found, all_outputs = ("boxes", "scores", "report"), ("images", "boxes", "scores", "report")
-        matting = [(all_outputs, box)] if self._has(WHOLE_MATTING) else []
-        for outputs, parameters in ((found, box), *matting, (all_outputs, whole)):
-            answer = self._infer(outputs, parameters, timeout_s)
-            if answer.status is not HealthStatus.HEALTHY:
-                return answer
-        return Answer(HealthStatus.HEALTHY)
+    def round(self, timeout_s: float) -> dict[str, Answer]:
+        """A canary through each part, to every instance of the pipelines at once; the worst answer of each part."""
+        calls = [(DETECTION, self.detect)] * self._instances.get(PIPELINE, 1)
+        calls += [(STREAMS, self.stream)] * self._instances.get(STREAM, 0)
+        calls.append((MATTING, self.matte))
+        if WHOLE_MATTING in self._instances:
+            calls.append((MATTING, self.matte_whole))
+        with ThreadPoolExecutor(len(calls), thread_name_prefix="canary") as pool:
+            answers = [(part, pool.submit(call, timeout_s)) for part, call in calls]
+        found: dict[str, Answer] = {}
+        for part, future in answers:
+            answer = future.result()
+            if part not in found or answer.status is not HealthStatus.HEALTHY:
+                found[part] = answer
+        return found
 
-    def _has(self, model: str) -> bool:
-        try:
-            return self._ask("GET", f"/v2/models/{model}", STATISTICS_TIMEOUT_S)[0] == 200
-        except (OSError, http.client.HTTPException):
-            return False
+    def detect(self, timeout_s: float) -> Answer:
+        return self._cut(("boxes", "scores", "report"), _BOX, timeout_s)
 
-    def _infer(self, outputs: tuple[str, ...], parameters: dict[str, str], timeout_s: float) -> Answer:
+    def matte(self, timeout_s: float) -> Answer:
+        return self._cut(("images", "boxes", "scores", "report"), _BOX, timeout_s)
+
+    def matte_whole(self, timeout_s: float) -> Answer:
+        """The whole picture, which may have a network of its own."""
+        return self._cut(("images", "boxes", "scores", "report"), {"subject": "all"}, timeout_s)
+
+    def stream(self, timeout_s: float) -> Answer:
+        """A stream of one frame."""
+        sequence = {"sequence_id": random.getrandbits(61) + 1, "sequence_start": True, "sequence_end": True}
+        status, body = self._infer(STREAM, "file", ("report",), sequence, timeout_s)
+        return judge_frame(status, body) if isinstance(body, bytes) else body
+
+    def _cut(self, outputs: tuple[str, ...], parameters: dict[str, Any], timeout_s: float) -> Answer:
+        # Behind a gate this is a picture like any other.
+        first = {"priority": CANARY_PRIORITY} if self._instances else {}
+        status, body = self._infer(PIPELINE, "image", outputs, {**parameters, **first}, timeout_s)
+        return judge(status, body) if isinstance(body, bytes) else body
+
+    def _infer(
+        self, model: str, name: str, outputs: tuple[str, ...], parameters: dict[str, Any], timeout_s: float
+    ) -> tuple[int, bytes | Answer]:
         element = struct.pack("<I", len(self._picture)) + self._picture
-        image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(element)}}
+        image = {"name": name, "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(element)}}
         header = json.dumps(
             {
                 "id": "canary",
                 "parameters": parameters,
                 "inputs": [image],
-                "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
+                "outputs": [{"name": each, "parameters": {"binary_data": each != "report"}} for each in outputs],
             }
         ).encode()
         headers = {
@@ -140,23 +174,40 @@ class Probe:
             "Inference-Header-Content-Length": str(len(header)),
         }
         try:
-            status, body = self._ask("POST", f"/v2/models/{PIPELINE}/infer", timeout_s, header + element, headers)
+            return self.ask("POST", f"/v2/models/{model}/infer", timeout_s, header + element, headers)
         except TimeoutError:
-            return Answer(HealthStatus.TIMEOUT, f"no answer to a small picture within {timeout_s:g} s")
+            return 0, Answer(HealthStatus.TIMEOUT, f"no answer to a small picture within {timeout_s:g} s")
         except (OSError, http.client.HTTPException) as error:
-            return Answer(HealthStatus.FAILED, f"the server cannot be reached: {error}")
-        return judge(status, body)
+            return 0, Answer(HealthStatus.FAILED, f"the server cannot be reached: {error}")
 
-    def _ask(
+    def ask(
         self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(*self._address, timeout=timeout_s)
+        """One request over a connection of its own. Raises `OSError` or `http.client.HTTPException`."""
+        connection = _connection(self._target, timeout_s)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             return response.status, response.read()
         finally:
             connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _connection(target: str, timeout_s: float) -> http.client.HTTPConnection:
+    if target.startswith("unix:"):
+        return _UnixConnection(target.removeprefix("unix:"), timeout_s)
+    return http.client.HTTPConnection(target, timeout=timeout_s)
 
 
 def judge(status: int, body: bytes) -> Answer:
@@ -174,19 +225,30 @@ def judge(status: int, body: bytes) -> Answer:
     return Answer(HealthStatus.FAILED, error.message if error is not None else text)
 
 
-@dataclass(frozen=True)
-class _Observation:
-    finished: int | None
-    answer: Answer | None
+def judge_frame(status: int, body: bytes) -> Answer:
+    """The same for a stream's frame, which comes back untouched where the detector fails: that is no error."""
+    if status != 200:
+        return judge(status, body)
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        report = json.loads(json.loads(body)["outputs"][0]["data"][0])
+        if not report["untouched"]:
+            return Answer(HealthStatus.HEALTHY)
+        details = report["warnings"][0]["details"]
+        shed = details.get("code") == Overloaded.code
+        return Answer(
+            HealthStatus.OVERLOADED if shed else HealthStatus.FAILED, f"a frame came back untouched: {details}"
+        )
+    return Answer(HealthStatus.FAILED, "a frame came back without a report")
 
 
 class HealthMonitor:
-    """Schedules canaries and decides when the server is unhealthy.
+    """Sends canaries on a schedule and decides which part of the server is unhealthy.
 
     Args:
         probe: sends the requests.
-        interval_s: between health checks.
-        stall_timeout_s: longest time without a completed request while one waits.
+        interval_s: between rounds of health checks.
+        timeout_s: of one canary.
+        overload_timeout_s: how long a part may shed all canaries.
         clock: monotonic, in seconds.
     """
 
@@ -195,63 +257,55 @@ class HealthMonitor:
         probe: HealthProbe,
         *,
         interval_s: float = CANARY_INTERVAL_S,
-        stall_timeout_s: float = STALL_TIMEOUT_S,
+        timeout_s: float = CANARY_TIMEOUT_S,
+        overload_timeout_s: float = OVERLOAD_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._probe, self._interval_s, self._stall_timeout_s, self._clock = probe, interval_s, stall_timeout_s, clock
+        self._probe, self._interval_s, self._timeout_s, self._clock = probe, interval_s, timeout_s, clock
+        self._overload_timeout_s = overload_timeout_s
         self._next_at = clock() + interval_s
-        self._progress_at = clock()
-        self._finished: int | None = None
-        self._failures = 0
-        self._pending: Future[_Observation] | None = None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="canary")
+        self._failures: dict[str, int] = {}
+        self._served_at: dict[str, float] = {}
+        self._begun_at = clock()
+        self._pending: Future[Mapping[str, Answer]] | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="canaries")
 
-    def check(self) -> str | None:
-        """Why the server is unhealthy, None while it is healthy. Never blocks; to be called often."""
+    def check(self) -> Failure | None:
+        """What is unhealthy, None while nothing is. Never blocks; to be called often."""
         now = self._clock()
         if self._pending is None:
             if now >= self._next_at:
-                self._pending = self._executor.submit(self._observe, self._finished)
+                self._next_at = now + self._interval_s
+                self._pending = self._executor.submit(self._probe.round, self._timeout_s)
             return None
         if not self._pending.done():
             return None
-        seen, self._pending = self._pending.result(), None
-        self._next_at = now + self._interval_s
-        return self._evaluate(seen, now)
+        answers, self._pending = self._pending.result(), None
+        failures = [self._evaluate(part, answer, now) for part, answer in answers.items()]
+        return next((failure for failure in failures if failure is not None), None)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _observe(self, before: int | None) -> _Observation:
-        finished = self._probe.finished()
-        if finished is not None and finished != before:
-            return _Observation(finished, None)
-        answer = self._probe.canary(self._stall_timeout_s)
-        return _Observation(self._probe.finished(), answer)
-
-    def _evaluate(self, seen: _Observation, now: float) -> str | None:
-        moved = seen.finished is not None and seen.finished != self._finished
-        self._finished = seen.finished
-        if moved:
-            self._progress_at = now
-        answer = seen.answer
-        if answer is None or answer.status is HealthStatus.HEALTHY:
-            self._failures = 0
+    def _evaluate(self, part: str, answer: Answer, now: float) -> Failure | None:
+        if answer.status is HealthStatus.HEALTHY:
+            self._served_at[part] = now
+            self._failures[part] = 0
             return None
-        if answer.status is HealthStatus.FAILED:
-            self._failures += 1
-            if self._failures > 1 or _DEAD_STUB in answer.message:
-                return answer.message
-            self._next_at = now
-            return None
-        if not moved and now - self._progress_at >= self._stall_timeout_s:
-            return answer.message or f"no picture was finished for {self._stall_timeout_s:g} s"
+        if answer.status is HealthStatus.OVERLOADED:
+            self._failures[part] = 0
+            shed_s = now - self._served_at.get(part, self._begun_at)
+            return Failure(part, answer.message) if shed_s >= self._overload_timeout_s else None
+        self._failures[part] = self._failures.get(part, 0) + 1
+        if self._failures[part] > 1 or _DEAD_STUB in answer.message:
+            return Failure(part, answer.message)
+        self._next_at = now  # once may be chance: asked again at once
         return None
 
 
 def statistics(probe: Probe, model: str) -> dict[str, Any]:
     """Triton's statistics of one model (`inference_count`, `execution_count`, `batch_stats`, …)."""
-    status, body = probe._ask("GET", f"/v2/models/{model}/stats", STATISTICS_TIMEOUT_S)
+    status, body = probe.ask("GET", f"/v2/models/{model}/stats", STATISTICS_TIMEOUT_S)
     if status != 200:
         raise ConnectionError(f"no statistics of {model}: {body.decode(errors='replace')}")
     found: dict[str, Any] = json.loads(body)["model_stats"][0]

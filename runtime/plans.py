@@ -31,6 +31,9 @@ HEADER_BYTES = 28
 TAGS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
 """How a serialized engine begins; its serialization's version, 0, follows, and the library's at byte 24."""
 
+HALF_REFUSED = "half_precision_refused"
+"""The option of a record that says why a plan is one of float32, by the figures of the one in half precision."""
+
 BUILD = "python -m export plan {profile} --trt-major {major}"
 
 
@@ -158,7 +161,7 @@ def check_plan(folder: Path, name: str, host: Host) -> CheckedPlan:
     _check_source(folder, record, again)
     _check_parity(path, record, again)
     warnings = _check_host(path, record, host, again)
-    return CheckedPlan(path.resolve(), record, (*_wide_bound(record), *warnings))
+    return CheckedPlan(path.resolve(), record, (*_wide_bound(record), *_single(record), *warnings))
 
 
 def plan_version(path: Path) -> tuple[str, str] | None:
@@ -238,6 +241,15 @@ def _wide_bound(record: PlanRecord) -> tuple[str, ...]:
         f"the plan of {record.model} was let through with a mean alpha error of up to {bound:g}; {MEAN_ALPHA_ERROR:g} "
         "is usual",
     )
+
+
+def _single(record: PlanRecord) -> tuple[str, ...]:
+    """A line where the plan computes in float32 because half precision was refused."""
+    refused = record.options.get(HALF_REFUSED)
+    if not isinstance(refused, dict):
+        return ()
+    reasons = "; ".join(str(reason) for reason in refused.get("reasons", ()))
+    return (f"the plan of {record.model} computes in float32, which takes longer: in half precision {reasons}",)
 
 
 def _check_host(path: Path, record: PlanRecord, host: Host, again: str) -> tuple[str, ...]:

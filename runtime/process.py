@@ -1,29 +1,26 @@
-"""One process of the bundled tritonserver: its command line, environment, model processes and log."""
+"""Programs that a server consists of, each under a keeper of its own; and Triton's command line and environment."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
-import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.checks import MIB, TritonFiles
 from runtime.keeper import session_members
+from runtime.logs import LOG_MAX_BYTES, last_error, tail
+from runtime.procfs import Stub, ending, has_dead_stub, stubs_of
 from runtime.runs import Run
 
 KEEPER = Path(__file__).resolve().parent / "keeper.py"
 CLIENT = Path(__file__).resolve().parents[1] / "client"
-STUB_NAME = "triton_python_backend_stub"
-COMM_MAX = 15
-"""Linux cuts the names of processes in /proc/PID/stat to this length."""
 
 EXIT_TIMEOUT_S = 30
 """Grace period for requests in flight when the server stops; one picture may take as long."""
@@ -64,8 +61,12 @@ for the largest picture that it ever held, which adds up over a thousand request
 ORPHANS_S = 10.0
 """How long killed processes may take to be gone."""
 
-CLOSED_APIS = ("model-repository", "shared-memory", "logging", "trace")
-"""Endpoints that no caller needs and an attacker could abuse; each start restricts them with a random key."""
+CLOSED = ("shared-memory", "logging", "trace")
+"""Endpoints that no caller needs and an attacker could abuse."""
+MODEL_CONTROL = "model-repository"
+"""Closed, too, where strangers reach Triton; on sockets it is how a single model is loaded anew."""
+CLOSED_KEY = "\r\n\x7f=never"
+"""The header that opens them. No HTTP or gRPC request can carry one of this name: there is nothing to keep secret."""
 
 TRACES_DELAY_MS = 1000
 """How long Triton batches spans before it exports them, instead of its own 5 s."""
@@ -91,81 +92,148 @@ def trace_arguments(traces_url: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a server listens."""
+    """Where a server listens for everybody."""
 
     host: str
     http: int
     grpc: int
     metrics: int
 
+    private = False
+
+    def clear(self) -> None:
+        """Ports are free when their process has ended."""
+
     @property
     def reachable(self) -> str:
         """A host by which this machine reaches the server."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
 
+    @property
+    def targets(self) -> tuple[str, str, str]:
+        """HTTP, gRPC and metrics, as this machine reaches them."""
+        return (
+            f"{self.reachable}:{self.http}",
+            f"{self.reachable}:{self.grpc}",
+            f"{self.reachable}:{self.metrics}",
+        )
+
+    @property
+    def arguments(self) -> list[str]:
+        ports = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+        return [
+            argument
+            for name, port in ports.items()
+            for argument in (f"--{name}-address={self.host}", f"--{name}-port={port}")
+        ]
+
 
 @dataclass(frozen=True)
-class Stub:
-    """A model process: its id, when it was started (clock ticks since boot), and its model."""
+class Sockets:
+    """Where a Triton listens that only this user reaches: Unix sockets in a folder of mode 0700."""
 
-    pid: int
-    start_ticks: int
-    model: str
+    folder: Path
+
+    private = True
+
+    def clear(self) -> None:
+        """Remove what a killed Triton has left."""
+        for target in self.targets:
+            Path(target.removeprefix("unix:")).unlink(missing_ok=True)
+
+    @property
+    def targets(self) -> tuple[str, str, str]:
+        """HTTP, gRPC and metrics. Triton appends the port to gRPC's path, and ignores the others."""
+        return f"unix:{self.folder}/http", f"unix:{self.folder}/grpc:2", f"unix:{self.folder}/metrics"
+
+    @property
+    def arguments(self) -> list[str]:
+        names = ("http", "grpc", "metrics")
+        return [
+            argument
+            for port, name in enumerate(names, start=1)
+            for argument in (f"--{name}-address=unix:{self.folder}/{name}", f"--{name}-port={port}")
+        ]
 
 
-class TritonProcess:
-    """A tritonserver and its keeper, from start to end."""
+class Kept:
+    """A program under a keeper, from start to end.
+
+    Args:
+        command: the program and its arguments.
+        environment: its variables.
+        run: whose log it writes to, and whose lock is held while it lives.
+        grace_s: between asking it to end and killing it.
+        own_stdout: whether its standard output is :attr:`stdout`; it goes to the log where not, and the log is cut.
+        shm_prefix: how its regions in shared memory are called, "" for none.
+    """
 
     def __init__(
         self,
-        files: TritonFiles,
+        command: Sequence[str],
+        environment: Mapping[str, str],
         run: Run,
-        addresses: Addresses,
         *,
-        verbose: int = 0,
-        exit_timeout_s: int = EXIT_TIMEOUT_S,
-        traces_url: str = "",
+        grace_s: float,
+        own_stdout: bool = False,
+        shm_prefix: str = "",
     ) -> None:
-        command = _command(files, run, addresses, verbose, exit_timeout_s, traces_url)
         spec = {
-            "command": command,
+            "command": list(command),
             "owner": os.getpid(),
-            "grace_s": exit_timeout_s + KILL_MARGIN_S,
-            "shm_prefix": run.shm_prefix,
+            "grace_s": grace_s,
+            "shm_prefix": shm_prefix,
+            "own_stdout": own_stdout,
+            "log": str(run.log.absolute()),
+            "log_max_bytes": 0 if own_stdout else LOG_MAX_BYTES,
         }
         self._log = run.log
-        self._local = addresses.host.startswith("127.")
-        with self._log.open("ab") as log:
+        with open(self._log, "ab", opener=_private) as log:
             self._log_start = log.tell()
             self._keeper = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(KEEPER), json.dumps(spec)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(files),
+                env=environment,
                 # Ctrl-C in a terminal goes to the whole group: the supervisor alone is to hear it.
                 start_new_session=True,
                 pass_fds=(run.lock,),
             )
         assert self._keeper.stdout is not None
-        self.pid = int(self._keeper.stdout.readline() or 0)
+        self.stdout = self._keeper.stdout
+        self.pid = int(self.stdout.readline() or 0)
 
     def exit_status(self) -> int | None:
-        """Triton's exit status, 128 + the signal that killed it, or None while it runs."""
+        """The exit status, 128 + the signal that killed it, or None while it runs."""
         return self._keeper.poll()
 
+    def wait_ended(self, timeout_s: float) -> None:
+        """Wait for its end at most so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._keeper.wait(timeout_s)
+
+    def ask_to_end(self) -> None:
+        """The first request lets work in flight be completed, the second kills."""
+        if self._keeper.poll() is None:
+            # One that somebody stopped hears no other signal.
+            self._keeper.send_signal(signal.SIGCONT)
+            self._keeper.send_signal(signal.SIGTERM)
+            # Two signals of a kind that arrive at once are one; apart they are two.
+            time.sleep(0.02)
+
     def stop(self, *, force: bool = False) -> int:
-        """Stop Triton, wait until nothing of it is left, and return its exit status.
+        """Stop it, wait until nothing of it is left, and return its exit status.
 
         Args:
             force: kill it instead; requests in flight are lost.
         """
-        self._signal()
+        self.ask_to_end()
         if force:
-            self._signal()
-        elif self._local:
-            self._wait_drained()
-            self._signal()
+            self.ask_to_end()
+        return self._wait()
+
+    def _wait(self) -> int:
         status = self._keeper.wait()
         if status < 0:
             self._end_orphans()
@@ -185,6 +253,46 @@ class TritonProcess:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
 
+    def log_text(self) -> str:
+        """What was logged since its start, the last part where that is much."""
+        return tail(self._log, self._log_start)
+
+    def last_error(self) -> str:
+        """See :func:`runtime.logs.last_error`."""
+        return last_error(self.log_text())
+
+    def end_reason(self) -> str:
+        """How an ended program ended; a signal is the reason, whatever the log says."""
+        status = self.exit_status() or 0
+        if status < 0:
+            return f"its keeper {ending(status)}"
+        if status > 128:
+            return ending(status)
+        return f"status {status}: {self.last_error() or 'it said nothing'}"
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+class TritonProcess(Kept):
+    """A tritonserver."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], run: Run, *, grace_s: float, local: bool
+    ) -> None:
+        super().__init__(command, environment, run, grace_s=grace_s, shm_prefix=run.shm_prefix)
+        self._local = local
+
+    def stop(self, *, force: bool = False) -> int:
+        self.ask_to_end()
+        if force:
+            self.ask_to_end()
+        elif self._local:
+            self._wait_drained()
+            self.ask_to_end()
+        return self._wait()
+
     def _wait_drained(self) -> None:
         """Wait until Triton has answered the requests in flight.
 
@@ -192,19 +300,9 @@ class TritonProcess:
         its response by then; a remote one may still be reading, so there Triton exits by itself.
         """
         while self._keeper.poll() is None:
-            if _DRAINED in self.log_text():
+            if _DRAINED in tail(self._log, self._log_start, _DRAINED_TAIL_BYTES):
                 time.sleep(DRAINED_MARGIN_S)
                 return
-            time.sleep(0.02)
-
-    def force_stop(self) -> None:
-        """Turn a `stop` that runs in another thread into a forced one."""
-        self._signal()
-
-    def _signal(self) -> None:
-        if self._keeper.poll() is None:
-            self._keeper.send_signal(signal.SIGTERM)
-            # Two signals of a kind that arrive at once are one; apart they are two.
             time.sleep(0.02)
 
     def stubs(self) -> list[Stub]:
@@ -212,116 +310,30 @@ class TritonProcess:
         return stubs_of(self.pid)
 
     def has_dead_stub(self) -> bool:
-        """Whether a model process has ended; before its model is loaded, Triton itself waits for it for ever."""
-        return any(
-            stat.parent == self.pid and stat.state == "Z" and stat.name == STUB_NAME[:COMM_MAX] for stat in _all_stats()
-        )
-
-    def log_text(self) -> str:
-        """What this process has logged so far."""
-        try:
-            with self._log.open("rb") as log:
-                log.seek(self._log_start)
-                return log.read().decode(errors="replace")
-        except OSError:
-            return ""
-
-    def last_error(self) -> str:
-        """See :func:`last_error`."""
-        return last_error(self.log_text())
+        """See :func:`runtime.procfs.has_dead_stub`."""
+        return has_dead_stub(self.pid)
 
 
-def stubs_of(triton: int) -> list[Stub]:
-    """The model processes that the tritonserver with this process id has now."""
-    found = []
-    for stat in _all_stats():
-        if stat.parent == triton and stat.state != "Z":
-            with contextlib.suppress(OSError):
-                words = Path("/proc", str(stat.pid), "cmdline").read_bytes().split(b"\0")
-                if Path(os.fsdecode(words[0])).name == STUB_NAME and len(words) > 1:
-                    found.append(Stub(stat.pid, stat.start_ticks, _model_of(os.fsdecode(words[1]))))
-    return found
-
-
-def is_gone(stub: Stub) -> bool:
-    """Whether a model process has ended (its id may have gone to another process since)."""
-    fields = _stat(stub.pid)
-    return fields is None or fields.state in "ZX" or fields.start_ticks != stub.start_ticks
-
-
-@dataclass(frozen=True)
-class _Stat:
-    pid: int
-    name: str
-    state: str
-    parent: int
-    start_ticks: int
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        head, _, tail = Path("/proc", str(pid), "stat").read_text().rpartition(")")
-    except OSError:
-        return None
-    fields = tail.split()
-    return _Stat(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[19]))
-
-
-def _all_stats() -> Iterator[_Stat]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := _stat(int(entry.name))) is not None:
-            yield stat
-
-
-def _model_of(model_py: str) -> str:
-    """The model's name from the path of its model.py: …/<name>/<version>/model.py."""
-    parts = Path(model_py).parts
-    return parts[-3] if len(parts) >= 3 else "a model"
-
-
-# "failed to load 'x' version 1: Internal: …" is the reason; lines after it only repeat that something failed.
-_ERROR_PATTERNS = (
-    re.compile(r"^E\d{4} .*?\] \"?(failed to load .*?)\"?$", re.MULTILINE),
-    re.compile(r"^error: (.*)$", re.MULTILINE),
-    re.compile(r"^E\d{4} .*?\] \"?(.*?)\"?$", re.MULTILINE),
-    re.compile(r"^.*?(error while loading shared libraries: .*)$", re.MULTILINE),
-)
 # Triton's message when no request is in flight any more and it begins to unload.
 _DRAINED = "All models are stopped, unloading models"
-
-# Printed by every start on a machine without a GPU, and no reason for anything.
-_HARMLESS = ("CudaDriverHelper has not been initialized",)
+_DRAINED_TAIL_BYTES = 2**16
 
 
-def last_error(log: str) -> str:
-    """The line of a Triton log that most likely says why it ended, "" where there is none."""
-    for pattern in _ERROR_PATTERNS:
-        found = [text for text in pattern.findall(log) if not any(word in text for word in _HARMLESS)]
-        if found:
-            return str(found[-1]).strip()
-    lines = [line for line in log.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
-
-
-def _command(
-    files: TritonFiles, run: Run, addresses: Addresses, verbose: int, exit_timeout_s: int, traces_url: str
+def triton_arguments(
+    run: Run, listen: Addresses | Sockets, *, verbose: int, exit_timeout_s: int, traces_url: str
 ) -> list[str]:
-    restricted = f"{','.join(CLOSED_APIS)}:cutaway-closed={secrets.token_hex(16)}"
+    """The arguments that every Triton of the project is given, after the program."""
+    apis = CLOSED if listen.private else (*CLOSED, MODEL_CONTROL)
+    restricted = f"{','.join(apis)}:{CLOSED_KEY}"
     return [
-        str(files.server),
         f"--model-repository={run.repository}",
-        f"--backend-directory={run.backends}",
-        "--model-control-mode=none",
+        "--model-control-mode=explicit",
+        "--load-model=*",
         "--disable-auto-complete-config",
         "--strict-readiness=true",
         f"--exit-timeout-secs={exit_timeout_s}",
-        f"--http-address={addresses.host}",
-        f"--http-port={addresses.http}",
-        f"--grpc-address={addresses.host}",
-        f"--grpc-port={addresses.grpc}",
+        *listen.arguments,
         f"--grpc-infer-allocation-pool-size={GRPC_ALLOCATION_POOL_SIZE}",
-        f"--metrics-address={addresses.host}",
-        f"--metrics-port={addresses.metrics}",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
         f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}",
@@ -333,7 +345,7 @@ def _command(
     ]
 
 
-def _environment(files: TritonFiles) -> dict[str, str]:
+def bundled_environment(files: TritonFiles) -> dict[str, str]:
     """This process's environment, with what the bundled programs need to find."""
     environment = dict(os.environ)
     # The backend's stub embeds the Python that PATH finds first: this one, with its packages.

@@ -4,9 +4,13 @@
                       /plain        only where the path has special characters: a link to a temporary folder, which has
                                     a link back; Triton is given the latter, since the Python backend starts its model
                                     processes through a shell and does not quote
+                      /sockets      a link to a temporary folder with the sockets that Triton listens on: a socket's
+                                    path is limited to 108 bytes
                       /repository   what Triton loads
                       /backends     the Python backend, linked
-                      /server.log   what Triton and the models say; the last few are kept
+                      /server.log   what Triton, the gate and the models say; the last few are kept
+
+Nobody but its user can look into any of it.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ MODEL_PROCESS = Path(__file__).resolve().parent / "model_process.sh"
 """Starts the stub with an environment of its own."""
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._@%+=-]+")
 """Paths that a shell takes as they are."""
+TEMPORARY_PATH_MAX = 80
+"""Longest path of a folder for temporary ones: a socket's is at most 108 bytes."""
 
 
 @dataclass
@@ -56,6 +62,14 @@ class Run:
         """The folder, by a path that a shell takes as it is."""
         link = self.folder / "plain"
         return link.readlink() / "server" if link.is_symlink() else self.folder
+
+    @property
+    def sockets(self) -> Path:
+        """The folder for Triton's sockets, made when it is first asked for."""
+        link = self.folder / "sockets"
+        if not link.is_symlink():
+            link.symlink_to(_temporary_folder(self.folder))
+        return link.readlink()
 
     @property
     def log(self) -> Path:
@@ -104,10 +118,10 @@ def open_run(cache_dir: Path) -> Run:
         servers.mkdir(parents=True, exist_ok=True)
         _sweep(servers)
         folder = servers / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
-        folder.mkdir()
+        folder.mkdir(mode=0o700)
         if not PLAIN_PATH.fullmatch(str(folder.absolute())):
             _link_plain(folder)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise unwritable(cache_dir, error) from None
@@ -120,17 +134,28 @@ def _link_plain(folder: Path) -> None:
     Raises:
         RuntimeProblem: there is no such path either.
     """
-    candidates = [path for path in (tempfile.gettempdir(), "/tmp", "/var/tmp") if PLAIN_PATH.fullmatch(path)]  # noqa: S108
-    for parent in candidates:
-        with contextlib.suppress(OSError):
-            plain = Path(tempfile.mkdtemp(prefix="cutaway-", dir=parent))
-            (plain / "server").symlink_to(folder.absolute())
-            (folder / "plain").symlink_to(plain)
-            return
-    folder.rmdir()
+    try:
+        plain = _temporary_folder(folder)
+    except RuntimeProblem:
+        folder.rmdir()
+        raise
+    (plain / "server").symlink_to(folder.absolute())
+    (folder / "plain").symlink_to(plain)
+
+
+def _temporary_folder(folder: Path) -> Path:
+    """A new folder for this user only, of a short path that a shell takes as it is.
+
+    Raises:
+        RuntimeProblem: none can be made.
+    """
+    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - made by mkdtemp
+        if PLAIN_PATH.fullmatch(parent) and len(parent) <= TEMPORARY_PATH_MAX:
+            with contextlib.suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix="cutaway-", dir=parent))
     raise RuntimeProblem(
-        f"Triton cannot load models from {folder}, whose path has special characters, and no temporary folder can be "
-        "written for a link to it; choose another cache folder: --cache-dir DIR"
+        f"no temporary folder can be written for a link to {folder}, which Triton needs since the path has special "
+        "characters or is long; set TMPDIR, or choose another cache folder: --cache-dir DIR"
     )
 
 
@@ -153,12 +178,14 @@ def _sweep(servers: Path) -> None:
 def _clear(folder: Path) -> None:
     for part in ("repository", "backends"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    link = folder / "plain"
-    if link.is_symlink():
-        with contextlib.suppress(OSError):
-            (link.readlink() / "server").unlink()
-            link.readlink().rmdir()
-        link.unlink()
+    for name, parts in (("plain", ("server",)), ("sockets", ("http", "grpc:2", "metrics"))):
+        link = folder / name
+        if link.is_symlink():
+            with contextlib.suppress(OSError):
+                for part in parts:
+                    (link.readlink() / part).unlink(missing_ok=True)
+                link.readlink().rmdir()
+            link.unlink()
     for region in SHM.glob(f"{_shm_prefix(folder)}*"):
         region.unlink(missing_ok=True)
 

@@ -18,7 +18,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """
     from runtime.server import Server, ServerOptions
 
-    options = ServerOptions(profile="nano", cache_dir=tmp_path_factory.mktemp("runtime"))
+    # Tests count what models did: the server's own small pictures would come in between.
+    options = ServerOptions(profile="nano", cache_dir=tmp_path_factory.mktemp("runtime"), canary_interval_s=3600.0)
     with Server(options, say=print) as running:
         yield running
 

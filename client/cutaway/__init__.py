@@ -8,46 +8,26 @@ Names load when they are first used: the pipeline inside the server imports the 
 checks from this package and must not pull in a network client.
 """
 
+# ruff: noqa: F403, F405 (the errors, for type checkers alone)
+
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cutaway.async_client import AsyncClient
+    from cutaway.async_client import AsyncClient, Outcome
     from cutaway.cache import ResultCache
-    from cutaway.cancel import Cancel
     from cutaway.client import Client
-    from cutaway.contract.errors import (
-        CorruptImage,
-        CutawayError,
-        FileTooLarge,
-        GpuMemoryExhausted,
-        ImageBomb,
-        InferenceError,
-        InputError,
-        InvalidFormat,
-        InvalidOption,
-        NoPersonDetected,
-        Overloaded,
-        ProcessingTimeout,
-        RateLimitExceeded,
-        RequestCancelled,
-        ResolutionTooLarge,
-        ResolutionTooSmall,
-        ServerRefused,
-        ServerUnavailable,
-        ServiceError,
-        TooManyPixels,
-    )
+    from cutaway.contract.errors import *
     from cutaway.contract.limits import InputLimits, Tier
     from cutaway.fallback import Fallback, NeedsDetection, NobodyServed, Tried
-    from cutaway.health import Health
     from cutaway.inputs import LossyEncodingWarning
-    from cutaway.many import Outcome
+    from cutaway.loop import Cancel
     from cutaway.report import Notice, Report
     from cutaway.resilience import RetryPolicy
     from cutaway.result import Cutout, CutResult, Detection, UpscaleResult
+    from cutaway.servers import Health
     from cutaway.stream import AsyncStream, Stream, StreamFrame, StreamStatistics
     from cutaway.transports.base import ModelInfo
     from cutaway.transports.connection import InsecureTokenWarning, Tls
@@ -55,24 +35,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "async_client": "AsyncClient",
+    "async_client": "AsyncClient Outcome",
     "cache": "ResultCache",
-    "cancel": "Cancel",
     "client": "Client",
-    "contract.errors": (
-        "CorruptImage CutawayError FileTooLarge GpuMemoryExhausted ImageBomb InferenceError InputError "
-        "InvalidFormat InvalidOption NoPersonDetected Overloaded ProcessingTimeout RateLimitExceeded "
-        "RequestCancelled ResolutionTooLarge ResolutionTooSmall ServerRefused ServerUnavailable ServiceError "
-        "TooManyPixels"
-    ),
     "contract.limits": "InputLimits Tier",
     "fallback": "Fallback NeedsDetection NobodyServed Tried",
-    "health": "Health",
     "inputs": "LossyEncodingWarning",
-    "many": "Outcome",
+    "loop": "Cancel",
     "report": "Notice Report",
     "resilience": "RetryPolicy",
     "result": "CutResult Cutout Detection UpscaleResult",
+    "servers": "Health",
     "stream": "AsyncStream Stream StreamFrame StreamStatistics",
     "transports.base": "ModelInfo",
     "transports.connection": "InsecureTokenWarning Tls",
@@ -94,10 +67,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    if name not in __all__:
         raise AttributeError(f"module 'cutaway' has no attribute {name!r}")
-    value = getattr(import_module(f"cutaway.{home}"), name)
+    value = getattr(import_module(f"cutaway.{_HOMES.get(name, 'contract.errors')}"), name)
     globals()[name] = value
     return value
 

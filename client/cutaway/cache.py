@@ -15,36 +15,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from cutaway.contract import limits
-from cutaway.contract.options import CutOptions, parse_options
+from cutaway.contract.options import CutOptions
 from cutaway.transports.base import Tensor
 
 logger = logging.getLogger("cutaway.cache")
 
-FORMAT = 2
-"""Of a file; it is part of every key."""
+FORMAT = 2  # of a file; part of every key
 
 
 class ResultCache:
     """Answers by the picture's content and the options, on disk: ``Client(url, cache=ResultCache())``.
 
-    Threads, processes and clients may share a folder. The disk fails no call: a damaged file is a miss, a full disk or
-    a read-only folder is a warning in the log, once. Files are for their owner alone, because they hold people's
-    pictures. Where a server's models were exchanged, :meth:`clear` it or change the namespace.
+    Threads, processes and clients may share a folder, whose files are for their owner alone. The disk fails no call: a
+    damaged file is a miss, a full disk a warning in the log. Where a server's models were exchanged, :meth:`clear` it.
 
     Args:
         folder: ``$XDG_CACHE_HOME/cutaway`` or ``~/.cache/cutaway`` where None; made where it is missing.
-        max_bytes: what the files may take, at least 1 MiB; what was not used longest is removed first.
+        max_bytes: what the files may take, at least 1 MiB, or ValueError; what was not used longest is removed first.
         results_max_age_s: seconds for which an answer is given again.
-        namespace: caches with different ones never see each other's answers; they share folder and size.
-
-    Raises:
-        ValueError: a number makes no sense.
-        RuntimeError: there is no home to put a folder into.
     """
 
     def __init__(
@@ -53,32 +46,17 @@ class ResultCache:
         *,
         max_bytes: int = limits.CACHE_MAX_BYTES,
         results_max_age_s: float = limits.CACHE_RESULTS_MAX_AGE_S,
-        namespace: str = "",
     ) -> None:
         if max_bytes < limits.MIB or not results_max_age_s > 0:
             raise ValueError(f"max_bytes has to be at least {limits.MIB}, and results_max_age_s above 0")
         default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutaway"
         self.folder = Path(folder or default).absolute()
         self._max_bytes, self._max_age_s, self._warned = max_bytes, results_max_age_s, False
-        self._prefix = hashlib.sha256(namespace.encode()).hexdigest()[:16]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Does nothing: no file is open between calls."""
-
-    def key(
-        self, data: bytes, options: CutOptions | Mapping[str, Any], outputs: Sequence[str], server: str | Sequence[str]
-    ) -> str:
-        """SHA-256 in hex over all that an answer depends on; InvalidOption where an option is refused."""
-        checked = options if isinstance(options, CutOptions) else parse_options(options)
-        servers = sorted({server} if isinstance(server, str) else set(server))
+    def key(self, data: bytes, options: CutOptions, outputs: Sequence[str], servers: Sequence[str]) -> str:
+        """SHA-256 in hex over all that an answer depends on."""
         picture = hashlib.sha256(data).hexdigest()
-        depends_on = [FORMAT, self._prefix, servers, sorted(set(outputs)), asdict(checked), picture]
+        depends_on = [FORMAT, sorted(set(servers)), sorted(set(outputs)), asdict(options), picture]
         return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
@@ -98,17 +76,13 @@ class ResultCache:
         return None
 
     def put(self, key: str, outputs: Mapping[str, Tensor]) -> None:
-        """Keep outputs under a key, in place of what lies there.
-
-        Raises:
-            TypeError: an output is neither a list of bytes nor a float32 array.
-        """
+        """Keep outputs, lists of bytes and float32 arrays, under a key, in place of what lies there."""
         path, body, part = self._path(key), json.dumps(_packed(outputs)).encode(), ""
         if len(body) + 32 > self._max_bytes:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, part = tempfile.mkstemp(".part", self._prefix, self.folder)
+            descriptor, part = tempfile.mkstemp(".part", dir=self.folder)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_digest(path, body) + body)
             os.replace(part, path)  # noqa: PTH105 (atomic: readers find the old file or the new one)
@@ -119,13 +93,13 @@ class ResultCache:
                 Path(part).unlink()
 
     def clear(self) -> None:
-        """Remove every answer of this namespace."""
-        for path in self.folder.glob(f"{self._prefix}*"):
+        """Remove every answer."""
+        for path in (*self.folder.glob("*.answer"), *self.folder.glob("*.part")):
             with suppress(OSError):
                 path.unlink()
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{self._prefix}-{hashlib.sha256(key.encode()).hexdigest()}.answer"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.answer"
 
     def _expired(self, found: os.stat_result) -> bool:
         return found.st_mtime < time.time() - self._max_age_s
@@ -152,15 +126,12 @@ def _digest(path: Path, body: bytes) -> bytes:
 
 
 def _packed(outputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    packed: dict[str, Any] = {}
-    for name, value in outputs.items():
-        if isinstance(value, np.ndarray) and value.dtype == np.float32:
-            packed[name] = {"shape": value.shape, "data": base64.b64encode(value.astype("<f4").tobytes()).decode()}
-        elif isinstance(value, list) and all(isinstance(item, bytes) for item in value):
-            packed[name] = [base64.b64encode(item).decode() for item in value]
-        else:
-            raise TypeError(f"output {name!r} is neither a list of bytes nor a float32 array")
-    return packed
+    return {
+        name: [base64.b64encode(item).decode() for item in value]
+        if isinstance(value, list)
+        else {"shape": value.shape, "data": base64.b64encode(value.astype("<f4").tobytes()).decode()}
+        for name, value in outputs.items()
+    }
 
 
 def _unpacked(body: bytes) -> dict[str, Tensor]:

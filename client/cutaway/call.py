@@ -4,64 +4,80 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, InferenceError, ServerRefused
+from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, UPSCALE_LIMITS
-from cutaway.contract.options import CutOptions, parse_options, to_parameters
-from cutaway.fit import Fitted, shrink
+from cutaway.contract.options import CutOptions, OptionKeywords, WhoKeywords, parse_options, to_parameters
+from cutaway.downscale import Fitted, downscale
 from cutaway.inputs import ImageInput, encode
-from cutaway.observe import Observer, ServedFacts, observed
-from cutaway.resilience import Deadline, RetryBudget, RetryPolicy, checked_timeout
-from cutaway.result import (
-    CUT_OUTPUTS,
-    DETECTION_OUTPUTS,
-    CutResult,
-    Detection,
-    Origin,
-    UpscaleResult,
-    read_cut,
-    read_detection,
-)
-from cutaway.servers import Answer
+from cutaway.observe import Observer, ServedFacts, Unobserved, observed
+from cutaway.resilience import Deadline, RetryBudget, RetryPolicy
+from cutaway.result import CUT_OUTPUTS, DETECTION_OUTPUTS, Detection, Origin, UpscaleResult, read_cut, read_detection
+from cutaway.servers import PIPELINE, Answer
 from cutaway.transports.base import InferRequest, Tensor, Transport, parse_address
 from cutaway.transports.connection import Connection, Tls
 
 if TYPE_CHECKING:
     from cutaway.cache import ResultCache
+    from cutaway.composite import Placement
     from cutaway.fallback import Fallback
     from cutaway.fallback.answers import Upscaled
     from cutaway.fallback.base import Provider
     from cutaway.fallback.chain import Served
 
-PIPELINE = "ensemble_pipeline"
 TOKEN_VARIABLE = "CUTAWAY_TOKEN"  # noqa: S105 (a variable's name)
 API_KEY_VARIABLE = "CUTAWAY_API_KEY"
 MAX_REQUEST_ID_CHARS = 128
 
 
-class ClientKeywords(TypedDict, total=False):
-    """The keyword arguments of :class:`cutaway.Client` and :class:`cutaway.AsyncClient`; see there."""
+class ServerKeywords(TypedDict, total=False):
+    """The keyword arguments of clients and streams."""
 
-    timeout_s: float | None
     token: str | None
     api_key: str | None
     headers: Mapping[str, str] | None
     tls: Tls | None
+    transport: Transport | None
+
+
+class ClientKeywords(ServerKeywords, total=False):
+    """The keyword arguments of :class:`cutaway.Client` and :class:`cutaway.AsyncClient`; see there."""
+
+    timeout_s: float | None
     retry: RetryPolicy | None
     fallback: Fallback | Sequence[Provider]
     cache: ResultCache | None
     observers: Sequence[Observer]
-    verify: bool
     strict: bool
     fit: bool
     max_decompression_ratio: float | None
-    transport: Transport | None
+
+
+class CallKeywords(TypedDict, total=False):
+    """The keyword arguments of every call with a picture."""
+
+    media_type: str | None
+    timeout_s: float | None
+    request_id: str | None
+
+
+class CutKeywords(CallKeywords, OptionKeywords, total=False):
+    """The keyword arguments of :meth:`cutaway.Client.cut` and `detect`."""
+
+
+class CompositeKeywords(CallKeywords, WhoKeywords, total=False):
+    """The keyword arguments of :meth:`cutaway.Client.composite`."""
+
+    place: Placement | Sequence[Placement] | None
+    match_colour: float
+    output: Literal["png", "webp", "jpeg"]
+    quality: int
+    size_px: tuple[int, int] | None
 
 
 class Settings:
@@ -87,11 +103,10 @@ class Settings:
         self.retry, self.budget = given.get("retry") or RetryPolicy(), RetryBudget()
         tiers = given.get("fallback") or ()
         self.fallback = tiers if isinstance(tiers, Fallback) else Fallback(tiers) if tiers else None
-        default_s = limits.FALLBACK_TIMEOUT_S if self.fallback else limits.PROCESSING_TIMEOUT_S
-        timeout_s = given.get("timeout_s")
-        self.timeout_s = default_s if timeout_s is None else checked_timeout(timeout_s)
+        self.timeout_s = limits.FALLBACK_TIMEOUT_S if self.fallback else limits.PROCESSING_TIMEOUT_S
+        self.timeout_s = self.deadline(given.get("timeout_s")).budget_s
         self.cache, self.observers = given.get("cache"), tuple(given.get("observers", ()))
-        self.verify, self.strict, self.fit = (bool(given.get(name)) for name in ("verify", "strict", "fit"))
+        self.strict, self.fit = bool(given.get("strict")), bool(given.get("fit"))
         self.limits = INPUT_LIMITS
         if (ratio := given.get("max_decompression_ratio")) is not None:
             if not ratio > 0:
@@ -99,62 +114,52 @@ class Settings:
             self.limits = replace(INPUT_LIMITS, max_decompression_ratio=ratio)
 
     def deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
+        if timeout_s is not None and not 0 < timeout_s < float("inf"):
+            raise ValueError(f"a timeout is a number of seconds above 0, not {timeout_s}")
+        return Deadline(self.timeout_s if timeout_s is None else timeout_s)
 
 
-class Call(AbstractContextManager["Call"]):
-    """One "cut", "detect" or "upscale"; as a context manager it is observed, and its id is set on errors that leave it.
-    ValueError where the timeout or the request id is invalid."""
+@contextmanager
+def begin(settings: Settings, operation: str, given: Mapping[str, Any]) -> Iterator[Call]:
+    """A "cut", "detect" or "upscale", observed; its id is set on errors. ValueError for an invalid timeout or id."""
+    call = Call(settings, operation, given)
+    with observed(settings.observers, operation, call.request_id) as call.observation:
+        try:
+            yield call
+        except CutawayError as error:
+            error.request_id = call.request_id
+            if call.requests:
+                error.details["requests"] = call.requests
+            raise
 
-    def __init__(
-        self,
-        settings: Settings,
-        operation: str,
-        timeout_s: float | None,
-        request_id: str | None,
-        options: Mapping[str, Any],
-    ) -> None:
-        self.settings = settings
+
+class Call:
+    """One call, from :func:`begin`."""
+
+    observation: Unobserved
+
+    def __init__(self, settings: Settings, operation: str, given: Mapping[str, Any]) -> None:
+        self.settings, self._given = settings, dict(given)
+        self._media_type = self._given.pop("media_type", None)
+        self.deadline = settings.deadline(self._given.pop("timeout_s", None))
+        given_id = self._given.pop("request_id", None)
+        self.request_id = request_id = uuid.uuid4().hex if given_id is None else given_id
+        if not (0 < len(request_id) <= MAX_REQUEST_ID_CHARS and request_id.isascii() and request_id.isprintable()):
+            raise ValueError(f"a request id has 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters")
         self._upscales = operation == "upscale"
         self.outputs = CUT_OUTPUTS if operation == "cut" else DETECTION_OUTPUTS
-        self.deadline = settings.deadline(timeout_s)
-        self.request_id = uuid.uuid4().hex if request_id is None else checked_id(request_id)
-        self._given = options
         self.requests = 0
         self._url = ""
         self._parsed: Detection | None = None
-        self._outputs: Mapping[str, Tensor] = {}
-        self._origin = Origin("triton", self.request_id, 0.0)
-        self._observed = observed(settings.observers, operation, self.request_id)
 
-    def __enter__(self) -> Self:
-        self._observation = self._observed.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, CutawayError):
-            error.request_id = self.request_id
-            if self.requests:
-                error.details["requests"] = self.requests
-        self._observed.__exit__(kind, error, trace)
-
-    def read(self, image: ImageInput, media_type: str | None) -> tuple[CutOptions, Fitted]:
+    def read(self, image: ImageInput) -> tuple[CutOptions, Fitted]:
         """Check the options, and read or encode the picture, which may block: without side effects, since the call may
         end before it. The errors are those of :func:`cutaway.inputs.encode`."""
-        settings = self.settings
-        if self._upscales and settings.fallback is None:
-            raise ServerRefused(
-                "Your own servers do not upscale, and no hosted provider was named.",
-                user_action="Name one: Client(url, fallback=[Replicate()]).",
-            )
-        options = parse_options(self._given)
+        options, settings = parse_options(self._given), self.settings
         bounds = UPSCALE_LIMITS if self._upscales else settings.limits
-        checks: dict[str, Any] = {"media_type": media_type, "limits": bounds}
-        checks |= {"verify": settings.verify, "strict": settings.strict}
+        checks: dict[str, Any] = {"media_type": self._media_type, "limits": bounds, "strict": settings.strict}
         fits = settings.fit and not self._upscales
-        return options, shrink(image, **checks) if fits else Fitted(encode(image, **checks))
+        return options, downscale(image, **checks) if fits else Fitted(encode(image, **checks))
 
     def take(self, options: CutOptions, fitted: Fitted) -> None:
         """Take the result of :meth:`read`."""
@@ -162,31 +167,12 @@ class Call(AbstractContextManager["Call"]):
         self._sent = fitted.options(self._given)
         self.options = options if fitted.original is None else parse_options(self._sent)
         self.data, self.media_type = fitted.picture.data, MEDIA_TYPES[fitted.picture.header.format]
-        self.needs_work = fitted.original is not None  # a thread's, for the result
-        self._observation.sent(len(self.data), options)
-
-    def find_cached(self) -> bool:
-        """Whether the cache has the answer; reads from disk."""
-        cache = self.settings.cache
-        found = None if cache is None else cache.get(self._key(cache))
-        if found is None:
-            return False
-        try:
-            self._parsed = self._read(found, self.outputs)
-        except InferenceError:
-            return False
-        self._origin = replace(self._origin, from_cache=True, requests=0)
-        return True
-
-    def store(self) -> None:
-        """Cache the answer of an own server; writes to disk."""
-        cache = self.settings.cache
-        if cache is not None and self._origin.tier == 1 and not self._origin.from_cache:
-            cache.put(self._key(cache), self._outputs)
+        self.restores = fitted.original is not None
+        self.observation.sent(len(self.data), options)
 
     def request(self, outputs: tuple[str, ...], turn: Deadline) -> InferRequest:
         """The request to an own server, with the deadline `turn`."""
-        parameters, headers = to_parameters(self._sent), self._observation.headers()
+        parameters, headers = to_parameters(self._sent), self.observation.headers()
         return InferRequest(PIPELINE, self.data, outputs, parameters, self.request_id, turn.left_s, headers)
 
     def answered(self, answer: Answer, outputs: tuple[str, ...]) -> Mapping[str, Tensor]:
@@ -198,66 +184,41 @@ class Call(AbstractContextManager["Call"]):
             self._parsed = parsed
         return answer.outputs
 
-    def served(self, served: Served[Any]) -> None:
-        """Take the answer of the tier that served. InferenceError where a hosted model's is malformed."""
-        if served.tier > 1:
+    def served(self, served: Served[Mapping[str, Tensor]], *, from_cache: bool = False) -> None:
+        """Take the answer of the tier that served, or of the cache. InferenceError where it is malformed."""
+        if served.tier > 1 or from_cache:
             self._parsed = self._read(served.value, self.outputs)
-        self._outputs = served.value
-        self._set_origin(served)
+        self._served, self._from_cache = served, from_cache
 
-    def cut_result(self, *, restore: bool = True) -> CutResult:
-        """See :meth:`detection`."""
-        found = self.detection(restore=restore)
-        assert isinstance(found, CutResult)
-        return found
-
-    def detection(self, *, restore: bool = True) -> Detection:
-        """The result; `restore` scales that of a smaller copy to the original's size."""
+    def result(self, *, restore: bool = True) -> Detection:
+        """The CutResult or Detection; `restore` scales that of a smaller copy to the original's size."""
         assert self._parsed is not None
         found = self._parsed
         if warnings := self._fitted.picture.warnings:
             found = replace(found, report=replace(found.report, warnings=(*warnings, *found.report.warnings)))
         if restore:
             found = self._fitted.restore(found, self._options)
-        found = replace(found, origin=self._ended())
-        self._report(
-            found.origin,
-            sum(map(len, found.images)) if isinstance(found, CutResult) else 0,
-            stage_ms=found.timings_ms,
-            people=len(found.report.people),
-            warnings=tuple(warning.code for warning in found.warnings),
-        )
+        found = replace(found, origin=self._origin(self._served, self._from_cache))
+        n_bytes, codes = sum(map(len, getattr(found, "images", ()))), tuple(each.code for each in found.warnings)
+        people = len(found.report.people)
+        self._report(found.origin, n_bytes, stage_ms=found.timings_ms, people=people, warnings=codes)
         return found
 
     def upscaled(self, served: Served[Upscaled]) -> UpscaleResult:
         """The result of a hosted upscaling."""
-        self._set_origin(served)
-        value = served.value
-        self._report(replace(self._origin, requests=value.requests), len(value.data))
+        origin, value = self._origin(served), served.value
+        self._report(replace(origin, requests=value.requests), len(value.data))
         same = ("data", "media_type", "width_px", "height_px", "model", "licence", "cost")
-        return UpscaleResult(**{name: getattr(value, name) for name in same}, origin=self._ended())
+        return UpscaleResult(**{name: getattr(value, name) for name in same}, origin=origin)
 
     def _read(self, outputs: Mapping[str, Tensor], asked: tuple[str, ...]) -> Detection:
         read = read_cut if asked == CUT_OUTPUTS else read_detection
-        return read(outputs, self._origin, self._fitted.picture.header)
+        return read(outputs, Origin("triton", self.request_id, 0.0), self._fitted.picture.header)
 
-    def _set_origin(self, served: Served[Any]) -> None:
-        url = self._url if served.tier == 1 else ""
-        known: dict[str, Any] = {"provider": served.provider, "tier": served.tier, "tried": served.tried}
-        self._origin = replace(self._origin, **known, url=url, requests=self.requests)
+    def _origin(self, served: Served[Any], from_cache: bool = False) -> Origin:
+        url, elapsed_ms = self._url if served.tier == 1 else "", self.deadline.elapsed_s * 1000
+        by = (served.provider, self.request_id, elapsed_ms, served.tier, url, served.tried)
+        return Origin(*by, self.requests, from_cache)
 
-    def _ended(self) -> Origin:
-        return replace(self._origin, elapsed_ms=self.deadline.elapsed_s * 1000)
-
-    def _report(self, by: Origin, n_bytes: int, **more: Any) -> None:
-        facts = ServedFacts(by.provider, by.tier, by.url, by.requests, by.from_cache, by.tried, n_bytes, **more)
-        self._observation.served(facts)
-
-    def _key(self, cache: ResultCache) -> str:
-        return cache.key(self.data, self.options, self.outputs, self.settings.urls)
-
-
-def checked_id(request_id: str) -> str:
-    if not 0 < len(request_id) <= MAX_REQUEST_ID_CHARS or not (request_id.isascii() and request_id.isprintable()):
-        raise ValueError(f"a request id has 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters")
-    return request_id
+    def _report(self, origin: Origin, n_bytes: int, **more: Any) -> None:
+        self.observation.served(ServedFacts(**vars(origin), n_bytes=n_bytes, **more))

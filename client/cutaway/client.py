@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from cutaway import loop
-from cutaway.async_client import AsyncClient
-from cutaway.call import Call, ClientKeywords
-from cutaway.cancel import Cancel
-from cutaway.contract.limits import COMPOSITE_QUALITY, CUT_MANY_JOBS, DEFAULT_URL
-from cutaway.contract.options import OptionKeywords, WhoKeywords
-from cutaway.health import Health
+from cutaway.async_client import AsyncClient, ManyKeywords, Outcome
+from cutaway.call import CallKeywords, ClientKeywords, CompositeKeywords, CutKeywords
+from cutaway.contract.limits import DEFAULT_URL
 from cutaway.inputs import ImageInput
-from cutaway.many import Outcome, Progress, iterate_many
+from cutaway.loop import Cancel
 from cutaway.result import CutResult, Detection, UpscaleResult
+from cutaway.servers import Health
 from cutaway.transports.base import ModelInfo
 
 if TYPE_CHECKING:
-    from cutaway.composite import CompositeResult, Onto, Placement
+    from cutaway.composite import CompositeResult, Onto
 
 
 class Client:
@@ -30,23 +28,20 @@ class Client:
 
     One client serves any number of threads at once and keeps its connections; clients share nothing with one another.
     It connects when first used, may be used again after any error, and can be pickled: the copy has connections of its
-    own. It is :class:`cutaway.AsyncClient` over an event loop in a thread; pictures are read in the caller's.
+    own. It is :class:`cutaway.AsyncClient` over an event loop in a thread.
 
     Args:
         urls: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS. Calls go round robin
             over several equal servers; one that fails repeatedly is left out until a probe succeeds.
-        timeout_s: seconds that a call may take in all, retries and fallback included, unless the call says otherwise;
-            30, or 60 with a fallback.
-        token: sent as ``Authorization: Bearer …``; ``$CUTAWAY_TOKEN`` where None.
-        api_key: sent as ``X-API-Key``; ``$CUTAWAY_API_KEY`` where None.
+        timeout_s: seconds that a call may take in all, retries and fallback included; 30, or 60 with a fallback.
+        token, api_key: sent as ``Authorization: Bearer …`` and ``X-API-Key``; ``$CUTAWAY_TOKEN`` and
+            ``$CUTAWAY_API_KEY`` where None.
         headers: sent with every request, as HTTP headers or gRPC metadata.
         tls: own certificate authority, client certificate.
         retry: how often and after which waits failed requests are sent again; ``RetryPolicy(retries=0)`` for never.
         fallback: hosted models that are tried, in order, where none of your servers serves; they get the picture.
         cache: has answers of earlier calls with the same picture and options.
         observers: get the events of every call, such as :class:`cutaway.observers.OpenTelemetry`.
-        verify: decode pictures wholly before they are sent. Off, damage inside is found by the server, with the same
-            error and less work here.
         strict: refuse a picture whose name or declared type disagrees with its bytes, instead of a warning.
         fit: send a smaller copy of a picture over the limits, and put the alpha that comes back onto the original at
             its full size, with a warning; a composite is of the copy. Off, such a picture is refused.
@@ -61,15 +56,7 @@ class Client:
 
     def __init__(self, urls: str | Sequence[str] = DEFAULT_URL, **given: Unpack[ClientKeywords]) -> None:
         self._client = AsyncClient(urls, **given)
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return self._client.urls
-
-    @property
-    def timeout_s(self) -> float:
-        """Seconds that a call may take, unless it says otherwise."""
-        return self._client.timeout_s
+        self.urls = self._client.urls
 
     def __repr__(self) -> str:
         return f"<cutaway.Client {', '.join(self.urls)}>"
@@ -84,152 +71,79 @@ class Client:
         """End calls under way with RequestCancelled, and the connections. Calls after this raise RuntimeError."""
         loop.run(self._client.close())
 
-    def cut(
-        self,
-        image: ImageInput,
-        *,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        cancel: Cancel | None = None,
-        **options: Unpack[OptionKeywords],
-    ) -> CutResult:
+    def cut(self, image: ImageInput, *, cancel: Cancel | None = None, **given: Unpack[CutKeywords]) -> CutResult:
         """Cut people, or whatever the picture shows, out of a picture.
 
         Args:
             image: a path, an encoded file's bytes (JPEG, PNG, WebP, BMP), a binary file object, a data URI, a PIL
                 image, or an HWC uint8 [0, 255] array (RGB or RGBA).
-            media_type: the declared type of bytes, such as "image/png"; a mismatch is a warning, or with
-                `strict` an error.
-            timeout_s: seconds for the whole call; the client's where None. A read that blocks (a pipe, a dead network
-                drive) and Pillow's decoding count, but cannot be interrupted.
-            request_id: for the server's log, up to 128 printable ASCII characters; random where None.
             cancel: cancels the call from another thread, and its request at the server.
-            options: see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.
+            media_type: the declared type of bytes, such as "image/png".
+            timeout_s: seconds for the whole call; the client's where None.
+            request_id: for the server's log, up to 128 printable ASCII characters; random where None.
+            given: also the options, see :class:`cutaway.contract.options.OptionKeywords`. Lengths are in pixels.
 
         Raises:
-            InputError: the picture or an option is invalid, mostly before a request is sent; NoPersonDetected where no
-                person is found.
-            ProcessingTimeout: the deadline is exceeded.
+            InputError: the picture or an option is invalid, or nobody is found (NoPersonDetected).
+            ProcessingTimeout, RequestCancelled: the deadline is exceeded, or `cancel` was used.
             ServerUnavailable: no answer, no such model, or a full queue; NobodyServed where the fallback failed, too.
             InferenceError: a model failed, or the answer is malformed.
-            RequestCancelled: `cancel` was used.
             OSError: the path cannot be read.
         """
-        with self._client.begin("cut", timeout_s, request_id, options) as call:
-            self._answer(call, image, media_type, cancel)
-            return call.cut_result()
+        return loop.run(self._client.cut(image, **given), cancel)
 
-    def cut_many(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        jobs: int = CUT_MANY_JOBS,
-        ordered: bool = False,
-        progress: Progress | None = None,
-        timeout_s: float | None = None,
-        cancel: Cancel | None = None,
-        **options: Unpack[OptionKeywords],
-    ) -> Generator[Outcome, None, None]:
-        """Cut many pictures out, several at a time; one failure does not end the rest.
+    def cut_many(self, images: Iterable[ImageInput], **given: Unpack[ManyKeywords]) -> Generator[Outcome, None, None]:
+        """Cut many pictures out, several at a time. A failure ends no others; leaving the loop cancels those in flight.
 
             for outcome in client.cut_many(Path("in").glob("*.jpg"), jobs=8):
                 if outcome.ok:
                     outcome.result.save(f"out/{outcome.source.stem}.png")
 
         Args:
-            images: pictures as :meth:`cut` takes them, read lazily in a thread, since an iterator may block. Its
-                exception is raised after the outcomes before it.
-            jobs: pictures in flight at once.
+            images: pictures as :meth:`cut` takes them, read lazily in other threads; an iterator may block, or raise.
+            jobs: pictures in flight at once; 4 where not given.
             ordered: outcomes in the order of the pictures instead of in that of completion.
-            progress: called with the number of finished pictures and the total (None where `images` has no length).
+            progress: called, in the client's thread, with the number of finished pictures and the total, or None.
             timeout_s: seconds for each picture.
             cancel: cancels pictures in flight, and ends the iteration.
-            options: as in :meth:`cut`.
-
-        Returns:
-            An iterator of outcomes. Closing it, or leaving the loop, cancels those in flight.
+            given: also the options, as in :meth:`cut`.
 
         Raises:
             ValueError: `jobs` is below 1.
             TypeError: `images` is one picture.
         """
-        cut = self._client.many(jobs, timeout_s, options)
-        return iterate_many(cut, images, jobs=jobs, ordered=ordered, progress=progress, cancel=cancel)
+        return loop.iterate(self._client.cut_many(images, **given))
 
-    def detect(
-        self,
-        image: ImageInput,
-        *,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        cancel: Cancel | None = None,
-        **options: Unpack[OptionKeywords],
-    ) -> Detection:
+    def detect(self, image: ImageInput, *, cancel: Cancel | None = None, **given: Unpack[CutKeywords]) -> Detection:
         """Find people without cutting them out: quicker, since no matte is computed.
 
         Arguments and errors are those of :meth:`cut`; hosted models do not detect, so that there is no fallback.
         """
-        with self._client.begin("detect", timeout_s, request_id, options) as call:
-            self._answer(call, image, media_type, cancel)
-            return call.detection()
+        return loop.run(self._client.detect(image, **given), cancel)
 
     def composite(
-        self,
-        image: ImageInput,
-        onto: Onto,
-        *,
-        place: Placement | Sequence[Placement] | None = None,
-        match_colour: float = 0.0,
-        output: str = "png",
-        quality: int = COMPOSITE_QUALITY,
-        size_px: tuple[int, int] | None = None,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        cancel: Cancel | None = None,
-        **who: Unpack[WhoKeywords],
+        self, image: ImageInput, onto: Onto, *, cancel: Cancel | None = None, **given: Unpack[CompositeKeywords]
     ) -> CompositeResult:
         """Cut people out of a picture and put them onto something else.
 
         Args:
             image: as in :meth:`cut`.
             onto: a colour "#RRGGBB", another picture, or the blurred original: see :data:`cutaway.composite.Onto`.
-            place: where and how large: one for all cut-outs together, or one for each; where they were, by default.
-            match_colour: strength of the colour match with the new background, 0 to 1.
-            output: "png", "webp" or "jpeg".
-            quality: of a WebP or JPEG, 1 to 100.
-            size_px: width and height of the result; those of the picture behind, or of the original, by default.
-            who: the options that choose people.
+            place, match_colour, output, quality, size_px: see :func:`cutaway.composite.compose`.
+            given: also the options that choose people, and the other arguments of :meth:`cut`.
 
         Errors are those of :meth:`cut`; InputError also where `onto` is no picture.
         """
-        from cutaway.composite import compose
-
-        with self._client.begin("cut", timeout_s, request_id, who) as call:
-            self._answer(call, image, media_type, cancel)
-            cut = call.cut_result(restore=False)
-            look: dict[str, Any] = {"place": place, "match_colour": match_colour, "output": output, "quality": quality}
-            return compose(cut, call.data, onto, **look, size_px=size_px)
+        return loop.run(self._client.composite(image, onto, **given), cancel)
 
     def upscale(
-        self,
-        image: ImageInput,
-        scale: int = 2,
-        *,
-        media_type: str | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        cancel: Cancel | None = None,
+        self, image: ImageInput, scale: int = 2, *, cancel: Cancel | None = None, **given: Unpack[CallKeywords]
     ) -> UpscaleResult:
         """Enlarge a picture of at most 1440p by 2 or 4 along each side, through the fallback's hosted models.
 
         Errors are those of :meth:`cut`; InvalidOption for another scale, ServerUnavailable where no provider was named.
         """
-        with self._client.begin("upscale", timeout_s, request_id, {}) as call:
-            call.take(*call.read(image, media_type))
-            return loop.run(self._client.serve_upscaled(call, scale), cancel)
+        return loop.run(self._client.upscale(image, scale, **given), cancel)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
         """Send a small picture through the pipeline: Triton reports a pipeline as ready whose process is dead.
@@ -241,9 +155,3 @@ class Client:
     def models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """The pipeline and the models that it calls, of the first server that answers."""
         return loop.run(self._client.models(timeout_s=timeout_s))
-
-    def _answer(self, call: Call, image: ImageInput, media_type: str | None, cancel: Cancel | None) -> None:
-        call.take(*call.read(image, media_type))
-        if not call.find_cached():
-            loop.run(self._client.serve(call), cancel)
-            call.store()

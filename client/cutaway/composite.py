@@ -3,8 +3,7 @@
     result = client.composite("photo.jpg", "beach.jpg", place=Placement(anchor="bottom", scale=0.8), match_colour=0.5)
     result.save("at-the-beach.png")
 
-Everything is computed on the caller's machine from what :meth:`cutaway.Client.cut` returned. Colours are mixed in sRGB,
-as the server does. Boxes are (x1, y1, x2, y2) in pixels, right and lower edges not included.
+Colours are mixed in sRGB, as on the server. Boxes are (x1, y1, x2, y2) in pixels, right and lower edges not included.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
-from cutaway.colour_match import matching, samples
+from cutaway import drawing
+from cutaway.colour_match import histogram_of, match_colours
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.options import parse_options
-from cutaway.decode import decode_upright
-from cutaway.drawing import Mapping, SizeWH, around, draw, filled, fitted, flat, rgba_of, visible_box, whole, within
-from cutaway.inputs import ImageInput, decode_input
+from cutaway.drawing import SizeWH, Transform, clip_frame, enclose, rgba_of, round_box
+from cutaway.inputs import ImageInput, decode_input, decode_upright
 from cutaway.report import Box, Frame
 from cutaway.result import EncodedResult
 
@@ -39,21 +38,22 @@ SURROUNDINGS = 0.5  # margin on each side of the cut-outs' box whose colours are
 _SAVING: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": 0}, "webp": {"method": 2}, "png": {"compress_level": 1}}
 
 
-def _checked(name: str, value: object, allowed: str, valid: bool) -> None:
+def _check(name: str, value: object, allowed: str, valid: bool) -> None:
     if not valid:
         raise invalid_option(name, value, allowed)
 
 
-def _is_number(value: object, least: float, most: float, kind: tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most  # type: ignore[operator]
+def _is_number(value: object, least: float, most: float, *kinds: type) -> bool:
+    return type(value) in (kinds or (int, float)) and least <= value <= most  # type: ignore[operator]
+
+
+def _is_pair(value: object, least: float, most: float) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(n, least, most, int) for n in value)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Position and size of cut-outs. Several are placed as a group, with their distances kept.
-
-        Placement(anchor="bottom", scale=0.8)          # at the bottom, 80 % as high as the canvas
-        Placement(offset_px=(-40, 0), flip=True)       # a little to the left of where they were, mirrored
+    """Position and size of cut-outs, or InvalidOption. Several are placed as a group, with their distances kept.
 
     Attributes:
         anchor: corner, edge ("bottom": its middle) or "center" of the canvas for their box. None keeps their position;
@@ -61,26 +61,19 @@ class Placement:
             that an edge of the picture cut off stays at that edge.
         scale: height of their box as a share of the canvas' height, 0.01 to 4. None keeps the size described above.
         offset_px: shift to the right and down, in pixels of the canvas.
-        flip: mirrored left to right, in their place.
-
-    Raises:
-        InvalidOption: an attribute is out of bounds.
     """
 
     anchor: str | None = None
     scale: float | None = None
     offset_px: tuple[int, int] = (0, 0)
-    flip: bool = False
 
     def __post_init__(self) -> None:
-        _checked("anchor", self.anchor, ", ".join(ANCHORS), self.anchor is None or self.anchor in ANCHORS)
-        least, most = limits.COMPOSITE_SCALE
+        (least, most), reach = limits.COMPOSITE_SCALE, limits.COMPOSITE_LIMITS.max_long_side_px
+        _check("anchor", self.anchor, ", ".join(ANCHORS), self.anchor in (None, *ANCHORS))
         valid = self.scale is None or _is_number(self.scale, least, most)
-        _checked("scale", self.scale, f"{least:g} to {most:g}", valid)
-        reach, pair = limits.COMPOSITE_LIMITS.max_long_side_px, isinstance(self.offset_px, (tuple, list))
-        valid = pair and len(self.offset_px) == 2 and all(_is_number(part, -reach, reach) for part in self.offset_px)
-        valid = valid and all(part == int(part) for part in self.offset_px)
-        _checked("offset_px", self.offset_px, f"two whole numbers from {-reach} to {reach}", valid)
+        _check("scale", self.scale, f"{least:g} to {most:g}", valid)
+        allowed = f"two whole numbers from {-reach} to {reach}"
+        _check("offset_px", self.offset_px, allowed, _is_pair(self.offset_px, -reach, reach))
 
 
 @dataclass(frozen=True)
@@ -91,9 +84,7 @@ class Blur:
     px: int = 20
 
     def __post_init__(self) -> None:
-        option = limits.OPTIONS["background"]
-        least, most = option.minimum or 0, option.maximum or 0
-        _checked("px", self.px, f"a whole number from {least:g} to {most:g}", _is_number(self.px, least, most, (int,)))
+        parse_options({"background": f"blur:{self.px}"})
 
 
 @dataclass(frozen=True)
@@ -107,9 +98,9 @@ class Picture:
     fill: str = "#FFFFFF"
 
     def __post_init__(self) -> None:
-        _checked("fit", self.fit, "cover, contain, stretch", self.fit in ("cover", "contain", "stretch"))
-        valid = isinstance(self.fill, str) and bool(re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill))
-        _checked("fill", self.fill, "transparent, #RRGGBB", valid)
+        _check("fit", self.fit, "cover, contain, stretch", self.fit in ("cover", "contain", "stretch"))
+        valid = bool(re.fullmatch("transparent|#[0-9a-fA-F]{6}", self.fill))
+        _check("fill", self.fill, "transparent, #RRGGBB", valid)
 
 
 Onto: TypeAlias = str | Blur | Picture | ImageInput
@@ -120,8 +111,7 @@ the client takes it (a path, bytes, a PIL image, …), which covers the result."
 @dataclass(frozen=True, eq=False)
 class CompositeResult(EncodedResult):
     """A finished picture. `frames` are x1, y1, x2, y2 around what is visible of each cut-out, in order, in pixels of
-    the result, beyond its edges where a cut-out is, and without area where nothing is visible. `cut` is the result of
-    the cut, with its origin, times and warnings."""
+    the result; without area where nothing is. `cut` is the result of the cut."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -145,63 +135,57 @@ def compose(
     """Put the cut-outs of a result onto something else.
 
     Args:
-        cut: cut-outs on transparent, decontaminated best: soft edges keep the old background's colour otherwise.
-        original: the file that they were cut from; read for a blur only.
+        cut: cut-outs on transparent; `original` is the file that they were cut from, which only a blur needs.
         place: one for all cut-outs together, or one for each; None keeps them where they were.
         match_colour: strength of the colour match with the surroundings, 0 to 1; only onto another picture.
         output: "png", "webp" or "jpeg", which cannot be transparent; `quality` of the latter two is 1 to 100.
         size_px: width and height of the result; else those of the picture behind, or of the original.
 
     Raises:
-        InvalidOption: an argument is out of bounds; a colour match where there is no other picture; a transparent JPEG.
+        InvalidOption: an argument is out of bounds, or makes no sense with another one.
         OSError, TypeError, InputError: the picture behind, see :func:`cutaway.inputs.encode`.
         InferenceError: the cut-outs contradict their report.
     """
-    _checked("match_colour", match_colour, "0 to 1", _is_number(match_colour, 0, 1))
-    _checked("output", output, ", ".join(limits.COMPOSITE_OUTPUTS), output in limits.COMPOSITE_OUTPUTS)
-    _checked("quality", quality, "1 to 100", _is_number(quality, 1, 100, (int,)))
-    size_wh, source_wh = check_size(size_px), (cut.report.width_px, cut.report.height_px)
-    boxes = [visible_box(cutout) for cutout in cut.cutouts]
+    _check("match_colour", match_colour, "0 to 1", _is_number(match_colour, 0, 1))
+    _check("output", output, ", ".join(limits.COMPOSITE_OUTPUTS), output in limits.COMPOSITE_OUTPUTS)
+    _check("quality", quality, "1 to 100", _is_number(quality, 1, 100, int))
+    if size_px is not None:
+        _check("size_px", size_px, "a width and a height in whole pixels", _is_pair(size_px, 1, math.inf))
+        check_dimensions(PictureHeader("png", *size_px), limits.COMPOSITE_LIMITS)
+    source_wh = cut.report.width_px, cut.report.height_px
+    boxes = [drawing.visible_box(cutout) for cutout in cut.cutouts]
     visible = [box for box in boxes if box is not None]
     together = place is None or isinstance(place, Placement)
     places: list[Any] = [place or Placement()] * len(boxes) if together else list(place)  # type: ignore[arg-type]
     valid = len(places) == len(boxes) and all(isinstance(each, Placement) for each in places)
-    _checked("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
-    canvas, source, is_picture = _canvas(onto, original, source_wh, size_wh, cut)
-    check_dimensions(PictureHeader("png", *canvas.size), limits.COMPOSITE_LIMITS)
-    transparent = output == "jpeg" and canvas.mode == "RGBA"
-    _checked("output", output, "png or webp, since the result is transparent in places", not transparent)
-    allowed = "0, unless the cut-outs go onto another picture"
-    _checked("match_colour", match_colour, allowed, is_picture or not match_colour)
-    mappings, frames = [], []
+    _check("place", f"{len(places)} placements", f"one, or as many as cut-outs: {len(boxes)}", valid)
+    canvas = _canvas(onto, original, source_wh, size_px, cut)
+    _check("output", output, "png or webp: the result is transparent", output != "jpeg" or canvas.mode != "RGBA")
+    _check("match_colour", match_colour, "0, unless onto another picture", _is_picture(onto) or not match_colour)
+    transforms, frames = [], []
     for box, each in zip(boxes, places, strict=True):
-        group = around(visible) if together and visible else box
-        mappings.append(mapping_for(group, source_wh, canvas.size, each, source) if box and group else Mapping())
-        frames.append(whole(mappings[-1].box(box, source_wh)) if box else (0, 0, 0, 0))
+        group = enclose(visible) if together and visible else box
+        transforms.append(transform_for(group, source_wh, canvas.size, each) if box and group else Transform())
+        frames.append(round_box(transforms[-1].box(box)) if box else (0, 0, 0, 0))
     colours = None
     if match_colour and visible:
-        x1, y1, x2, y2 = around([frame for frame in frames if any(frame)])
+        x1, y1, x2, y2 = enclose([frame for frame in frames if any(frame)])
         reach_x, reach_y = SURROUNDINGS * (x2 - x1), SURROUNDINGS * (y2 - y1)
-        part = within(whole((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y)), canvas.size)
+        part = clip_frame(round_box((x1 - reach_x, y1 - reach_y, x2 + reach_x, y2 + reach_y)), canvas.size)
         if part is not None:
-            own = [samples(rgba_of(cutout)) for cutout in cut.cutouts]
-            colours = matching(own, samples(canvas.crop(part)), match_colour)
-    for cutout, mapping in zip(cut.cutouts, mappings, strict=True):
-        draw(canvas, cutout, mapping, source_wh, colours)
+            own = [histogram_of(rgba_of(cutout)) for cutout in cut.cutouts]
+            colours = match_colours(own, histogram_of(canvas.crop(part)), match_colour)
+    for cutout, transform in zip(cut.cutouts, transforms, strict=True):
+        drawing.draw(canvas, cutout, transform, colours)
     buffer = io.BytesIO()
     canvas.save(buffer, output.upper(), **_SAVING[output], **({} if output == "png" else {"quality": quality}))
     return CompositeResult(buffer.getvalue(), limits.MEDIA_TYPES[output], *canvas.size, tuple(frames), cut)
 
 
-def mapping_for(
-    box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement, as_background: Mapping | None = None
-) -> Mapping:
-    """The mapping of a group of cut-outs, `box` around their visible pixels, onto a canvas; `as_background` is that of
-    the source picture, where it is the background."""
-    start = as_background or Mapping()
-    if as_background is None and source_wh != canvas_wh:
-        start = _elsewhere(box, source_wh, canvas_wh, place.flip)
-    x1, y1, x2, y2 = start.box(box, source_wh)
+def transform_for(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, place: Placement) -> Transform:
+    """That of a group of cut-outs, `box` around their visible pixels, onto a canvas."""
+    start = Transform() if source_wh == canvas_wh else _elsewhere(box, source_wh, canvas_wh)
+    x1, y1, x2, y2 = start.box(box)
     width, height, scale = x2 - x1, y2 - y1, start.scale
     if place.scale is not None:
         grown = place.scale * canvas_wh[1] / height
@@ -210,14 +194,13 @@ def mapping_for(
     if place.anchor is not None:
         x1 = _aligned(place.anchor, "left", "right", canvas_wh[0] - width)
         y1 = _aligned(place.anchor, "top", "bottom", canvas_wh[1] - height)
-    left, top = source_wh[0] - box[2] if place.flip else box[0], box[1]
-    dx, dy = x1 + place.offset_px[0] - scale * left, y1 + place.offset_px[1] - scale * top
+    dx, dy = x1 + place.offset_px[0] - scale * box[0], y1 + place.offset_px[1] - scale * box[1]
     if scale == 1.0:  # whole pixels, so that nothing is resampled
         dx, dy = float(round(dx)), float(round(dy))
-    return Mapping(scale, dx, dy, place.flip)
+    return Transform(scale, dx, dy)
 
 
-def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Mapping:
+def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH) -> Transform:
     """Onto a canvas of another size: height and distance from the bottom keep their share of the canvas; not wider than
     it; and flush with an edge that cut them off."""
     (width, height), (canvas_width, canvas_height) = source_wh, canvas_wh
@@ -226,31 +209,32 @@ def _elsewhere(box: Box, source_wh: SizeWH, canvas_wh: SizeWH, flip: bool) -> Ma
     spare = canvas_width - scale * (x2 - x1)
     left = min(max((x1 + x2) / 2 / width * canvas_width - scale * (x2 - x1) / 2, 0.0), spare)
     if (x1 <= 0) != (x2 >= width):
-        left = 0.0 if (x1 <= 0) != flip else spare
+        left = 0.0 if x1 <= 0 else spare
     top = 0.0 if y1 <= 0 and y2 < height else y2 / height * canvas_height - scale * (y2 - y1)
-    return Mapping(scale, left - scale * x1, top - scale * y1)
+    return Transform(scale, left - scale * x1, top - scale * y1)
 
 
 def _aligned(anchor: str, start: str, end: str, spare: float) -> float:
     return 0.0 if start in anchor else spare if end in anchor else spare / 2
 
 
-def _canvas(
-    onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult
-) -> tuple[PILImage, Mapping | None, bool]:
-    """The background, RGB, or RGBA where it is transparent; the source picture's mapping onto it, where it is the
-    background; and whether it is another picture, to which colours may be matched."""
+def _is_picture(onto: Onto) -> TypeGuard[Picture | ImageInput]:
+    is_named = isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:")))
+    return not is_named and not isinstance(onto, Blur)
+
+
+def _canvas(onto: Onto, original: bytes, source_wh: SizeWH, size_wh: SizeWH | None, cut: CutResult) -> PILImage:
+    """The background, RGB, or RGBA where it is transparent."""
     from PIL import Image, ImageChops, ImageFilter
 
-    if isinstance(onto, str) and (onto == "transparent" or onto.startswith(("#", "blur:"))):
-        background = parse_options({"background": onto}).background
-        if background.blur_px is None:
-            return flat(size_wh or source_wh, onto), None, False
-        onto = Blur(background.blur_px)
-    if not isinstance(onto, Blur):
+    if _is_picture(onto):
         picture = onto if isinstance(onto, Picture) else Picture(onto)
         image = decode_input(picture.image)
-        return fitted(image, size_wh or image.size, picture.fit, picture.fill), None, True
+        return drawing.fit_background(image, size_wh or image.size, picture.fit, picture.fill)
+    background = parse_options({"background": f"blur:{onto.px}" if isinstance(onto, Blur) else onto}).background
+    if background.blur_px is None:
+        mode, colour = ("RGBA", 0) if background.transparent else ("RGB", background.colour_rgb)
+        return Image.new(mode, size_wh or source_wh, colour)
     image = decode_upright(original, check_picture(original))
     if image.size != source_wh:
         raise invalid_option("original", f"{image.width}×{image.height} pixels", "the picture that was cut")
@@ -262,18 +246,5 @@ def _canvas(
     for cutout in cut.cutouts:
         own = rgba_of(cutout).getchannel("A")
         alpha.paste(ImageChops.lighter(alpha.crop(cutout.frame), own), cutout.frame[:2])
-    width, height = size_wh or source_wh
-    scale = max(width / source_wh[0], height / source_wh[1])
-    source = Mapping(scale, (width - scale * source_wh[0]) / 2, (height - scale * source_wh[1]) / 2)
-    behind = fitted(filled(image, alpha), (width, height), "cover", "")
-    return behind.filter(ImageFilter.GaussianBlur(onto.px)), source, False
-
-
-def check_size(size_px: object) -> SizeWH | None:
-    if size_px is None:
-        return None
-    parts: Any = size_px if isinstance(size_px, (tuple, list)) and len(size_px) == 2 else (None, None)
-    valid = all(_is_number(part, 1, math.inf, (int,)) for part in parts)
-    _checked("size_px", size_px, "a width and a height in whole pixels", valid)
-    check_dimensions(PictureHeader("png", *parts), limits.COMPOSITE_LIMITS)
-    return parts[0], parts[1]
+    behind = drawing.fit_background(drawing.fill_people(image, alpha), size_wh or source_wh, "cover", "")
+    return behind.filter(ImageFilter.GaussianBlur(background.blur_px))

@@ -15,7 +15,6 @@ from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
-    from PIL.ImageFilter import Color3DLUT
 
     from cutaway.result import Cutout
 
@@ -24,50 +23,43 @@ SizeWH = tuple[int, int]
 VISIBLE_FROM = 16  # alpha from which a pixel counts as visible for the box of a cut-out
 WEBP_MAX_SIDE_PX = 16_383
 HOLE_FROM = 8  # alpha from which the original is filled before it is blurred, so that its colours do not bleed
-HOLE_SIDE_PX = 512  # longer side of the copy on which it is filled: far from its edge a hole is smooth
 
 
 @dataclass(frozen=True)
-class Mapping:
-    """The mapping of the source picture onto a canvas: x → scale · x + dx, y → scale · y + dy, after mirroring with
-    `flip`."""
+class Transform:
+    """From the source picture onto a canvas: x → scale · x + dx, y → scale · y + dy."""
 
     scale: float = 1.0
     dx: float = 0.0
     dy: float = 0.0
-    flip: bool = False
 
-    def box(self, box: Box, source_wh: SizeWH) -> Box:
+    def box(self, box: Box) -> Box:
         """A box of the source picture on the canvas."""
-        left, right = (source_wh[0] - box[2], source_wh[0] - box[0]) if self.flip else (box[0], box[2])
         scale, dx, dy = self.scale, self.dx, self.dy
-        return scale * left + dx, scale * box[1] + dy, scale * right + dx, scale * box[3] + dy
+        return scale * box[0] + dx, scale * box[1] + dy, scale * box[2] + dx, scale * box[3] + dy
 
 
-def around(boxes: Sequence[Box]) -> Box:
+def enclose(boxes: Sequence[Box]) -> Box:
     """The smallest box around all."""
     x1, y1, x2, y2 = zip(*boxes, strict=True)
     return min(x1), min(y1), max(x2), max(y2)
 
 
-def whole(box: Box) -> Frame:
+def round_box(box: Box) -> Frame:
     """The nearest box of whole pixels, of one at least."""
     x1, y1 = round(box[0]), round(box[1])
     return x1, y1, max(x1 + 1, round(box[2])), max(y1 + 1, round(box[3]))
 
 
-def within(frame: Frame, size_wh: SizeWH) -> Frame | None:
+def clip_frame(frame: Frame, size_wh: SizeWH) -> Frame | None:
     """The part of a frame on a canvas."""
     x1, y1, x2, y2 = max(0, frame[0]), max(0, frame[1]), min(size_wh[0], frame[2]), min(size_wh[1], frame[3])
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def rgba_of(cutout: Cutout) -> PILImage:
-    """A cut-out decoded, of its frame's size; done again each time, so that many large ones do not fill the memory.
-
-    Raises:
-        InvalidOption: it is opaque or a mask. InferenceError: it contradicts its report.
-    """
+    """A cut-out decoded, each time anew, so that many large ones do not fill the memory; InvalidOption where it is
+    opaque or a mask, InferenceError where it contradicts its report."""
     image, frame = cutout.pil(), cutout.frame
     if image.size != (frame[2] - frame[0], frame[3] - frame[1]):
         raise malformed("a cut-out has another size than its frame")
@@ -83,51 +75,38 @@ def visible_box(cutout: Cutout) -> Box | None:
     return seen and (seen[0] + left, seen[1] + top, seen[2] + left, seen[3] + top)
 
 
-def draw(canvas: PILImage, cutout: Cutout, mapping: Mapping, source_wh: SizeWH, colours: Color3DLUT | None) -> None:
-    """Draw a cut-out onto a canvas in place, source over. Without scaling, channels of an RGB canvas are rounded once.
-    The part that is not wholly transparent fills the nearest whole pixels, so that edges that the picture cut off stay
+def draw(canvas: PILImage, cutout: Cutout, transform: Transform, colours: list[int] | None) -> None:
+    """Draw a cut-out onto a canvas in place, source over, with its colours through a table. Unscaled, channels of an
+    RGB canvas are rounded once. What is not wholly transparent fills whole pixels: edges that the picture cut off stay
     hard."""
     from PIL import Image
 
-    image = rgba_of(cutout)
+    image, (left, top) = rgba_of(cutout), cutout.frame[:2]
     if (extent := image.getchannel("A").getbbox()) is None:
         return
-    left, top = cutout.frame[:2]
-    target = whole(mapping.box((extent[0] + left, extent[1] + top, extent[2] + left, extent[3] + top), source_wh))
-    x1, y1 = target[:2]
-    x2, y2 = max(target[2], x1 + 1), max(target[3], y1 + 1)
-    part = within((x1, y1, x2, y2), canvas.size)
-    if part is None:
+    target = round_box(transform.box((extent[0] + left, extent[1] + top, extent[2] + left, extent[3] + top)))
+    if (part := clip_frame(target, canvas.size)) is None:
         return
-    if mapping.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        extent = image.width - extent[2], extent[1], image.width - extent[0], extent[3]
-    across, down = (extent[2] - extent[0]) / (x2 - x1), (extent[3] - extent[1]) / (y2 - y1)
-    start = extent[0] + (part[0] - x1) * across, extent[1] + (part[1] - y1) * down
-    end = min(extent[0] + (part[2] - x1) * across, extent[2]), min(extent[1] + (part[3] - y1) * down, extent[3])
-    if mapping.scale == 1.0:
-        image = image.crop(whole((*start, *end)))
+    image = image.crop(extent)
+    across, down = image.width / (target[2] - target[0]), image.height / (target[3] - target[1])
+    x1, y1 = (part[0] - target[0]) * across, (part[1] - target[1]) * down
+    x2, y2 = (part[2] - target[0]) * across, (part[3] - target[1]) * down
+    if transform.scale == 1.0:
+        image = image.crop(round_box((x1, y1, x2, y2)))
     else:
         # Pillow weights the colours of RGBA by alpha, so nothing comes through of what lies under transparent pixels. A
         # kernel with negative lobes overshoots, and draws a light rim around everything.
-        size = part[2] - part[0], part[3] - part[1]
-        image = image.resize(size, Image.Resampling.HAMMING, box=(*start, *end))
+        size, source = (part[2] - part[0], part[3] - part[1]), (x1, y1, min(x2, image.width), min(y2, image.height))
+        image = image.resize(size, Image.Resampling.HAMMING, box=source)
     if colours is not None:
-        image = image.filter(colours)
+        image = image.point(colours)
     if canvas.mode == "RGBA":
         canvas.alpha_composite(image, part[:2])
     else:
         canvas.paste(image, part[:2], image)
 
 
-def flat(size_wh: SizeWH, colour: str) -> PILImage:
-    """One colour "#RRGGBB" (RGB) or "transparent" (RGBA)."""
-    from PIL import Image
-
-    return Image.new("RGBA", size_wh) if colour == "transparent" else Image.new("RGB", size_wh, colour)
-
-
-def fitted(image: PILImage, size_wh: SizeWH, fit: str, fill: str) -> PILImage:
+def fit_background(image: PILImage, size_wh: SizeWH, fit: str, fill: str) -> PILImage:
     """An image brought to a size, see :class:`cutaway.composite.Picture`."""
     from PIL import Image, ImageOps
 
@@ -136,41 +115,39 @@ def fitted(image: PILImage, size_wh: SizeWH, fit: str, fill: str) -> PILImage:
         return image.resize(size_wh, kernel)
     if fit == "cover":
         return ImageOps.fit(image, size_wh, kernel)
-    inner, canvas = ImageOps.contain(image, size_wh, kernel), flat(size_wh, fill)
-    place = (size_wh[0] - inner.width) // 2, (size_wh[1] - inner.height) // 2
-    canvas.paste(inner, place, inner if inner.mode == "RGBA" and canvas.mode == "RGB" else None)
-    return canvas
+    if fill == "transparent":
+        return ImageOps.pad(image.convert("RGBA"), size_wh, Image.Resampling.HAMMING, color="#00000000")
+    return ImageOps.pad(image, size_wh, kernel, color=fill)
 
 
-def filled(image: PILImage, alpha: PILImage) -> PILImage:
+def fill_people(image: PILImage, alpha: PILImage) -> PILImage:
     """A picture (RGB) in which those whom an alpha (L, of its size) shows are filled from around them."""
-    from PIL import Image, ImageChops, ImageFilter
+    from PIL import ImageChops, ImageFilter
 
-    factor = -(-max(image.size) // HOLE_SIDE_PX)
-    hole = alpha.point(lambda value: 255 if value >= HOLE_FROM else 0).reduce(factor)
+    hole = alpha.point(lambda value: 255 if value >= HOLE_FROM else 0)
     # A little larger than what was cut out: next to it are pixels that still hold some of its colour.
-    hole = hole.point(lambda value: 255 if value else 0).filter(ImageFilter.MaxFilter(5))
-    hole = hole.resize((hole.width * factor, hole.height * factor), Image.Resampling.NEAREST).crop((0, 0, *image.size))
-    if hole.getextrema() in ((0, 0), (255, 255)):  # nothing is missing, or nothing is there to go by
+    hole = hole.filter(ImageFilter.BoxBlur(2 + max(image.size) // 256)).point(lambda value: 255 if value else 0)
+    if hole.getextrema() == (255, 255):  # nothing is there to go by
         return image
     seen = image.copy()
     seen.putalpha(ImageChops.invert(hole))
-    fill = _spread(seen.reduce(factor)).convert("RGB").resize(hole.size, Image.Resampling.BILINEAR)
-    return Image.composite(fill, image, hole)
+    return spread(seen).convert("RGB")
 
 
-def _spread(image: PILImage) -> PILImage:
+def spread(image: PILImage) -> PILImage:
     """An RGBA picture with its transparent parts filled from around them, from coarse to fine."""
     from PIL import Image
 
     if max(image.size) == 1 or image.getchannel("A").getextrema()[0] == 255:
         return image
-    coarse = _spread(image.reduce(2)).resize(image.size, Image.Resampling.BILINEAR)
+    half = image.reduce(2)
+    half.putalpha(half.getchannel("A").point(lambda value: 255 if value else 0))  # little alpha makes colours inexact
+    coarse = spread(half).resize(image.size, Image.Resampling.BILINEAR)
     coarse.alpha_composite(image)
     return coarse
 
 
-def encoded_cutout(image: PILImage, options: CutOptions) -> tuple[bytes, str, tuple[int, int]]:
+def encode_cutout(image: PILImage, options: CutOptions) -> tuple[bytes, str, tuple[int, int]]:
     """A cut-out (RGBA, RGB before a background, L of a mask) as a file in the form and size of the options, with its
     format ("png", "webp", "jpeg" or "zip") and its size in pixels."""
     from PIL import Image

@@ -1,35 +1,29 @@
-"""A caller's picture → an encoded file that passed the checks.
-
-The checks read the file's header (`contract.headers`, microseconds). A full decode is made on request only: it costs
-as much as the server's own, which answers with the same typed error.
-"""
+"""A caller's picture → an encoded file whose header passed the checks (`contract.headers`, microseconds); damage inside
+is found by the server, with the same typed error."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import errno
 import io
 import mimetypes
 import os
-import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
-from urllib.parse import unquote_to_bytes
+from typing import Any, Protocol, TypeAlias, Union
 
-from cutaway.contract.errors import FileTooLarge, ImageBomb, InvalidFormat
-from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, declared_agrees
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from cutaway.contract import png
+from cutaway.contract.errors import CorruptImage, FileTooLarge, ImageBomb, InputError, InvalidFormat
+from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture, check_size, declared_agrees
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, MIB, InputLimits, Tier
-from cutaway.decode import damage_is_corrupt, decode_upright, open_checked, plain, upright
 from cutaway.report import Notice
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL import Image
 
 
 class BinaryFile(Protocol):
@@ -39,19 +33,18 @@ class BinaryFile(Protocol):
 
 
 ImageInput: TypeAlias = Union[
-    "str", "os.PathLike[str]", bytes, bytearray, memoryview, BinaryFile, "Image.Image", "NDArray[np.uint8]"
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryFile, Image.Image, NDArray[np.uint8]
 ]
 """A path, a data URI, an encoded file's bytes, a binary file object (read from its position), a PIL image, or an
 array: HWC uint8 [0, 255] with 3 (RGB) or 4 (RGBA) channels."""
 
-BMP_UP_TO_BYTES = 4 * MIB
-"""A BMP costs 1 ms where lossless compression costs 50 ms per megapixel; above this size its length weighs more."""
-
-LOSSY_QUALITIES = (95, 90, 85, 75)
-"""Of a JPEG or WebP, the first that stays under the limit of bytes; the best of them keeps every pixel's colour."""
-
+BMP_UP_TO_BYTES = 4 * MIB  # 1 ms, where lossless compression takes 50 ms per megapixel; above, its length weighs more
+LOSSY_QUALITIES = (95, 90, 85, 75)  # the first that stays under the limit; the best keeps every pixel's colour
 _EXTENSIONS = {".jfif": "image/jpeg", ".webp": "image/webp", ".dib": "image/bmp", ".bmp": "image/bmp"}
-_URI_HEAD_CHARS = 1000
+_URI_HEAD_CHARS = 1000  # of a data URI, before its data
+
+# EXIF orientation → the transposition that undoes it, as `PIL.Image.Transpose` numbers them.
+_TURNS: dict[int, Any] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 class LossyEncodingWarning(UserWarning):
@@ -68,7 +61,7 @@ class EncodedPicture:
 
 
 def encode(
-    image: ImageInput | EncodedPicture,
+    image: ImageInput,
     *,
     media_type: str | None = None,
     limits: InputLimits = INPUT_LIMITS,
@@ -79,19 +72,15 @@ def encode(
 
     Args:
         image: see :data:`ImageInput`. Text is a path, or a data URI where it begins with ``data:``. File objects are
-            read to their end and left open. A PIL image is turned by its EXIF orientation, as files are.
+            left open. A PIL image is turned by its EXIF orientation, as files are.
         media_type: what bytes are declared to be; else a path's or file's extension or the data URI declares it.
-        limits: the bounds.
-        verify: decode the picture wholly, to find damage here rather than at the server.
+        verify: decode the picture wholly, to find damage.
         strict: a declared type that disagrees with the bytes is an error and not the warning MEDIA_TYPE_MISMATCH.
 
     Raises:
         OSError, TypeError: it cannot be read, or is none of the kinds of input.
-        InputError: see `contract.headers.check_picture`; InvalidFormat also for arrays of another shape or dtype,
-            web addresses, and malformed data URIs.
+        InputError: see `contract.headers.check_picture`; InvalidFormat also for other arrays and web addresses.
     """
-    if isinstance(image, EncodedPicture):
-        return EncodedPicture(image.data, check_picture(image.data, limits=limits), image.warnings)
     if is_pixels(image):
         return _encode_pil(pil_of(image, limits), limits)
     data, declared = read_encoded(image, limits.max_file_bytes)
@@ -111,7 +100,7 @@ def decode_input(image: ImageInput, limits: InputLimits = INPUT_LIMITS) -> Image
     """Any kind of input as :func:`cutaway.decode.decode_upright` gives it; raises as :func:`encode` does."""
     if is_pixels(image):
         with damage_is_corrupt("PIL image"):
-            return plain(pil_of(image, limits))
+            return to_srgb(pil_of(image, limits))
     picture = encode(image, limits=limits)
     return decode_upright(picture.data, picture.header)
 
@@ -132,10 +121,10 @@ def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
     """The bytes of an input that is an encoded file, and the media type that its name or data URI declares."""
     match image:
         case bytes() | bytearray() | memoryview():
-            _check_size(memoryview(image).nbytes, max_bytes, "file")  # before the copy
+            check_size(memoryview(image).nbytes, max_bytes)  # before the copy
             return bytes(image), None
         case str() if image[:5].lower() == "data:":
-            return _read_data_uri(image, max_bytes)
+            return read_data_uri(image, max_bytes)
         case str() if image.lstrip()[:8].lower().startswith(("http://", "https://")):
             advice = "Download it: client.cut(httpx.get(url).content). The documentation has a recipe."
             raise _refused("This is a web address, which is not downloaded by itself.", "a web address", advice)
@@ -147,7 +136,7 @@ def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
             with file:
                 data = file.read(max_bytes + 1)
                 if len(data) > max_bytes:
-                    _check_size(max(os.fstat(file.fileno()).st_size, len(data)), max_bytes, f"file {Path(image).name}")
+                    check_size(max(os.fstat(file.fileno()).st_size, len(data)), max_bytes, f"file {Path(image).name}")
             return data, declared_type(Path(image))
     if not callable(getattr(image, "read", None)):
         kinds = "a path, a data URI, bytes, a binary file, a PIL image or a numpy array"
@@ -156,24 +145,11 @@ def read_encoded(image: Any, max_bytes: int) -> tuple[bytes, str | None]:
     return _read_file(image, max_bytes), declared_type(Path(name)) if isinstance(name, str) else None
 
 
-def _check_size(size: int, max_bytes: int, what: str) -> None:
-    if size > max_bytes:
-        raise FileTooLarge(
-            f"The {what} has {size:,} bytes; at most {max_bytes:,} are allowed.",
-            details={"size_bytes": size, "max_bytes": max_bytes},
-        )
-
-
-def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
+def _read_file(file: Any, max_bytes: int) -> bytes:
     """The rest of a file object; raw files, sockets and uploads may return fewer bytes than requested at a time."""
     data = bytearray()
     while len(data) <= max_bytes:
-        try:
-            part: Any = file.read(max_bytes + 1 - len(data))
-        except UnicodeDecodeError:
-            part = ""
-        if part is None:
-            raise BlockingIOError(errno.EAGAIN, "the file object has nothing to read yet: it must not be non-blocking")
+        part: Any = "" if isinstance(file, io.TextIOBase) else file.read(max_bytes + 1 - len(data))
         if not isinstance(part, (bytes, bytearray, memoryview)):
             if hasattr(part, "__await__") and hasattr(part, "close"):
                 part.close()  # a coroutine that is not awaited warns
@@ -185,36 +161,23 @@ def _read_file(file: BinaryFile, max_bytes: int) -> bytes:
     if not data:
         advice = "If it was read before, go back to its start with seek(0)."
         raise _refused("Nothing is left to read in the file object.", "an empty file", advice)
-    _check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
+    check_size(min(len(data), max_bytes + 1), max_bytes, "file object")
     return bytes(data)
 
 
-def _read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
-    """The bytes and the declared media type of a data URI (RFC 2397). White space in base64 and missing ``=`` at its
-    end are forgiven, as browsers do. Its size is worked out before anything is decoded."""
-    comma = uri.find(",", 5, 5 + _URI_HEAD_CHARS + 1)
+def read_data_uri(uri: str, max_bytes: int) -> tuple[bytes, str | None]:
+    """The bytes and the declared media type of a data URI in base64; white space and missing ``=`` at its end are
+    forgiven, as browsers do. Its size is worked out before anything is decoded."""
+    comma = uri.find(",", 0, _URI_HEAD_CHARS)
     media_type, *parameters = (part.strip().lower() for part in uri[5 : max(comma, 5)].split(";"))
-    in_base64 = parameters[-1:] == ["base64"]
-    size = len(uri) - comma - 1 - 2 * uri.count("%", comma)  # an escape is three characters for one
-    if in_base64:
-        size = (size - sum(uri.count(ignored, comma) for ignored in (*" \t\r\n\f", "=", "%3D", "%3d"))) * 3 // 4
-    malformed = "a malformed data URI", "Write it as data:image/png;base64,… or hand over the bytes themselves."
-    if comma >= 0:
-        _check_size(size, max_bytes, "data URI")
-    if comma < 0 or not uri.isascii() or re.compile("%(?![0-9a-fA-F]{2})").search(uri, comma):
-        raise _refused("The data URI is malformed.", *malformed)
-    data = uri[comma + 1 :].encode()
-    if b"%" in data:  # in pieces, since there may be ten million escapes, of each of which urllib makes an object
-        pieces = re.compile(rb"(?:[^%]|%..){1,100000}+").finditer(data)
-        data = b"".join(unquote_to_bytes(piece[0]) for piece in pieces)
-    if in_base64:
-        data = data.translate(None, b" \t\r\n\f")
-        try:
-            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-        except binascii.Error:
-            raise _refused("The data URI is not in base64 as it says.", *malformed) from None
-    _check_size(len(data), max_bytes, "data URI")
-    return data, media_type or None
+    if parameters[-1:] == ["base64"]:
+        ignored = sum(uri.count(each, comma) for each in " \t\r\n\f=")
+        check_size((len(uri) - comma - 1 - ignored) * 3 // 4, max_bytes, "data URI")
+        with suppress(ValueError):
+            data = uri[comma + 1 :].encode("ascii").translate(None, b" \t\r\n\f")
+            return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True), media_type or None
+    advice = "Write it as data:image/png;base64,… or hand over the bytes themselves."
+    raise _refused("The data URI is malformed, or not in base64.", "a malformed data URI", advice)
 
 
 def _refused(message: str, received: str, advice: str, *supported: str) -> InvalidFormat:
@@ -224,9 +187,6 @@ def _refused(message: str, received: str, advice: str, *supported: str) -> Inval
 
 def pil_of(image: Any, limits: InputLimits) -> Image.Image:
     """A PIL image, loaded and upright, or an array of :data:`ImageInput`'s kind as one."""
-    import numpy as np
-    from PIL import Image
-
     if not hasattr(image, "getbands"):
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
@@ -243,7 +203,7 @@ def pil_of(image: Any, limits: InputLimits) -> Image.Image:
         raise _refused(message, image.mode, "Convert it first: image.convert('RGB').", *supported)
     with damage_is_corrupt("PIL image"):
         image.load()
-        return upright(image)
+        return turn_upright(image)
 
 
 def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
@@ -254,7 +214,7 @@ def _encode_pil(image: Image.Image, limits: InputLimits) -> EncodedPicture:
         elif image.mode.startswith("I;16"):
             image = image.convert("I;16")
         elif image.mode not in ("RGB", "RGBA", "L") or "transparency" in image.info:
-            image = plain(image)
+            image = to_srgb(image)
         profile, n_bytes = image.info.get("icc_profile"), image.width * image.height * len(image.mode)
         ways: list[tuple[str, dict[str, Any]]] = [("PNG", {"compress_level": 1})]
         if image.mode in ("L", "RGB") and not profile and n_bytes <= min(BMP_UP_TO_BYTES, limits.max_file_bytes // 2):
@@ -283,16 +243,12 @@ def encode_lossy(image: Image.Image, limits: InputLimits) -> EncodedPicture:
             data = _save(image, "JPEG", quality=quality, subsampling=0 if quality == LOSSY_QUALITIES[0] else 2)
         if len(data) <= limits.max_file_bytes:
             return EncodedPicture(data, check_picture(data, limits=limits))
-    raise FileTooLarge(
-        f"Even at quality {quality} it has {len(data):,} bytes; at most {limits.max_file_bytes:,} are allowed.",
-        details={"size_bytes": len(data), "max_bytes": limits.max_file_bytes},
-        user_action="Scale it down first.",
-    )
+    message = f"Even at quality {quality} it has {len(data):,} bytes; at most {limits.max_file_bytes:,} are allowed."
+    details = {"size_bytes": len(data), "max_bytes": limits.max_file_bytes}
+    raise FileTooLarge(message, details=details, user_action="Scale it down first.")
 
 
 def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:
-    from PIL import Image
-
     buffer, exif = io.BytesIO(), Image.Exif()  # without an orientation, since the pixels are upright
     dpi = image.info.get("dpi") or (0, 0)  # Pillow's own default for BMP, 96, would be made up
     if all(isinstance(each, (int, float)) and 1 <= each <= 10_000 for each in dpi):
@@ -304,3 +260,87 @@ def _save(image: Image.Image, pil_format: str, **parameters: Any) -> bytes:
         parameters |= {"exif": exif.tobytes() if len(exif) else b"", "icc_profile": image.info.get("icc_profile")}
     image.save(buffer, pil_format, **parameters)
     return buffer.getvalue()
+
+
+@contextmanager
+def damage_is_corrupt(what: str) -> Iterator[None]:
+    """CorruptImage for the many exceptions that Pillow's plugins raise on damaged files or metadata."""
+    try:
+        yield
+    except (InputError, Warning, MemoryError):
+        raise
+    except Exception as error:
+        raise CorruptImage(f"The {what} cannot be decoded.") from error
+
+
+def open_checked(data: bytes, header: PictureHeader) -> Image.Image:
+    """Open a file whose header passed the checks; CorruptImage where the decoder finds another size. `Image.open` would
+    also apply Pillow's own bound, a global below `limits.FIT_LIMITS`: the format's reader is called directly."""
+    Image.preinit()
+    if header.format.upper() not in Image.OPEN:
+        Image.init()
+    if header.format == "png":
+        data = png.readable(data)[0]
+    if header.end_bytes is not None:
+        data = data[: header.end_bytes] + b"\xff\xd9"
+    image: Image.Image = Image.OPEN[header.format.upper()][0](io.BytesIO(data), "")
+    if image.size != (header.width_px, header.height_px):
+        raise CorruptImage("The file's headers disagree about its size.")
+    return image
+
+
+def decode_upright(data: bytes, header: PictureHeader) -> Image.Image:
+    """RGB, or RGBA where the picture is transparent somewhere; upright by its EXIF orientation, in sRGB; or
+    CorruptImage."""
+    with damage_is_corrupt(header.format.upper()), open_checked(data, header) as image:
+        image.load()
+        return to_srgb(turn_upright(image))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is no valid one. XMP's is ignored, as by browsers and the server."""
+    exif = Image.Exif()
+    try:
+        if image.info.get("exif"):
+            exif.load(image.info["exif"])
+        elif not {"xmp", "XML:com.adobe.xmp"} & set(image.info):
+            exif = image.getexif()
+        found = exif.get(0x0112, 1)
+    except Exception:  # a damaged EXIF block is ignored
+        return 1
+    return found if found in _TURNS else 1
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; the same object where it is upright."""
+    turn = _TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """A copy in sRGB without metadata: RGB, or RGBA where the picture is transparent somewhere."""
+    profile, alpha, found = image.info.get("icc_profile"), None, None
+    if image.mode.startswith("I"):
+        values = np.asarray(image.convert("I"), dtype=np.int64)
+        image = Image.fromarray((np.clip(values, 0, 65535) // 257).astype(np.uint8))
+    elif image.mode in ("LA", "La"):  # grey stays apart, since a grey profile applies to nothing else
+        image = image.convert("LA")
+        alpha, image = image.getchannel("A"), image.getchannel("L")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha, image = image.getchannel("A"), image.convert("RGB")
+    elif image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGB")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if image.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+                image = image.convert("RGB")
+            found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass  # an invalid profile says nothing
+    rgb = found or image.convert("RGB")
+    if alpha is not None and rgb.width and rgb.height and alpha.getextrema() != (255, 255):
+        rgb.putalpha(alpha)
+    rgb.info.clear()
+    return rgb

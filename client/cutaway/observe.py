@@ -1,42 +1,28 @@
-"""Logs and observers of calls.
-
-The logger "cutaway" gets one DEBUG line per call and a WARNING where a hosted tier served; observers get each call's
-events. Neither gets a token, a picture's content or the name of a caller's file. An observer fails no call.
-"""
+"""Observers of calls, and the logger "cutaway": a DEBUG line per call and a WARNING where a hosted tier served. Neither
+gets a token, a picture's content or the name of a caller's file. An observer fails no call."""
 
 from __future__ import annotations
 
 import logging
 import time
 import traceback
-import weakref
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from cutaway.contract.errors import CutawayError
 from cutaway.contract.options import CutOptions
-
-if TYPE_CHECKING:
-    from cutaway.fallback.chain import Tried
+from cutaway.result import Origin
 
 logger = logging.getLogger("cutaway")
-_reported: weakref.WeakSet[Any] = weakref.WeakSet()  # observers whose failure was logged
 
 
 @dataclass(frozen=True)
-class ServedFacts:
-    """Who served a call: "triton" (tier 1, at `url`), "huggingface", "replicate" or "space" (2 to 4); `tried` has the
-    tiers that failed before, `n_bytes` is the size of the cut-outs, and `warnings` are the codes of the report's."""
+class ServedFacts(Origin):
+    """The origin of an answer, the size of its cut-outs, and the report's figures and codes of warnings."""
 
-    provider: str
-    tier: int
-    url: str = ""
-    requests: int = 1
-    from_cache: bool = False
-    tried: tuple[Tried, ...] = ()
     n_bytes: int = 0
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     people: int = 0
@@ -57,19 +43,16 @@ class Unobserved:
         """Somebody served; not called where the call fails."""
 
 
-Observation: TypeAlias = Unobserved
-
-
 class Observer(Protocol):
     """Makes an observation of each call; shared between threads and tasks."""
 
-    def call(self, operation: str, request_id: str) -> AbstractContextManager[Observation]:
+    def call(self, operation: str, request_id: str) -> AbstractContextManager[Unobserved]:
         """The call, "cut" (composites too), "detect" or "upscale"; its error passes through the context manager."""
         ...
 
 
 @contextmanager
-def observed(observers: Sequence[Observer], operation: str, request_id: str) -> Iterator[Observation]:
+def observed(observers: Sequence[Observer], operation: str, request_id: str) -> Iterator[Unobserved]:
     """The log and all observers as one, entered in the caller's context; raises nothing of its own."""
     log = {"operation": operation, "request_id": request_id, "provider": "", "sent_bytes": 0, "received_bytes": 0}
     call, started, error = _Call(log, []), time.monotonic(), None
@@ -95,7 +78,7 @@ def observed(observers: Sequence[Observer], operation: str, request_id: str) -> 
 @dataclass
 class _Call(Unobserved):
     log: dict[str, Any]
-    observations: list[tuple[Observer, AbstractContextManager[Observation], Observation]]
+    observations: list[tuple[Observer, AbstractContextManager[Unobserved], Unobserved]]
 
     def headers(self) -> Mapping[str, str]:
         merged: dict[str, str] = {}
@@ -114,7 +97,7 @@ class _Call(Unobserved):
             logger.warning(words, self.log | {"tier": facts.tier, "why": why})
         self._each(lambda one: one.served(facts))
 
-    def _each(self, event: Callable[[Observation], None]) -> None:
+    def _each(self, event: Callable[[Unobserved], None]) -> None:
         for observer, _, observation in self.observations:
             with _log_failure(observer):
                 event(observation)
@@ -122,20 +105,15 @@ class _Call(Unobserved):
 
 @contextmanager
 def _log_failure(observer: Observer, *, besides: BaseException | None = None) -> Iterator[None]:
-    """Suppress an observer's exception, and log its first one; `besides` is the call's own error."""
+    """Log an observer's exception instead of raising it; `besides` is the call's own error."""
     try:
         yield
     except Exception as error:
-        if error is besides:
-            return
-        with suppress(TypeError):  # neither hashable nor weakly referable: logged each time
-            if observer in _reported:
-                return
-            _reported.add(observer)
-        # Without the chain of errors, which may name a caller's file.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        words = "the observer %s failed with %s; calls go on, and this is logged once\n%s"
-        logger.warning(words, type(observer).__name__, type(error).__name__, where)
+        if error is not besides:
+            # Without the messages of errors, which may name a caller's file.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            words = "the observer %s failed with %s\n%s"
+            logger.warning(words, type(observer).__name__, type(error).__name__, where)
 
 
 def code_of(error: BaseException | None) -> str:
@@ -143,9 +121,3 @@ def code_of(error: BaseException | None) -> str:
     if isinstance(error, CutawayError):
         return error.code
     return {type(None): "OK", CancelledError: "CANCELLED"}.get(type(error), type(error).__name__)
-
-
-def requests_of(error: BaseException | None) -> int:
-    """The number of requests that a failed call sent to own servers, from the error's details; 0 where unknown."""
-    requests = error.details.get("requests") if isinstance(error, CutawayError) else None
-    return requests if isinstance(requests, int) else 0

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cutaway import __version__
-from cutaway.contract.errors import ServiceError
+from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import METRIC_BUCKETS_S
 from cutaway.contract.options import CutOptions
-from cutaway.observe import Observation, ServedFacts, Unobserved, code_of, requests_of
+from cutaway.observe import ServedFacts, Unobserved, code_of
 from cutaway.transports.base import parse_address
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class _Record(Unobserved):
     """The events of a call; `facts` has tier 0 where nobody served."""
 
     def __init__(self) -> None:
-        self.facts, self.sent_bytes, self.options = ServedFacts("none", 0), 0, dict[str, str]()
+        self.facts, self.sent_bytes, self.options = ServedFacts("none", tier=0), 0, dict[str, str]()
         self.carried: dict[str, str] = {}
 
     def headers(self) -> Mapping[str, str]:
@@ -39,26 +39,22 @@ class _Record(Unobserved):
 class OpenTelemetry:
     """A CLIENT span ``cutaway.<operation>`` of every call; needs ``pip install 'cutaway[otel]'``, the API alone.
 
-    The span's context is sent to your own servers, not to hosted models; a Triton started with
-    ``--trace-config mode=opentelemetry`` continues it. Attributes are OpenTelemetry's ``server.address``,
-    ``server.port`` and ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
-
-    Args:
-        tracer_provider: the global one where None.
-        propagator: a TextMapPropagator that writes the context; W3C ``traceparent`` and ``tracestate`` where None.
+    The span's context is sent to your own servers, not to hosted models. Attributes are ``server.address``,
+    ``server.port``, ``error.type``, and ``cutaway.*``; each tier that failed is an event ``cutaway.tried``.
+    The tracer provider is the global one where None.
     """
 
-    def __init__(self, tracer_provider: TracerProvider | None = None, propagator: Any = None) -> None:
+    def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             raise ImportError("OpenTelemetry spans need opentelemetry-api: pip install 'cutaway[otel]'") from None
         self._trace, self._tracer = trace, trace.get_tracer("cutaway", __version__, tracer_provider)
-        self._propagator = propagator or TraceContextTextMapPropagator()
+        self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:
         """See :meth:`cutaway.observe.Observer.call`."""
         trace, record = self._trace, _Record()
         with self._tracer.start_as_current_span(
@@ -73,10 +69,6 @@ class OpenTelemetry:
             try:
                 yield record
             except BaseException as error:
-                event = {"exception.type": f"{type(error).__module__}.{type(error).__qualname__}"}
-                if isinstance(error, ServiceError):  # about servers; other messages may name files
-                    event["exception.message"] = error.message
-                span.add_event("exception", event)
                 span.set_attribute("error.type", code_of(error))
                 span.set_status(trace.Status(trace.StatusCode.ERROR, code_of(error)))
                 raise
@@ -103,7 +95,7 @@ class Prometheus:
     or "none" where nobody served.
 
     Raises:
-        ValueError: the registry has these metrics already: make one and give it to all clients.
+        ValueError: the registry has these metrics already: make one Prometheus() and give it to all clients.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -116,29 +108,26 @@ class Prometheus:
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return prometheus.Counter(f"cutaway_{name}", help_text, ["operation", *labels], registry=registry)
 
-        try:
-            self._calls = counter("calls", "Calls that ended, by outcome.", "provider", "code")
-            self._sent = counter("sent_bytes", "Bytes of the pictures.")
-            self._received = counter("received_bytes", "Bytes of the cut-outs.")
-            self._fallbacks = counter("fallbacks", "Calls that a hosted tier served.", "provider", "tier")
-            self._retries = counter("retries", "Requests to own servers that were retries.")
-            what = ("cutaway_call_seconds", "Seconds from a call to its end.", ["operation", "provider"])
-            self._seconds = prometheus.Histogram(*what, buckets=METRIC_BUCKETS_S, registry=registry)
-            what = ("cutaway_calls_in_progress", "Calls in progress.", ["operation"])
-            self._in_progress = prometheus.Gauge(*what, multiprocess_mode="livesum", registry=registry)
-        except ValueError as error:
-            message = "this registry has Cutaway's metrics already: make one Prometheus() and give it to all clients"
-            raise ValueError(message) from error
+        self._calls = counter("calls", "Calls that ended, by outcome.", "provider", "code")
+        self._sent = counter("sent_bytes", "Bytes of the pictures.")
+        self._received = counter("received_bytes", "Bytes of the cut-outs.")
+        self._fallbacks = counter("fallbacks", "Calls that a hosted tier served.", "provider", "tier")
+        self._retries = counter("retries", "Requests to own servers that were retries.")
+        what = ("cutaway_call_seconds", "Seconds from a call to its end.", ["operation", "provider"])
+        self._seconds = prometheus.Histogram(*what, buckets=METRIC_BUCKETS_S, registry=registry)
+        what = ("cutaway_calls_in_progress", "Calls in progress.", ["operation"])
+        self._in_progress = prometheus.Gauge(*what, multiprocess_mode="livesum", registry=registry)
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:  # noqa: ARG002
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:  # noqa: ARG002
         """See :meth:`cutaway.observe.Observer.call`."""
         record, started, code, requests = _Record(), time.monotonic(), "OK", 0
         with self._in_progress.labels(operation).track_inprogress():
             try:
                 yield record
             except BaseException as error:
-                code, requests = code_of(error), requests_of(error)
+                code = code_of(error)
+                requests = error.details.get("requests", 0) if isinstance(error, CutawayError) else 0
                 raise
             finally:
                 facts = record.facts

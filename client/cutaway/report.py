@@ -95,11 +95,7 @@ _type_hints = functools.cache(get_type_hints)
 
 
 def parse_report(data: bytes) -> Report:
-    """Read a report. What has a default may be missing or anything, since no result depends on it.
-
-    Raises:
-        InferenceError: it is not what a Cutaway server sends.
-    """
+    """Read a report, or InferenceError. What has a default may be anything, since no result depends on it."""
     if len(data) > MAX_REPORT_BYTES:
         raise malformed("its report is too long")
     try:

@@ -1,8 +1,6 @@
-"""Deadlines, retries and the retry budget; the numbers and their reasons are in `contract.limits`.
+"""Deadlines, retries, the retry budget and the circuit breaker; the numbers and their reasons are in `contract.limits`.
 
-Retried are errors that can pass (unavailable, overloaded, 408, 409, 429, 5xx), with exponential back-off, the server's
-``Retry-After`` up to a maximum, and a budget that bounds the load on a service that is down. Tenacity has no budget and
-no clock to inject; without them it would replace the dozen lines of :meth:`Retries.delay_s`.
+Tenacity has no retry budget and no clock to inject; pybreaker has no asyncio, and locks during the half-open call.
 """
 
 from __future__ import annotations
@@ -12,21 +10,21 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ProcessingTimeout
 
 Clock = Callable[[], float]
+State = Literal["closed", "open", "half-open"]
 
 
 class Deadline:
     """The time by which a whole call has to end; 0 seconds or less are over already."""
-
-    __slots__ = ("_clock", "_ends_at", "budget_s")
 
     def __init__(self, seconds: float, *, clock: Clock = time.monotonic) -> None:
         if not seconds < float("inf"):
@@ -71,24 +69,13 @@ class Deadline:
 
     def exceeded(self, what: str) -> ProcessingTimeout:
         """The error for `what` ("Replicate") not having answered in time."""
-        return ProcessingTimeout(
-            f"{what} did not answer within {self.budget_s:.1f} s.",
-            details={"elapsed_seconds": round(self.elapsed_s, 3)},
-        )
-
-
-def checked_timeout(timeout_s: float) -> float:
-    if not 0 < timeout_s < float("inf"):
-        raise ValueError(f"a timeout is a number of seconds above 0, not {timeout_s}")
-    return timeout_s
+        details = {"elapsed_seconds": round(self.elapsed_s, 3)}
+        return ProcessingTimeout(f"{what} did not answer within {self.budget_s:.1f} s.", details=details)
 
 
 class RetryBudget:
-    """Tokens that retries cost and successes bring back; safe to share between threads.
-
-    While all calls fail, n calls send at most n + `tokens` requests: 1.2 times as many from the 25th call on. While
-    most succeed, one call in ten may be retried.
-    """
+    """Tokens that retries cost and successes bring back; safe to share between threads. While all calls fail, n of them
+    send at most n + `tokens` requests; while most succeed, one in ten may be retried."""
 
     def __init__(
         self, tokens: float = limits.RETRY_BUDGET_TOKENS, per_success: float = limits.RETRY_BUDGET_PER_SUCCESS
@@ -96,6 +83,9 @@ class RetryBudget:
         self._most = self.tokens = tokens
         self._per_success = per_success
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RetryBudget, (self._most, self._per_success)
 
     def take(self) -> bool:
         """Take the token of one retry; False where the budget is used up."""
@@ -113,11 +103,7 @@ class RetryBudget:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Number and delays of retries; the defaults and their reasons are in :mod:`cutaway.contract.limits`.
-
-    >>> RetryPolicy(retries=0)                       # no retries
-    >>> RetryPolicy(first_delay_s=0.1, max_delay_s=1)
-    """
+    """Number and delays of retries: ``RetryPolicy(retries=0)`` for none, ``RetryPolicy(first_delay_s=0.1)``."""
 
     retries: int = limits.RETRIES
     first_delay_s: float = limits.RETRY_FIRST_DELAY_S
@@ -151,14 +137,14 @@ class Retries:
         """Seconds to wait before the next attempt, or None where the error is to be raised."""
         if not error.retry:
             return None
-        wait = self.policy.delay_s(self.attempt, asked_to_wait_s(error), self.draw)
+        wait = self.policy.delay_s(self.attempt, retry_after_of(error), self.draw)
         if wait is None or wait >= self.deadline.left_s or not self.budget.take():
             return None
         self.attempt += 1
         return wait
 
 
-def asked_to_wait_s(error: CutawayError) -> float | None:
+def retry_after_of(error: CutawayError) -> float | None:
     """The server's own ``Retry-After``; the table's value for the code is for people and not used for retries."""
     said = error.details.get("retry_after_seconds")
     if isinstance(said, (int, float)) and 0 <= said < float("inf"):
@@ -166,17 +152,93 @@ def asked_to_wait_s(error: CutawayError) -> float | None:
     return error.asked_to_wait_s
 
 
-def parse_retry_after(value: str | None, *, now: Callable[[], datetime] | None = None) -> float | None:
+def parse_retry_after(value: str | None, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> float | None:
     """Seconds of a ``Retry-After`` header, whole or decimal or an HTTP date; None for anything else."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            at = parsedate_to_datetime(value)
-        except (TypeError, ValueError, OverflowError):
-            return None
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return max(0.0, (at - (now() if now else datetime.now(UTC))).total_seconds())
-    return seconds if 0 <= seconds < float("inf") else None
+    with suppress(ValueError):
+        seconds = float(value or "")
+        return seconds if 0 <= seconds < float("inf") else None
+    with suppress(ValueError, OverflowError):
+        at = parsedate_to_datetime(value or "")
+        return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now()).total_seconds())
+    return None
+
+
+@dataclass(eq=False)
+class Permit:
+    """The permission for one call; one method is called with its outcome, and later ones do nothing."""
+
+    _settle: Callable[[Permit, str, bool, float], None]
+    _generation: int
+
+    def succeeded(self) -> None:
+        """The provider served, or refused an invalid picture."""
+        self._settle(self, "succeeded", False, 0.0)
+
+    def failed(self, *, opens: bool = False, for_s: float = 0.0) -> None:
+        """The provider failed; `opens` at once, and for so many seconds at least."""
+        self._settle(self, "failed", opens, for_s)
+
+    def dropped(self) -> None:
+        """The call was cancelled: neither a success nor a failure of the provider."""
+        self._settle(self, "dropped", False, 0.0)
+
+
+class CircuitBreaker:
+    """Opens after `fail_max` failures in a row; after `reset_s` seconds one call is the half-open probe. With a
+    `first_reset_s`, these seconds double with each failed probe, from that up to `reset_s`. Thread-safe. A probe
+    without an outcome expires; outcomes of calls from before the last change of state are ignored."""
+
+    def __init__(
+        self,
+        *,
+        fail_max: int = limits.BREAKER_FAIL_MAX,
+        reset_s: float = limits.BREAKER_RESET_S,
+        first_reset_s: float | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._fail_max, self._reset_s, self._clock = fail_max, reset_s, clock
+        self._first_s = self._open_s = reset_s if first_reset_s is None else first_reset_s
+        self._lock = threading.Lock()
+        self.state: State = "closed"
+        self._failures = self._generation = 0
+        self._wait_until = 0.0
+
+    @property
+    def open_for_s(self) -> float:
+        """Seconds until the next call is permitted; 0 where one is now."""
+        with self._lock:
+            return 0.0 if self.state == "closed" else max(0.0, self._wait_until - self._clock())
+
+    def permit(self, *, anyway: bool = False) -> Permit | None:
+        """The permit for one call; None while the breaker is open, unless the caller has no other provider."""
+        with self._lock:
+            if self.state != "closed" and not anyway:
+                if self._clock() < self._wait_until:
+                    return None
+                self._change("half-open", self._reset_s)
+            return Permit(self._settle, self._generation)
+
+    def _settle(self, permit: Permit, outcome: str, opens: bool, for_s: float) -> None:
+        with self._lock:
+            current, permit._generation = permit._generation == self._generation, -1
+            if not current:
+                return
+            if outcome == "failed":
+                self._failures += 1
+                if self.state == "open":
+                    self._wait_until = max(self._wait_until, self._clock() + for_s)
+                elif opens or self.state == "half-open" or self._failures >= self._fail_max:
+                    self._open_s = min(2 * self._open_s, self._reset_s) if self.state == "half-open" else self._first_s
+                    self._change("open", max(self._open_s, for_s))
+            elif outcome == "succeeded":
+                self._failures = 0
+                if self.state != "closed":
+                    self._change("closed", 0.0)
+            elif self.state == "half-open":
+                self._wait_until = self._clock()  # the next call is the probe
+
+    def _change(self, state: State, wait_s: float) -> None:
+        self.state = state
+        self._generation += 1
+        self._failures = 0
+        self._wait_until = self._clock() + wait_s

@@ -13,33 +13,25 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from cutaway.contract.headers import PictureHeader, picture_format, read_header
-from cutaway.decode import open_checked
+from cutaway.inputs import declared_type, open_checked
 from cutaway.report import Box, CutoutEntry, Frame, Notice, Report, parse_report
 from cutaway.transports.base import Tensor
 from cutaway.transports.failures import malformed
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
     from cutaway.fallback.chain import Tried
 
 DETECTION_OUTPUTS = ("boxes", "scores", "report")
 CUT_OUTPUTS = ("images", *DETECTION_OUTPUTS)
-
-PICTURE_SUFFIXES = (
-    *(".png", ".webp", ".jpg", ".jpeg", ".jfif", ".zip", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".avif", ".heic", ".psd", ".svg", ".pdf"),
-)
-"""Extensions that make a path a file's and not a folder's, whether or not it can be written."""
-
 _SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "zip": (".zip",)}
 _LAYERS = ("color.jpg", "alpha.png")
 
 
 class EncodedResult:
-    """A result with an encoded file: as a PIL image, as an array, saved, shown in a notebook."""
+    """A result with an encoded file, which a notebook shows."""
 
     data: bytes
     media_type: str
@@ -52,14 +44,11 @@ class EncodedResult:
         """The file's extension: ".png", ".jpg", ".webp" or ".zip"."""
         return _SUFFIXES[self._file()[1]][0]
 
-    def pil(self) -> PILImage:
-        """The picture as a PIL image: RGBA, RGB where it is opaque, L for a mask; a ZIP's layers put together.
-
-        Raises:
-            InferenceError: it cannot be decoded.
-        """
+    def pil(self) -> Image:
+        """The picture: RGBA, RGB where it is opaque, L for a mask; a ZIP's layers put together; or InferenceError."""
         try:
-            image, *alphas = (_opened(part) for part in _parts(*self._file()))
+            image, *alphas = (open_checked(part, read_header(part)) for part in _parts(*self._file()))
+            image.load()
             for alpha in alphas:
                 image.putalpha(alpha)
         except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
@@ -72,12 +61,7 @@ class EncodedResult:
         return np.array(image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB"), dtype=np.uint8)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-        """Write the encoded file as it is.
-
-        Raises:
-            ValueError: the name has the extension of another format.
-            FileExistsError: the file exists and `overwrite` is False.
-        """
+        """Write the file; ValueError where the extension is another format's, FileExistsError without `overwrite`."""
         path, (data, form) = Path(path), self._file()
         if path.suffix.lower() not in _SUFFIXES[form]:
             raise ValueError(f"the picture is {form.upper()}: name it {path.stem}{self.extension}, not {path.name}")
@@ -85,13 +69,9 @@ class EncodedResult:
             file.write(data)
         return path
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
         data, form = self._file()
-        if form == "png":
-            return data
-        buffer = io.BytesIO()
-        self.pil().save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return data if form == "png" else self.pil()._repr_png_()
 
 
 def _parts(data: bytes, form: str) -> list[bytes]:
@@ -105,25 +85,11 @@ def _parts(data: bytes, form: str) -> list[bytes]:
         return [archive.read(entry) for entry in entries]
 
 
-def _opened(data: bytes) -> PILImage:
-    image = open_checked(data, read_header(data))
-    image.load()
-    return image
-
-
 @dataclass(frozen=True)
 class Cutout(EncodedResult):
-    """One cut-out. Boxes and frames are in pixels of the upright picture.
-
-    Attributes:
-        id: the person's id for subject "each" (0 is the largest), else 0.
-        people: ids of the people in it; none for subject "all".
-        box: x1, y1, x2, y2 around all detections in it.
-        score: the confidence of the least certain person in it, 0 to 1.
-        frame: x1, y1, x2, y2 of the rectangle that this cut-out covers: paste it at the first two to put it back.
-        image: the encoded file.
-        format: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png.
-    """
+    """One cut-out: the person's id for subject "each" (0 is the largest), else 0; the ids of all `people` in it; the
+    `box` around them and the `frame` that it covers (paste it there), x1, y1, x2, y2 in pixels of the upright picture;
+    the least certain one's confidence; the encoded file: "png", "webp", "jpeg", or "zip" of color.jpg and alpha.png."""
 
     id: int
     people: tuple[int, ...]
@@ -139,14 +105,13 @@ class Cutout(EncodedResult):
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate" or "space"), the id
-    under which the server logged the request, milliseconds from call to answer, the tier (1 for your own server,
-    2 to 4 for hosted models), the server's `url` ("" for hosted models), the tiers that were `tried` and failed before,
-    the number of `requests` to your own servers, retries included, and whether it came from the cache without any."""
+    """The origin of an answer: the `provider` ("triton", or the hosted "huggingface", "replicate", "space"), the id in
+    the server's log, milliseconds from call to answer, the tier (1 for your own server, 2 to 4 for hosted models), the
+    own server's `url`, the tiers that were `tried` before, and the `requests` to own servers, retries included."""
 
     provider: str
-    request_id: str
-    elapsed_ms: float
+    request_id: str = ""
+    elapsed_ms: float = 0.0
     tier: int = 1
     url: str = ""
     tried: tuple[Tried, ...] = ()
@@ -210,27 +175,21 @@ class CutResult(Detection):
         return len(self.cutouts)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> list[Path]:
-        """Write the cut-outs and return their paths.
+        """Write the cut-outs and return their paths; errors are those of :meth:`Cutout.save`.
 
         Args:
-            path: a file (a path with a picture's extension: "cutout.png", several become "cutout-0.png",
-                "cutout-1.png", …, numbered by id) or a folder, which is created if needed ("cutouts/cutout.png").
+            path: a file (with a picture's extension: "cutout.png", several become "cutout-0.png", "cutout-1.png", …,
+                numbered by id) or a folder, which is created if needed ("cutouts/cutout.png").
             overwrite: whether existing files are replaced.
-
-        Raises:
-            ValueError: the path has the extension of another format than the cut-outs'.
-            FileExistsError: a file exists and `overwrite` is False.
         """
         path = Path(path)
-        if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES:
+        if path.is_dir() or not (declared_type(path) or path.suffix.lower() == ".zip"):
             path.mkdir(parents=True, exist_ok=True)
             path /= f"cutout{self.cutouts[0].extension}"
         if len(self.cutouts) == 1:
             return [self.cutouts[0].save(path, overwrite=overwrite)]
-        return [
-            cutout.save(path.with_name(f"{path.stem}-{cutout.id}{path.suffix}"), overwrite=overwrite)
-            for cutout in self.cutouts
-        ]
+        names = [path.with_name(f"{path.stem}-{cutout.id}{path.suffix}") for cutout in self.cutouts]
+        return [cutout.save(name, overwrite=overwrite) for cutout, name in zip(self.cutouts, names, strict=True)]
 
     def _repr_png_(self) -> bytes | None:
         return self.cutouts[0]._repr_png_() if self.cutouts else None
@@ -257,15 +216,8 @@ def read_detection(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureH
 
 
 def read_cut(outputs: Mapping[str, Tensor], origin: Origin, sent: PictureHeader | None = None) -> CutResult:
-    """Build a result from a server's outputs. Cut-outs' headers are held against the report, so that none of another
-    size is decoded.
-
-    Args:
-        sent: the header of the picture that was sent, than which the report's may not be larger.
-
-    Raises:
-        InferenceError: outputs are missing or contradict one another.
-    """
+    """A result from a server's outputs, or InferenceError. Cut-outs' headers are held against the report, whose picture
+    may not be larger than the one `sent`, before anything is decoded."""
     boxes, scores, report = _detected(outputs, sent)
     images = outputs.get("images")
     if not isinstance(images, list) or not images or len(images) != len(report.cutouts):

@@ -1,14 +1,11 @@
-"""Several servers that do the same work: round robin, circuit breakers, load shedding, and retries.
+"""Several servers that do the same work: round robin, circuit breakers, load shedding, retries, and health checks.
 
-- A failure moves the call on to the next server at once; when all were tried, it waits by
-  :class:`cutaway.resilience.RetryPolicy` and goes round again. Each retry costs a token of the retry budget; without
-  one, a call that was shed still moves on to a server whose last answer was a success: in an outage there is none.
-- An error of the picture never moves on. A server that refused, or timed out, is not tried again in the same call.
-- A server is tried last for `contract.limits.ENDPOINT_BACK_S`, or its ``Retry-After``, when it has shed all calls for
-  that long, or missed `contract.limits.ENDPOINT_LATE_MAX` deadlines in a row: one picture may be slow. Then one call is
-  its probe; each failed probe doubles the time, up to a breaker's.
+A failure moves the call on to the next server at once; when all were tried, it waits and goes round again. Each retry
+costs a token of the retry budget; without one, a call that was shed still moves on to a server whose last answer was a
+success: in an outage there is none. A server that refused, or timed out, is not tried again in the same call.
 
-All of it runs in one event loop, so that there are no locks.
+A server that sheds all calls, or misses deadlines in a row (one picture may be slow), is tried last: a second circuit
+breaker, whose time doubles with each failed probe. All runs in one event loop, without locks.
 """
 
 from __future__ import annotations
@@ -20,43 +17,57 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
+from io import BytesIO
 from typing import NamedTuple
 
-from cutaway.breaker import CircuitBreaker, Clock, Permit
-from cutaway.contract import limits
-from cutaway.contract.errors import (
-    CutawayError,
-    InferenceError,
-    InputError,
-    Overloaded,
-    ProcessingTimeout,
-    RateLimitExceeded,
-    ServerRefused,
-    ServerUnavailable,
-    ServiceError,
-)
-from cutaway.resilience import Deadline, Retries, asked_to_wait_s
+from PIL import Image
+
+from cutaway.contract import errors, limits
+from cutaway.contract.errors import CutawayError, InputError, ProcessingTimeout
+from cutaway.contract.options import to_parameters
+from cutaway.resilience import CircuitBreaker, Clock, Deadline, Permit, Retries, retry_after_of
+from cutaway.result import CUT_OUTPUTS, Origin, read_cut
 from cutaway.transports.base import InferRequest, ModelInfo, Tensor, Transport
 
 logger = logging.getLogger("cutaway")
 
-SHED = (Overloaded, RateLimitExceeded)  # the server is healthy
+PIPELINE = "ensemble_pipeline"
+
+SHED = (errors.Overloaded, errors.RateLimitExceeded)  # the server is healthy
 LATENCY_WEIGHT = 0.2  # of the newest call in the moving average
+
+
+@dataclass(frozen=True)
+class Health:
+    """The health of a server, from a picture that it processed: Triton's readiness, the pipeline's (which Triton also
+    reports for a dead process), milliseconds of a small picture through it (None where it failed), the pair of models
+    and their device, and the failure. Where there are several `servers`, the quickest healthy one's."""
+
+    url: str
+    server_ready: bool = False
+    model_ready: bool = False
+    round_trip_ms: float | None = None
+    profile: str = ""
+    device: str = ""
+    error: CutawayError | None = None
+    servers: tuple[Health, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.round_trip_ms is not None
 
 
 @dataclass(eq=False)
 class Server:
-    """One server and its state from the calls' outcomes; `last_s` is 0 where it is tried in its order."""
+    """One server and its state from the calls' outcomes; it is tried last where its breaker `in_order` is open."""
 
     url: str
     transport: Transport
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    in_order: CircuitBreaker = field(init=False)
     healthy: bool = False
-    last_s: float = 0.0
-    last_since: float = 0.0
-    last_until: float = 0.0
     shed_since: float | None = None
-    late: int = 0
 
 
 class Answer(NamedTuple):
@@ -70,8 +81,11 @@ class Answer(NamedTuple):
 class _Attempt(NamedTuple):
     server: Server
     permit: Permit
-    began: float
-    probes: bool = False
+    in_order: Permit
+
+    def drop(self) -> None:
+        self.permit.dropped()
+        self.in_order.dropped()
 
 
 class Servers:
@@ -79,9 +93,10 @@ class Servers:
     fails at once, which leaves the time to a fallback."""
 
     def __init__(self, members: Sequence[Server], *, always_ask: bool = True, clock: Clock = time.monotonic) -> None:
-        self.members = tuple(members)
-        self._always_ask = always_ask
-        self._clock = clock
+        self.members, self._always_ask, self._clock = tuple(members), always_ask, clock
+        for server in self.members:
+            first_s, fail_max = limits.SERVER_BACK_S, limits.SERVER_LATE_MAX
+            server.in_order = CircuitBreaker(fail_max=fail_max, first_reset_s=first_s, clock=clock)
         self._calls = itertools.count()
         self._latency_s = 0.0
 
@@ -89,15 +104,9 @@ class Servers:
         self, request: InferRequest, deadline: Deadline, retries: Retries, *, nobody_else: bool = False
     ) -> Answer:
         """Try one server after the other until one answers or no retry is left; `nobody_else`: no fallback serves this.
-
-        Raises:
-            InputError: the picture or an option is invalid.
-            ProcessingTimeout: the deadline is exceeded.
-            ServerUnavailable, InferenceError: of the last server; every error's details have the number of "requests".
-        """
-        everybody = self._round()
-        untried = everybody
-        failures: dict[Server, tuple[CutawayError, float]] = {}  # and when to try again, after the call's beginning
+        Errors are the last server's, with the number of "requests" in their details."""
+        everybody = untried = self._round()
+        failures: dict[Server, CutawayError] = {}
         deadline.check(everybody[0].url)
         always_ask = self._always_ask or nobody_else
         attempt = self._choose(untried, always_ask)
@@ -105,68 +114,75 @@ class Servers:
             open_for_s = min(each.breaker.open_for_s for each in everybody)
             who = everybody[0].url if len(everybody) == 1 else f"Each of {len(everybody)} servers"
             message = f"{who} failed repeatedly; the circuit breaker is open for {open_for_s:.0f} s more."
-            raise ServerUnavailable(message, retry_after=open_for_s, details={"requests": 0})
+            raise errors.ServerUnavailable(message, retry_after=open_for_s, details={"requests": 0})
         for requests in itertools.count(1):
-            server, began_s = attempt.server, deadline.elapsed_s
+            server = attempt.server
             untried = [each for each in untried if each is not server]
             try:
-                outputs = await server.transport.infer(replace(request, timeout_s=deadline.left_s))
-            except CutawayError as raised:
-                error = raised
-                error.details.setdefault("requests", requests)
-                gave_up = deadline.elapsed_s < 0.99 * deadline.budget_s
-                self._record(attempt, error, deadline.elapsed_s - began_s, gave_up)
-                is_late = isinstance(error, ProcessingTimeout)
-                if is_late and not (gave_up and deadline.left_s >= self._latency_s):
+                outputs = await self._send(attempt, request, deadline)
+            except CutawayError as error:
+                error.details["requests"] = requests
+                gave_up = isinstance(error, ProcessingTimeout) and self._latency_s <= deadline.left_s > 0
+                if not (gave_up or error.retry or isinstance(error, errors.ServerRefused)) or deadline.over:
                     raise
-                if not (is_late or error.retry or isinstance(error, ServerRefused)):
-                    raise
-                failures[server] = error, deadline.elapsed_s + (asked_to_wait_s(error) or 0.0)
-            except BaseException:
-                self._drop(attempt)
-                raise
-            else:
-                took_s = deadline.elapsed_s - began_s
-                self._record(attempt, None, took_s, False)
-                self._latency_s += LATENCY_WEIGHT * (took_s - self._latency_s) if self._latency_s else took_s
-                retries.budget.succeeded()
-                return Answer(outputs, server.url, requests)
-            attempt = None
-            if retries.policy.retries > 0 and not deadline.over:
-                attempt = self._choose(untried, always_ask=False)
+                failures[server] = error
+                attempt = self._choose(untried, always_ask=False) if retries.policy.retries > 0 else None
                 if attempt is not None and not retries.budget.take():
-                    self._drop(attempt)
+                    attempt.drop()
                     healthy = [each for each in untried if each.healthy and isinstance(error, SHED)]
                     attempt = self._choose(healthy, always_ask=False)
                     if attempt is None:
-                        raise error
-            if attempt is None:
-                again = {each: due_s for each, (failure, due_s) in failures.items() if failure.retry}
-                if not again:
-                    raise error
-                soonest = min(again, key=again.__getitem__)
-                wait_s = retries.delay_s(failures[soonest][0])
-                if wait_s is None:
-                    raise error if error.retry else failures[soonest][0]
-                await asyncio.sleep(wait_s)
-                due = {soonest, *(each for each, due_s in again.items() if due_s <= deadline.elapsed_s)}
-                untried = [each for each in everybody if each in due or each not in failures]
-                attempt = self._choose(untried, always_ask)
+                        raise
                 if attempt is None:
-                    raise failures[soonest][0]
+                    untried = [each for each in everybody if each not in failures or failures[each].retry]
+                    soonest = min(failures.values(), key=lambda each: (not each.retry, retry_after_of(each) or 0.0))
+                    wait_s = retries.delay_s(soonest)
+                    if wait_s is None:
+                        raise (soonest if soonest.retry and not error.retry else error) from None
+                    await asyncio.sleep(wait_s)
+                    attempt = self._choose(untried, always_ask)
+                    if attempt is None:
+                        raise soonest from None
+            else:
+                retries.budget.succeeded()
+                return Answer(outputs, server.url, requests)
         raise AssertionError
 
-    async def models(self, names: Sequence[str], deadline: Deadline) -> list[ModelInfo]:
-        """The metadata of these models, of the first server that answers."""
+    async def health(self, deadline: Deadline) -> Health:
+        """The health of all servers."""
+        each = await asyncio.gather(*(_health_of(server, deadline) for server in self.members))
+        if len(each) == 1:
+            return each[0]
+        best = min(each, key=lambda one: one.round_trip_ms if one.round_trip_ms is not None else float("inf"))
+        return replace(best, url=",".join(one.url for one in each), servers=tuple(each))
+
+    async def models(self, names: Sequence[str], deadline: Deadline) -> tuple[ModelInfo, ...]:
+        """The metadata of these models, in their order, of the first server that answers."""
         *others, last = self._round()
         for server in others:
-            with suppress(ServiceError):
-                return await server.transport.models(names, deadline.left_s / 2)
-        return await last.transport.models(names, deadline.left_s)
+            with suppress(errors.ServiceError):
+                return await _models_of(server.transport, names, deadline.capped(deadline.left_s / 2))
+        return await _models_of(last.transport, names, deadline)
 
     async def aclose(self) -> None:
         for server in self.members:
             await server.transport.aclose()
+
+    async def _send(self, attempt: _Attempt, request: InferRequest, deadline: Deadline) -> dict[str, Tensor]:
+        """One request, whose outcome is recorded."""
+        began_s = deadline.elapsed_s
+        try:
+            outputs = await attempt.server.transport.infer(replace(request, timeout_s=deadline.left_s))
+            took_s = deadline.elapsed_s - began_s
+            self._latency_s += LATENCY_WEIGHT * (took_s - self._latency_s) if self._latency_s else took_s
+            self._record(attempt, None, took_s, False)
+        except CutawayError as error:
+            self._record(attempt, error, deadline.elapsed_s - began_s, deadline.elapsed_s < 0.99 * deadline.budget_s)
+            raise
+        else:
+            return outputs
+        finally:
+            attempt.drop()  # where no outcome was recorded
 
     def _round(self) -> list[Server]:
         first = next(self._calls) % len(self.members)
@@ -174,66 +190,82 @@ class Servers:
 
     def _choose(self, among: Sequence[Server], always_ask: bool) -> _Attempt | None:
         """The next attempt; None where all breakers are open."""
-        now = self._clock()
         for server in among:
-            if (not server.last_s or now >= server.last_until) and (permit := server.breaker.permit()):
-                if server.last_s:  # a probe; without an outcome it expires, and outcomes of earlier calls are outdated
-                    server.last_since, server.last_until = now, now + limits.BREAKER_RESET_S
-                return _Attempt(server, permit, now, probes=bool(server.last_s))
+            if in_order := server.in_order.permit():
+                if permit := server.breaker.permit():
+                    return _Attempt(server, permit, in_order)
+                in_order.dropped()
         # Those that will soon be probed keep their order, since one alone could not serve the load of all.
-        for server in sorted(among, key=lambda each: max(limits.ENDPOINT_BACK_S, each.last_until - now)):
-            if permit := server.breaker.permit():
-                return _Attempt(server, permit, now)
-        if not always_ask:
-            return None
-        server = min(among, key=lambda each: each.breaker.open_for_s)
-        return _Attempt(server, server.breaker.permit_anyway(), now)
+        last = sorted(among, key=lambda each: max(limits.SERVER_BACK_S, each.in_order.open_for_s))
+        soonest = sorted(among, key=lambda each: each.breaker.open_for_s)[: int(always_ask)]
+        for server, anyway in (*((each, False) for each in last), *((each, True) for each in soonest)):
+            permit, in_order = server.breaker.permit(anyway=anyway), server.in_order.permit(anyway=True)
+            if permit and in_order:
+                return _Attempt(server, permit, in_order)
+        return None
 
     def _record(self, attempt: _Attempt, error: CutawayError | None, took_s: float, gave_up: bool) -> None:
         """Record the outcome; `gave_up`: a timeout came from the server, and not from the deadline."""
-        server, permit, began, _ = attempt
+        server, permit, in_order = attempt
         if error is None or isinstance(error, InputError):
             permit.succeeded()
-            server.shed_since = None
-            if began >= server.last_since:
-                server.last_s, server.late, server.healthy = 0.0, 0, True
-            return
-        if isinstance(error, SHED):
+            in_order.succeeded()
+            server.shed_since, server.healthy = None, True
+        elif isinstance(error, SHED):
             permit.succeeded()
-            server.healthy = False
-            now, asked_s = self._clock(), asked_to_wait_s(error)
+            server.healthy, asked_s, now = False, retry_after_of(error), self._clock()
             server.shed_since = now if server.shed_since is None else server.shed_since
-            if asked_s is not None or server.last_s or now - server.shed_since >= limits.ENDPOINT_BACK_S:
-                self._try_last(attempt, asked_s or 0.0)
-            return
-        if isinstance(error, ProcessingTimeout):
-            silent = took_s >= limits.ENDPOINT_SILENT_S
-            if not (silent or gave_up or took_s >= (self._latency_s or float("inf"))):
-                self._drop(attempt)  # the caller had little time
-                return
-            permit.failed() if silent else permit.dropped()
-            server.healthy = False
-            server.late += began >= server.last_since
-            if server.late >= limits.ENDPOINT_LATE_MAX or server.last_s:
-                self._try_last(attempt, 0.0)
-            return
-        if isinstance(error, (ServerUnavailable, InferenceError)):
+            sheds_all = now - server.shed_since >= limits.SERVER_BACK_S
+            if asked_s is not None or sheds_all or server.in_order.state != "closed":
+                in_order.failed(opens=True, for_s=min(asked_s or 0.0, limits.RETRY_AFTER_MAX_S))
+        elif isinstance(error, ProcessingTimeout):
+            silent = took_s >= limits.SERVER_SILENT_S
+            if silent or gave_up or took_s >= (self._latency_s or float("inf")):  # else the caller had little time
+                permit.failed() if silent else permit.dropped()
+                in_order.failed()
+                server.healthy = False
+        elif isinstance(error, (errors.ServerUnavailable, errors.InferenceError)):
             before = server.breaker.state
             permit.failed()
             server.healthy = False
             if server.breaker.state == "open" and before != "open":
                 logger.warning("%s failed repeatedly; its circuit breaker is open: %s", server.url, error)
-        self._drop(attempt)
 
-    def _try_last(self, attempt: _Attempt, asked_s: float) -> None:
-        server, now = attempt.server, self._clock()
-        if attempt.probes or not server.last_s:
-            server.last_s = min(max(2 * server.last_s, limits.ENDPOINT_BACK_S), limits.BREAKER_RESET_S)
-            server.last_since, server.last_until = now, now + server.last_s
-        server.last_until = max(server.last_until, now + min(asked_s, limits.RETRY_AFTER_MAX_S))
 
-    def _drop(self, attempt: _Attempt) -> None:
-        """Without an outcome, another call is the probe."""
-        attempt.permit.dropped()
-        if attempt.probes and attempt.began >= attempt.server.last_since:
-            attempt.server.last_until = self._clock()
+async def _models_of(transport: Transport, names: Sequence[str], deadline: Deadline) -> tuple[ModelInfo, ...]:
+    found = []
+    for name in names:
+        ready = await transport.model_ready(name, deadline.left_s)
+        try:
+            found.append(await transport.metadata(name, deadline.left_s))
+        except errors.ServerUnavailable as error:
+            if ready:
+                raise
+            state = "NOT_FOUND" if isinstance(error, errors.ServerRefused) else "UNAVAILABLE"
+            found.append(ModelInfo(name, state=state))
+    return tuple(found)
+
+
+async def _health_of(server: Server, deadline: Deadline) -> Health:
+    health, transport = Health(server.url), server.transport
+    try:
+        ready = await transport.server_ready(deadline.left_s)
+        health = replace(health, server_ready=ready, model_ready=await transport.model_ready(PIPELINE, deadline.left_s))
+        if not (ready and health.model_ready):
+            raise errors.ServerUnavailable(f"The {'pipeline' if ready else 'server'} at {server.url} is not ready.")
+        begun, options = Deadline(deadline.left_s), to_parameters({"subject": "all"})
+        request = InferRequest(PIPELINE, health_picture(), CUT_OUTPUTS, options, "health", begun.left_s)
+        outputs = await transport.infer(request)
+        elapsed_ms = begun.elapsed_s * 1000
+        report = read_cut(outputs, Origin("triton", "health", elapsed_ms)).report
+        return replace(health, round_trip_ms=elapsed_ms, profile=report.profile, device=report.device)
+    except CutawayError as error:
+        return replace(health, error=error)
+
+
+@cache
+def health_picture() -> bytes:
+    """A 64×64 PNG with some texture: the smallest valid picture."""
+    file = BytesIO()
+    Image.radial_gradient("L").resize((64, 64)).save(file, "PNG")
+    return file.getvalue()

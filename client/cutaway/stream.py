@@ -1,8 +1,5 @@
-"""A video's frames through a server: the latest frame wins.
-
-One frame is in flight at a time, because a second one would wait in the server and be older than one sent later. The
-newest frame waits here and replaces an older one that waits.
-"""
+"""A video's frames through a server: the latest frame wins. One is in flight at a time, because a second one would wait
+in the server and be older than one sent later; the newest waits here."""
 
 from __future__ import annotations
 
@@ -10,46 +7,38 @@ import asyncio
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutaway import loop
-from cutaway.call import Settings
+from cutaway.call import ServerKeywords, Settings
 from cutaway.contract import errors, limits
 from cutaway.contract.errors import CutawayError, InputError
 from cutaway.contract.headers import PictureHeader, check_dimensions, check_picture
 from cutaway.contract.options import parse_stream_options, to_parameters
 from cutaway.inputs import ImageInput, encode
 from cutaway.report import Notice, Report, parse_report
-from cutaway.transports import Tls, open_transport
-from cutaway.transports.base import InferRequest, InputTensor, SequencePart, Transport
+from cutaway.transports import open_transport
+from cutaway.transports.base import InferRequest, SequencePart
 from cutaway.transports.failures import malformed
 
 T = TypeVar("T")
 FrameInput: TypeAlias = bytes | NDArray[np.uint8]
 """An encoded file (JPEG mostly), or an array: HWC uint8 [0, 255] with 3 channels in the stream's order."""
 STREAM = "stream_pipeline"
-END_TIMEOUT_S = 0.5
-"""For the request that ends a stream; without it the server's own timeout ends it."""
+END_TIMEOUT_S = 0.5  # of the request that ends a stream; without it the server's own timeout ends it
 
 
 @dataclass(frozen=True)
 class StreamFrame:
-    """One frame that is done.
-
-    Attributes:
-        id: what `submit` returned.
-        image: an array for an array, of the same shape; a JPEG's bytes for an encoded file.
-        untouched: whether the image is the submitted one; the reason is `error` or a warning of the report.
-        error: the error of a frame without an answer, or None. An InputError is about this frame alone.
-        report: the server's people, milliseconds per stage and warnings; None without an answer.
-        latency_ms: from `submit` until it was done.
-    """
+    """One frame that is done: the `id` that `submit` returned, the `image` (an array for an array, of the same shape; a
+    JPEG's bytes for an encoded file), whether it came back `untouched` (why is in `error`, or a warning of the report),
+    and milliseconds since `submit`. The report is None without an answer; an InputError is about this frame alone."""
 
     id: int
     image: FrameInput = field(repr=False)
@@ -69,22 +58,14 @@ class StreamFrame:
     @property
     def overloaded(self) -> bool:
         """Whether it is untouched because the server shed it: too much load, or too many streams."""
-        return self.untouched and any(
-            warning.details.get("code") == errors.Overloaded.code for warning in self.warnings
-        )
+        codes = [warning.details.get("code") for warning in self.warnings]
+        return self.untouched and errors.Overloaded.code in codes
 
 
 @dataclass(frozen=True)
 class StreamStatistics:
-    """Counts of a stream's frames, and rates over the last `STREAM_STATISTICS_FRAMES`.
-
-    Attributes:
-        submitted, done: frames that `submit` took, and that came back.
-        dropped, skipped: frames that a newer one replaced before they were sent, and that were not taken in time.
-        untouched, overloaded: frames that came back as they were, and those of them that the server shed.
-        fps: frames done per second.
-        latency_p50_ms, latency_p95_ms, latency_p99_ms: percentiles from `submit` until a frame was done.
-    """
+    """Counts of a stream's frames: `submitted`, `done`, `dropped` (a newer one replaced them before they were sent),
+    `skipped` (not taken in time), `untouched`, and those of them that are `overloaded`."""
 
     submitted: int = 0
     done: int = 0
@@ -92,40 +73,9 @@ class StreamStatistics:
     skipped: int = 0
     untouched: int = 0
     overloaded: int = 0
-    fps: float = 0.0
-    latency_p50_ms: float = 0.0
-    latency_p95_ms: float = 0.0
-    latency_p99_ms: float = 0.0
-
-    @classmethod
-    def of(cls, counts: Counter[str], last: Sequence[tuple[float, float]]) -> StreamStatistics:
-        """From counts by name, and each of the last frames' time (s) and latency (ms)."""
-        if not last:
-            return cls(**counts)
-        took_s = last[-1][0] - last[0][0]
-        p50, p95, p99 = np.percentile([latency for _, latency in last], (50, 95, 99), method="higher").tolist()
-        fps = (len(last) - 1) / took_s if took_s > 0 else 0.0
-        return cls(**counts, fps=fps, latency_p50_ms=p50, latency_p95_ms=p95, latency_p99_ms=p99)
 
 
-def checked(frame: FrameInput) -> FrameInput:
-    """A frame within `STREAM_LIMITS`, else an InputError; an array is copied, since a camera's library reuses it."""
-    if isinstance(frame, bytes):
-        # A camera's JPEG without its end marker was cut on its way: no picture to repair, but a frame to drop.
-        if check_picture(frame, limits=limits.STREAM_LIMITS).end_bytes is not None:
-            raise errors.CorruptImage("The JPEG ends before its picture does.")
-        return frame
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        received = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise errors.InvalidFormat(
-            f"A frame is an encoded file's bytes or a uint8 array (height, width, 3), not {received}.",
-            details={"supported": [*limits.STREAM_LIMITS.formats, "uint8 (height, width, 3)"], "received": received},
-        )
-    check_dimensions(PictureHeader("raw", frame.shape[1], frame.shape[0]), limits.STREAM_LIMITS)
-    return np.array(frame, order="C", copy=True)
-
-
-class StreamKeywords(TypedDict, total=False):
+class StreamKeywords(ServerKeywords, total=False):
     """The keyword arguments of a stream; for options None keeps the server's default."""
 
     background: ImageInput
@@ -134,27 +84,15 @@ class StreamKeywords(TypedDict, total=False):
     channels: Literal["rgb", "bgr"] | None
     quality: int | None
     timeout_s: float
-    token: str | None
-    api_key: str | None
-    headers: Mapping[str, str] | None
-    tls: Tls | None
-    transport: Transport | None
 
 
 class AsyncStream:
-    """Puts the people of a video before another background, under asyncio.
-
-        async with AsyncStream("grpc://localhost:8001") as stream:
-            stream.submit(frame)
-            async for done in stream:
-                ...
+    """Puts the people of a video before another background, under asyncio: ``async with AsyncStream(url) as stream``.
 
     Arguments, methods and errors are those of :class:`cutaway.Stream`. It is entered and used in one event loop.
     """
 
     def __init__(self, url: str = limits.DEFAULT_URL, **given: Unpack[StreamKeywords]) -> None:
-        if unknown := given.keys() - StreamKeywords.__annotations__:
-            raise TypeError(f"a stream has no argument {min(unknown)!r}")
         rest: dict[str, Any] = {"timeout_s": limits.STREAM_TIMEOUT_S, **given}
         options = {name: rest.pop(name, None) for name in limits.STREAM_OPTIONS}
         background, self._background = options["background"], None
@@ -170,7 +108,6 @@ class AsyncStream:
         self._waiting: tuple[int, FrameInput, float] | None = None
         self._done: deque[StreamFrame] = deque(maxlen=limits.STREAM_RESULTS_KEPT)
         self._counts: Counter[str] = Counter()
-        self._last: deque[tuple[float, float]] = deque(maxlen=limits.STREAM_STATISTICS_FRAMES)
         self._back_off_s = self._back_off_until = 0.0
         self._failure: CutawayError = errors.ServerUnavailable("No request was sent yet.")
         self._changed = asyncio.Event()
@@ -186,8 +123,14 @@ class AsyncStream:
 
     def submit(self, frame: FrameInput) -> int:
         """See :meth:`cutaway.Stream.submit`; not awaited."""
-        at = time.perf_counter()
-        return self._put(checked(frame), at)
+        at, image = time.perf_counter(), _checked(frame)
+        if self._finished:
+            raise RuntimeError("the stream is finished: it takes no more frames")
+        self._counts["submitted"] += 1
+        self._counts["dropped"] += self._waiting is not None
+        self._waiting = self._counts["submitted"], image, at
+        self._changed.set()
+        return self._counts["submitted"]
 
     async def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
         """See :meth:`cutaway.Stream.latest`."""
@@ -212,7 +155,7 @@ class AsyncStream:
 
     @property
     def statistics(self) -> StreamStatistics:
-        return StreamStatistics.of(self._counts, self._last)
+        return StreamStatistics(**self._counts)
 
     def finish(self) -> None:
         """See :meth:`cutaway.Stream.finish`."""
@@ -229,19 +172,10 @@ class AsyncStream:
         if self._started:
             self._started = False
             part = SequencePart(self._sequence_id, ends=True)
-            end = InferRequest(STREAM, b"", ("report",), inputs=(), sequence=part, timeout_s=END_TIMEOUT_S)
+            end = InferRequest(STREAM, b"", ("report",), inputs={}, sequence=part, timeout_s=END_TIMEOUT_S)
             with suppress(CutawayError):
                 await self._transport.infer(end)
         await self._transport.aclose()
-
-    def _put(self, image: FrameInput, at: float) -> int:
-        if self._finished:
-            raise RuntimeError("the stream is finished: it takes no more frames")
-        self._counts["submitted"] += 1
-        self._counts["dropped"] += self._waiting is not None
-        self._waiting = self._counts["submitted"], image, at
-        self._changed.set()
-        return self._counts["submitted"]
 
     @property
     def _over(self) -> bool:
@@ -262,7 +196,6 @@ class AsyncStream:
             (number, image, at), self._waiting = self._waiting, None
             frame = replace(await self._serve(number, image), latency_ms=(time.perf_counter() - at) * 1000)
             self._counts.update(done=1, untouched=frame.untouched, overloaded=frame.overloaded)
-            self._last.append((time.perf_counter(), frame.latency_ms))
             self._counts["skipped"] += len(self._done) == self._done.maxlen
             self._done.append(frame)
             self._changed.set()
@@ -289,21 +222,14 @@ class AsyncStream:
 
     async def _send(self, number: int, image: FrameInput, starts: bool) -> StreamFrame:
         """The server's answer; InferenceError where it is malformed."""
-        inputs = [InputTensor("file" if isinstance(image, bytes) else "frame", image)]
+        is_file = isinstance(image, bytes)
+        inputs = {"file" if is_file else "frame": image}
         if starts and self._background is not None:
-            inputs.append(InputTensor("background", self._background))
-        wanted = "jpeg" if isinstance(image, bytes) else "frame"
-        request = InferRequest(
-            STREAM,
-            b"",
-            (wanted, "report"),
-            parameters=self._parameters if starts else {},
-            request_id=f"frame-{number}",
-            timeout_s=self._settings.timeout_s,
-            inputs=tuple(inputs),
-            sequence=SequencePart(self._sequence_id, begins=starts),
-        )
-        outputs = await self._transport.infer(request)
+            inputs["background"] = self._background
+        wanted = "jpeg" if is_file else "frame"
+        parameters, part = self._parameters if starts else {}, SequencePart(self._sequence_id, begins=starts)
+        sent = (STREAM, b"", (wanted, "report"), parameters, f"frame-{number}", self._settings.timeout_s)
+        outputs = await self._transport.infer(InferRequest(*sent, inputs=inputs, sequence=part))
         reports, done = outputs.get("report"), outputs.get(wanted)
         if not isinstance(reports, list) or len(reports) != 1:
             raise malformed("it holds no report")
@@ -315,7 +241,23 @@ class AsyncStream:
             return StreamFrame(number, image if untouched else done[0], untouched, report=report)
         if not isinstance(done, np.ndarray) or done.dtype != np.uint8 or done.shape != image.shape:
             raise malformed("its frame has another form than the one that was sent")
-        return StreamFrame(number, cast(NDArray[np.uint8], done), untouched, report=report)
+        return StreamFrame(number, done.view(np.uint8), untouched, report=report)
+
+
+def _checked(frame: FrameInput) -> FrameInput:
+    """A frame within `STREAM_LIMITS`, else an InputError; an array is copied, since a camera's library reuses it."""
+    if isinstance(frame, bytes):
+        # A camera's JPEG without its end marker was cut on its way: no picture to repair, but a frame to drop.
+        if check_picture(frame, limits=limits.STREAM_LIMITS).end_bytes is not None:
+            raise errors.CorruptImage("The JPEG ends before its picture does.")
+        return frame
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        received = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        details = {"supported": [*limits.STREAM_LIMITS.formats, "uint8 (height, width, 3)"], "received": received}
+        message = f"A frame is an encoded file's bytes or a uint8 array (height, width, 3), not {received}."
+        raise errors.InvalidFormat(message, details=details)
+    check_dimensions(PictureHeader("raw", frame.shape[1], frame.shape[0]), limits.STREAM_LIMITS)
+    return np.array(frame, order="C", copy=True)
 
 
 class Stream:
@@ -327,27 +269,23 @@ class Stream:
                 if done := stream.latest():
                     show(done.image)
 
-    `submit` never waits: where frames come faster than the server answers, the newest one is sent, and older ones are
-    dropped and counted. Where the server fails, frames come back untouched with a warning, and no request is sent
-    during a back-off. Methods may be called from any thread. For people only and without mattes: edges are softer
-    and coarser than those of :meth:`cutaway.Client.cut`.
+    Where frames come faster than the server answers, the newest one is sent, and older ones are dropped and counted.
+    Where it fails, frames come back untouched with a warning. Methods may be called from any thread. For people only
+    and without mattes: edges are coarser than those of :meth:`cutaway.Client.cut`.
 
     Args:
-        url: ``grpc://host:8001`` or ``http://host:8000``; ``grpcs://`` and ``https://`` with TLS.
-        background: a colour "#RRGGBB", "blur:<px>" for the blurred frame, or a picture as :meth:`cutaway.Client.cut`
-            takes it, which is sent once.
+        url: as :class:`cutaway.Client` takes it; so are `token`, `api_key`, `headers`, `tls` and `transport`.
+        background: a colour "#RRGGBB", "blur:<px>" for the blurred frame, or a picture, which is sent once.
         min_confidence, smoothing, channels, quality: see :data:`cutaway.contract.limits.STREAM_OPTIONS`.
         timeout_s: seconds after which a frame comes back untouched.
-        token, api_key, headers, tls, transport: as those of :class:`cutaway.Client`.
 
     Raises:
-        InputError: an option is out of range, or the background is no supported picture.
-        ValueError: the URL is no address.
+        InputError, ValueError: an option is out of range, the background is no picture, or the URL no address.
         OSError: the background's file cannot be read.
     """
 
-    def __init__(self, url: str = limits.DEFAULT_URL, **arguments: Unpack[StreamKeywords]) -> None:
-        self._stream = AsyncStream(url, **arguments)
+    def __init__(self, url: str = limits.DEFAULT_URL, **given: Unpack[StreamKeywords]) -> None:
+        self._stream = AsyncStream(url, **given)
         loop.run(self._stream.__aenter__())
 
     def __enter__(self) -> Self:
@@ -357,17 +295,9 @@ class Stream:
         self.close()
 
     def submit(self, frame: FrameInput) -> int:
-        """Hand over a frame, and return its number, from 1 upwards. Does not wait for the server.
-
-        Args:
-            frame: HWC uint8 [0, 255] with 3 channels, which is copied, or an encoded file's bytes, such as a JPEG.
-
-        Raises:
-            InputError: it is no supported frame.
-            RuntimeError: the stream was finished or closed.
-        """
-        at = time.perf_counter()
-        return self._call(self._stream._put, checked(frame), at)
+        """Hand over a frame, HWC uint8 [0, 255] with 3 channels (copied) or an encoded file's bytes, and return its
+        number, from 1 upwards, without waiting; InputError where it is none, RuntimeError after :meth:`finish`."""
+        return self._call(lambda: self._stream.submit(frame))
 
     def latest(self, timeout_s: float = 0.0) -> StreamFrame | None:
         """The newest frame that is done (older ones are skipped), or None after `timeout_s` seconds without one."""
@@ -390,8 +320,8 @@ class Stream:
         loop.run(self._stream.aclose())
 
     @staticmethod
-    def _call(function: Callable[..., T], *arguments: Any) -> T:
+    def _call(function: Callable[[], T]) -> T:
         async def call() -> T:
-            return function(*arguments)
+            return function()
 
         return loop.run(call())

@@ -11,7 +11,7 @@ from pathlib import Path
 import cutaway
 import numpy as np
 from cutaway.composite import Placement
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 HEIGHT = 360
@@ -41,6 +41,7 @@ def evening(width: int = 600, height: int = 400) -> Image.Image:
 def sheet(url: str) -> Image.Image:
     """Six pictures in two rows."""
     photo, sea = SAMPLES / "admiral.jpg", evening()
+    mirrored = ImageOps.mirror(Image.open(photo))
     with cutaway.Client(url) as client:
         first = [
             Image.open(photo),
@@ -50,9 +51,7 @@ def sheet(url: str) -> Image.Image:
         second = [
             client.composite(photo, sea).pil(),
             client.composite(photo, sea, match_colour=1).pil(),
-            client.composite(
-                photo, sea, place=Placement(anchor="bottom-left", scale=0.75, flip=True), match_colour=1
-            ).pil(),
+            client.composite(mirrored, sea, place=Placement(anchor="bottom-left", scale=0.75), match_colour=1).pil(),
         ]
     return _joined([_row(first), _row(second)])
 

@@ -31,7 +31,7 @@ from export.onnx_export import compare, export_graph
 from runtime.digest import sha256_of
 from runtime.weights import WHOLE_MATTING
 
-SIDE_PX = 256
+SIDE_PX = 288
 CALIBRATED, HELD_OUT = 6, 20
 """Pictures of each set for the ranges, and for the figures."""
 SETS = (

@@ -6,10 +6,12 @@ one run of the network, and the answer is split again, as the TensorRT backend w
 Parameters, written by `runtime.compose`:
     device: "cpu" or "cuda".
     threads: how many threads one run uses on the CPU.
+    sha256: of the file that may be loaded; another one is not, also when this process is started anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -41,7 +43,10 @@ class TritonPythonModel:
         self._name = str(args["model_name"])
         self._inputs = [str(tensor["name"]) for tensor in config["input"]]
         self._outputs = [str(tensor["name"]) for tensor in config["output"]]
+        check_file(path, parameters["sha256"])
         self._session = open_session(path, parameters["device"], int(parameters["threads"]))
+        # Once more after it was read: the file may change at any moment.
+        check_file(path, parameters["sha256"])
         provider = self._session.get_providers()[0]
         pb_utils.Logger.log_info(f"{self._name}: ONNX Runtime {ort.__version__}, {provider}")
 
@@ -85,6 +90,20 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         del self._session
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """A network's file is the one that the server was started with.
+
+    Raises:
+        RuntimeError: it has changed since.
+    """
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+            return
+    raise RuntimeError(
+        f"the weight file {path.resolve()} has changed since the server was started; restore it, or restart the server"
+    )
 
 
 def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:

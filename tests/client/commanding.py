@@ -26,7 +26,8 @@ def run(*arguments: str) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     finally:
-        logging.getLogger("cutaway").handlers = []
+        for name in ("cutaway", "cutaway.cache"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def command(

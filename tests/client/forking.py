@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from cutaway import loop
-from cutaway.cancel import Cancel
+from cutaway.loop import Cancel
 from cutaway.transports import Connection, open_transport
 from cutaway.transports.base import InferRequest, parse_address
 

@@ -123,9 +123,8 @@ def test_an_answer_does_not_wait_for_the_cache_beyond_the_deadline(tmp_path: Pat
             super().put(key, outputs)
 
     async def main() -> None:
-        with Slow(tmp_path / "cache") as cache:
-            async with AsyncClient(transport=Answering(), cache=cache) as client:
-                assert (await asyncio.wait_for(client.cut(picture(), timeout_s=0.5), 1.5)).images
-            free.set()
+        async with AsyncClient(transport=Answering(), cache=Slow(tmp_path / "cache")) as client:
+            assert (await asyncio.wait_for(client.cut(picture(), timeout_s=0.5), 1.5)).images
+        free.set()
 
     asyncio.run(main())

@@ -38,7 +38,6 @@ def test_what_is_hidden_is_taken_only_by_name(own: OwnServer, capsys: pytest.Cap
     Path("in/.thumbnails").mkdir()
     Path("in/.thumbnails/a.jpg").write_bytes(make.jpeg())
     assert run("cut", "in") == codes.OK
-    assert run("cut", "in/*.jpg", "--overwrite") == codes.OK
     assert sorted(path.name for path in Path("cutouts").iterdir()) == ["a.png", "b.png"]
     assert "2 of 2 pictures done" in capsys.readouterr().err
     assert run("cut", "in/.thumbnails", "-o", "small") == codes.OK, "the folder itself was named"
@@ -54,23 +53,6 @@ def test_a_folder_of_hidden_ones_only_has_no_pictures(capsys: pytest.CaptureFixt
 
 
 # ------------------------------------------------------------------------------------------------------------ names
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["cut", "-o", "x.gif"], "x.gif: no GIF file comes out: name it x.png"),
-        (["cut", "-o", "new/x.TIFF"], "new/x.TIFF: no TIFF file comes out: name it new/x.png"),
-        (["composite", "--onto", "#000000", "-o", "x.avif"], "name it x.png"),
-        (["upscale", "--fallback", "replicate", "-o", "x.heic"], "name it x.png or x.jpg or x.webp"),
-    ],
-)
-def test_a_kind_that_cannot_be_written_is_no_folder(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(*arguments, "in/a.jpg") == codes.USAGE
-    assert words in capsys.readouterr().err
-    assert sorted(path.name for path in Path().iterdir()) == ["in"]
 
 
 def test_folders_may_be_called_anything(own: OwnServer) -> None:

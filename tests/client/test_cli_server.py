@@ -12,13 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 from cutaway import async_client, call
-from cutaway.cli import codes, pictures
-from cutaway.composite import Placement
+from cutaway.cli import codes
 from cutaway.contract import limits
 from PIL import Image
 
 from tests.client import peers as tcp
-from tests.client.commanding import read_jsonl, run
+from tests.client.commanding import command, read_jsonl, run
 from tests.client.hosted.peers import Peer, Received
 from tests.client.own_server import DOWN, OwnServer, _over_http, own_server
 from tests.client.tls_front import server_context, tls_front
@@ -57,19 +56,12 @@ def test_variables_are_those_of_the_client() -> None:
     assert (codes.TOKEN_VARIABLE, codes.API_KEY_VARIABLE) == (call.TOKEN_VARIABLE, call.API_KEY_VARIABLE)
 
 
-def test_tokens_and_headers(
-    listening: list[Received], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MINE", SECRET)
-    assert run("cut", "a.jpg", "--token-env", "MINE", "--header", "X-Tenant:  studio 7 ", "-v") == codes.OK
-    headers = listening[0].headers
-    assert headers["authorization"] == f"Bearer {SECRET}"
-    assert headers["x-tenant"] == "studio 7"
-    monkeypatch.setenv(codes.TOKEN_VARIABLE, "another")
+def test_tokens(listening: list[Received], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(codes.TOKEN_VARIABLE, SECRET)
     monkeypatch.setenv(codes.API_KEY_VARIABLE, "key")
     assert run("detect", "a.jpg") == codes.OK
-    assert listening[1].headers["authorization"] == "Bearer another"
-    assert listening[1].headers["x-api-key"] == "key"
+    assert listening[0].headers["authorization"] == f"Bearer {SECRET}"
+    assert listening[0].headers["x-api-key"] == "key"
     shown = capsys.readouterr()
     assert SECRET not in shown.out + shown.err
 
@@ -77,11 +69,7 @@ def test_tokens_and_headers(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--token-env", "NOWHERE"], "NOWHERE, which is not set"),
-        (["--header", SECRET], "--header takes 'Name: value'"),
-        (["--header", f"bad name: {SECRET}"], "is no name for a header"),
         (["--url", "grpcs://localhost", "--ca-file", "none.pem"], "No such file or directory: none.pem"),
-        (["--url", "grpcs://localhost", "--key-file", "a.jpg"], "give cert_file, too"),
         (["--ca-file", "a.jpg", "--url", "http://localhost"], "is reached without TLS"),
         (["--url", "localhost"], "grpc://host:8001"),
         (["--timeout-s", "0"], "x>0"),
@@ -93,27 +81,21 @@ def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[s
     assert run("cut", "a.jpg", *arguments) == codes.USAGE
     said = capsys.readouterr().err
     assert words in said
-    assert SECRET not in said
     assert said.startswith("Usage: cutaway cut [OPTIONS] IMAGE...\n"), "short enough to see what follows"
 
 
-def test_tls_with_a_certificate_of_ones_own(listening: list[Received], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_with_an_authority_of_ones_own(listening: list[Received], monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     authority = trustme.CA()
     authority.cert_pem.write_to_path("ca.pem")
-    client = authority.issue_cert("client")
-    client.private_key_pem.write_to_path("key.pem")
-    client.cert_chain_pems[0].write_to_path("cert.pem")
     port = urlsplit(os.environ[codes.URL_VARIABLE]).port
     assert port is not None
-    with tls_front(server_context(authority, demand_client=True), port) as secure:
+    with tls_front(server_context(authority), port) as secure:
         url = f"https://localhost:{secure}"
         assert run("cut", "a.jpg", "--url", url, *ONCE) == codes.UNAVAILABLE, "its authority is not a public one"
-        assert run("cut", "a.jpg", "--url", url, "--ca-file", "ca.pem", *ONCE) == codes.UNAVAILABLE
         assert listening == []
-        own = ["--cert-file", "cert.pem", "--key-file", "key.pem"]
-        assert run("cut", "a.jpg", "--url", url, "--ca-file", "ca.pem", *own) == codes.OK
+        assert run("cut", "a.jpg", "--url", url, "--ca-file", "ca.pem") == codes.OK
 
 
 # --------------------------------------------------------------------------------------------------- several of them
@@ -136,15 +118,14 @@ def test_the_cache_spares_the_server(capsys: pytest.CaptureFixture[str]) -> None
     assert (form["from_cache"], form["requests"]) == (True, 0)
 
 
-def test_a_cache_that_cannot_work_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_cannot_work_is_told_once() -> None:
     Path("kept").write_text("a file, where a folder belongs")
     with own_server("http") as own:
-        assert run("cut", "a.jpg", "b.jpg", "--url", own.url, "--cache", "kept") == codes.OK
-        said = capsys.readouterr().err.splitlines()
-        assert run("cut", "a.jpg", "b.jpg", "--url", own.url, "--cache", "kept", "-o", "more", "-v") == codes.OK
-    assert said[0].startswith(f"warning: the cache in {Path('kept').resolve()} cannot be used: ")
+        ended = command("cut", "a.jpg", "b.jpg", "--cache", "kept", url=own.url)
+    assert ended.returncode == codes.OK
+    said = ended.stderr.splitlines()
+    assert said[0].startswith(f"the cache in {Path('kept').resolve()} cannot be used: ")
     assert said[1:] == ["2 of 2 pictures done"]
-    assert capsys.readouterr().err.count("kept cannot be used") == 1
 
 
 def test_a_cache_on_a_full_disk_is_told() -> None:
@@ -218,7 +199,7 @@ def test_composite(server: Any, samples: list[Path], capsys: pytest.CaptureFixtu
     assert run("composite", portrait, "--onto", "beach.png", "--match-colour", "0.5", "-o", "x.jpg", *url) == codes.OK
     with Image.open("x.jpg") as image:
         assert (image.format, image.size) == ("JPEG", (300, 200))
-    placed = ["composite", portrait, "--onto", "#336699", "--place", "bottom", "--scale", "0.5", "--flip", *url]
+    placed = ["composite", portrait, "--onto", "#336699", "--place", "bottom", "--scale", "0.5", *url]
     assert run(*placed, "--json") == codes.OK
     (form,) = read_jsonl(capsys.readouterr().out.splitlines()[-1])
     (output,) = form["outputs"]
@@ -228,10 +209,9 @@ def test_composite(server: Any, samples: list[Path], capsys: pytest.CaptureFixtu
     _, y1, _, y2 = output["frames"][0]
     assert (y2 - y1) / output["height_px"] == pytest.approx(0.5, abs=0.01)
     assert y2 == output["height_px"]
-    large = ["--size", "200,300", "--offset=-3,5", "--quality", "50", "-o", "x.webp"]
-    assert run("composite", portrait, "--onto", "blur:5", *large, *url) == codes.OK
+    assert run("composite", portrait, "--onto", "blur:5", "--quality", "50", "-o", "x.webp", *url) == codes.OK
     with Image.open("x.webp") as image:
-        assert (image.format, image.size) == ("WEBP", (200, 300))
+        assert image.format == "WEBP"
     assert run(*placed) == codes.OK
     assert "1 skipped, there already" in capsys.readouterr().err
 
@@ -248,10 +228,6 @@ def test_composite(server: Any, samples: list[Path], capsys: pytest.CaptureFixtu
         (["--onto", "b.jpg", "--match-colour", "2"], "0<=x<=1"),
         (["--onto", "b.jpg", "--place", "nowhere"], "is not one of"),
         (["--onto", "b.jpg", "--scale", "9"], "0.01<=x<=4"),
-        (["--onto", "b.jpg", "--offset", "9"], "two whole numbers with a comma"),
-        (["--onto", "b.jpg", "--offset", "99999,0"], "two whole numbers from -7680 to 7680"),
-        (["--onto", "b.jpg", "--size", "9,0"], "size_px"),
-        (["--onto", "b.jpg", "--size", "9000,9000"], "TOO_MANY_PIXELS"),
         (["--onto", "b.jpg", "--quality", "101"], "1<=x<=100"),
         (["--onto", "transparent", "-o", "x.jpg"], "a JPEG cannot be transparent"),
         (["--onto", "b.jpg", "--background", "#000000"], "No such option"),
@@ -262,17 +238,6 @@ def test_usage_of_composite(arguments: list[str], words: str, capsys: pytest.Cap
     Path("bad.png").write_bytes(b"%PDF-1.7")
     assert run("composite", "a.jpg", "--url", dead(), *arguments) == codes.USAGE
     assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("typed", "offset"), [(["--offset", "-40,0"], (-40, 0)), (["--offset=-40,-3"], (-40, -3))])
-def test_offsets(typed: list[str], offset: tuple[int, int]) -> None:
-    context = pictures.composite.make_context("composite", ["a.jpg", "--onto", "#000000", *typed])
-    assert context.params["offset"] == offset
-
-
-def test_anchors_are_those_of_placements() -> None:
-    for anchor in pictures.ANCHORS:
-        assert Placement(anchor=anchor).anchor == anchor
 
 
 def test_bounds_in_the_help_are_the_tables(capsys: pytest.CaptureFixture[str]) -> None:

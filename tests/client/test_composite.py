@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cutaway import colour_match as colour
-from cutaway.composite import ANCHORS, Blur, Picture, Placement, compose, mapping_for
+from cutaway.composite import ANCHORS, Blur, Picture, Placement, compose
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidFormat, InvalidOption, ResolutionTooLarge, TooManyPixels
 from cutaway.drawing import VISIBLE_FROM
@@ -140,14 +140,6 @@ def test_later_cut_outs_lie_above_earlier_ones() -> None:
     np.testing.assert_allclose(on_black, premultiplied, atol=1.01)
 
 
-def test_mirroring_copies_pixels() -> None:
-    cutout = noise(100, 80)
-    cutout[..., 3] = 255
-    result = compose(cut_of((300, 200), (cutout, (30, 40))), b"", "#000000", place=Placement(flip=True)).numpy()
-    np.testing.assert_array_equal(result[40:120, 30:130], cutout[:, ::-1, :3])
-    assert not result[:, :30].any() and not result[:, 130:].any()
-
-
 def test_moving_copies_pixels_and_cuts_off_what_leaves_the_canvas() -> None:
     cutout = noise(100, 80)
     cutout[..., 3] = 255
@@ -196,8 +188,8 @@ def test_haze_does_not_move_a_cut_out() -> None:
 def test_no_fringes(scale: float, under: tuple[int, int, int]) -> None:
     """A white disc on white is white, whatever colour its transparent pixels have and however it is scaled."""
     cut = cut_of((200, 200), (disc(200, (255, 255, 255), under), (0, 0)))
-    for flip in (False, True):
-        place = Placement(anchor="center", scale=scale, flip=flip)
+    for anchor in ("center", "left"):
+        place = Placement(anchor=anchor, scale=scale)
         on_white = compose(cut, b"", "#FFFFFF", place=place).numpy()
         assert int(on_white.min()) == 255
         alone = compose(cut, b"", "transparent", place=place).numpy()
@@ -255,26 +247,23 @@ def test_scaling_is_done_on_weighted_colours(scale: float) -> None:
 def test_edges_that_the_picture_cut_off_stay_hard(size: tuple[int, int]) -> None:
     """Somebody who fills the picture reaches the canvas' edges without a seam, at odd scales as well."""
     cut = cut_of((100, 150), (flat(100, 150, (200, 100, 50, 255)), (0, 0)))
-    for flip in (False, True):
-        result = compose(cut, b"", "#000000", size_px=size, place=Placement(flip=flip))
-        (x1, y1, x2, y2) = result.frames[0]
-        assert (y2, x2 - x1 == size[0] or y1 == 0) == (size[1], True)
-        np.testing.assert_array_equal(result.numpy()[y1:y2, x1:x2], flat(x2 - x1, y2 - y1, (200, 100, 50)))
+    result = compose(cut, b"", "#000000", size_px=size)
+    (x1, y1, x2, y2) = result.frames[0]
+    assert (y2, x2 - x1 == size[0] or y1 == 0) == (size[1], True)
+    np.testing.assert_array_equal(result.numpy()[y1:y2, x1:x2], flat(x2 - x1, y2 - y1, (200, 100, 50)))
 
 
 @pytest.mark.parametrize("edge", ["left", "right"])
 def test_halves_that_the_picture_cut_off_stay_at_their_edge(edge: str) -> None:
     left = 0 if edge == "left" else 60
     cut = cut_of((100, 100), (flat(40, 50, (200, 100, 50, 255)), (left, 50)))
-    for flip in (False, True):
-        result = compose(cut, b"", "#000000", size_px=(703, 301), place=Placement(flip=flip))
-        x1, y1, x2, y2 = result.frames[0]
-        assert (x1 == 0) == ((edge == "left") != flip)
-        assert (x2 == 703) == ((edge == "right") != flip)
-        assert (y1, y2) == (150, 301)
-        pixels = result.numpy()
-        assert (pixels[-1, x1 + 2 : x2 - 2] == (200, 100, 50)).all()
-        assert (pixels[y1 + 3 :, 0 if x1 == 0 else -1] == (200, 100, 50)).all()
+    result = compose(cut, b"", "#000000", size_px=(703, 301))
+    x1, y1, x2, y2 = result.frames[0]
+    assert (x1 == 0, x2 == 703) == (edge == "left", edge == "right")
+    assert (y1, y2) == (150, 301)
+    pixels = result.numpy()
+    assert (pixels[-1, x1 + 2 : x2 - 2] == (200, 100, 50)).all()
+    assert (pixels[y1 + 3 :, 0 if x1 == 0 else -1] == (200, 100, 50)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- places
@@ -302,8 +291,6 @@ def test_a_group_keeps_its_distances() -> None:
     cut = cut_of((100, 80), (red, (10, 20)), (blue, (50, 40)))
     result = compose(cut, b"", "#000000", place=Placement(anchor="bottom-right", scale=1))
     assert result.frames == ((0, 0, 40, 80), (80, 40, 100, 80))
-    mirrored = compose(cut, b"", "#000000", place=Placement(anchor="bottom-right", scale=1, flip=True))
-    assert mirrored.frames == ((60, 0, 100, 80), (0, 40, 20, 80))
 
 
 def test_everybody_can_have_a_place() -> None:
@@ -328,7 +315,6 @@ PLACES = st.builds(
     anchor=st.none() | st.sampled_from(ANCHORS),
     scale=st.none() | st.floats(0.05, 2),
     offset_px=st.tuples(st.integers(-60, 60), st.integers(-60, 60)),
-    flip=st.booleans(),
 )
 SIZES = st.tuples(st.integers(20, 300), st.integers(20, 300))
 
@@ -350,23 +336,6 @@ def test_what_is_drawn_lies_where_the_frame_says(
         assert inside[2] - inside[0] <= 1 or inside[3] - inside[1] <= 1
     else:
         np.testing.assert_allclose(found, inside, atol=1)
-
-
-@given(PLACES, SIZES, SIZES, st.tuples(st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.05, 1), st.floats(0.05, 1)))
-def test_mirroring_changes_no_box(
-    place: Placement, source_wh: tuple[int, int], canvas_wh: tuple[int, int], part: tuple[float, ...]
-) -> None:
-    width, height = source_wh
-    box = (part[0] * width, part[1] * height, min(width, (part[0] + part[2]) * width), height)
-    touches_one_side = (box[0] <= 0) != (box[2] >= width)
-    if touches_one_side and source_wh != canvas_wh and place.anchor is None:
-        return  # then it goes to the other edge, as it should
-    from dataclasses import replace
-
-    boxes = [
-        mapping_for(box, source_wh, canvas_wh, replace(place, flip=flip)).box(box, source_wh) for flip in (False, True)
-    ]
-    np.testing.assert_allclose(boxes[0], boxes[1], atol=1)
 
 
 # -------------------------------------------------------------------------------------------------------- backgrounds
@@ -447,14 +416,6 @@ def test_a_blurred_original_is_pillows_blur_where_nobody_was() -> None:
         np.testing.assert_array_equal(compose(cut, encoded(source), Blur(px)).numpy(), expected)
 
 
-def test_a_blurred_original_of_another_size_keeps_people_in_their_place() -> None:
-    """It covers the result, and they move with it."""
-    cut, original, _ = red_on_blue()
-    x1, y1, x2, y2 = compose(cut, original, Blur(5)).frames[0]
-    result = compose(cut, original, Blur(5), size_px=(400, 300))
-    np.testing.assert_allclose(result.frames[0], (2 * x1, 2 * y1 - 50, 2 * x2, 2 * y2 - 50), atol=1)
-
-
 def test_a_blurred_original_is_upright() -> None:
     """The report and the cut-outs' frames are of the upright picture, the file is not."""
     upright = make.picture(96, 64)
@@ -478,34 +439,12 @@ def test_another_picture_than_the_one_that_was_cut() -> None:
 # ------------------------------------------------------------------------------------------------------------ colours
 
 
-def test_lab_is_the_published_one() -> None:
-    """CIE 15 with D65, as in any table of sRGB's primaries."""
-    rgb = np.array([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]], float)
-    lab = [
-        [100, 0, 0],
-        [0, 0, 0],
-        [53.24, 80.09, 67.20],
-        [87.73, -86.18, 83.18],
-        [32.30, 79.19, -107.86],
-        [53.39, 0, 0],
-    ]
-    np.testing.assert_allclose(colour.to_lab(rgb), lab, atol=0.02)
-
-
-@given(st.tuples(*[st.floats(0, 1)] * 3))
-def test_lab_and_back(rgb: tuple[float, float, float]) -> None:
-    np.testing.assert_allclose(colour.from_lab(colour.to_lab(np.array(rgb))), rgb, atol=1e-4)
-
-
-def lab_of(pixels: Pixels) -> NDArray[np.float64]:
-    return colour.to_lab(pixels.reshape(-1, pixels.shape[2])[:, :3] / 255)
-
-
 def matched(cutout: Pixels, behind: Pixels, strength: float) -> Pixels:
     """The cut-out as it comes out, with its own alpha kept apart by putting it beside the statistics' place."""
     cut = cut_of((cutout.shape[1], cutout.shape[0]), (cutout, (0, 0)))
-    table = colour.matching([colour.samples(cut.cutouts[0].pil())], colour.samples(Image.fromarray(behind)), strength)
-    return cutout if table is None else np.asarray(Image.fromarray(cutout).filter(table))
+    own, others = colour.histogram_of(cut.cutouts[0].pil()), colour.histogram_of(Image.fromarray(behind))
+    table = colour.match_colours([own], others, strength)
+    return cutout if table is None else np.asarray(Image.fromarray(cutout).point(table))
 
 
 @pytest.mark.parametrize("behind", [(30, 60, 120), (240, 200, 150), (20, 20, 20), (90, 160, 60)])
@@ -513,15 +452,15 @@ def test_a_match_moves_colours_towards_the_background(behind: tuple[int, int, in
     """Closer in every step of strength, and at most as far as the bounds say."""
     cutout = np.clip(RNG.normal((150, 110, 100, 255), (25, 25, 25, 0), (120, 100, 4)), 0, 255).astype(np.uint8)
     background = np.clip(RNG.normal(behind, 12, (100, 100, 3)), 0, 255).astype(np.uint8)
-    goal, start = lab_of(background).mean(axis=0), lab_of(cutout).mean(axis=0)
+    goal, start = background.mean(axis=(0, 1)), cutout[..., :3].mean(axis=(0, 1))
     distances, spreads = [], []
     for strength in (0, 0.25, 0.5, 1):
-        lab = lab_of(matched(cutout, background, strength))
-        moved = lab.mean(axis=0) - start
-        assert abs(moved[0]) <= limits.MATCH_MAX_LIGHTNESS + 0.5
-        assert np.hypot(*moved[1:]) <= limits.MATCH_MAX_CHROMA + 0.5
-        distances.append(np.linalg.norm(goal - lab.mean(axis=0)))
-        spreads.append(lab[:, 0].std())
+        out = matched(cutout, background, strength)[..., :3]
+        moved = out.mean(axis=(0, 1)) - start
+        assert abs(moved.mean()) <= limits.MATCH_MAX_LIGHTNESS + 0.5
+        assert np.abs(moved - moved.mean()).max() <= limits.MATCH_MAX_TINT + 0.5
+        distances.append(np.linalg.norm(goal - out.mean(axis=(0, 1))))
+        spreads.append(out.std(axis=(0, 1)).mean())
     assert distances == sorted(distances, reverse=True)
     assert distances[0] - distances[-1] > 2
     assert spreads[-1] < spreads[0], "the background is flatter"
@@ -533,8 +472,8 @@ def test_a_match_leaves_alpha_black_and_white_alone() -> None:
     cutout[40:60] = (255, 255, 255, 255)
     out = matched(cutout, flat(80, 80, (200, 120, 60)), 1.0)
     np.testing.assert_array_equal(out[..., 3], cutout[..., 3])
-    assert int(out[:40, :, :3].max()) <= 1
-    assert lab_of(out[40:60]).mean(axis=0)[0] > 97
+    assert int(out[:40, :, :3].max()) == 0
+    assert int(out[40:60, :, :3].min()) == 255
 
 
 def test_a_match_does_not_change_what_is_behind() -> None:

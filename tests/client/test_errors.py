@@ -9,7 +9,7 @@ import pytest
 from cutaway.contract import errors
 from cutaway.contract.limits import ERROR_CODES
 from cutaway.providers import InvalidAnswer, ProviderRefused
-from cutaway.resilience import asked_to_wait_s
+from cutaway.resilience import retry_after_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,7 +69,7 @@ def test_the_table_s_advice_in_a_form_is_no_request_of_the_server_s() -> None:
         received = errors.from_json(sent.to_json())
         assert received is not None
         assert received.retry_after == sent.retry_after
-        assert asked_to_wait_s(received) == asked_s
+        assert retry_after_of(received) == asked_s
 
 
 @pytest.mark.parametrize(

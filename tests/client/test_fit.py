@@ -18,7 +18,7 @@ from cutaway.contract.errors import ImageBomb, InvalidFormat, InvalidOption, Res
 from cutaway.contract.headers import check_picture
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits
 from cutaway.contract.options import parse_options
-from cutaway.fit import Fitted, shrink
+from cutaway.downscale import Fitted, downscale
 from cutaway.inputs import encode
 from cutaway.result import CutResult, Detection, Origin, read_cut, read_detection
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def answer(fitted: Fitted, given: dict[str, Any], softness: float = 0.02) -> Cut
 
 
 def restored(original: Any, limits: InputLimits = SMALL, softness: float = 0.02, **given: Any) -> CutResult:
-    fitted = shrink(original, limits=limits)
+    fitted = downscale(original, limits=limits)
     result = fitted.restore(answer(fitted, given, softness), parse_options(given))
     assert result.report.width_px, result.report.height_px == fitted.original.size  # type: ignore[union-attr]
     return result
@@ -94,7 +94,7 @@ def test_the_copy_is_within_the_limits(kind: str, tmp_path: Path) -> None:
         "array": np.asarray(image),
         "rgba": np.dstack([np.asarray(image), np.rint(circle(1000, 700, 0.02) * 255).astype(np.uint8)]),
     }
-    fitted = shrink(given[kind], limits=SMALL)
+    fitted = downscale(given[kind], limits=SMALL)
     assert fitted.original is not None and fitted.original.size == (1000, 700)
     assert check_picture(fitted.picture.data, limits=SMALL) == fitted.picture.header
     assert (fitted.picture.header.width_px, fitted.picture.header.height_px) == (400, 280)
@@ -106,8 +106,8 @@ def test_the_copy_is_within_the_limits(kind: str, tmp_path: Path) -> None:
 
 def test_what_fits_goes_as_it_is() -> None:
     given = {"boxes": [[1, 2, 3, 4]]}
-    for image in (make.jpeg(), io.BytesIO(make.jpeg()), encode(make.jpeg())):
-        fitted = shrink(image)
+    for image in (make.jpeg(), io.BytesIO(make.jpeg())):
+        fitted = downscale(image)
         assert fitted.picture == encode(make.jpeg())
         assert fitted.options(given) is given
         result = object()
@@ -116,14 +116,14 @@ def test_what_fits_goes_as_it_is() -> None:
 
 def test_too_many_bytes_alone_keep_the_size() -> None:
     data = make.saved(photograph(), "BMP")
-    fitted = shrink(data, limits=replace(INPUT_LIMITS, max_file_bytes=len(data) - 1))
+    fitted = downscale(data, limits=replace(INPUT_LIMITS, max_file_bytes=len(data) - 1))
     assert fitted.picture.header.format == "jpeg"
     assert fitted.scale_xy == (1.0, 1.0) and fitted.original is not None
 
 
 def test_a_copy_that_stays_too_large_is_made_smaller() -> None:
     noise = Image.fromarray(make.noise(700, 500))
-    fitted = shrink(noise, limits=replace(INPUT_LIMITS, max_file_bytes=60_000))
+    fitted = downscale(noise, limits=replace(INPUT_LIMITS, max_file_bytes=60_000))
     assert len(fitted.picture.data) <= 60_000
     assert 64 <= fitted.picture.header.height_px < 350
 
@@ -132,17 +132,17 @@ def test_an_orientation_is_applied_before() -> None:
     upright = photograph(700, 1000)
     for orientation in (3, 6):
         stored = make.jpeg(make.stored_for(orientation, upright), exif=make.exif(orientation))
-        fitted = shrink(stored, limits=SMALL)
+        fitted = downscale(stored, limits=SMALL)
         assert fitted.original is not None and fitted.original.size == (700, 1000)
         copy = np.asarray(Image.open(io.BytesIO(fitted.picture.data)).resize((700, 1000)), float)
         assert np.abs(copy - np.asarray(upright, float)).mean() < 10
 
 
 def test_mislabelled_files_say_both() -> None:
-    fitted = shrink(make.jpeg(photograph()), media_type="image/png", limits=SMALL)
+    fitted = downscale(make.jpeg(photograph()), media_type="image/png", limits=SMALL)
     assert [warning.code for warning in fitted.picture.warnings] == ["MEDIA_TYPE_MISMATCH", "FITTED"]
     with pytest.raises(InvalidFormat):
-        shrink(make.jpeg(photograph()), media_type="image/png", limits=SMALL, strict=True)
+        downscale(make.jpeg(photograph()), media_type="image/png", limits=SMALL, strict=True)
 
 
 def test_there_is_an_upper_limit() -> None:
@@ -150,20 +150,20 @@ def test_there_is_an_upper_limit() -> None:
     side = 14_143  # squared, a little over 200 megapixels
     padding = bytes(side * side * 4 // 1000)
     with pytest.raises(TooManyPixels) as refusal:
-        shrink(make.bmp(side, side, 24, b"", compression=1) + padding)
+        downscale(make.bmp(side, side, 24, b"", compression=1) + padding)
     assert refusal.value.details["max_pixels"] == FIT_LIMITS.max_pixels
     with pytest.raises(TooManyPixels):
-        shrink(np.broadcast_to(np.uint8(0), (side, side, 3)))
+        downscale(np.broadcast_to(np.uint8(0), (side, side, 3)))
     with pytest.raises(ImageBomb):
-        shrink(make.bmp(9000, 9000, 24, b"", compression=1))
+        downscale(make.bmp(9000, 9000, 24, b"", compression=1))
     with pytest.raises(ResolutionTooLarge):
-        shrink(Image.new("RGB", (20_000, 100)))  # whose copy would be 38 pixels high
+        downscale(Image.new("RGB", (20_000, 100)))  # whose copy would be 38 pixels high
 
 
 def test_a_picture_above_pillows_own_bound_is_decoded() -> None:
     """A hundred megapixels, of which Pillow would warn, and warnings are errors here."""
     data = make.jpeg(Image.new("RGB", (12_500, 8_000), RED), quality=50)
-    fitted = shrink(data + bytes(500_000))
+    fitted = downscale(data + bytes(500_000))
     assert fitted.original is not None and fitted.original.size == (12_500, 8_000)
 
 
@@ -171,7 +171,7 @@ def test_a_picture_above_pillows_own_bound_is_decoded() -> None:
 
 
 def test_options_are_in_the_originals_pixels() -> None:
-    fitted = shrink(photograph(), limits=SMALL)
+    fitted = downscale(photograph(), limits=SMALL)
     given = {
         "boxes": [[100, 50, 500, 400]],
         "padding_px": 50,
@@ -248,7 +248,7 @@ def test_masks() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA"])
 def test_answers_of_another_mode(mode: str) -> None:
     """A lossy WebP without a transparent pixel is read as RGB, and a server may send anything."""
-    fitted = shrink(photograph(), limits=SMALL)
+    fitted = downscale(photograph(), limits=SMALL)
     cut = answer(fitted, {})
     data = make.saved(cut.cutouts[0].pil().convert(mode), "PNG")
     cut = replace(cut, cutouts=(replace(cut.cutouts[0], image=data),))
@@ -269,7 +269,7 @@ def test_backgrounds() -> None:
 
 
 def test_a_detection() -> None:
-    fitted = shrink(photograph(), limits=SMALL)
+    fitted = downscale(photograph(), limits=SMALL)
     cut = answer(fitted, {})
     report = replace(cut.report, cutouts=())
     found = fitted.restore(Detection(cut.boxes, cut.scores, report, cut.origin), parse_options({}))
@@ -297,7 +297,7 @@ def test_with_the_real_server(server: Any, samples: list[Path]) -> None:
     sample = Image.open(samples[0]).convert("RGB")
     large = sample.resize((sample.width * 3, sample.height * 3), Image.Resampling.BICUBIC)
     limits = replace(INPUT_LIMITS, max_long_side_px=max(sample.size), max_short_side_px=max(sample.size))
-    fitted = shrink(large, limits=limits)
+    fitted = downscale(large, limits=limits)
     with Client(server.grpc_url) as client:
         direct = client.cut(encode(sample).data)
         result = fitted.restore(client.cut(fitted.picture.data, **fitted.options({})), parse_options({}))
@@ -312,7 +312,7 @@ def test_with_the_real_server(server: Any, samples: list[Path]) -> None:
 
 
 def test_a_detection_is_read() -> None:
-    fitted = shrink(photograph(), limits=SMALL)
+    fitted = downscale(photograph(), limits=SMALL)
     cut = answer(fitted, {})
     raw = json.dumps({**cut.report.raw, "cutouts": []}).encode()
     found = read_detection({"boxes": cut.boxes, "scores": cut.scores, "report": [raw]}, cut.origin)

@@ -11,7 +11,7 @@ import pytest
 from cutaway.contract.errors import FileTooLarge, ImageBomb, InputError, InvalidFormat, ResolutionTooLarge
 from cutaway.contract.headers import PictureHeader, check_picture, picture_format
 from cutaway.contract.limits import INPUT_LIMITS
-from cutaway.contract.magic import looks_like
+from cutaway.contract.signatures import looks_like
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -6,17 +6,22 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 import anyio
 import pytest
 from cutaway import loop
-from cutaway.cancel import Cancel
+from cutaway.async_client import Outcome, run_many
 from cutaway.contract.errors import CorruptImage, RequestCancelled
-from cutaway.many import Outcome, iterate_many, run_many
+from cutaway.loop import Cancel
 
 WAIT_S = 20.0
+
+
+def iterate_many(cut: Any, images: Any, **how: Any) -> Generator[Outcome, None, None]:
+    """As `Client.cut_many` does."""
+    return loop.iterate(run_many(cut, images, **how))
 
 
 class Work:
@@ -90,7 +95,7 @@ def test_no_more_in_flight_than_jobs_and_inputs_are_lazy(ordered: bool) -> None:
             yield number
 
     work = Work()
-    outcomes = iterate_many(work, images(), jobs=3, ordered=ordered)  # type: ignore[arg-type]
+    outcomes = iterate_many(work, images(), jobs=3, ordered=ordered)
     for _ in range(20):
         assert next(outcomes).ok
     outcomes.close()
@@ -145,11 +150,9 @@ class Live:
 
     def __init__(self) -> None:
         self.given: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.threads: set[int] = set()
 
     def __iter__(self) -> Iterator[Any]:
         while (image := self.given.get(timeout=WAIT_S)) is not None:
-            self.threads.add(threading.get_ident())
             yield image
 
 
@@ -162,7 +165,6 @@ def test_a_source_may_wait_for_what_becomes_of_the_pictures_before(ordered: bool
         found.append(outcome.source)
         live.given.put(len(found) if len(found) < 5 else None)
     assert found == [0, 1, 2, 3, 4]
-    assert len(live.threads) == 1, "what belongs to a thread, such as a cursor, can be made in the source"
 
 
 def test_leaving_or_cancelling_does_not_wait_for_the_source() -> None:
@@ -179,15 +181,6 @@ def test_leaving_or_cancelling_does_not_wait_for_the_source() -> None:
     assert time.monotonic() - started < WAIT_S / 2
     left.given.put(None)
     cancelled.given.put(None)
-
-
-def test_progress_is_called_in_the_thread_that_iterates() -> None:
-    threads: set[int] = set()
-    told = iterate_many(
-        Work(), ["a", "b"], jobs=2, ordered=False, progress=lambda *_: threads.add(threading.get_ident())
-    )
-    assert len(list(told)) == 2
-    assert threads == {threading.get_ident()}
 
 
 def test_what_leaves_an_iterable_and_is_no_exception_is_an_error_all_the_same() -> None:
@@ -306,7 +299,7 @@ def test_async_jobs_stay_busy_while_the_caller_works_without_awaiting() -> None:
         return image
 
     async def main() -> None:
-        async for outcome in run_many(work, iter(range(20)), jobs=2, ordered=True):  # type: ignore[arg-type]
+        async for outcome in run_many(work, iter(range(20)), jobs=2, ordered=True):
             assert len(begun) <= outcome.index + 2 * 2
 
     asyncio.run(main())
@@ -326,7 +319,7 @@ def test_async_closing_cancels_what_is_in_flight() -> None:
             raise
 
     async def main() -> None:
-        outcomes = run_many(work, range(100), jobs=3, ordered=False)  # type: ignore[arg-type]
+        outcomes = run_many(work, range(100), jobs=3, ordered=False)
         assert (await anext(outcomes)).source == 0
         await asyncio.sleep(0)
         await outcomes.aclose()
@@ -350,7 +343,7 @@ def test_async_cancelling_the_loop_cancels_what_is_in_flight() -> None:
             raise
 
     async def consume() -> None:
-        async for _ in run_many(work, range(100), jobs=3, ordered=False):  # type: ignore[arg-type]
+        async for _ in run_many(work, range(100), jobs=3, ordered=False):
             pass
 
     async def main() -> None:

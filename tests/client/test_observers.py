@@ -26,7 +26,7 @@ from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, InvalidOption, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import parse_options
 from cutaway.fallback import Tried
-from cutaway.observe import Observation, ServedFacts, Unobserved, observed
+from cutaway.observe import ServedFacts, Unobserved, observed
 from cutaway.observers import OpenTelemetry, Prometheus
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -62,7 +62,7 @@ class Watching(Unobserved):
         self._headers = headers or {}
 
     @contextmanager
-    def call(self, operation: str, request_id: str) -> Iterator[Observation]:
+    def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:
         self._tell("call", operation, request_id)
         try:
             yield self
@@ -128,7 +128,7 @@ def test_an_error_that_is_handled_around_a_call_is_not_its_own(caplog: pytest.Lo
 def test_none_can_swallow_an_error() -> None:
     class Swallowing(Watching):
         @contextmanager
-        def call(self, operation: str, request_id: str) -> Iterator[Observation]:
+        def call(self, operation: str, request_id: str) -> Iterator[Unobserved]:
             try:
                 yield self
             except Exception:
@@ -149,7 +149,7 @@ def test_one_that_fails_is_in_nobodys_way(fails_at: str, caplog: pytest.LogCaptu
             observation.sent(10, OPTIONS)
             observation.served(OURS)
     assert len(sound.told) == 15
-    (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    line, *_ = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "Watching failed with ZeroDivisionError" in line.getMessage()
     assert "in _tell" in line.getMessage(), "where, for who wrote it"
 
@@ -268,29 +268,22 @@ def test_a_span_names_the_server(spans: InMemorySpanExporter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "event"),
+    ("error", "code"),
     [
-        (
-            InferenceError("A model failed."),
-            "INFERENCE_ERROR",
-            {"exception.type": "cutaway.contract.errors.InferenceError", "exception.message": "A model failed."},
-        ),
-        (InvalidOption("No."), "INVALID_OPTION", {"exception.type": "cutaway.contract.errors.InvalidOption"}),
-        (RequestCancelled("Gone."), "CANCELLED", None),
-        (asyncio.CancelledError(), "CANCELLED", {"exception.type": "asyncio.exceptions.CancelledError"}),
-        (KeyboardInterrupt(), "KeyboardInterrupt", {"exception.type": "builtins.KeyboardInterrupt"}),
+        (InferenceError("A model failed."), "INFERENCE_ERROR"),
+        (InvalidOption("No."), "INVALID_OPTION"),
+        (RequestCancelled("Gone."), "CANCELLED"),
+        (asyncio.CancelledError(), "CANCELLED"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_a_span_of_a_failed_call(spans: InMemorySpanExporter, error: BaseException, code: str, event: Any) -> None:
+def test_a_span_of_a_failed_call(spans: InMemorySpanExporter, error: BaseException, code: str) -> None:
     with pytest.raises(type(error)), observed([OpenTelemetry(provider_of(spans))], "cut", "r1"):
         raise error
     (span,) = spans.get_finished_spans()
     assert span.attributes["error.type"] == code
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, code)
-    (recorded,) = span.events
-    if event is not None:
-        assert dict(recorded.attributes) == event
 
 
 def test_spans_belong_to_the_callers(spans: InMemorySpanExporter) -> None:
@@ -402,7 +395,7 @@ def test_buckets_reach_from_a_hit_to_a_deadline() -> None:
 def test_a_registry_takes_them_once() -> None:
     registry = CollectorRegistry()
     Prometheus(registry)
-    with pytest.raises(ValueError, match="make one Prometheus"):
+    with pytest.raises(ValueError, match="Duplicated"):
         Prometheus(registry)
 
 

@@ -90,7 +90,7 @@ def test_version_is_the_distributions() -> None:
     assert cutaway.__version__ == found[1]
 
 
-@pytest.mark.parametrize("module", ["limits", "errors", "options", "headers", "magic"])
+@pytest.mark.parametrize("module", ["limits", "errors", "options", "headers", "signatures"])
 def test_shared_modules_pull_nothing_in(module: str) -> None:
     """The pipeline inside Triton imports these; a network client there would cost memory in every process."""
     code = f"import sys, cutaway.contract.{module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"

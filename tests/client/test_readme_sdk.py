@@ -219,7 +219,6 @@ def test_numbers_of_the_page_about_streams() -> None:
         f"up to {bounds.max_long_side_px} × {bounds.max_short_side_px} pixels",
         f"at least {bounds.min_side_px} along each side",
         f"the last {limits.STREAM_RESULTS_KEPT} are kept",
-        f"over the last {limits.STREAM_STATISTICS_FRAMES} frames",
         f"within `timeout_s` ({limits.STREAM_TIMEOUT_S:g} s)",
         f"for {limits.STREAM_BACK_OFF_FIRST_S:g} s, doubling up to {limits.STREAM_BACK_OFF_MAX_S:g} s",
         f"sends nothing for {limits.STREAM_IDLE_S:g} s is forgotten",
@@ -237,8 +236,8 @@ def test_numbers_of_the_servers_page() -> None:
         f"up to {limits.RETRY_AFTER_MAX_S:g} s is obeyed",
         f"{limits.BREAKER_FAIL_MAX} failures in a row",
         f"After {limits.BREAKER_RESET_S:g} s it is half-open",
-        f"exceeds {limits.ENDPOINT_LATE_MAX} deadlines in a row",
-        f"tried last for {limits.ENDPOINT_BACK_S:g} s, or for its `Retry-After`",
+        f"exceeds {limits.SERVER_LATE_MAX} deadlines in a row",
+        f"tried last for {limits.SERVER_BACK_S:g} s, or for its `Retry-After`",
         f"doubles the time, up to {limits.BREAKER_RESET_S:g} s",
     ):
         assert words in page, words

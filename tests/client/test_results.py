@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import resource
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.client.answers import MASK, PNG, REPORT, WEBP, outputs
+from tests.client import peers
+from tests.client.answers import MASK, PNG, REPORT, WEBP, outputs, wire_outputs
+from tests.client.driving import DRIVERS, driven
 from tests.integration import picture_files as make
 
 JPEG = make.jpeg(make.picture(90, 60))
@@ -200,6 +205,36 @@ def test_a_cutout_larger_than_its_frame_is_not_decoded(side: int) -> None:
         only_one(layers(alpha=bomb))
 
 
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A whole PNG, RGBA of 13,300² pixels: 688 kB that take 707 MB when they are decoded."""
+    side, packer = 13_300, zlib.compressobj(9, wbits=-15)
+    rows = bytes((1 + 4 * side) * 100)
+    block = packer.compress(rows) + packer.flush(zlib.Z_FULL_FLUSH)  # which may be repeated
+    checksum = struct.pack(">I", (side * (1 + 4 * side) % 65521) << 16 | 1)  # of zeros
+    data = b"\x78\xda" + block * (side // 100) + packer.flush() + checksum
+    return make.PNG_SIGNATURE + make.ihdr(side, side, colour=6) + make.chunk(b"IDAT", data) + make.PNG_END
+
+
+@pytest.mark.parametrize("says", ["its frame", "a larger picture"])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_malicious_servers_bomb_is_a_typed_error_and_takes_no_memory(driver: str, says: str, bomb: bytes) -> None:
+    """Over HTTP on loopback: the server tells the truth about the picture, or says that it is as large as the bomb."""
+    report = changed("cutouts", to=[REPORT["cutouts"][0] | {"bytes": len(bomb)}])
+    if says == "a larger picture":
+        report["picture"] = {"width_px": 13_300, "height_px": 13_300, "orientation": 1}
+        report["cutouts"][0] |= {"frame": [0, 0, 13_300, 13_300], "size": [13_300, 13_300]}
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = peers.kserve_answer(*wire_outputs(report, [bomb]))
+    with (
+        peers.tcp_peer(answer) as port,
+        driven(driver, f"http://127.0.0.1:{port}", timeout_s=60) as client,
+        pytest.raises(InferenceError, match=f"malformed.*{says}"),
+    ):
+        client.cut(make.jpeg(make.picture(100, 80)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 300_000
+
+
 def test_a_cutout_may_be_smaller_than_its_frame_where_the_report_says_so() -> None:
     small = make.saved(make.picture(45, 30, "RGBA"), "PNG")
     (cutout,) = only_one(small, size=[45, 30]).cutouts
@@ -244,6 +279,7 @@ def test_jpegs_and_layers(tmp_path: Path) -> None:
         layers(alpha=PNG[:20]),
         layers().replace(b"alpha.png", b"../a.pngx"),
     ],
+    ids=["compressed", "cut", "cut early", "no colours", "half an alpha", "other name"],  # a ZIP holds the time
 )
 def test_layers_that_are_none(image: bytes) -> None:
     with pytest.raises(InferenceError, match="malformed"):

@@ -162,19 +162,19 @@ def test_servers_that_are_full_now_and_then_go_on_sharing_the_work() -> None:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_silent_server_is_found_out_by_what_others_need(driver: str) -> None:
     fleet = Fleet(driver, silent, well)
-    assert fleet.ask(30, timeout_s=0.3) <= limits.ENDPOINT_LATE_MAX + 1
+    assert fleet.ask(30, timeout_s=0.3) <= limits.SERVER_LATE_MAX + 1
     assert fleet.ask(10, timeout_s=0.3) == 0
-    fleet.clock.now += limits.ENDPOINT_BACK_S
+    fleet.clock.now += limits.SERVER_BACK_S
     assert fleet.ask(10, timeout_s=0.3) == 1, "one call tries it again"
 
 
 def test_it_comes_back_when_it_has_room_again() -> None:
     fleet = Fleet("threads", failing(lambda: Overloaded("full")), well)
-    fleet.ask(20, every_s=limits.ENDPOINT_BACK_S / 10)
+    fleet.ask(20, every_s=limits.SERVER_BACK_S / 10)
     fleet.servers[0].behave, fleet.servers[0].asked = well, 0
     fleet.ask(10)
     assert fleet.asked[0] == 0
-    fleet.clock.now += limits.ENDPOINT_BACK_S
+    fleet.clock.now += limits.SERVER_BACK_S
     fleet.ask(20)
     assert fleet.asked[0] >= 10
 
@@ -285,7 +285,7 @@ def test_one_that_serves_between_its_refusals_goes_on_in_its_order() -> None:
 
 def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
     found = pauses(Fleet("threads", well, well), 300, failing(lambda: Overloaded("full")))
-    waits = [pause for pause in found if pause >= limits.ENDPOINT_BACK_S]
+    waits = [pause for pause in found if pause >= limits.SERVER_BACK_S]
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60], abs=0.5)
 
 

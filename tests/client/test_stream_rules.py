@@ -25,8 +25,7 @@ from cutaway.contract.errors import (
     ServerUnavailable,
 )
 from cutaway.contract.limits import STREAM_BACK_OFF_FIRST_S, STREAM_BACK_OFF_MAX_S
-from cutaway.transports.base import InferRequest
-from cutaway.transports.kserve import tensor
+from cutaway.transports.base import InferRequest, tensor
 
 from tests.integration import picture_files as make
 
@@ -135,8 +134,8 @@ def test_options_and_the_background_go_with_the_first_frame_only(opened: Opened)
     assert first.parameters == {"background": "picture", "smoothing": "0.5", "channels": "bgr"}
     assert first.inputs is not None
     assert second.inputs is not None
-    assert [each.name for each in first.inputs] == ["frame", "background"]
-    assert [each.name for each in second.inputs] == ["frame"]
+    assert list(first.inputs) == ["frame", "background"]
+    assert list(second.inputs) == ["frame"]
     assert second.parameters == {}
     assert first.sequence is not None
     assert second.sequence is not None
@@ -159,7 +158,7 @@ def test_a_forgotten_stream_begins_anew_with_the_same_frame(opened: Opened) -> N
     assert begun.sequence is not None
     assert begun.sequence.begins
     assert begun.inputs is not None
-    assert [each.name for each in begun.inputs] == ["frame", "background"]
+    assert list(begun.inputs) == ["frame", "background"]
 
 
 def test_a_server_that_fails_is_left_alone_for_longer_and_longer(opened: Opened, clock: list[float]) -> None:
@@ -271,8 +270,6 @@ def test_counts(opened: Opened) -> None:
     assert [frame.id for frame in stream] == [2, 5]
     told = stream.statistics
     assert (told.submitted, told.done, told.dropped, told.untouched, told.skipped) == (5, 3, 2, 1, 0)
-    assert 0 < told.latency_p50_ms <= told.latency_p95_ms <= told.latency_p99_ms
-    assert told.fps > 0
     with pytest.raises(RuntimeError, match="finished"):
         stream.submit(FRAME)
 

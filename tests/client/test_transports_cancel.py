@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from cutaway import loop
-from cutaway.cancel import Cancel
 from cutaway.contract.errors import RequestCancelled
+from cutaway.loop import Cancel
 from cutaway.transports import Connection, open_transport
 from cutaway.transports.base import InferRequest, Transport, parse_address
 
@@ -267,7 +267,7 @@ def test_what_is_closed_is_used_no_more(scheme: str) -> None:
         transport = opened_async(url)
         assert await transport.infer(REQUEST) == {"images": [b"picture"]}
         await transport.aclose()
-        for call in (transport.infer(REQUEST), transport.server_ready(1), transport.models(["m"], 1)):
+        for call in (transport.infer(REQUEST), transport.server_ready(1), transport.metadata("m", 1)):
             with pytest.raises(RuntimeError, match="closed"):
                 await call
         await transport.aclose()

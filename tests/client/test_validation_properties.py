@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_from_bytes
 
 import numpy as np
 import pytest
@@ -94,7 +93,7 @@ def test_every_way_in_is_the_same(tmp_path: Path, data: bytes) -> None:
     assert outcome(bytearray(data)) == outcome(memoryview(data)) == expected
     assert outcome(path) == outcome(str(path)) == expected
     assert outcome(io.BytesIO(data)) == expected
-    assert outcome(f"data:;base64,{encoded}") == outcome(f"data:,{quote_from_bytes(data)}") == expected
+    assert outcome(f"data:;base64,{encoded}") == expected
 
 
 @given(files(), st.none() | st.sampled_from(["image/png", "image/jpeg", "text/html"]) | st.text(max_size=30))

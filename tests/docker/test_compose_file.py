@@ -12,6 +12,7 @@ import pytest
 from runtime.checks import MIB, SHM_BYTES_PER_PROCESS, shm_bytes_per_process
 from runtime.compose import PIPELINE, SOURCE, STREAM, STREAM_INSTANCES, read_config
 from runtime.devices import MAX_INSTANCES
+from runtime.keeper import FILES_MAX
 from runtime.process import KILL_MARGIN_S
 from runtime.weights import FREE_DETECTOR, NETWORKS, WHOLE_MATTING
 from tests.docker.parts import COMPOSE, ROOT, VARIABLE, bytes_of, final_stage, script, seconds, services
@@ -131,6 +132,24 @@ def test_shared_memory_is_reckoned_from_the_processes() -> None:
     assert f"({pipelines})" in example, ".env.example names another number of instances"
     large = SHM_FACTOR * shm_bytes_per_process(2048)
     assert f"need {large // MIB} MiB for each: {pipelines * large // MIB}m." in example.replace("\n# ", " ")
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_memory_and_processes_are_bounded_by_reckoning(name: str) -> None:
+    """The sum stands beside the bound, part by part; it holds all, and shared memory counts."""
+    service = SERVICES[name]
+    text = COMPOSE.read_text().partition(f"\n  {name}:\n")[2].partition("mem_limit")[0]
+    told = re.sub(r"\s+#\s+", " ", text.rpartition("In MiB: ")[2])
+    parts, total = re.match(r"(.*?): (\d+)\D", told).groups()  # type: ignore[union-attr]
+    found = 0
+    for part in parts.split(", "):
+        numbers = [int(number) for number in re.findall(r"\b\d+\b", part.partition(" (")[0])]
+        found += numbers[0] * numbers[1] if "of at most" in part else numbers[-1]
+    assert found == int(total)
+    assert found * MIB <= bytes_of(service["mem_limit"]) < 1.1 * found * MIB
+    assert f"shared memory {bytes_of(service['shm_size']) // MIB}" in parts
+    assert service["pids_limit"] >= 1024
+    assert service["ulimits"]["nofile"]["hard"] == FILES_MAX
 
 
 def test_docker_waits_for_pictures_under_way() -> None:

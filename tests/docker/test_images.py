@@ -113,6 +113,18 @@ def run_in(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_cpu_image_has_the_licence_of_its_weights(tmp_path: Path) -> None:
+    """The bundled weights are under the AGPL, whose text has to come with them."""
+    image = lay_out(CPU, tmp_path / "image")
+    folders = {path.parent for path in image.rglob("*.onnx")}
+    assert folders
+    for folder in folders:
+        text = (folder / "LICENSE.AGPL-3.0").read_text()
+        assert "GNU AFFERO GENERAL PUBLIC LICENSE" in text
+        assert text == (ROOT / "export" / "weights" / "nano" / "LICENSE.AGPL-3.0").read_text()
+        assert "END OF TERMS AND CONDITIONS" in text
+
+
 def test_the_cpu_image_has_all_that_a_repository_is_composed_of(tmp_path: Path) -> None:
     image = lay_out(CPU, tmp_path / "image")
     done = run_in(image, "-m", "runtime", "compose", "--device", "cpu", str(tmp_path / "repository"))

@@ -6,75 +6,64 @@ import contextlib
 import dataclasses
 import os
 import re
-import shutil
 import signal
+import socket
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tritonclient.grpc
 
-from runtime import checks
 from runtime.__main__ import _parser
-from runtime.checks import RuntimeProblem, check_machine, free_ports
-from runtime.compose import PIPELINE, Composed, read_config
+from runtime.checks import RuntimeProblem, check_machine
+from runtime.compose import PIPELINE, Composed, compose, read_config
+from runtime.devices import Device, Plan
 from runtime.digest import sha256_of
 from runtime.gpus import Gpu, Host
-from runtime.health import Answer, HealthStatus, Probe
-from runtime.process import _environment, stubs_of
+from runtime.launcher import Program
+from runtime.process import Addresses, Sockets, bundled_environment, triton_arguments
+from runtime.runs import open_run
+from runtime.weights import load_networks, profile_folder
 from tests.docker.parts import ROOT, script
 from tests.plan_records import a_record
-from tests.runtime.leftovers import wait_for
+from tests.runtime.leftovers import assert_nothing_left, wait_for
 
 serve, healthcheck, export = script("serve"), script("healthcheck"), script("export")
-KEY = "a-key-of-these-tests"
-START_S = 120.0
 
 
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def test_triton_knows_every_flag() -> None:
-    settings = serve.Settings.read({"CUTAWAY_TRACES_URL": "http://collector:4318/v1/traces"})
-    repository = Path("repository")
-    files = check_machine()
+def test_triton_knows_every_flag(tmp_path: Path) -> None:
+    files, run = check_machine(), open_run(tmp_path)
     shown = subprocess.run(
-        [files.server, "--help"], env=_environment(files), capture_output=True, text=True, check=False
+        [files.server, "--help"], env=bundled_environment(files), capture_output=True, text=True, check=False
     )
     known = set(re.findall(r"^\s+(--[a-z-]+)", shown.stdout + shown.stderr, re.MULTILINE))
-    flags = {argument.split("=")[0] for argument in serve.command(settings, repository)[1:]}
-    assert "--trace-config" in flags
-    assert flags <= known
+    for listen in (Sockets(tmp_path), Addresses("127.0.0.1", 1, 2, 3)):
+        given = triton_arguments(run, listen, verbose=1, exit_timeout_s=5, traces_url="http://collector:4318/v1/traces")
+        flags = {argument.split("=")[0] for argument in given}
+        assert "--trace-config" in flags
+        assert flags <= known
+        assert "--exit-timeout-secs=5" in given
+    run.close()
 
 
 def test_settings_are_read_and_empty_ones_are_none() -> None:
-    settings = serve.Settings.read({"CUTAWAY_EXIT_TIMEOUT_S": "5", "CUTAWAY_LOG_VERBOSE": "", "CUTAWAY_ADMIN_KEY": KEY})
-    assert (settings.exit_timeout_s, settings.verbose, settings.key) == (5, 0, KEY)
-    assert settings.profile == "general"
-    assert serve.Settings.read({"CUTAWAY_PROFILE": "lite-2k"}).profile == "lite-2k"
-    command = serve.command(settings, Path("/tmp/repository"))
-    assert "--exit-timeout-secs=5" in command
-    assert "--model-repository=/tmp/repository" in command
-    assert not any(argument.startswith("--trace-config") for argument in command)
-
-
-def test_a_key_that_nobody_gave_is_another_each_time() -> None:
-    keys = {serve.Settings.read({"CUTAWAY_ADMIN_KEY": ""}).key for _ in range(3)}
-    assert len(keys) == 3 and all(len(key) == 32 for key in keys)
+    given = {"CUTAWAY_EXIT_TIMEOUT_S": "5", "CUTAWAY_LOG_VERBOSE": "", "CUTAWAY_DIRECT": "", "CUTAWAY_HOSTS": "a.b c.d"}
+    settings = serve.Settings.read(given)
+    assert (settings.exit_timeout_s, settings.verbose, settings.direct) == (5, 0, False)
+    assert (settings.profile, settings.hosts, settings.origins) == ("general", ("a.b", "c.d"), ())
+    assert serve.Settings.read({"CUTAWAY_PROFILE": "lite-2k", "CUTAWAY_DIRECT": "1"}).direct
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("CUTAWAY_ADMIN_KEY", "short"),
-        ("CUTAWAY_ADMIN_KEY", "sixteen-letters,and:more=bad"),
         ("CUTAWAY_EXIT_TIMEOUT_S", "0"),
         ("CUTAWAY_EXIT_TIMEOUT_S", "30s"),
         ("CUTAWAY_LOG_VERBOSE", "5"),
@@ -159,24 +148,6 @@ def test_plans_of_another_user_are_one_line_that_names_the_setting(models: Path,
     assert "\n" not in str(told.value)
 
 
-def test_the_warning_on_shared_memory_knows_the_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What is free lies between the need of 1024 px and that of 2048 px."""
-    settings = dataclasses.replace(serve.Settings.read({}), tritonserver=Path("/bin/false"))
-    free = checks.shm_bytes_per_process(1024) * 6
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(free, 0, free))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for side_px, warned in ((1024, False), (2048, True)):
-            assert serve.run(settings, Composed(tmp_path, side_px, 6)) == 1
-            said = capsys.readouterr().err
-            assert ("CUTAWAY_SHM_SIZE" in said) == warned, said
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def test_a_profile_alone_means_all_of_it() -> None:
     """tests/export holds the command line against `python -m export`, which needs more packages."""
     given = export.arguments(["general", "--detector", "x"])
@@ -226,6 +197,9 @@ def test_settings_of_the_cpu_server_are_arguments_that_it_knows(tmp_path: Path, 
         "CUTAWAY_QUEUE_SIZE": "5",
         "CUTAWAY_LOG_VERBOSE": "1",
         "CUTAWAY_TRACES_URL": "http://collector:4318/v1/traces",
+        "CUTAWAY_DIRECT": "1",
+        "CUTAWAY_HOSTS": "*",
+        "CUTAWAY_ORIGINS": "https://a.example https://b.example",
     }
     environment = {name: value if named else "" for name, value in values.items()}
     said = subprocess.run(
@@ -241,185 +215,97 @@ def test_settings_of_the_cpu_server_are_arguments_that_it_knows(tmp_path: Path, 
     chosen = (options.profile, options.instances, options.threads, options.queue_size, options.verbose)
     assert chosen == (("lite", 3, 2, 5, 1) if named else ("nano", None, None, None, 0))
     assert options.traces_url == (values["CUTAWAY_TRACES_URL"] if named else "")
+    assert (options.direct, options.hosts) == ((True, ["*"]) if named else (False, []))
+    assert options.origins == (["https://a.example", "https://b.example"] if named else [])
 
 
 # -------------------------------------------------------------------------------------------- health check
 
 
-@dataclass
-class Server:
-    """Answers a probe as told."""
-
-    status: HealthStatus
-    counts: list[int | None]
-
-    def finished(self) -> int | None:
-        return self.counts.pop(0)
-
-    def canary(self, _timeout_s: float) -> Answer:
-        return Answer(self.status, "")
-
-
 @pytest.mark.parametrize(
-    ("status", "counts", "well"),
-    [
-        (HealthStatus.HEALTHY, [3], True),
-        (HealthStatus.OVERLOADED, [3], True),
-        (HealthStatus.FAILED, [3], False),
-        (HealthStatus.TIMEOUT, [3, 3], False),
-        (HealthStatus.TIMEOUT, [3, 4], True),
-        (HealthStatus.TIMEOUT, [None], False),
-        (HealthStatus.TIMEOUT, [3, None], False),
-    ],
+    ("status", "body", "well"),
+    [(200, b"{}", True), (503, b'{"error": "Exceeds maximum queue size"}', True), (500, b'{"error": "x"}', False)],
 )
-def test_health_is_a_picture_or_progress(status: HealthStatus, counts: list[int | None], well: bool) -> None:
-    assert healthcheck.healthy(Server(status, counts))[0] is well
+def test_health_is_a_picture_or_a_full_queue(status: int, body: bytes, well: bool) -> None:
+    class Peer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Peer) as peer:
+        threading.Thread(target=peer.serve_forever, daemon=True).start()
+        assert (healthcheck.main([str(peer.server_port)]) == 0) is well
+        peer.shutdown()
+
+
+def test_nobody_there_is_no_health() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert healthcheck.main([str(port)]) == 1
 
 
 # ----------------------------------------------------------------------- the GPU image's command, on the bundled Triton
 
 
-@dataclass
-class Running:
-    settings: Any
-    triton: subprocess.Popen[bytes]
+class Bundled(serve.PlanServer):  # type: ignore[misc,name-defined]
+    """The GPU image's server with the bundled Triton and its networks in place of NVIDIA's and the plans."""
 
-    @property
-    def probe(self) -> Probe:
-        return Probe("127.0.0.1", self.settings.http_port)
-
-    def wait_ready(self) -> None:
-        waiting = threading.Event()
-        for _ in range(int(START_S / 0.1)):
-            if self.probe.ready():
-                return
-            assert self.triton.poll() is None, "Triton ended while starting"
-            waiting.wait(0.1)
-        raise AssertionError("Triton did not come up")
-
-    def status(self, path: str, **headers: str) -> int:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.settings.http_port}{path}", headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code
-
-    def kill(self, model: str) -> None:
-        """Kill the process of a model."""
-        for stub in stubs_of(self.triton.pid):
-            if stub.model == model:
-                os.kill(stub.pid, signal.SIGKILL)
-                return
-        raise AssertionError(f"{model} has no process")
-
-    def supervise(self, canary_interval_s: float, stopping: threading.Event, outcome: list[int]) -> threading.Thread:
-        """Supervise in a thread that adds the exit status to `outcome`."""
-
-        def run() -> None:
-            options = {"grace_period_s": 1.0, "canary_interval_s": canary_interval_s}
-            outcome.append(serve.supervise(self.triton, self.probe, stopping, **options))
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        return thread
-
-
-@pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The nano repository and a backend folder, as runtime/ writes them."""
-    from runtime.runs import open_run
-
-    folder = tmp_path_factory.mktemp("docker")
-    command = ["-m", "runtime", "compose", "--device", "cpu", "--instances", "1", str(folder / "repository")]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    run = open_run(folder / "cache")
-    run.link_backend(check_machine())
-    (folder / "backends").symlink_to(run.backends)
-    return folder
-
-
-@pytest.fixture
-def running(composed: Path) -> Iterator[Running]:
-    """A Triton with the command line of the GPU image, but for the addresses, the models and the backend's folder."""
-    files = check_machine()
-    ports = free_ports("127.0.0.1", 3)
-    settings = serve.Settings("nano", KEY, 5, 0, "", "127.0.0.1", *ports, files.server)
-    command = [*serve.command(settings, composed / "repository"), f"--backend-directory={composed / 'backends'}"]
-    with (composed / "log").open("wb") as log:
-        triton = subprocess.Popen(command, env=_environment(files), stdout=log, stderr=log, start_new_session=True)
-    server = Running(settings, triton)
-    try:
-        server.wait_ready()
-        yield server
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(triton.pid, signal.SIGKILL)
-        triton.wait()
+    def _prepare(self) -> tuple[Program, Composed]:
+        run = self._run = open_run(self.options.cache_dir)
+        files = check_machine()
+        run.link_backend(files)
+        composed = compose(
+            run.repository,
+            profile="nano",
+            networks=load_networks(profile_folder("nano")),
+            device=Device("cpu", "cpu"),
+            plan=Plan(1, 2),
+        )
+        arguments = (f"--backend-directory={run.backends}",)
+        return Program(files.server, arguments, bundled_environment(files), self.settings.exit_timeout_s), composed
 
 
 @pytest.mark.triton
-def test_closed_endpoints_open_with_the_key(running: Running) -> None:
-    closed = (
-        "/v2/models/ensemble_pipeline/config",
-        "/v2/systemsharedmemory/status",
-        "/v2/logging",
-        "/v2/trace/setting",
-    )
-    for path in closed:
-        assert running.status(path) == 403, path
-        assert running.status(path, **{serve.KEY_HEADER: "not-the-key-at-all"}) == 403, path
-        assert running.status(path, **{serve.KEY_HEADER: KEY}) == 200, path
-    for path in ("/v2/health/ready", "/v2/models/ensemble_pipeline", "/v2/models/ensemble_pipeline/stats"):
-        assert running.status(path) == 200, path
-    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.settings.grpc_port}") as client:
-        for ask in (client.get_model_repository_index, client.get_system_shared_memory_status):
-            with pytest.raises(tritonclient.grpc.InferenceServerException, match="restricted"):
-                ask()
-            ask(headers={f"triton-grpc-protocol-{serve.KEY_HEADER}": KEY})
-
-
-@pytest.mark.triton
-def test_the_canary_notices_a_dead_pipeline_though_triton_says_ready(
-    running: Running, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = str(running.settings.http_port)
-    assert healthcheck.main([port]) == 0
-    running.kill(PIPELINE)
-    assert running.probe.ready(), "this Triton notices by itself; the health check could be simpler"
-    assert healthcheck.main([port]) == 1
-    stopping, outcome = threading.Event(), list[int]()
-    watcher = running.supervise(1.0, stopping, outcome)
-    watcher.join(60)
-    stopping.set()
-    assert outcome == [1]
-    assert running.triton.poll() is not None
-    assert "is not healthy" in capsys.readouterr().err
-
-
-@pytest.mark.triton
-def test_a_process_that_dies_is_noticed_without_a_canary(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    stopping, outcome = threading.Event(), list[int]()
-    watcher = running.supervise(3600.0, stopping, outcome)
-    assert wait_for(lambda: "the models are loaded" in capsys.readouterr().err)
-    running.kill("birefnet_trt")
-    watcher.join(60)
-    stopping.set()
-    assert outcome == [1]
+def test_the_server_of_plans_is_supervised_behind_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = serve.Settings("general", 5, address="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0)
+    with Bundled(settings, tmp_path / "cache", serve.say) as server:
+        port = server.http_address.rpartition(":")[2]
+        assert healthcheck.main([port]) == 0
+        for path in (
+            "v2/models/ensemble_pipeline/config",
+            "v2/logging",
+            "v2/models/birefnet_trt",
+            "v2/repository/index",
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{server.http_url}/{path}", timeout=30)
+            assert refused.value.code in (403, 404, 405), path
+            refused.value.close()
+        reloads = server.reloads
+        victim = next(stub for stub in server.process.stubs() if stub.model == "birefnet_trt")
+        os.kill(victim.pid, signal.SIGKILL)
+        assert wait_for(lambda: server.reloads == reloads + 1)
+        assert healthcheck.main([port]) == 0
     assert "the process of birefnet_trt (" in capsys.readouterr().err
+    assert_nothing_left(tmp_path / "cache")
 
 
-@pytest.mark.triton
-def test_the_end_that_was_asked_for_is_no_failure(running: Running) -> None:
-    stopping = threading.Event()
-    stopping.set()
-    running.triton.terminate()
-    assert serve.supervise(running.triton, running.probe, stopping, grace_period_s=30.0) == 0
-    assert running.triton.returncode == 0
-
-
-def test_an_end_that_nobody_asked_for_is_a_failure() -> None:
-    for status, told in ((3, 3), (0, 1)):
-        gone = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"])
-        assert serve.supervise(gone, Probe("127.0.0.1", 9), threading.Event(), grace_period_s=1.0) == told
+def test_a_server_that_cannot_start_ends_the_container(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(serve, "compose_repository", lambda *_: (_ for _ in ()).throw(RuntimeProblem("no plan")))
+    settings = serve.Settings("lite", http_port=0, grpc_port=0, metrics_port=0)
+    monkeypatch.setattr(serve.Settings, "read", lambda _: settings)
+    try:
+        assert serve.main() == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "error: no plan" in capsys.readouterr().err

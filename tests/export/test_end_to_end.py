@@ -109,7 +109,7 @@ def test_what_is_served_is_what_was_published(server: Server) -> None:
     import tritonclient.grpc as grpc
 
     pictures = example_pictures(2, SIDE_PX, seed=5)
-    with grpc.InferenceServerClient(server.grpc_address) as client:
+    with grpc.InferenceServerClient(server.triton_grpc_address) as client:
         images = grpc.InferInput("images", list(pictures.shape), "UINT8")
         images.set_data_from_numpy(pictures)
         served = client.infer("birefnet_trt", [images]).as_numpy("alphas")

@@ -39,7 +39,7 @@ def test_pytorch_in_half_keeps_places_in_float32(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(VARIANTS, "lite", SMALL)
     np.save(tmp_path / "pictures.npy", squares(find_pictures(1), SIDE_PX))
     rows = [
-        run_case(Case("swin-t", "torch", precision, "eager", "cpu", SIDE_PX, (1,), 1, str(tmp_path)))
+        run_case(Case("swin-t", "torch", precision, "cpu", SIDE_PX, (1,), 1, str(tmp_path)))
         for precision in ("float32", "half")
     ]
     assert [row.mean for row in rows[0]] == [0]
@@ -61,7 +61,7 @@ def test_difference() -> None:
 def test_a_case_that_fails_is_told(tmp_path: Path) -> None:
     """A way that cannot run leaves its reason, not a traceback."""
     np.save(tmp_path / "pictures.npy", squares(find_pictures(1), SIDE_PX))
-    case = Case("nano", "onnxruntime", "half", "eager", "cpu", SIDE_PX, (1,), 1, str(tmp_path))
+    case = Case("nano", "onnxruntime", "half", "cpu", SIDE_PX, (1,), 1, str(tmp_path))
     rows, failure = gpu_models.in_child(case)
     assert rows == []
     assert failure.startswith("nano: ONNX Runtime half: ")

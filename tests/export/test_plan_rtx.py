@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.__main__ import main
 from export.onnx_export import example_pictures, export_birefnet
 from export.plan import Reference
-from export.plans.builder import NodeRefused, Options, OutOfMemory, PlanProblem, build, configure, load_tensorrt
+from export.plans.builder import Built, NodeRefused, Options, OutOfMemory, PlanProblem, build, configure, load_tensorrt
 from export.plans.graph import Graph, GraphRefused, read_graph
 from export.plans.watching import make_logger
 from export.precision import cast_pictures_first, to_half
@@ -178,6 +179,68 @@ def test_the_whole_way_of_a_plan(
     assert not (folder / f"{DETECTOR}.plan.refused").exists()
     assert check_plans(folder, host)[MATTE].path.read_bytes() == proven[MATTE], "the refused plan is served"
     Remembering.answers.clear()
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
+def test_half_precision_that_is_wrong_becomes_float32_by_itself(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A builder that gets GridSample wrong in half precision, as TensorRT from 10.14.1 on is reported to."""
+    folder = tmp_path / "nano"
+    folder.mkdir()
+    for path in [*nano.glob("*.onnx"), nano / "SHA256SUMS"]:
+        shutil.copy(path, folder)
+    host = Host("11.2.1.2", "13.4", (Gpu("NVIDIA L4", "8.9"),))
+    built_from: list[tuple[str, bool]] = []
+
+    def sabotaged(_trt: Any, graph: Graph, *_rest: Any) -> Built:
+        """A "plan" that is the graph; of GridSample in half precision the nearest value."""
+        model = onnx.load_from_string(graph.model)
+        half = any(each.data_type == TensorProto.FLOAT16 for each in model.graph.initializer)
+        built_from.append((MATTE if "alphas" in graph.signature.outputs else DETECTOR, half))
+        for node in model.graph.node:
+            if half and node.op_type == "GridSample":
+                kept = [each for each in node.attribute if each.name != "mode"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, helper.make_attribute("mode", "nearest")])
+        return Built(model.SerializeToString(), graph.signature.inputs, graph.signature.outputs, 1.0)
+
+    class Running(Reference):
+        """ONNX Runtime where a GPU would run the plan."""
+
+        def __init__(self, _trt: object, plan: Path) -> None:
+            super().__init__(plan)
+
+        def __enter__(self) -> Running:
+            return self
+
+        def __exit__(self, *_details: object) -> None:
+            pass
+
+    stand_in = SimpleNamespace(__version__="11.2.1.2")
+    monkeypatch.setattr("export.plan.load_tensorrt", lambda _major: stand_in)
+    monkeypatch.setattr("export.plan.look_at_host", lambda: host)
+    monkeypatch.setattr("export.plan.build", sabotaged)
+    monkeypatch.setattr("export.plan.PlanRun", Running)
+    command = ["plan", "nano", "--models", str(tmp_path), "--trt-major", "11"]
+    assert main(command) == 0
+    assert built_from == [(DETECTOR, True), (MATTE, True), (MATTE, False)]
+    told = capsys.readouterr().out
+    assert "warning: from TensorRT 10.14.1 on" in told
+    assert "birefnet_trt: REFUSED" in told and "birefnet_trt: building it in float32 instead" in told
+    plans = check_plans(folder, host)
+    assert {name: plan.record.options["precision"] for name, plan in plans.items()} == {DETECTOR: "fp16", MATTE: "fp32"}
+    record = plans[MATTE].record
+    assert record.onnx["name"] == "birefnet_trt.onnx" and record.parity["passed"]
+    assert record.options["opset"] == 18
+    assert any("mean alpha error" in reason for reason in record.options["half_precision_refused"]["reasons"])
+    assert any("computes in float32" in line and "mean alpha error" in line for line in plans[MATTE].warnings)
+    assert not plans[DETECTOR].warnings
+    assert not list(folder.glob("*.refused*"))
+
+    # Whoever asks for half precision alone gets no other.
+    assert main([*command, "--precision", "fp16"]) == 1
+    assert check_plans(folder, host)[MATTE].record.options["precision"] == "fp32"
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

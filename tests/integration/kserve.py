@@ -13,6 +13,8 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from runtime.health import statistics
+
 PIPELINE = "ensemble_pipeline"
 ALL_OUTPUTS = ("images", "boxes", "scores", "report")
 PROTOCOLS = ("http", "grpc")
@@ -75,6 +77,4 @@ def asking(server: Any, protocol: str) -> Iterator[Ask]:
 
 def runs_of(server: Any, model: str) -> int:
     """How many pictures a model has inferred since the server started."""
-    with tritonclient.http.InferenceServerClient(server.http_address) as client:
-        (stats,) = client.get_inference_statistics(model)["model_stats"]
-    return int(stats["inference_count"])
+    return int(statistics(server.probe, model)["inference_count"])

@@ -76,14 +76,16 @@ def test_a_product_is_cut_out(server: Any, subject: str) -> None:
     assert iou(mask_of(answer), truth) > DRAWN_IOU
     report = answer.outputs["report"]
     assert report["subject"] == "all"
-    assert report["models"]["matte"] == {"name": "u2netp", "version": "1", "side_px": 256}
+    assert report["models"]["matte"] == {"name": "u2netp", "version": "1", "side_px": 288}
 
 
-def test_people_keep_their_network_and_are_in_whole_pictures(server: Any, samples: list[Path]) -> None:
+def test_people_keep_their_network(server: Any, samples: list[Path]) -> None:
     portrait = Image.open(next(path for path in samples if path.stem == "astronaut")).convert("RGB")
     people, everything = cut(server, portrait, "people"), cut(server, portrait, "all")
-    assert people.outputs["report"]["models"]["matte"]["name"] == "birefnet_trt"
-    assert (mask_of(people) & mask_of(everything)).sum() > 0.9 * mask_of(people).sum()
+    for answer in (people, everything):
+        assert answer.outputs["report"]["models"]["matte"]["name"] == "birefnet_trt"
+    assert everything.outputs["report"]["subject"] == "all"
+    assert iou(mask_of(people), mask_of(everything)) > 0.8
 
 
 def test_the_canary_meets_every_network(server: Any) -> None:

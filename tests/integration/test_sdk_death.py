@@ -20,13 +20,12 @@ from typing import Any
 
 import cutaway
 import pytest
-from cutaway.breaker import CircuitBreaker
 from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, NoPersonDetected, ServerRefused, ServerUnavailable, ServiceError
-from cutaway.resilience import RetryPolicy
+from cutaway.resilience import CircuitBreaker, RetryPolicy
 
-from runtime import server as server_module
 from runtime.compose import PIPELINE, STREAM
+from runtime.launcher import Launcher
 from runtime.process import TritonProcess
 from runtime.server import Server, ServerOptions
 from tests.client.driving import DRIVERS, Driven, driven
@@ -77,12 +76,9 @@ class Mortal:
     def kill(self, model: str | None = None) -> None:
         """Kill all of it, or the processes of one model, and nobody comes to restart it."""
         server = self.alive()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server_module, "MAX_RESTARTS", 0)
-            for pid in victims_of(server, model):
-                os.kill(pid, signal.SIGKILL)
-            server.wait()
-        assert "given up after 0 restarts" in str(server.failure)
+        server.stop_supervision()
+        for pid in victims_of(server, model):
+            os.kill(pid, signal.SIGKILL)
         if model is None:
             self.stop()
 
@@ -247,13 +243,13 @@ def test_one_of_two_is_killed(
         assert {(result.origin.url, result.requests) for result in resting} == {(theirs, 1)}
         health = client.health()
         assert health.ok
-        assert [each.ok for each in health.endpoints] == [False, True]
+        assert [each.ok for each in health.servers] == [False, True]
         assert {model.state for model in client.models()} == {"READY"}
     mortal.alive()
     for client, _, theirs in clients:
         assert {cut(client).origin.url for _ in range(2)} == {theirs}
         # gRPC connects anew within two seconds.
-        assert wait_for(lambda: all(each.ok for each in client.health().endpoints), BUSY_S)  # noqa: B023
+        assert wait_for(lambda: all(each.ok for each in client.health().servers), BUSY_S)  # noqa: B023
     passed_s = limits.BREAKER_RESET_S
     for client, mine, theirs in clients:
         assert {cut(client).origin.url for _ in range(4)} == {mine, theirs}
@@ -323,24 +319,27 @@ def test_dead(driver: str, scheme: str, mortal: Mortal, hosted: Peer, photo: Pat
 # -------------------------------------------------------------------------------------------------- another's server
 
 
-class Another(Server):
-    """A Triton with the networks and without a pipeline: somebody else's."""
-
-    def _launch(self) -> None:
-        assert self._run is not None
+class WithoutPipeline(Launcher):
+    def launch(self) -> None:
         for name in (PIPELINE, STREAM):
-            shutil.rmtree(self._run.repository / name)
-        super()._launch()
+            shutil.rmtree(self.run.repository / name)
+        super().launch()
 
     def _wait_ready(self, process: TritonProcess) -> None:
         assert wait_for(lambda: self.probe.ready() or process.exit_status() is not None, BUSY_S)
-        self._stubs = process.stubs()
+        self.stubs = process.stubs()
+
+
+class Another(Server):
+    """A Triton with the networks and without a pipeline, and without a gate: somebody else's."""
+
+    launcher_type = WithoutPipeline
 
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("another")
-    with Another(ServerOptions(cache_dir=folder, canary_interval_s=NEVER_S)) as server:
+    with Another(ServerOptions(cache_dir=folder, canary_interval_s=NEVER_S, direct=True)) as server:
         yield server
     assert_nothing_left(folder, seconds=5)
 

@@ -2,8 +2,7 @@
 
 With Client and AsyncClient, over gRPC and HTTP, against one real server that is slow, full, and left by its callers.
 
-Over HTTP the bundled Triton does not notice that a caller has gone before it has answered: what such a caller began is
-finished for nobody. So only gRPC's cancelling is looked for in the server.
+Over HTTP the bundled Triton by itself does not notice that a caller has gone; the gate does, and cancels there.
 """
 
 from __future__ import annotations
@@ -242,26 +241,18 @@ def test_a_full_queue(busy: Server, photo: Path) -> None:
             assert result.requests >= 2
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_the_server_sees_that_a_caller_has_gone(driver: str, busy: Server, photo: Path) -> None:
+@pytest.mark.parametrize(("driver", "scheme"), WAYS)
+def test_the_server_sees_that_a_caller_has_gone(driver: str, scheme: str, busy: Server, photo: Path) -> None:
     """Some requests are being worked on and are given up there, one waits and is never begun; all callers leave."""
-    running, queued = [f"slow-60-{driver}-{instance}" for instance in range(INSTANCES)], f"echo-{driver}-queued"
+    name = f"{driver}-{scheme}"
+    running, queued = [f"slow-60-{name}-{instance}" for instance in range(INSTANCES)], f"echo-{name}-queued"
     before = levers.cancelled(busy)
-    with leaving(driver, busy, photo, "grpc", running, queued) as leave:
+    with leaving(driver, busy, photo, scheme, running, queued) as leave:
         assert leave() < 2.0
         assert wait_for(lambda: all(levers.gave_up(busy, id_) for id_ in running), BUSY_S)
         assert wait_for(lambda: levers.cancelled(busy) == before + 1, BUSY_S)
         assert wait_for(lambda: levers.pending(busy) == 0, BUSY_S)
     assert not levers.began(busy, queued)
-
-
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_who_leaves_over_http_leaves_at_once(driver: str, busy: Server, photo: Path) -> None:
-    running, queued = [f"slow-2-{driver}-{instance}" for instance in range(INSTANCES)], f"echo-{driver}-http"
-    with leaving(driver, busy, photo, "http", running, queued) as leave:
-        assert leave() < 1.0
-        assert not any(levers.gave_up(busy, id_) for id_ in running)
-    assert wait_for(lambda: levers.pending(busy) == 0, BUSY_S)
 
 
 @contextmanager

@@ -396,7 +396,7 @@ def test_killed_detector_and_server(tmp_path: Path, frame: NDArray[np.uint8]) ->
             time.sleep(0.1)
         assert not done.untouched
         assert (np.asarray(done.image)[:100, -60:] == (0, 0, 255)).all()
-        assert wait_for(lambda: running.restarts == 1, 60)  # it is counted when a picture has gone through as well
+        assert wait_for(lambda: running.reloads == 1, 60)
 
 
 def test_nobody_listens(frame: NDArray[np.uint8]) -> None:

@@ -79,21 +79,23 @@ class Request:
 
     def __init__(self, data: Any = SCENE, outputs: list[str] | None = None, **options: Any) -> None:
         self._data, self._outputs = data, OUTPUTS if outputs is None else outputs
-        self._parameters = json.dumps(options) if options else ""
+        self.given: Any = json.dumps(options) if options else ""
         self.cancelled_after = 10**9
         self.looked = 0
+        self.id: Any = "seven"
 
     def tensors(self) -> NDArray[np.object_]:
         return np.array([self._data, None], np.object_)[:1]
 
     def parameters(self) -> str:
-        return self._parameters
+        """As Triton has it, which decodes when it is asked."""
+        return str(self.given.decode() if isinstance(self.given, bytes) else self.given)
 
     def requested_output_names(self) -> list[str]:
         return self._outputs
 
     def request_id(self) -> str:
-        return "seven"
+        return str(self.id.decode() if isinstance(self.id, bytes) else self.id)
 
     def trace(self) -> None:
         return None
@@ -109,6 +111,7 @@ class Server:
     def __init__(self) -> None:
         self.failures: dict[str, TritonError] = {}
         self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.timeouts_us: list[int] = []
         self.log: list[str] = []
 
     def infer(self, model: str, images: NDArray[np.uint8], names: list[str]) -> Response:
@@ -129,7 +132,10 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     """The model, initialized as Triton does it."""
 
     class InferenceRequest:
-        def __init__(self, *, model_name: str, requested_output_names: list[str], inputs: list[Tensor], **_: Any):
+        def __init__(
+            self, *, model_name: str, requested_output_names: list[str], inputs: list[Tensor], timeout: int, **_: Any
+        ):
+            server.timeouts_us.append(timeout)
             self._call = (model_name, inputs[0].as_numpy(), requested_output_names)
 
         def exec(self) -> Response:
@@ -219,6 +225,7 @@ def test_nobody_there_is_the_callers_picture(model: Any) -> None:
         ("CUDA error: out of memory", TritonError.INTERNAL, TritonError.UNAVAILABLE, "GPU_MEMORY_EXHAUSTED"),
         ("Exceeds maximum queue size", TritonError.UNAVAILABLE, TritonError.UNAVAILABLE, "OVERLOADED"),
         ("asleep: plan 7", TritonError.UNAVAILABLE, TritonError.UNAVAILABLE, "UNAVAILABLE"),
+        ("Request timeout expired", TritonError.UNAVAILABLE, TritonError.UNAVAILABLE, "PROCESSING_TIMEOUT"),
     ],
 )
 def test_a_failing_model_is_logged_and_told_without_its_words(
@@ -255,6 +262,48 @@ def test_a_picture_that_takes_too_long_is_given_up(model: Any, monkeypatch: pyte
     code, form = refused(answer(model, Request()))
     assert (code, form["code"]) == (TritonError.UNAVAILABLE, "PROCESSING_TIMEOUT")
     assert form["details"] == {"elapsed_seconds": 31.0}
+
+
+def test_calls_of_networks_carry_what_is_left_of_the_deadline(model: Any, server: Server) -> None:
+    answer(model, Request())
+    assert len(server.timeouts_us) == 2
+    assert all(0 < timeout_us <= 30_000_000 for timeout_us in server.timeouts_us)
+    assert server.timeouts_us == sorted(server.timeouts_us, reverse=True)
+
+
+@pytest.mark.parametrize("given", [b'{"subject": "\xff"}', b'{"\xc3(": "each"}', b'{"background": "#\xe9\xe9"}'])
+def test_parameters_that_are_no_text(model: Any, given: bytes) -> None:
+    request = Request()
+    request.given = given
+    code, form = refused(answer(model, request))
+    assert (code, form["code"], form["details"]["name"]) == (TritonError.INVALID_ARG, "INVALID_OPTION", "parameters")
+
+
+@pytest.mark.parametrize("data", [SCENE, b"no picture"])
+def test_an_id_that_is_no_text(model: Any, data: bytes) -> None:
+    """Nothing is raised into Triton, which would answer with the traceback and its paths."""
+    request = Request(data)
+    request.id = b"\xff\xfe"
+    code, form = refused(answer(model, request))
+    assert (code, form["code"], form["details"]["name"]) == (TritonError.INVALID_ARG, "INVALID_OPTION", "id")
+
+
+def test_half_a_surrogate_pair_in_an_option_is_refused_in_text_that_can_be_sent(model: Any) -> None:
+    response = answer(model, Request(subject="\ud800", select='["\\ud800"]'))
+    assert refused(response)[1]["code"] == "INVALID_OPTION"
+    response.error().message().encode()
+
+
+def test_the_log_has_the_beginning_of_an_id(model: Any, server: Server) -> None:
+    server.infer = lambda *_: Response([])  # type: ignore[method-assign]
+    request = Request()
+    request.id = "i" * 1_000_000
+    answer(model, request)
+    assert max(map(len, server.log)) < 10_000
+
+
+def test_who_sends_is_no_option(model: Any) -> None:
+    assert not answer(model, Request(caller="ip:192.0.2.1")).has_error()
 
 
 def test_input_that_is_no_file(model: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from runtime.compose import SOURCE
+from runtime.weights import BUNDLED
 from tests.runtime.leftovers import GONE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,5 +81,15 @@ def broken_repository(tmp_path: Path) -> Callable[[str], Path]:
         shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("__pycache__"))
         (repository / "ensemble_pipeline" / "1" / "model.py").write_text(model_py)
         return repository
+
+    return make
+
+
+@pytest.fixture
+def weights_copy(tmp_path: Path) -> Callable[[], Path]:
+    """A copy of the bundled weights, to be harmed."""
+
+    def make() -> Path:
+        return shutil.copytree(BUNDLED / "nano", tmp_path / "weights")
 
     return make

@@ -49,7 +49,7 @@ def counts_since(server: Server, before: tuple[int, int], expected: int) -> tupl
 def test_concurrent_requests_share_runs(server: Server) -> None:
     different = pictures(4)
     before = counts(server)
-    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+    with tritonclient.grpc.InferenceServerClient(server.triton_grpc_address) as client:
         alone = [scores(client, picture[None])[0] for picture in different]
         counts_since(server, before, len(different))
         before = counts(server)
@@ -66,7 +66,7 @@ def test_concurrent_requests_share_runs(server: Server) -> None:
 def test_batch_of_one_caller_is_one_run(server: Server) -> None:
     """All people of a picture go through a network at once."""
     before = counts(server)
-    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+    with tritonclient.grpc.InferenceServerClient(server.triton_grpc_address) as client:
         assert scores(client, pictures(3)).shape == (3, 300)
     served, runs = counts_since(server, before, 3)
     assert served - runs == 2

@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks import side_by_side
 from benchmarks.floor import STAGES, Floor
 from benchmarks.side_by_side import PEERS_PYTHON, in_turn, photograph, volley
-from benchmarks.spread import figure, percentile_99, ratio
+from benchmarks.side_by_side_report import figure, percentile_99, ratio
 from runtime.server import ServerOptions
 from runtime.weights import load_networks
 
@@ -35,9 +35,6 @@ def test_report(tmp_path: Path, samples: list[Path]) -> None:
             assert len(run["latencies_ms"]) == len(run["per_second"]) == 2
             assert all(len(part) >= clients for part in run["latencies_ms"])
             assert all(ms > 0 for part in run["latencies_ms"] for ms in part)
-    (alone,) = (each for each in report["runs"] if (each["clients"], each["contender"]) == (1, names[0]))
-    for latencies_ms, said in zip(alone["latencies_ms"], alone["stages_ms"], strict=True):
-        assert all(0 < stages["total"] < ms for ms, stages in zip(latencies_ms, said, strict=True))
     assert {each["contender"] for each in report["alpha_differences"]} == set(names)
     (floor,) = report["floor_ms"]
     assert tuple(floor["stages"]) == STAGES

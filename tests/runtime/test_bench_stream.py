@@ -1,4 +1,4 @@
-"""`make bench-stream` measures what it says: every way in every round, all frames counted, smoothing and none."""
+"""`make bench-stream` measures what it says: every way in every round, and all frames counted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,6 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert rate["submitted"] > rate["dropped"] >= 0
         assert rate["untouched"] == 0
         assert rate["fps"] > 0
-    without, smoothed = report["steadiness"].values()
-    assert without["lag"] == 0
-    assert smoothed["flicker"] < 0.4 * without["flicker"]
-    assert smoothed["lag"] < 15
     page = (tmp_path / "stream.md").read_text()
     assert page in capsys.readouterr().out
     assert "- At least 15 frames per second are wanted: " in page

@@ -55,7 +55,7 @@ def test_signals_end_everything(serve: Callable[..., Command], number: signal.Si
 def test_killed_supervisor_leaves_nothing(serve: Callable[..., Command]) -> None:
     """SIGKILL gives it no chance to clean up; the keeper does."""
     command = serve("--instances=1")
-    assert len(processes_of(command.cache_dir)) == 8  # the keeper, tritonserver, six models
+    assert len(processes_of(command.cache_dir)) == 9  # the keepers of Triton and the gate, tritonserver, six models
     command.process.kill()
     command.process.wait()
     assert_nothing_left(command.cache_dir, seconds=GONE_S)
@@ -171,6 +171,7 @@ def test_doctor(tmp_path: Path) -> None:
     subjects = [line[9:23].strip() for line in done.stdout.splitlines()]
     assert subjects[:4] == ["platform", "python", "triton", "packages"]
     assert all(not line.startswith("problem") for line in done.stdout.splitlines())
+    assert any(line.startswith("warning  release") and "24.10" in line for line in done.stdout.splitlines())
 
 
 def test_doctor_tells_problems(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import pytest
 from cutaway.contract.limits import (
-    DETECTOR_CANDIDATES,
     DETECTOR_SIDE_PX,
     MODEL_MAX_BATCH,
     PROCESSING_TIMEOUT_S,
@@ -73,6 +72,8 @@ def test_nothing_else_differs(composed: Composed, model: str) -> None:
             config.dynamic_batching.max_queue_delay_microseconds = 0
         if model == PIPELINE:
             config.dynamic_batching.default_queue_policy.ClearField("max_queue_size")
+            config.dynamic_batching.ClearField("priority_levels")
+            config.dynamic_batching.ClearField("default_priority_level")
     assert here == source
 
 
@@ -89,7 +90,7 @@ def test_source_keeps_to_the_table_of_limits() -> None:
     detector = contract(read_config(SOURCE / "yolov8_seg"))
     assert detector["max_batch_size"] == MODEL_MAX_BATCH
     assert detector["inputs"] == {"images": ("UINT8", (DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, 3))}
-    assert detector["outputs"]["boxes"] == ("FP32", (DETECTOR_CANDIDATES, 4))
+    assert detector["outputs"]["boxes"] == ("FP32", (300, 4))
     policy = read_config(SOURCE / "ensemble_pipeline").dynamic_batching.default_queue_policy
     assert policy.max_queue_size > 0
     assert policy.default_timeout_microseconds == PROCESSING_TIMEOUT_S * 1e6

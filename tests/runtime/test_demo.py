@@ -66,7 +66,7 @@ def test_a_checkout_in_any_path(tmp_path: Path) -> None:
     """Space, bracket, apostrophe, a letter beyond ASCII, and what a shell takes for more than a letter."""
     checkout = tmp_path / "photos & [cut-outs] of d'Été; $HOME"
     checkout.mkdir()
-    for name in ("runtime", "client", "model_repository", "samples", "models", "export/weights/nano"):
+    for name in ("runtime", "gateway", "client", "model_repository", "samples", "models", "export/weights/nano"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
         DEMO,

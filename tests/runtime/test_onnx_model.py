@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from runtime.compose import ONNX_MODEL
+from runtime.digest import sha256_of
 from runtime.server import ServerOptions
 
 WEIGHTS = ServerOptions().weights_dir
@@ -170,7 +171,11 @@ def test_initialise_reads_its_configuration(module: ModuleType, tmp_path: Path) 
     config = {
         "input": [{"name": "images"}],
         "output": [{"name": "alphas"}],
-        "parameters": {"device": {"string_value": "cpu"}, "threads": {"string_value": "1"}},
+        "parameters": {
+            "device": {"string_value": "cpu"},
+            "threads": {"string_value": "1"},
+            "sha256": {"string_value": sha256_of(WEIGHTS / "birefnet_trt.onnx")},
+        },
     }
     model = module.TritonPythonModel()
     model.initialize(
@@ -185,3 +190,13 @@ def test_initialise_reads_its_configuration(module: ModuleType, tmp_path: Path) 
     (answer,) = model.execute([Request(np.zeros((2, side, side, 3), np.uint8), "alphas")])
     assert answer.tensors["alphas"].shape == (2, side, side)
     model.finalize()
+
+
+def test_another_file_than_the_server_was_started_with_is_not_loaded(module: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"weights")
+    digest = sha256_of(file)
+    module.check_file(file, digest)
+    file.write_bytes(b"others")
+    with pytest.raises(RuntimeError, match="has changed since the server was started"):
+        module.check_file(file, digest)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runtime.checks import MIB, check_machine
-from runtime.process import ALLOCATOR, TRITON_ALLOCATOR, _environment
+from runtime.process import ALLOCATOR, TRITON_ALLOCATOR, bundled_environment
 from runtime.runs import MODEL_PROCESS
 
 # Blocks that came from the system by themselves (glibc's `mallinfo2`), while one of 8 MiB is held.
@@ -50,7 +50,7 @@ def starter(tmp_path: Path) -> Path:
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     for name in ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
-    return _environment(check_machine())
+    return bundled_environment(check_machine())
 
 
 def test_model_processes_keep_what_triton_gives_back(environment: dict[str, str], starter: Path) -> None:
@@ -62,7 +62,7 @@ def test_model_processes_keep_what_triton_gives_back(environment: dict[str, str]
 
 def test_what_the_user_says_of_the_allocator_holds_for_all(monkeypatch: pytest.MonkeyPatch, starter: Path) -> None:
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(4 * MIB))
-    environment = _environment(check_machine())
+    environment = bundled_environment(check_machine())
     for program in (starter, sys.executable):
         assert of_its_own(environment, 8 * MIB, program) == 1
         assert of_its_own(environment, 3 * MIB, program) == 0

@@ -109,9 +109,24 @@ def test_without_a_plain_path_it_is_said_at_once(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
-    with pytest.raises(RuntimeProblem, match=r"special characters, .* --cache-dir DIR"):
+    with pytest.raises(RuntimeProblem, match=r"special characters or is long; .* --cache-dir DIR"):
         open_run(tmp_path / "a space")
     assert not list((tmp_path / "a space" / "servers").iterdir())
+
+
+def test_nobody_else_looks_into_it(run: Run) -> None:
+    for path in (run.folder, run.sockets):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_sockets_have_short_paths_however_long_the_folder_is(tmp_path: Path, temporary: Path) -> None:
+    cache = tmp_path / ("long" * 30) / ("longer" * 20)
+    run = open_run(cache)
+    assert len(str(run.sockets / "grpc:2")) <= 107
+    (run.sockets / "http").touch()
+    folder = run.sockets
+    run.close()
+    assert not folder.exists()
 
 
 def test_cache_folder_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,3 +246,79 @@ def test_states_have_places_and_are_given_up_by_age() -> None:
     with pytest.raises(InvalidOption):
         states.open(2, lambda: begin(parse_stream_options({"quality": "0"}), None))
     assert states.get(2) is None
+
+
+def opened_state() -> State:
+    return begin(parse_stream_options({}), None)
+
+
+def test_a_caller_with_few_streams_gets_a_place_of_who_has_most() -> None:
+    now = [0.0]
+    states = States(4, 10.0, lambda: now[0], 5.0)
+    for stream in range(4):
+        states.open(stream, opened_state, "one")
+        now[0] += 0.5
+    with pytest.raises(Overloaded):
+        states.open(9, opened_state, "one")  # nobody takes from himself
+    states.get(0, "one")
+    states.open(0, opened_state, "two")
+    assert states.get(1, "one") is None  # its idlest stream
+    assert states.get(0, "one") is not None
+    states.open(1, opened_state, "two")
+    with pytest.raises(Overloaded):
+        states.open(2, opened_state, "two")  # two each: nobody has more
+    states.open(7, opened_state, "three")  # one of two, with one each then
+    with pytest.raises(Overloaded):
+        states.open(8, opened_state, "three")
+    assert len(states) == 4
+
+
+def test_an_idle_stream_gives_way_only_where_its_place_is_needed() -> None:
+    now = [0.0]
+    states = States(2, 10.0, lambda: now[0], 5.0)
+    states.open(1, opened_state)
+    now[0] = 5.0
+    states.open(2, opened_state)
+    assert states.get(1) is not None
+    now[0] = 10.0
+    with pytest.raises(InvalidOption):  # who brings nothing takes nothing
+        states.open(3, lambda: begin(parse_stream_options({"quality": "0"}), None))
+    assert len(states) == 2
+    states.open(3, opened_state)
+    assert states.get(2) is None
+    assert states.get(1) is not None
+    with pytest.raises(Overloaded, match="places") as refused:
+        states.open(4, opened_state)
+    assert "5 s" in refused.value.user_action
+
+
+def test_nobody_reaches_a_stream_of_another_caller_by_its_id() -> None:
+    states = States(4, 10.0)
+    mine = states.open(77, opened_state, "me")
+    assert states.get(77, "you") is None
+    yours = states.open(77, opened_state, "you")
+    states.drop(77, "you")
+    assert states.get(77, "me") is mine is not yours
+
+
+def test_a_background_is_kept_at_the_frames_size_alone() -> None:
+    import gc
+    import tracemalloc
+
+    from tests.pipeline.stand_ins import as_png
+
+    picture = as_png(np.full((2000, 3000, 3), 90, np.uint8))
+    frame, alpha = np.zeros((120, 160, 3), np.uint8), np.zeros((120, 160), np.uint8)
+    tracemalloc.start()
+    try:
+        state = begin(parse_stream_options({"background": "picture"}), picture)
+        state.backdrop.fit(160, 120)
+        gc.collect()
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+        assert kept_bytes < 2_000_000  # the picture has 18 MB
+    finally:
+        tracemalloc.stop()
+    assert (state.backdrop.behind(frame, alpha) == 90).all()
+    larger = state.backdrop.behind(np.zeros((240, 320, 3), np.uint8), np.zeros((240, 320), np.uint8))
+    assert larger.shape == (240, 320, 3)
+    assert (larger == 90).all()

@@ -5,26 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
 
 import click
 
-from cutaway.cli.console import reason
 from cutaway.contract.limits import FIT_LIMITS
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib")
 """Extensions of a folder's pictures, hidden files excepted; a named file may have any."""
 
-FILES = (*EXTENSIONS, ".zip", ".gif", ".tif", ".tiff", ".avif", ".heic", ".psd", ".svg", ".pdf")
-"""Extensions that make a path a file's and not a folder's."""
-
 FORMS = {"png": "png", "webp": "webp", "mask": "png", "jpeg": "jpg", "layers": "zip"}
 """The extension of each form of output, and of each format of a result."""
 
-STDOUT, THERE = Path("-"), "{} is there already; --overwrite replaces it, unless it is a picture of this very run"
+STDOUT, EXISTS = Path("-"), "{} is there already; --overwrite replaces it, unless it is a picture of this very run"
 
 
 def kind(path: Path) -> str:
@@ -43,37 +37,31 @@ class Job:
     data: bytes | None = field(default=None, repr=False)
 
     def target(self, cutout_id: int | None, extension: str) -> Path:
-        """The file of a result; what was made, and perhaps paid for, never gets a name that does not fit."""
+        """The file of a result; what may have been paid for never gets a name that does not fit."""
         if self.file:
-            fits = self.file == STDOUT or kind(self.file) == extension
-            return self.file if fits else self.file.with_suffix(f".{extension}")
+            return self.file if kind(self.file) in ("", extension) else self.file.with_suffix(f".{extension}")
         suffix = "" if cutout_id is None else f"-{cutout_id}"
         return self.stem.with_name(f"{self.stem.name}{suffix}.{extension}")
 
 
-def plan(names: Sequence[str], to: Path = Path(), extensions: Sequence[str] = ()) -> list[Job]:
-    """The pictures that files, patterns and folders (with all below them) or "-" name, each once, with its own place.
-
-    `to` is a folder, one file with one of the extensions, or STDOUT. Pictures that differ only in extension or folder
-    get numbers: ``photo``, ``photo_2``, …, in the order given.
-    """
-    file = to if to == STDOUT or (to.suffix.lower() in FILES and not to.is_dir()) else None
+def plan(names: Sequence[str], to: Path = Path(), *extensions: str) -> list[Job]:
+    """The pictures that files and folders (with all below them) or "-" name, each once, with its own target. `to` is a
+    folder, one file with one of the extensions, or STDOUT. Pictures that differ only in extension or folder get
+    numbers: ``photo``, ``photo_2``, …, in the order given."""
+    file = to if to == STDOUT or (to.suffix.lower() in (*EXTENSIONS, ".zip") and not to.is_dir()) else None
     if file == STDOUT and sys.stdout.isatty():
         raise click.UsageError("-o - would print a picture to the terminal: send it to a file or to a program")
     if file and file != STDOUT and kind(file) not in extensions:
         fitting = " or ".join(str(file.with_suffix(f".{each}")) for each in extensions)
-        raise click.UsageError(f"{file}: no {file.suffix[1:].upper()} file comes out: name it {fitting}")
+        raise click.UsageError(f"{file} will not be a {file.suffix[1:].upper()}: name it {fitting}")
     folder = file.parent if file else to
-    there = next(each for each in (folder, *folder.parents, Path()) if os.path.lexists(each))
-    if not there.is_dir():
-        raise click.UsageError(f"{folder} cannot be a folder: {there} is a file")
+    existing = next(each for each in (folder, *folder.parents, Path()) if os.path.lexists(each))
+    if not existing.is_dir():
+        raise click.UsageError(f"{folder} cannot be a folder: {existing} is a file")
     if "-" in names:
         if len(names) > 1:
             raise click.UsageError("- stands for one picture from standard input: name no others beside it")
-        try:  # one byte more than what is made to fit is enough to refuse it
-            data = sys.stdin.buffer.read(FIT_LIMITS.max_file_bytes + 1)
-        except OSError as error:
-            raise click.UsageError(f"standard input cannot be read: {reason(error)}") from None
+        data = sys.stdin.buffer.read(FIT_LIMITS.max_file_bytes + 1)  # one byte too many is enough to refuse it
         return [Job(Path("stdin"), folder / "stdin", file, data)]
     jobs: dict[Path, Job] = {}
     taken: set[str] = set()
@@ -94,9 +82,10 @@ def plan(names: Sequence[str], to: Path = Path(), extensions: Sequence[str] = ()
 def _pictures(name: str, to: Path | None) -> list[tuple[Path, Path]]:
     """Pairs of a picture and its path relative to its argument, which its result keeps below the folder `to`."""
     path, output = Path(name), to.resolve() if to and to != Path() else None
+    if name.startswith(("http://", "https://")):
+        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
     if not path.is_dir():
-        found = [path] if path.exists() else [Path(each) for each in sorted(glob(name, recursive=True))]  # noqa: PTH207
-        pairs = [(each, Path(each.name)) for each in found if not each.is_dir()]
+        pairs = [(path, Path(path.name))] if path.exists() else []
     elif output == path.resolve():
         raise click.UsageError(f"{name} is searched for pictures: name another folder for the results with -o")
     else:
@@ -104,30 +93,25 @@ def _pictures(name: str, to: Path | None) -> list[tuple[Path, Path]]:
         pairs = [(each, each.relative_to(path)) for each in found if output not in each.resolve().parents]
         # Hidden ones are such as the ._photo.jpg that macOS leaves.
         pairs = [pair for pair in pairs if not any(part.startswith(".") for part in pair[1].parts)]
-    if name.startswith(("http://", "https://")):
-        raise click.UsageError(f"{name} is no file: curl -L -o photo.jpg '{name}', and then name photo.jpg")
     if not pairs:
         raise click.UsageError(f"there is no picture {'in ' * path.is_dir()}{name!r}")
     return pairs
 
 
-def write(files: Mapping[Path, bytes], *, overwrite: bool, spared: Collection[Path]) -> None:
-    """Write all files of a picture, or none; a file that shows is whole. Those of `spared` are never replaced.
+def write(files: Mapping[Path, bytes], *, overwrite: bool, sources: Collection[Path]) -> None:
+    """Write the files of a picture, each whole or not at all; those of `sources` are never replaced.
 
     Raises:
-        OSError: they cannot be written; FileExistsError where one is there.
+        OSError: they cannot be written; FileExistsError where one exists.
     """
     for target in files:
-        if os.path.lexists(target) and (not overwrite or target.resolve() in spared):
-            raise FileExistsError(THERE.format(target))
-    parts = {target: target.with_name(f".cutaway-{os.getpid()}-{at}.part") for at, target in enumerate(files)}
-    try:
-        for target, part in parts.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(files[target])
-        for target, part in parts.items():
+        if os.path.lexists(target) and (not overwrite or target.resolve() in sources):
+            raise FileExistsError(EXISTS.format(target))
+    for target, data in files.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".cutaway-{os.getpid()}.part")
+        try:
+            part.write_bytes(data)
             part.replace(target)
-    finally:
-        for part in parts.values():
-            with suppress(OSError):
-                part.unlink()
+        finally:
+            part.unlink(missing_ok=True)

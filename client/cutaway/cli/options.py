@@ -51,16 +51,8 @@ def option(*names: str, help: str, **more: Any) -> click.Option:
     return click.Option(names, help=help, show_default=str(more.get("default")) not in ("None", "False"), **more)
 
 
-def _token(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
-    if name and not os.environ.get(name):
-        raise click.BadParameter(f"{name}, which is not set or empty")
-    return os.environ.get(name or "")
-
-
-def _headers(_: click.Context, __: click.Parameter, lines: tuple[str, ...]) -> dict[str, str]:
-    if not all(":" in line for line in lines):
-        raise click.BadParameter("--header takes 'Name: value'")  # what was given may be a secret
-    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+def _as(kind: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda _context, _parameter, value: None if value is None else kind(value)
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str]:
@@ -69,33 +61,22 @@ def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> li
 
 _URL = "grpc://HOST:8001 or http://HOST:8000, grpcs:// or https:// with TLS; again, or with commas, for equal ones."
 _TIMEOUTS = f"[default: {limits.PROCESSING_TIMEOUT_S:g}, with --fallback {limits.FALLBACK_TIMEOUT_S:g}]"
+_REPEATS = f"Repeats where that can help [default: {limits.RETRIES}]."
 _VARIABLE = {"multiple": True, "envvar": codes.URL_VARIABLE, "show_envvar": True, "default": [limits.DEFAULT_URL]}
 _HOSTED = f"Hosted models where no server of yours serves, in this order: {SPECS}; again, or with commas."
 
 JSON = option("--json", is_flag=True, help="One JSON object per line on standard output.")
 QUIET = option("--quiet", is_flag=True, help="Say nothing but what failed.")
-VERBOSE = option("-v", "--verbose", is_flag=True, help="Tell of requests, failures and repeats.")
 OVERWRITE = option("--overwrite", "--force", is_flag=True, help="Make anew what is there, and replace it.")
 JOBS = option("--jobs", type=click.IntRange(min=1), default=limits.CUT_MANY_JOBS, help="Pictures in flight at once.")
 IMAGES = (click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."), JOBS, QUIET, JSON)
 TIMEOUT = option("--timeout-s", type=ABOVE_0, help=f"Seconds for a picture, all included {_TIMEOUTS}.")
-TLS = {
-    "ca_file": "Trust only what these authorities signed (PEM).",
-    "cert_file": "The client's own certificate (PEM).",
-    "key_file": "The certificate's key (PEM).",
-}
-CONNECTION = (
+CLIENT = (
     option("--url", "urls", callback=_split, help=_URL, **_VARIABLE),
     TIMEOUT,
-    option("--token-env", "token", metavar="VARIABLE", callback=_token, help="Variable that holds the bearer token."),
-    option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", callback=_headers, help="Sent always."),
-    *(option(f"--{name.replace('_', '-')}", type=FILE, help=text) for name, text in TLS.items()),
-    VERBOSE,
-)
-CLIENT = (
-    *CONNECTION,
-    option("--retries", type=click.IntRange(min=0), help=f"Repeats where that can help [default: {limits.RETRIES}]."),
-    option("--cache", type=FOLDER, help="Keep answers in this folder, and take them from there."),
+    option("--ca-file", "tls", type=FILE, callback=_as(cutaway.Tls), help="Trust only these authorities (PEM)."),
+    option("--retries", "retry", type=click.IntRange(min=0), callback=_as(cutaway.RetryPolicy), help=_REPEATS),
+    option("--cache", type=FOLDER, callback=_as(cutaway.ResultCache), help="Folder of answers to reuse."),
     option("--fit/--no-fit", default=True, help="Send a smaller copy of a picture that is too large."),
     option("--max-decompression-ratio", type=ABOVE_0, envvar=codes.RATIO_VARIABLE, show_envvar=True, help="Allowed."),
 )
@@ -143,57 +124,37 @@ def given_options(context: click.Context, names: Iterable[str] = OPTIONS, **more
     return given
 
 
-def connection(context: click.Context, *names: str) -> dict[str, Any]:
-    """The given arguments of clients and streams of these names, and `tls`."""
-    files = {name: context.params.get(name) for name in TLS}
-    given = {name: context.params[name] for name in names if context.params.get(name) is not None}
-    return given | ({"tls": cutaway.Tls(**files)} if any(files.values()) else {})
-
-
 def open_client(context: click.Context, **more: Any) -> cutaway.AsyncClient:
     """The client of the command line."""
-    given, upscales = context.params, context.command.name == "upscale"
-    names = ("urls", "timeout_s", "token", "headers", "max_decompression_ratio", "fit")
+    given, upscales = context.params | more, context.command.name == "upscale"
+    names = "urls", "timeout_s", "tls", "retry", "cache", "fit", "max_decompression_ratio"
     try:
-        arguments = connection(context, *names) | more
-        if given.get("retries") is not None:
-            arguments["retry"] = cutaway.RetryPolicy(retries=given["retries"])
-        if given.get("cache") is not None:
-            arguments["cache"] = cutaway.ResultCache(given["cache"])
-        accept = given.get("accept_noncommercial", False)
-        arguments["fallback"] = [parse_fallback(each, accept, upscales) for each in given.get("fallback", ())]
-        for each in arguments["fallback"]:
+        fallback = [parse_fallback(each, given["accept_noncommercial"], upscales) for each in given.get("fallback", ())]
+        for each in fallback:
             if each.token_variables and not any(map(os.environ.get, each.token_variables)):
                 say(f"warning: {each.name}: no token in {' or '.join(each.token_variables)}", err=True)
-        return cutaway.AsyncClient(**arguments)
+        arguments = {name: given[name] for name in names if given.get(name) is not None}
+        return cutaway.AsyncClient(**arguments, fallback=fallback)
     except (ValueError, ImportError, OSError) as error:
         message: str = getattr(error, "message", reason(error))
         raise click.UsageError(message.replace("accept_noncommercial=True", "--accept-noncommercial")) from None
 
 
-def parse_fallback(spec: str, accept: bool = False, upscales: bool = False) -> Any:
-    """The provider of a specification, for mattes or upscaling; `accept` allows non-commercial weights.
-
-    Raises:
-        InvalidOption: it names none, or LicenceNotAccepted.
-    """
-    from cutaway.fallback.huggingface import FAL_IDS, UPSCALE_MODELS
+def parse_fallback(spec: str, accept_noncommercial: bool = False, upscales: bool = False) -> Any:
+    """The provider of a specification, or for upscaling; InvalidOption or LicenceNotAccepted where there is none."""
+    from cutaway.fallback.huggingface import UPSCALE_MODELS
     from cutaway.providers import HuggingFace, Replicate, Space
 
     kind, _, name = spec.partition(":")
-    given: dict[str, Any] = {"accept_noncommercial": accept}
-    if name:
-        given["upscale_model" if upscales and kind == "replicate" else "model"] = name
-    match kind if re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name) else "":
-        case "huggingface" if upscales:  # the model of mattes does not count: its licence is no reason to refuse
-            models = dict.fromkeys(UPSCALE_MODELS, name) if name else UPSCALE_MODELS
-            return HuggingFace(**given | {"model": models[4], "upscale_models": models})
-        case "huggingface":
-            queued = name in FAL_IDS or name.startswith("fal-ai/")
-            return HuggingFace(route="fal-ai" if queued else "hf-inference", **given)
-        case "replicate":
-            return Replicate(**given)
-        case "space" if name:
-            functions: dict[str, Any] = {"fn": None, "upscale_fn": "predict"} if upscales else {}
-            return Space(name, accept_noncommercial=accept, **functions)
-    raise invalid_option("fallback", spec[:100], SPECS)
+    providers: dict[str, Any] = {"huggingface": HuggingFace, "replicate": Replicate, "space": Space}
+    valid = re.fullmatch(r"([\w.-]+(/[\w.-]+)+(:\w+)?)?", name) and (name or kind != "space")
+    if kind not in providers or not valid:
+        raise invalid_option("fallback", spec[:100], SPECS)
+    given: dict[str, Any] = {"space" if kind == "space" else "model": name} if name else {}
+    if upscales and kind == "huggingface":  # the licence of a model for mattes is no reason to refuse
+        models = dict.fromkeys(UPSCALE_MODELS, name) if name else UPSCALE_MODELS
+        given = {"model": models[4], "upscale_models": models}
+    elif upscales:
+        given = {"upscale_model": name} if name and kind == "replicate" else given
+        given |= {"fn": None, "upscale_fn": "predict"} if kind == "space" else {}
+    return providers[kind](**given, accept_noncommercial=accept_noncommercial)

@@ -1,27 +1,7 @@
 """Typed errors, and the JSON form in which they cross the wire.
 
-    CutawayError
-    ├── InputError (also ValueError)          the caller's picture or options: never worth a retry
-    │   ├── InvalidFormat                     INVALID_FORMAT
-    │   ├── FileTooLarge                      FILE_TOO_LARGE
-    │   ├── ResolutionTooLarge                RESOLUTION_TOO_LARGE
-    │   ├── TooManyPixels                     TOO_MANY_PIXELS
-    │   ├── ResolutionTooSmall                RESOLUTION_TOO_SMALL
-    │   ├── ImageBomb                         IMAGE_BOMB
-    │   ├── CorruptImage                      CORRUPT_IMAGE
-    │   ├── InvalidOption                     INVALID_OPTION
-    │   └── NoPersonDetected                  NO_PERSON_DETECTED
-    └── ServiceError                          the server's state: `retry` says whether to try again
-        ├── ServerUnavailable (also ConnectionError)   UNAVAILABLE
-        │   ├── ServerRefused                 UNAVAILABLE, never worth a retry there
-        │   ├── Overloaded                    OVERLOADED
-        │   ├── RateLimitExceeded             RATE_LIMIT_EXCEEDED
-        │   └── GpuMemoryExhausted            GPU_MEMORY_EXHAUSTED
-        ├── ProcessingTimeout (also TimeoutError)      PROCESSING_TIMEOUT
-        ├── RequestCancelled                  CANCELLED
-        └── InferenceError (also RuntimeError)         INFERENCE_ERROR
-
-Codes, tiers and advice are in :mod:`cutaway.contract.limits`.
+The caller's are `InputError`s, also ValueErrors and never worth a retry; the server's are `ServiceError`s, whose
+`retry` says whether to try again. Codes, tiers and advice are in :mod:`cutaway.contract.limits`.
 """
 
 from __future__ import annotations
@@ -38,14 +18,10 @@ class CutawayError(Exception):
     """Base class of Cutaway's errors.
 
     Attributes:
-        code: one of :data:`cutaway.contract.limits.ERROR_CODES`.
-        retry: whether the very same request can succeed later.
-        message: what happened, in one sentence.
+        code: one of :data:`cutaway.contract.limits.ERROR_CODES`; `retry`: whether the same request can succeed later.
+        message: what happened, in one sentence; `user_action`: what the caller can do about it.
         tier: 1 (critical) to 4 (low), see :class:`cutaway.contract.limits.Tier`.
-        user_action: what the caller can do about it.
-        retry_after: seconds until the same request may succeed: the server's value, or the table's; None where there is
-            neither, or the same request cannot succeed.
-        asked_to_wait_s: the server's own value, or None.
+        retry_after: seconds until the same request may succeed: the server's (`asked_to_wait_s`), or the table's.
         details: figures that belong to the code (sizes, limits, the option's name, …); JSON values only.
         request_id: the request's id as the server logs it, or "" where none was given.
     """
@@ -69,14 +45,12 @@ class CutawayError(Exception):
     ) -> None:
         super().__init__(message)
         row = ERROR_CODES[self.code]
-        self.message = message
+        self.message, self.request_id, self.details = message, request_id, details or {}
         self.tier: Tier = row.tier
         self.user_action = row.user_action if user_action is None else user_action
         advised = row.retry_after_s if self.retry else None
         self.retry_after = advised if retry_after is None else retry_after
         self.asked_to_wait_s = retry_after
-        self.details = details or {}
-        self.request_id = request_id
 
     def asks_to_wait(self, seconds: float) -> None:
         """Set the server's wait from beside the error form, such as a ``Retry-After`` header."""
@@ -175,17 +149,14 @@ class InferenceError(ServiceError, RuntimeError, code="INFERENCE_ERROR"):
 
 def invalid_option(name: str, value: object, allowed: str, message: str = "") -> InvalidOption:
     """The error for an argument `name` that cannot have this value; `allowed` says in words what it can have."""
-    text = str(value)
-    shown = text if len(text) <= 200 else text[:200] + "…"
+    shown = str(value)[:200]
     message = message or f"{name} cannot be {shown!r}: allowed is {allowed}."
     return InvalidOption(message, details={"name": name, "value": shown, "allowed": allowed})
 
 
 def from_json(text: str, *, request_id: str = "") -> CutawayError | None:
-    """The typed error in a server's message, or None where the text holds no error form.
-
-    Triton may add text before the form, which begins at the first ``{``. An unknown code is an :class:`InferenceError`.
-    """
+    """The typed error in a server's message, or None where the text holds no error form, which begins at the first
+    ``{``. An unknown code is an :class:`InferenceError`."""
     try:
         form, _ = json.JSONDecoder().raw_decode(text[text.index("{") :])
     except (ValueError, RecursionError):

@@ -1,9 +1,8 @@
 """A picture's format and size, read from its header without decoding it, and checked against the limits.
 
-The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. It reads the file's own header
-(JPEG, PNG, WebP, BMP) with bounds-checked parsing: it never allocates memory by a header's numbers, reads a file at
-most once, and raises nothing but `contract.errors.InputError`. A picture that passes can still be damaged inside,
-which only decoding finds.
+The SDK calls :func:`check_picture` before it sends, the pipeline before it decodes. Parsing is bounds-checked: it never
+allocates memory by a header's numbers, reads a file at most once, and raises nothing but `contract.errors.InputError`.
+A picture that passes can still be damaged inside, which only decoding finds.
 """
 
 from __future__ import annotations
@@ -13,47 +12,22 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 
-from cutaway.contract.errors import (
-    CorruptImage,
-    FileTooLarge,
-    ImageBomb,
-    InvalidFormat,
-    ResolutionTooLarge,
-    ResolutionTooSmall,
-    TooManyPixels,
-)
+from cutaway.contract import errors
+from cutaway.contract.errors import CorruptImage, ImageBomb, InvalidFormat
 from cutaway.contract.limits import INPUT_LIMITS, MEDIA_TYPES, InputLimits
-from cutaway.contract.magic import looks_like
+from cutaway.contract.signatures import looks_like
 
-MAX_JPEG_SEGMENTS = 10_000
-"""More segments than this are an attack: a 10 MB file of full segments has 160."""
+MAX_JPEG_SEGMENTS = 10_000  # more are an attack: a 10 MB file of full segments has 160
 
-_MEDIA_TYPE_ALIASES = {
-    "image/jpg": "jpeg",
-    "image/pjpeg": "jpeg",
-    "image/x-png": "png",
-    "image/apng": "png",
-    "image/x-ms-bmp": "bmp",
-    "image/x-bmp": "bmp",
-    "image/x-windows-bmp": "bmp",
-} | {media_type: name for name, media_type in MEDIA_TYPES.items()}
-
+_FORMAT_OF_TYPE = {media_type: name for name, media_type in MEDIA_TYPES.items()}
+_FORMAT_OF_TYPE |= {"image/jpg": "jpeg", "image/pjpeg": "jpeg", "image/x-png": "png", "image/apng": "png"}
+_FORMAT_OF_TYPE |= {"image/x-ms-bmp": "bmp", "image/x-bmp": "bmp", "image/x-windows-bmp": "bmp"}
 _UNDECLARED = ("", "application/octet-stream", "binary/octet-stream", "*/*", "image/*")
 
 # Baseline, extended sequential and progressive Huffman coding; the rest of SOF0 … SOF15 no browser decodes either.
 _SOF_DECODABLE = (0xC0, 0xC1, 0xC2)
-_SOF_OTHER = {
-    0xC3: "lossless JPEG",
-    0xC5: "hierarchical JPEG",
-    0xC6: "hierarchical JPEG",
-    0xC7: "hierarchical JPEG",
-    0xC9: "arithmetic-coded JPEG",
-    0xCA: "arithmetic-coded JPEG",
-    0xCB: "lossless JPEG",
-    0xCD: "hierarchical JPEG",
-    0xCE: "hierarchical JPEG",
-    0xCF: "hierarchical JPEG",
-}
+_SOF_OTHER = dict.fromkeys((0xC3, 0xCB), "lossless JPEG") | dict.fromkeys((0xC9, 0xCA), "arithmetic-coded JPEG")
+_SOF_OTHER |= dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 # The next marker that matters. Decoders skip stray bytes between segments, so this does too; in coded data 0xFF is
 # followed by 0x00 or a restart marker (0xD0 to 0xD7), which it passes over just so.
@@ -72,17 +46,9 @@ _BMP_RLE = (1, 2)
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """A file's header.
-
-    Attributes:
-        format: "jpeg", "png", "webp" or "bmp".
-        width_px: width as stored, before any EXIF rotation.
-        height_px: height as stored, before any EXIF rotation.
-        bits_per_sample: 1 to 16; 8 where the format has nothing else.
-        scans: how often a JPEG's decoder passes over the pixels; 1 for everything else.
-        end_bytes: of a JPEG without its end marker: the length of what belongs to the picture. Whether all rows
-            are there is known after decoding only. None where the end marker is there.
-    """
+    """A file's header: the `format` ("jpeg", "png", "webp" or "bmp"); the size as stored, before any EXIF rotation;
+    bits per sample, 1 to 16, 8 where the format has nothing else; how often a JPEG's decoder `scans` the pixels; and
+    `end_bytes`, the length of the picture in a JPEG without its end marker, whose rows may be missing, else None."""
 
     format: str
     width_px: int
@@ -110,9 +76,7 @@ def check_picture(
     """Check a file against the input limits, by its header alone.
 
     Args:
-        data: the encoded file, whole.
-        media_type: the sender's declared type ("image/png"), if any; parameters are ignored, and
-            "application/octet-stream" declares nothing.
+        media_type: the declared type ("image/png"), if any; parameters are ignored.
         limits: the bounds; sides hold in either orientation, so EXIF rotation does not matter.
         max_decompression_ratio: replaces the limits' ratio.
 
@@ -124,31 +88,33 @@ def check_picture(
         TooManyPixels, ResolutionTooLarge, ResolutionTooSmall: the dimensions.
         ImageBomb: width·height·4 is over the limits' `ratio_free_bytes`, and over the ratio to the file's bytes; or a
             JPEG has absurdly many scans.
-        CorruptImage: the file ends before its picture does. A JPEG that lacks nothing but its end marker
-            passes, see :attr:`PictureHeader.end_bytes`.
+        CorruptImage: the file ends before its picture does; a JPEG may lack its end marker.
     """
     if not data:
         raise InvalidFormat("The file is empty.", details=_format_details("an empty file", limits))
-    if len(data) > limits.max_file_bytes:
-        raise FileTooLarge(
-            f"The file has {len(data):,} bytes; at most {limits.max_file_bytes:,} are allowed.",
-            details={"size_bytes": len(data), "max_bytes": limits.max_file_bytes},
-        )
-    name = picture_format(data)
-    if name is None or name not in limits.formats:
-        received = looks_like(data) if name is None else name
+    check_size(len(data), limits.max_file_bytes)
+    name = _known_format(data, limits)
+    if not declared_agrees(name, media_type):
+        declared = _declared(media_type)
         raise InvalidFormat(
-            f"This is {received}, not a picture that is taken.", details=_format_details(received, limits)
+            f"The file is declared as {declared!r} and is {MEDIA_TYPES[name]}.",
+            details=_format_details(MEDIA_TYPES[name], limits) | {"declared": declared},
         )
-    _check_declared(name, media_type, limits)
     header, complete = _PARSERS[name](data)
     check_dimensions(header, limits)
-    ratio_allowed = limits.max_decompression_ratio if max_decompression_ratio is None else max_decompression_ratio
-    _check_ratio(header, len(data), ratio_allowed, limits.ratio_free_bytes)
+    max_ratio = limits.max_decompression_ratio if max_decompression_ratio is None else max_decompression_ratio
+    decompressed, ratio = header.pixels * 4, header.pixels * 4 / len(data)
+    bomb = {"file_bytes": len(data), "decompressed_bytes": decompressed, "ratio": round(ratio, 1)}
+    if decompressed > limits.ratio_free_bytes and ratio > max_ratio:
+        raise ImageBomb(
+            f"{len(data):,} bytes would become {decompressed:,}: {ratio:,.0f} times as many; "
+            f"at most {max_ratio:,.0f} times are allowed.",
+            details=bomb | {"max_ratio": max_ratio},
+        )
     if header.scans > limits.max_jpeg_scans:
         raise ImageBomb(
             f"The JPEG has {header.scans:,} scans; at most {limits.max_jpeg_scans} are allowed.",
-            details=_bomb_details(header, len(data)) | {"scans": header.scans, "max_scans": limits.max_jpeg_scans},
+            details=bomb | {"scans": header.scans, "max_scans": limits.max_jpeg_scans},
         )
     if not complete:
         raise CorruptImage(f"The {name.upper()} ends before its picture does.")
@@ -157,96 +123,71 @@ def check_picture(
 
 def picture_format(data: bytes) -> str | None:
     """The format by its magic bytes: "jpeg", "png", "webp", "bmp", or None for anything else."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if data.startswith(_PNG_SIGNATURE):
-        return "png"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "webp"
-    if data.startswith(b"BM") and _is_bmp(data):
-        return "bmp"
-    return None
-
-
-def _is_bmp(data: bytes) -> bool:
     # Two letters are too weak a magic number: the size of the second header is checked, too, where it is there.
-    return len(data) < 18 or int.from_bytes(data[14:18], "little") in (_BMP_CORE_HEADER, *_BMP_HEADERS)
+    second = int.from_bytes(data[14:18], "little") if len(data) >= 18 else _BMP_CORE_HEADER
+    found = {
+        "jpeg": data.startswith(b"\xff\xd8\xff"),
+        "png": data.startswith(_PNG_SIGNATURE),
+        "webp": data.startswith(b"RIFF") and data[8:12] == b"WEBP",
+        "bmp": data.startswith(b"BM") and second in (_BMP_CORE_HEADER, *_BMP_HEADERS),
+    }
+    return next((name for name, matches in found.items() if matches), None)
 
 
 def read_header(data: bytes) -> PictureHeader:
-    """A file's header, without a check against the limits.
+    """A file's header, without a check against the limits; InvalidFormat or CorruptImage as :func:`check_picture`."""
+    return _PARSERS[_known_format(data, INPUT_LIMITS)](data)[0]
 
-    Raises:
-        InvalidFormat: no JPEG, PNG, WebP or BMP, or an unsupported kind of these.
-        CorruptImage: the header is cut off or contradicts itself.
-    """
+
+def _known_format(data: bytes, limits: InputLimits) -> str:
     name = picture_format(data)
-    if name is None:
-        received = looks_like(data)
-        raise InvalidFormat(f"This is {received}, not a picture that is taken.", details=_format_details(received))
-    return _PARSERS[name](data)[0]
+    if name is None or name not in limits.formats:
+        raise _unsupported(name or looks_like(data), limits)
+    return name
 
 
 def declared_agrees(name: str, media_type: str | None) -> bool:
     """Whether a file of format `name` has its declared type; a type that declares nothing agrees."""
     declared = _declared(media_type)
-    return declared in _UNDECLARED or _MEDIA_TYPE_ALIASES.get(declared) == name
+    return declared in _UNDECLARED or _FORMAT_OF_TYPE.get(declared) == name
 
 
 def _declared(media_type: str | None) -> str:
     return (media_type or "").partition(";")[0].strip().lower()[:100]
 
 
-def _check_declared(name: str, media_type: str | None, limits: InputLimits) -> None:
-    if declared_agrees(name, media_type):
-        return
-    declared = _declared(media_type)
-    raise InvalidFormat(
-        f"The file is declared as {declared!r} and is {MEDIA_TYPES[name]}.",
-        details=_format_details(MEDIA_TYPES[name], limits) | {"declared": declared},
-    )
+def check_size(n_bytes: int, max_bytes: int, what: str = "file") -> None:
+    """FileTooLarge where `what` has more bytes than allowed."""
+    if n_bytes > max_bytes:
+        message = f"The {what} has {n_bytes:,} bytes; at most {max_bytes:,} are allowed."
+        raise errors.FileTooLarge(message, details={"size_bytes": n_bytes, "max_bytes": max_bytes})
 
 
 def check_dimensions(header: PictureHeader, limits: InputLimits) -> None:
-    """Check a size against the limits: the pixels first, since sides within the limits cannot have too many.
-
-    Raises:
-        CorruptImage, TooManyPixels, ResolutionTooLarge, ResolutionTooSmall
-    """
+    """Check a size against the limits, with the errors of :func:`check_picture`; the pixels first, since sides within
+    the limits cannot have too many."""
     width, height = header.width_px, header.height_px
     size = {"width_px": width, "height_px": height}
     if width < 1 or height < 1:
         raise CorruptImage(f"The header says {width}×{height} pixels.")
     if header.pixels > limits.max_pixels:
-        raise TooManyPixels(
+        raise errors.TooManyPixels(
             f"{width}×{height} are {header.pixels:,} pixels; at most {limits.max_pixels:,} are allowed.",
             details=size | {"pixels": header.pixels, "max_pixels": limits.max_pixels},
         )
     if max(width, height) > limits.max_long_side_px or min(width, height) > limits.max_short_side_px:
-        raise ResolutionTooLarge(
+        raise errors.ResolutionTooLarge(
             f"{width}×{height} pixels are more than {limits.max_long_side_px}×{limits.max_short_side_px}.",
             details=size | {"max_long_side_px": limits.max_long_side_px, "max_short_side_px": limits.max_short_side_px},
         )
     if min(width, height) < limits.min_side_px:
-        raise ResolutionTooSmall(
+        raise errors.ResolutionTooSmall(
             f"{width}×{height} pixels are too few: both sides need {limits.min_side_px}.",
             details=size | {"min_side_px": limits.min_side_px},
         )
 
 
-def _check_ratio(header: PictureHeader, file_bytes: int, max_ratio: float, free_bytes: int) -> None:
-    decompressed = header.pixels * 4
-    ratio = decompressed / file_bytes
-    if decompressed > free_bytes and ratio > max_ratio:
-        raise ImageBomb(
-            f"{file_bytes:,} bytes would become {decompressed:,}: {ratio:,.0f} times as many; "
-            f"at most {max_ratio:,.0f} times are allowed.",
-            details=_bomb_details(header, file_bytes) | {"max_ratio": max_ratio},
-        )
-
-
-# ---------------------------------------------------------------------------- one parser per format
-# Each returns the header and whether the file is complete, as far as a cheap check shows.
+# One parser per format. Each returns the header and whether the file is complete, as far as a cheap check shows.
 
 
 def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:
@@ -285,7 +226,6 @@ def _parse_jpeg(data: bytes) -> tuple[PictureHeader, bool]:
                 raise CorruptImage("The JPEG has picture data and no frame header.")
             count = int.from_bytes(data[position + 2 : position + 3])
             scanned.update(data[position + 3 : position + 3 + 2 * count : 2])
-
         position += length
     else:
         raise CorruptImage(f"The JPEG has more than {MAX_JPEG_SEGMENTS:,} segments.")
@@ -300,8 +240,7 @@ def _parse_jpeg_frame(data: bytes, position: int, length: int, marker: int) -> P
         raise CorruptImage("The JPEG ends inside its frame header.")
     bits, height, width, components = struct.unpack_from(">BHHB", data, position + 2)
     if marker in _SOF_OTHER or bits != 8:
-        kind = _SOF_OTHER.get(marker, f"{bits}-bit JPEG")
-        raise InvalidFormat(f"This is {kind}, which is not taken.", details=_format_details(kind))
+        raise _unsupported(_SOF_OTHER.get(marker, f"{bits}-bit JPEG"))
     if components not in (1, 3, 4) or length != 8 + 3 * components:
         raise CorruptImage("The JPEG's frame header contradicts itself.")
     return PictureHeader("jpeg", width, height)
@@ -325,14 +264,12 @@ def _parse_webp(data: bytes) -> tuple[PictureHeader, bool]:
     if len(body) < (5 if kind == b"VP8L" else 10):
         raise CorruptImage("The WebP ends inside its header.")
     if kind == b"VP8X":
-        width = 1 + int.from_bytes(body[4:7], "little")
-        height = 1 + int.from_bytes(body[7:10], "little")
+        width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (4, 7))
     elif kind == b"VP8L" and body[0] == 0x2F:
         bits = int.from_bytes(body[1:5], "little")
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     elif kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a" and not body[0] & 1:
-        width = int.from_bytes(body[6:8], "little") & 0x3FFF
-        height = int.from_bytes(body[8:10], "little") & 0x3FFF
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 6))
     else:
         raise CorruptImage("The WebP does not begin with a picture header.")
     return PictureHeader("webp", width, height), len(data) >= 8 + int.from_bytes(data[4:8], "little")
@@ -353,8 +290,7 @@ def _parse_bmp(data: bytes) -> tuple[PictureHeader, bool]:
     if planes != 1 or bits not in _BMP_BITS:
         raise CorruptImage("The BMP's header contradicts itself.")
     if compression not in _BMP_UNCOMPRESSED + _BMP_RLE:
-        kind = f"BMP with compression {compression}"
-        raise InvalidFormat(f"This is {kind}, which is not taken.", details=_format_details(kind))
+        raise _unsupported(f"BMP with compression {compression}")
     row_bytes = (width * bits + 31) // 32 * 4
     picture_bytes = row_bytes * height if compression in _BMP_UNCOMPRESSED else 2
     start = offset or 14 + header_bytes
@@ -364,14 +300,9 @@ def _parse_bmp(data: bytes) -> tuple[PictureHeader, bool]:
 _PARSERS = {"jpeg": _parse_jpeg, "png": _parse_png, "webp": _parse_webp, "bmp": _parse_bmp}
 
 
+def _unsupported(received: str, limits: InputLimits = INPUT_LIMITS) -> InvalidFormat:
+    return InvalidFormat(f"This is {received}, which is not supported.", details=_format_details(received, limits))
+
+
 def _format_details(received: str, limits: InputLimits = INPUT_LIMITS) -> dict[str, object]:
     return {"supported": list(limits.formats), "received": received}
-
-
-def _bomb_details(header: PictureHeader, file_bytes: int) -> dict[str, object]:
-    decompressed = header.pixels * 4
-    return {
-        "file_bytes": file_bytes,
-        "decompressed_bytes": decompressed,
-        "ratio": round(decompressed / file_bytes, 1),
-    }

@@ -17,8 +17,7 @@ from cutaway.contract.limits import OPTIONS, STREAM_OPTIONS, Option
 MAX_LIST_LENGTH = 100
 MAX_LIST_CHARS = 20_000
 
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-_BLUR = re.compile(r"blur:([0-9]{1,4})")
+_COLOUR, _BLUR = re.compile(r"#[0-9a-fA-F]{6}"), re.compile(r"blur:([0-9]{1,4})")
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,13 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """The options of a stream, checked. Field names, meanings and bounds are those of the table of stream options.
-
-    A `background` that is neither colour nor blur is the caller's own picture.
-    """
+    """The options of a stream, checked; a `background` that is neither colour nor blur is the caller's own picture."""
 
     background: Background
     min_confidence: float
     smoothing: float
     channels: str
     quality: int
-
-    @property
-    def has_picture(self) -> bool:
-        return self.background.transparent
 
 
 class WhoKeywords(TypedDict, total=False):
@@ -86,11 +78,9 @@ class WhoKeywords(TypedDict, total=False):
 
 
 class OptionKeywords(WhoKeywords, total=False):
-    """The options as keyword arguments of the SDK; what is left out or None keeps the server's default.
-
-    Meanings, defaults and bounds are those of `contract.limits.OPTIONS` (``cutaway cut --help`` prints them).
-    Lengths are in pixels of the upright picture.
-    """
+    """The options as keyword arguments of the SDK, with the meanings, defaults and bounds of `contract.limits.OPTIONS`
+    (``cutaway cut --help`` prints them). What is left out or None keeps the server's default; lengths are in pixels of
+    the upright picture."""
 
     background: str | None
     output: Literal["png", "webp", "mask", "jpeg", "layers"] | None
@@ -102,15 +92,10 @@ class OptionKeywords(WhoKeywords, total=False):
 
 
 def parse_options(given: Mapping[str, Any]) -> CutOptions:
-    """Check option values and fill in the defaults.
-
-    Args:
-        given: option name → value. Values come typed (from Python or KServe parameters) or as text (from forms,
-            command lines, and for what KServe parameters cannot carry: lists as JSON).
+    """Check option values, typed or as text (lists as JSON), and fill in the defaults.
 
     Raises:
-        InvalidOption: an unknown name, a value out of range, or two options that exclude one another. The details
-            name it and say what is allowed.
+        InvalidOption: an unknown name, a value out of range, or two options that exclude one another.
     """
     options = CutOptions(**_values(OPTIONS, given))
     for name in ("select", "boxes"):
@@ -132,16 +117,10 @@ def parse_stream_options(given: Mapping[str, Any]) -> StreamOptions:
 
 
 def to_parameters(given: Mapping[str, Any]) -> dict[str, str | int | bool]:
-    """The options as KServe request parameters, which carry text, whole numbers and booleans.
-
-    Only what is given is sent, so that the server's defaults hold. Options that are None are left out.
-    """
-    plain = {name: _plain(value) for name, value in given.items()}
-    return {
-        name: value if isinstance(value, (bool, int, str)) else json.dumps(value)
-        for name, value in plain.items()
-        if value is not None
-    }
+    """The options as KServe request parameters, which carry text, whole numbers and booleans; None is left out, so that
+    the server's default holds."""
+    values = {name: _to_builtin(value) for name, value in given.items() if value is not None}
+    return {name: value if isinstance(value, (bool, int, str)) else json.dumps(value) for name, value in values.items()}
 
 
 def _values(table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +130,7 @@ def _values(table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, 
             raise invalid_option(name, given[name], ", ".join(table), f"There is no option {name!r}.")
     values: dict[str, Any] = {}
     for name, option in table.items():
-        value = _plain(given.get(name))
+        value = _to_builtin(given.get(name))
         value = option.default if value is None else value
         try:
             values[name] = None if value is None else _parse(option, value)
@@ -200,8 +179,8 @@ def _box(item: Any) -> tuple[float, float, float, float]:
     return float(x1), float(y1), float(x2), float(y2)
 
 
-def _plain(value: Any) -> Any:
+def _to_builtin(value: Any) -> Any:
     """Tuples and arrays as lists, numpy's numbers as Python's: numpy values are accepted without importing numpy."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [_to_builtin(item) for item in value] if isinstance(value, (list, tuple)) else value

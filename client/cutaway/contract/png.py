@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-MAX_PROFILE_BYTES = 16 * 1024 * 1024
-"""An ICC profile may unfold to this size: the largest in use, for printing, have four megabytes."""
+MAX_PROFILE_BYTES = 16 * 1024 * 1024  # of an unfolded ICC profile: the largest in use, for printing, have 4 MB
 
 _READ = (b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 """Chunks beside the critical ones that describe pixels. Text, in which tools keep whole workflows, is not among them:

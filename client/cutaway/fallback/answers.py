@@ -6,7 +6,6 @@ status where there was one; no message, representation or detail holds a token.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -20,16 +19,15 @@ from numpy.typing import NDArray
 
 from cutaway.contract import errors, limits
 from cutaway.contract.headers import PictureHeader, check_picture
-from cutaway.decode import open_checked
+from cutaway.inputs import open_checked, read_data_uri
 from cutaway.loop import in_thread
 from cutaway.resilience import Deadline
 
 T = TypeVar("T")
+
 # Bounds of an answered picture: the size of one upscaled by 4, and no ratio, since masks are flat.
-_BYTES, _LONG_PX, _SHORT_PX = limits.HOSTED_MAX_ANSWER_BYTES, 4 * 2560, 4 * 1440
-ANSWER_LIMITS = limits.InputLimits(
-    *(("jpeg", "png", "webp", "bmp"), _BYTES, _LONG_PX, _SHORT_PX, _LONG_PX * _SHORT_PX, 1, math.inf)
-)
+_PX = (4 * 2560, 4 * 1440, 16 * 2560 * 1440, 1)
+ANSWER_LIMITS = limits.InputLimits(limits.INPUT_LIMITS.formats, limits.HOSTED_MAX_ANSWER_BYTES, *_PX, math.inf)
 
 GREY_TOLERANCE = 4  # between a grey mask's channels: JPEG and WebP do not keep them exactly equal
 ASPECT_TOLERANCE = 0.02
@@ -69,13 +67,13 @@ class InvalidAnswer(errors.InferenceError):
     retry = False
 
 
-class OutOfTime(errors.ProcessingTimeout):
-    """The deadline was exceeded by this machine's own work (decoding, composing): no tier failed."""
+class LocalTimeout(errors.ProcessingTimeout):
+    """Decoding or composing on this machine exceeded the deadline: no tier failed."""
 
 
 BY_STATUS: dict[int, type[errors.CutawayError]] = {408: GatewayTimeout, 504: GatewayTimeout, 409: ProviderUnavailable}
-BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat}
-BY_STATUS |= {429: errors.RateLimitExceeded, 503: errors.Overloaded}
+BY_STATUS |= {413: errors.FileTooLarge, 415: errors.InvalidFormat, 429: errors.RateLimitExceeded}
+BY_STATUS |= {503: errors.Overloaded}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,33 +112,26 @@ def invalid(provider: str, what: str) -> InvalidAnswer:
     return InvalidAnswer(f"{provider} answered with {what.rstrip('.')}.", details={"provider": provider})
 
 
-def json_of(response: httpx.Response) -> Any:
-    """The body as JSON, or None where it is not JSON."""
+def parse_json(content: bytes) -> Any:
+    """The content as JSON, or None where it is not JSON."""
     try:
-        return json.loads(response.content)
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
 
 
 def form_of(response: httpx.Response) -> dict[str, Any]:
     """The body as a JSON object, empty where it is none."""
-    form = json_of(response)
-    return form if isinstance(form, dict) else {}
-
-
-def data_uri(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return form if isinstance(form := parse_json(response.content), dict) else {}
 
 
 def decode_base64(text: str, provider: str) -> bytes:
     """The bytes of base64 text or of a ``data:…;base64,…`` URI; InvalidAnswer where it is neither, or too large."""
-    head, _, text = text.partition(",") if text.startswith("data:") else ("data:;base64", "", text)
-    if not head.lower().endswith(";base64") or len(text) > limits.HOSTED_MAX_ANSWER_BYTES * 4 // 3 + 4:
-        raise invalid(provider, "a data URI that is not base64, or too large")
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except ValueError:
-        raise invalid(provider, "damaged base64") from None
+        uri = text if text.startswith("data:") else f"data:;base64,{text}"
+        return read_data_uri(uri, limits.HOSTED_MAX_ANSWER_BYTES)[0]
+    except errors.InputError as error:
+        raise invalid(provider, f"base64 that cannot be used: {error.message}") from None
 
 
 def _header(data: bytes, provider: str) -> PictureHeader:
@@ -152,11 +143,8 @@ def _header(data: bytes, provider: str) -> PictureHeader:
 
 
 def alpha_of(data: bytes, size_wh: tuple[int, int], provider: str) -> NDArray[np.uint8]:
-    """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent.
-
-    Raises:
-        InvalidAnswer: no picture, or neither a mask nor a cut-out, or of another aspect ratio than the picture; a
-            square one, as many models return, is stretched back.
+    """The alpha in an answered mask (grey) or cut-out (in its alpha band), resized to the picture that was sent; a
+    square one, as many models return, is stretched back. InvalidAnswer where it is neither, or of another aspect ratio.
     """
     from PIL import Image
 
@@ -191,9 +179,9 @@ def upscaled_header(data: bytes, size_wh: tuple[int, int], scale: int, provider:
     return header
 
 
-async def own_work(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
-    """The result of work in a thread; OutOfTime where it outlasts the deadline."""
+async def run_locally(doing: str, deadline: Deadline, work: Callable[[], T]) -> T:
+    """The result of work in a thread; LocalTimeout where it exceeds the deadline."""
     try:
         return await in_thread(doing, deadline, work)
     except errors.ProcessingTimeout as error:
-        raise OutOfTime(error.message, details=error.details) from None
+        raise LocalTimeout(error.message, details=error.details) from None

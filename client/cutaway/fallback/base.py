@@ -1,4 +1,4 @@
-"""The base class of hosted providers: model and licence, token and settings, and the result of a call."""
+"""The base class of hosted providers: model and licence, token and keywords, and the result of a call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cutaway.contract.errors import CorruptImage, CutawayError, invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.fallback import answers
 from cutaway.fallback.answers import Matte, ProviderRefused, ProviderUnavailable, Upscaled, form_of
-from cutaway.fallback.requests import Call, Secret, check_base_url
+from cutaway.fallback.requests import Request, Secret, check_base_url
 from cutaway.resilience import Deadline, RetryBudget, RetryPolicy, parse_retry_after
 
 QUOTED_CHARS = 200  # of a provider's own message
@@ -49,7 +49,7 @@ def model_of(model: str | Model, known: Mapping[str, Model] | None = None) -> Mo
     return model
 
 
-class Settings(TypedDict, total=False):
+class ProviderKeywords(TypedDict, total=False):
     """The keyword arguments of every provider; see :class:`Provider`."""
 
     base_url: str | None
@@ -78,32 +78,25 @@ class Provider(ABC):
     gone: ClassVar[str] = "The model or the address is not served any more: check model and base_url."
     token_variables: ClassVar[tuple[str, ...]] = ()
     delivery_hosts: ClassVar[tuple[str, ...]] = ()  # of its files, beside its own origin, with their subdomains
-    mattes: bool = True
+    mattes = True
 
-    def __init__(self, model: Model, upscalers: Mapping[int, Model], **settings: Unpack[Settings]) -> None:
+    def __init__(self, model: Model, upscalers: Mapping[int, Model], **keywords: Unpack[ProviderKeywords]) -> None:
         self.model, self.licence = model, model.licence
-        self.timeout_s = float(settings.get("timeout_s") or limits.TIER_TIMEOUTS_S[self.name])
-        self._upscalers = {scale: upscalers[scale] for scale in limits.UPSCALE_SCALES if scale in upscalers}
-        self.scales = tuple(self._upscalers)
-        for each in (model, *self._upscalers.values()):
-            if not each.commercial and not settings.get("accept_noncommercial"):
+        self.timeout_s = float(keywords.get("timeout_s") or limits.TIER_TIMEOUTS_S[self.name])
+        self._upscalers, self.scales = upscalers, tuple(each for each in limits.UPSCALE_SCALES if each in upscalers)
+        for each in (model, *upscalers.values()):
+            if not each.commercial and not keywords.get("accept_noncommercial"):
                 details = {"name": "accept_noncommercial", "value": False, "allowed": "true", "model": each.name}
                 raise answers.LicenceNotAccepted(
                     f"The weights of {each.name} may not be used commercially ({each.licence}). "
                     "Pass accept_noncommercial=True if your use is not commercial, or if you hold a licence.",
                     details=details | {"licence": each.licence},
                 )
-        self.token = Secret(settings.get("token"), self.name, self.token_variables)
-        self.base_url = (settings.get("base_url") or self.default_url).rstrip("/")
+        self.token = Secret(keywords.get("token"), self.name, self.token_variables)
+        self.base_url = (keywords.get("base_url") or self.default_url).rstrip("/")
         self.origin = check_base_url(self.base_url, token=bool(self.token))
-        self.policy, self.budget = settings.get("retry") or RetryPolicy(), RetryBudget()
-        self.transport = settings.get("transport")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"budget": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, budget=RetryBudget())
+        self.policy, self.budget = keywords.get("retry") or RetryPolicy(), RetryBudget()
+        self.transport = keywords.get("transport")
 
     def __repr__(self) -> str:
         what = f"base_url={self.base_url!r}, model={self.model.name!r}, timeout_s={self.timeout_s:g}"
@@ -117,12 +110,12 @@ class Provider(ABC):
             ServerUnavailable, ProcessingTimeout, InferenceError: anything else; see :mod:`cutaway.fallback.answers`.
         """
         header = check_picture(data, media_type)
-        async with Call(self, self.model, deadline) as call:
-            answer = await self._serve(call, data, media_type)
+        async with Request(self, self.model, deadline) as request:
+            answer = await self._serve(request, data, media_type)
         # The answer is there and paid for, so that only the overall deadline counts from here.
         read = partial(answers.alpha_of, answer, (header.width_px, header.height_px), self.name)
-        alpha = await answers.own_work(f"reading {self.name}'s answer", call.overall, read)
-        return Matte(alpha=alpha, **self._facts(call))
+        alpha = await answers.run_locally(f"reading {self.name}'s answer", request.overall, read)
+        return Matte(alpha=alpha, **self._facts(request))
 
     async def upscale(self, data: bytes, media_type: str, scale: int, deadline: Deadline) -> Upscaled:
         """The picture, of at most 1440p, with `scale` times as many pixels along each side; errors as :meth:`matte`."""
@@ -130,15 +123,15 @@ class Provider(ABC):
             allowed = ", ".join(map(str, self.scales)) or f"none: {self.name} does not upscale"
             raise invalid_option("scale", scale, allowed)
         header = check_picture(data, media_type, limits=limits.UPSCALE_LIMITS)
-        async with Call(self, self._upscalers[scale], deadline, scale) as call:
-            answer = await self._serve(call, data, media_type)
+        async with Request(self, self._upscalers[scale], deadline, scale) as request:
+            answer = await self._serve(request, data, media_type)
         larger = answers.upscaled_header(answer, (header.width_px, header.height_px), scale, self.name)
-        facts = self._facts(call) | {"width_px": larger.width_px, "height_px": larger.height_px}
+        facts = self._facts(request) | {"width_px": larger.width_px, "height_px": larger.height_px}
         return Upscaled(data=answer, media_type=larger.media_type, **facts)
 
     @abstractmethod
-    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
-        """An encoded mask or cut-out of a picture of this media type; or the picture enlarged by `call.scale`."""
+    async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:
+        """An encoded mask or cut-out of a picture of this media type; or the picture enlarged by `request.scale`."""
 
     def failure_of(self, response: httpx.Response) -> CutawayError | None:
         """The typed error of an answer, or None for a success or a redirect."""
@@ -174,8 +167,9 @@ class Provider(ABC):
         said = self.token.scrub(" ".join(text.split()))[:QUOTED_CHARS].rstrip(". ")
         return f": {said}" if said else ""
 
-    def _facts(self, call: Call) -> dict[str, Any]:
+    def _facts(self, request: Request) -> dict[str, Any]:
         """The fields that results of all calls have."""
         self.budget.succeeded()
-        facts = {"provider": self.name, "model": call.model.name, "licence": call.model.licence, "cost": self.cost}
-        return facts | {"requests": call.requests, "elapsed_ms": call.overall.elapsed_s * 1000, "details": call.details}
+        model, elapsed_ms = request.model, request.overall.elapsed_s * 1000
+        facts = {"provider": self.name, "model": model.name, "licence": model.licence, "cost": self.cost}
+        return facts | {"requests": request.requests, "elapsed_ms": elapsed_ms, "details": request.details}

@@ -13,20 +13,12 @@ from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cutaway.breaker import CircuitBreaker, Clock
-from cutaway.contract import limits
-from cutaway.contract.errors import (
-    CutawayError,
-    InputError,
-    NoPersonDetected,
-    RequestCancelled,
-    ServerUnavailable,
-    invalid_option,
-)
+from cutaway.contract import errors, limits
+from cutaway.contract.errors import CutawayError, InputError, RequestCancelled, ServerUnavailable
 from cutaway.contract.options import CutOptions
-from cutaway.fallback.answers import OutOfTime, Upscaled, own_work
-from cutaway.fallback.compose import Person, Picture, given_people, outputs_of, prepare
-from cutaway.resilience import Deadline
+from cutaway.fallback.answers import LocalTimeout, Upscaled, run_locally
+from cutaway.fallback.cutouts import Person, Picture, given_people, outputs_of, prepare
+from cutaway.resilience import CircuitBreaker, Clock, Deadline
 
 if TYPE_CHECKING:
     from cutaway.fallback.base import Provider
@@ -35,8 +27,7 @@ T = TypeVar("T")
 Outputs = Mapping[str, Any]
 Ask = Callable[[Deadline], Awaitable[Outputs]]
 
-DETECT_SHARE = 1 / 3  # share of a hosted tier's time for the server's detection of people
-MATTE = 1  # its key among the factors, each of which has circuit breakers of its own, since it has another model
+DETECT_SHARE = 1 / 3  # of a hosted tier's time, for the own server's detection of people
 
 
 class NobodyServed(ServerUnavailable):
@@ -74,16 +65,16 @@ class Served(Generic[T]):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One tier: `call` returns the result within its deadline, or raises a CutawayError. It is `passed_over` for a
-    reason; `patient` where it heeds `timeout_s` itself, which does not count while a model is loading."""
+    """One tier: `call` returns the result within its deadline, or raises a CutawayError. It is `patient` where it keeps
+    `timeout_s` itself, which does not count while a model is loading; `unable` says why it is not called."""
 
     provider: str
     tier: int
     timeout_s: float
     call: Callable[[Deadline], Awaitable[Any]]
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
-    passed_over: str = ""
     patient: bool = False
+    unable: str = ""
 
 
 async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[Any]:
@@ -97,16 +88,16 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
         NobodyServed: all failed; a single one's own error where there was only one.
     """
     tried: list[Tried] = []
-    errors: list[CutawayError] = []
+    failures: list[CutawayError] = []
     for place, tier in enumerate(attempts):
-        why = tier.passed_over or ("No time was left to ask." if deadline.over else "")
+        why = tier.unable or ("No time was left to ask." if deadline.over else "")
         permit = None if why else tier.breaker.permit()
         if permit is None:
             why = why or f"Its circuit breaker is open for {tier.breaker.open_for_s:.0f} s more."
             tried.append(Tried(tier.provider, tier.tier, "UNAVAILABLE", why))
             continue
-        later = [each for each in attempts[place + 1 :] if not each.passed_over and not each.breaker.open_for_s]
-        share_s = max(deadline.left_s / 2, deadline.left_s - sum(each.timeout_s for each in later))
+        later_s = sum(it.timeout_s for it in attempts[place + 1 :] if not it.unable and not it.breaker.open_for_s)
+        share_s = max(deadline.left_s / 2, deadline.left_s - later_s)
         turn = deadline.capped(share_s if tier.patient else min(tier.timeout_s, share_s))
         settle = permit.dropped
         try:
@@ -114,21 +105,21 @@ async def run_chain(attempts: Sequence[Attempt], deadline: Deadline) -> Served[A
             settle = permit.succeeded
             return Served(value, tier.provider, tier.tier, tuple(tried))
         except CutawayError as error:
-            own = isinstance(error, OutOfTime)
-            if isinstance(error, (InputError, NeedsDetection, RequestCancelled)) or (own and deadline.over):
+            local = isinstance(error, LocalTimeout)
+            if isinstance(error, (InputError, NeedsDetection, RequestCancelled)) or (local and deadline.over):
                 settle = permit.succeeded if isinstance(error, InputError) else permit.dropped
                 error.details["tried"] = [entry.to_dict() for entry in tried]
                 raise
-            settle = permit.dropped if own else permit.failed
-            errors.append(error)
+            settle = permit.dropped if local else permit.failed
+            failures.append(error)
             tried.append(Tried(tier.provider, tier.tier, error.code, error.message, turn.elapsed_s * 1000))
         finally:
             settle()
     final: CutawayError = deadline.exceeded("No tier")
-    if len(attempts) == 1 and errors:
-        final = errors[0]
+    if len(attempts) == 1 and failures:
+        final = failures[0]
     elif not deadline.over:
-        waits = [error.retry_after for error in errors if error.retry and error.retry_after is not None]
+        waits = [error.retry_after for error in failures if error.retry and error.retry_after is not None]
         said = [f"{entry.provider} ({entry.code}): {shorten(entry.message, 120).rstrip('.')}" for entry in tried]
         message = f"No tier served: {'; '.join(said) or 'there is none'}."
         final = NobodyServed(message, retry_after=min(waits, default=None))
@@ -154,16 +145,12 @@ class Fallback:
     ) -> None:
         self.providers = tuple(providers)
         self._breaker = partial(CircuitBreaker, fail_max=fail_max, reset_s=reset_s, clock=clock)
-        scales = (MATTE, *limits.UPSCALE_SCALES)
-        self._breakers = {scale: tuple(self._breaker() for _ in providers) for scale in scales}
+        # By factor, since each has another model; 1 is the matte.
+        self._breakers = {scale: tuple(self._breaker() for _ in providers) for scale in (1, *limits.UPSCALE_SCALES)}
+        self.breakers = self._breakers[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Fallback, self.providers, **self._breaker.keywords), ()
-
-    @property
-    def breakers(self) -> tuple[CircuitBreaker, ...]:
-        """The circuit breakers of the providers' mattes; upscaling has others."""
-        return self._breakers[MATTE]
 
     async def infer(
         self,
@@ -177,12 +164,10 @@ class Fallback:
     ) -> Served[Outputs]:
         """Cut an encoded picture out by the first tier that serves; the outputs are those of the wire contract.
 
-        Args:
-            primary: requests them from your own server within the given deadline.
-            detect: requests all but "images". Single people (`subject` "each", or `select`) need it, or boxes.
+        `primary` requests them from your own server, and `detect` all but "images", which single people need.
 
         Raises:
-            NeedsDetection: single people were requested, only hosted tiers are left, and there is no detection.
+            NeedsDetection: single people were requested without boxes, only hosted tiers are left, and none detects.
             Others as :func:`run_chain`.
         """
         picture: Picture | None = None
@@ -191,7 +176,7 @@ class Fallback:
         async def matte(provider: Provider, turn: Deadline) -> tuple[dict[str, Any], dict[str, Any]]:
             nonlocal picture, people
             if picture is None:
-                decoded = await own_work("decoding the picture", deadline, partial(prepare, data, media_type))
+                decoded = await run_locally("decoding the picture", deadline, partial(prepare, data, media_type))
                 people = given_people(options, decoded.rgb.size)
                 picture = decoded
             if people is None and (options.subject == "each" or options.select is not None):
@@ -199,10 +184,10 @@ class Fallback:
                 people = await _detected(detect, turn.capped(detect_s), options)
             made = await provider.matte(picture.data, picture.media_type, turn)
             compose = partial(outputs_of, picture, made, options, people, deadline)
-            return await own_work("putting the cut-out together", deadline, compose)
+            return await run_locally("putting the cut-out together", deadline, compose)
 
         attempts = [] if primary is None else [Attempt("triton", 1, limits.TIER_TIMEOUTS_S["triton"], primary)]
-        served = await run_chain(attempts + self._attempts(MATTE, lambda it: partial(matte, it)), deadline)
+        served = await run_chain(attempts + self._attempts(1, lambda it: partial(matte, it)), deadline)
         if served.tier == 1:
             return served
         outputs, report = served.value
@@ -215,18 +200,18 @@ class Fallback:
     ) -> Served[Upscaled]:
         """Enlarge an encoded picture of at most 1440p by 2 or 4 along each side, by the first provider that serves."""
         if scale not in limits.UPSCALE_SCALES:
-            raise invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
+            raise errors.invalid_option("scale", scale, ", ".join(map(str, limits.UPSCALE_SCALES)))
         decode = partial(prepare, data, media_type, limits.UPSCALE_LIMITS)
-        picture = await own_work("decoding the picture", deadline, decode)
+        picture = await run_locally("decoding the picture", deadline, decode)
         sent = picture.data, picture.media_type, scale
         return await run_chain(self._attempts(scale, lambda it: partial(it.upscale, *sent)), deadline)
 
     def _attempts(self, scale: int, call: Callable[[Provider], Callable[..., Awaitable[Any]]]) -> list[Attempt]:
-        unable = "It was set up for upscaling only." if scale == MATTE else f"It does not upscale by {scale}."
+        unable = "It was set up for upscaling only." if scale == 1 else f"It does not upscale by {scale}."
         found = []
         for it, breaker in zip(self.providers, self._breakers[scale], strict=True):
-            able = it.mattes if scale == MATTE else scale in it.scales
-            found.append(Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, "" if able else unable, True))
+            able = it.mattes if scale == 1 else scale in it.scales
+            found.append(Attempt(it.name, it.tier, it.timeout_s, call(it), breaker, True, "" if able else unable))
         return found
 
 
@@ -242,8 +227,7 @@ async def _detected(detect: Ask | None, turn: Deadline, options: CutOptions) -> 
     except CutawayError as error:
         raise needed from error
     ids = [entry["id"] for entry in json.loads(outputs["report"][0])["people"]]  # `select` is applied already
-    people = list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))
-    if not people:
+    if not ids:
         details = {"min_confidence": options.min_confidence, "tips": []}
-        raise NoPersonDetected("Nobody was found in the picture.", details=details)
-    return people
+        raise errors.NoPersonDetected("Nobody was found in the picture.", details=details)
+    return list(map(Person, ids, map(tuple, outputs["boxes"].tolist()), outputs["scores"].tolist()))

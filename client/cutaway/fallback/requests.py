@@ -1,4 +1,4 @@
-"""The requests of one call: allowed addresses, the token, deadline, size of answers, and retries.
+"""The HTTP requests of one call: allowed addresses, the token, deadline, size of answers, and retries.
 
 An answer has the address of the file to fetch ("output": "https://…"), which an attacker could point into the caller's
 network (SSRF). So requests go to the provider's own origin, or by https to one of its few delivery hosts; each redirect
@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from cutaway.contract import limits
-from cutaway.contract.errors import CutawayError, InvalidOption, RateLimitExceeded
+from cutaway.contract.errors import CutawayError, RateLimitExceeded, invalid_option
 from cutaway.fallback.answers import ProviderUnavailable, decode_base64, invalid
 from cutaway.resilience import Deadline, Retries
 from cutaway.transports.base import parse_address
@@ -37,14 +37,8 @@ MAX_JSON_BYTES = limits.MIB
 
 # Answers are pictures, which compression does not shrink, and a compressed body has no bounded size.
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "cutaway"}
-
 Origin = tuple[str, str, int]
 _tls = functools.cache(ssl.create_default_context)  # reading the authorities takes time
-
-
-def _refused(name: str, what: str, allowed: str) -> InvalidOption:
-    details = {"name": name, "value": "not shown", "allowed": allowed}
-    return InvalidOption(f"{what} has to be {allowed}.", details=details)
 
 
 class Secret:
@@ -54,7 +48,8 @@ class Secret:
         values = (value.strip() for value in (given or "", *(os.environ.get(name, "") for name in variables)))
         self._value, self._given, self._of, self._variables = next(filter(None, values), ""), bool(given), of, variables
         if not re.fullmatch(r"[\x21-\x7e]*", self._value):
-            raise _refused("token", f"The token of {of}", "printable ASCII without spaces")
+            allowed = "printable ASCII without spaces"
+            raise invalid_option("token", "not shown", allowed, f"The token of {of} has to be {allowed}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._given:
@@ -92,7 +87,7 @@ def check_base_url(url: str, *, token: bool) -> Origin:
     origin = origin_of(url)
     if not origin or "?" in url or "#" in url or (token and origin[0] == "http" and not is_loopback(origin[1])):
         allowed = "https://… (http://… without a token, or on this machine) without user, password, query and fragment"
-        raise _refused("base_url", "base_url", allowed)
+        raise invalid_option("base_url", "not shown", allowed, f"base_url has to be {allowed}.")
     return origin
 
 
@@ -108,13 +103,10 @@ def check_target(url: str, own: Origin, delivery_hosts: tuple[str, ...], provide
     return False
 
 
-class Call:
-    """One call of a provider, as an asynchronous context manager: the deadline `overall`, and within it `deadline`, the
-    provider's own timeout; retries, number of requests, and details for the result.
-
-    Its connections are closed with it: they belong to an event loop, and the other side may close an idle one just as
-    a request that costs money is sent.
-    """
+class Request:
+    """A call's HTTP requests to a provider: the deadline `overall`, and within it `deadline`, the provider's own
+    timeout; retries, number of requests, and details for the result. Connections are closed with it: they belong to an
+    event loop, and the other side may close an idle one just as a request that costs money is sent."""
 
     def __init__(self, provider: Provider, model: Model, deadline: Deadline, scale: int = 1) -> None:
         self.provider, self.model, self.scale = provider, model, scale
@@ -138,11 +130,8 @@ class Call:
             await self._transport.aclose()
 
     async def send(self, method: str, url: str, *, repeatable: bool = True, **request: Any) -> httpx.Response:
-        """Send a request as :meth:`once` does, with retries by the policy.
-
-        One that is not repeatable costs money each time: it is retried only where it certainly was not accepted,
-        without a connection or at a rate limit.
-        """
+        """:meth:`once` with retries by the policy. A request that is not repeatable costs money each time: it is
+        retried only where it certainly was not accepted, without a connection or at a rate limit."""
         while True:
             if self.requests >= limits.HOSTED_MAX_REQUESTS:
                 raise self.deadline.exceeded(self.provider.name)
@@ -170,13 +159,8 @@ class Call:
         until: Callable[[bytes], object] = lambda _: False,
         **content: Any,
     ) -> httpx.Response:
-        """Send one request to an address or a path below the provider's, with the token to its own origin only.
-
-        Args:
-            deadline: instead of the call's own; `max_bytes` bounds the answer.
-            until: called with the body so far; True ends an answer that its server keeps open.
-            content: `json`, `content` or `files` as httpx takes them.
-        """
+        """Send one request to an address or a path below the provider's, with the token to its own origin only, and
+        `content` as httpx takes it. `until` is called with the body so far, and ends one that its server keeps open."""
         provider = self.provider
         url = url if "://" in url else provider.base_url + url
         own = check_target(url, provider.origin, provider.delivery_hosts, provider.name)
@@ -191,13 +175,11 @@ class Call:
                     if answer.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
                         raise invalid(provider.name, "a compressed body, which was not asked for")
                     length = answer.headers.get("content-length", "")[:20]
-                    too_large = invalid(provider.name, f"more than {max_bytes:,} bytes")
-                    if length.isdecimal() and int(length) > max_bytes:
-                        raise too_large
+                    announced = int(length) if length.isdecimal() else 0
                     async for chunk in answer.aiter_bytes():
                         body += chunk
-                        if len(body) > max_bytes:
-                            raise too_large
+                        if max(announced, len(body)) > max_bytes:
+                            raise invalid(provider.name, f"more than {max_bytes:,} bytes")
                         if until(bytes(body)):
                             break
                 finally:

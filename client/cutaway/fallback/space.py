@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -12,9 +11,9 @@ import httpx
 
 from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
-from cutaway.fallback.answers import invalid, json_of
-from cutaway.fallback.base import Model, Provider, Settings, model_of
-from cutaway.fallback.requests import Call, media_type
+from cutaway.fallback.answers import invalid, parse_json
+from cutaway.fallback.base import Model, Provider, ProviderKeywords, model_of
+from cutaway.fallback.requests import Request, media_type
 
 API = "/gradio_api"
 MAX_EVENTS_BYTES = limits.HOSTED_MAX_ANSWER_BYTES // 8  # they have addresses; previews as base64 stay below this
@@ -25,20 +24,15 @@ _FINAL = re.compile(rb"(?:^|\n)event: ?(complete|error)\r?\ndata: ?([^\n]*)\n")
 
 
 class Space(Provider):
-    """Mattes (and upscaling, where you name a function for it) by a Gradio 5 app on a Hugging Face Space.
-
-    - *Token*: none. For a private Space of your own pass `token`, which its code gets; the environment's is not used.
-    - *Cost*: none, and no availability promised. *Licence*: the app's and its model's own, see the Space's page.
+    """Mattes and upscaling by a Gradio 5 app on a Hugging Face Space. *Cost*: none, and no availability promised.
+    *Licence*: the app's and its model's own. A private Space's code gets the `token` that is passed.
 
     Args:
         space: "owner/name"; only a label where `base_url` is given.
         fn: the API name of the app's function that takes a picture and `arguments` and mattes; None where it has none.
         upscale_fn: that of the one that takes a picture and a factor and upscales.
         model: the app's model and licence.
-        settings: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
-
-    >>> Space("owner/upscaler", upscale_fn="predict", fn=None)
-    >>> Space(base_url="http://localhost:7860", fn="image")
+        keywords: see :class:`cutaway.providers.Provider`; `timeout_s` is 60 by default.
     """
 
     name = "space"
@@ -54,48 +48,45 @@ class Space(Provider):
         arguments: Sequence[Any] = (),
         upscale_fn: str | None = None,
         model: Model | None = None,
-        **settings: Unpack[Settings],
+        **keywords: Unpack[ProviderKeywords],
     ) -> None:
         if not _SPACE.fullmatch(space):
             raise invalid_option("space", space, "owner/name")
         host = re.sub(r"[^a-z0-9]+", "-", space.lower()).strip("-")
-        settings["base_url"] = settings.get("base_url") or f"https://{host}.hf.space"
+        keywords["base_url"] = keywords.get("base_url") or f"https://{host}.hf.space"
         named = model_of(model or space)
-        super().__init__(named, dict.fromkeys(limits.UPSCALE_SCALES if upscale_fn else (), named), **settings)
-        self.mattes = fn is not None
-        self._functions, self._arguments = (fn, upscale_fn), list(arguments)
+        super().__init__(named, dict.fromkeys(limits.UPSCALE_SCALES if upscale_fn else (), named), **keywords)
+        self._functions, self.mattes, self._arguments = (fn, upscale_fn), fn is not None, list(arguments)
 
-    async def _serve(self, call: Call, data: bytes, kind: str) -> bytes:
-        function, arguments = self._functions[call.scale > 1], self._arguments if call.scale == 1 else [call.scale]
+    async def _serve(self, request: Request, data: bytes, kind: str) -> bytes:
+        upscales = request.scale > 1
+        function, arguments = self._functions[upscales], [request.scale] if upscales else self._arguments
         if function is None:
             raise invalid_option("fn", None, "the API name of a function that mattes")
         name = f"picture.{kind.partition('/')[2]}"
-        paths = _parse(await call.send("POST", f"{API}/upload", files={"files": (name, data, kind)}))
+        paths = _parse(await request.send("POST", f"{API}/upload", files={"files": (name, data, kind)}))
         if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):
             raise invalid(self.name, "no path for the uploaded picture")
         file = {"path": paths[0], "orig_name": name, "mime_type": kind, "meta": {"_type": "gradio.FileData"}}
         route, form = f"{API}/call/{quote(function.strip('/'))}", {"data": [file, *arguments]}
         # A call that may have been accepted is not repeated: it would queue behind itself.
-        called = _parse(await call.send("POST", route, json=form, repeatable=False))
-        call.details["event_id"] = event_id = str(called.get("event_id") if isinstance(called, dict) else "")
+        called = _parse(await request.send("POST", route, json=form, repeatable=False))
+        request.details["event_id"] = event_id = str(called.get("event_id") if isinstance(called, dict) else "")
         if not _EVENT_ID.fullmatch(event_id):
             raise invalid(self.name, "no event to wait for")
         wait = {"headers": {"Accept": "text/event-stream"}, "max_bytes": MAX_EVENTS_BYTES, "until": _FINAL.search}
-        events = await call.send("GET", f"{route}/{event_id}", repeatable=False, **wait)
+        events = await request.send("GET", f"{route}/{event_id}", repeatable=False, **wait)
         if media_type(events) != "text/event-stream":
             raise invalid(self.name, f"{media_type(events)!r} instead of events")
         final = _FINAL.search(events.content)
-        try:
-            result = json.loads(final[2]) if final else None
-        except (ValueError, RecursionError):
-            result = None
+        result = parse_json(final[2]) if final else None
         if final and final[1] == b"error":
             raise self._model_failure(result.get("error") if isinstance(result, dict) else result)
         if not isinstance(result, list):
             raise invalid(self.name, "a stream of events that ends without a result")
         if (address := self._file(result)) is None:
             raise invalid(self.name, "a result without a file")
-        return await call.fetch(address)
+        return await request.fetch(address)
 
     def _file(self, item: Any, depth: int = 0) -> str | None:
         """The address of the first file in a result, which may be nested in lists and in components' forms."""
@@ -115,4 +106,4 @@ def _parse(response: httpx.Response) -> Any:
     """The JSON; a Space that sleeps or builds answers with an HTML page."""
     if media_type(response) != "application/json":
         raise invalid(Space.name, f"{media_type(response) or 'unknown'!r} instead of JSON: it may be asleep")
-    return json_of(response)
+    return parse_json(response.content)

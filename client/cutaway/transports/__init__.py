@@ -11,11 +11,7 @@ __all__ = ["Connection", "Tls", "open_transport"]
 
 
 def open_transport(connection: Connection) -> Transport:
-    """The transport for a server, which connects when first used; may be called outside of an event loop.
-
-    Raises:
-        OSError, ValueError: a certificate's file cannot be read.
-    """
+    """The transport for a server, which connects when first used; OSError or ValueError for a certificate's file."""
     address = connection.address
     secrets = [name for name in SECRET_HEADERS if name in connection.headers]
     if secrets and not connection.encrypted and not is_loopback(address.host):

@@ -1,30 +1,22 @@
-"""Requests, answers and addresses of all transports."""
+"""Requests, answers and addresses of all transports. Every length, shape and form from the network is validated."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cutaway.contract.errors import ServerRefused, ServerUnavailable
-from cutaway.resilience import Deadline
+from cutaway.transports.failures import malformed, no_triton
 
 Tensor: TypeAlias = list[bytes] | NDArray[np.float32] | NDArray[np.uint8]
 """A BYTES tensor as a list, an FP32 or UINT8 tensor as an array of its shape, which may be written to."""
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
-
-
-@dataclass(frozen=True)
-class InputTensor:
-    """An encoded file, sent as one BYTES element, or an array, sent as UINT8."""
-
-    name: str
-    value: bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -38,11 +30,9 @@ class SequencePart:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """One call of a model that takes one encoded picture, or `inputs` instead of it.
-
-    The server computes the named `outputs` only; `timeout_s` is for the whole call; `headers`, in lower case, are sent
-    with this call only.
-    """
+    """One call of a model that takes one encoded picture, or `inputs` by name instead of it: encoded files (BYTES) and
+    arrays (UINT8). The server computes the named `outputs` only; `timeout_s` is for the whole call; `headers`, in lower
+    case, are sent with this call only."""
 
     model: str
     image: bytes
@@ -51,30 +41,27 @@ class InferRequest:
     request_id: str = ""
     timeout_s: float = 30.0
     headers: Mapping[str, str] = field(default_factory=dict)
-    inputs: tuple[InputTensor, ...] | None = None
+    inputs: Mapping[str, bytes | NDArray[np.uint8]] | None = None
     sequence: SequencePart | None = None
 
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of a model: KServe's datatype, such as "FP32", and the shape, -1 where any size goes."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
+    @property
+    def all_inputs(self) -> Mapping[str, bytes | NDArray[np.uint8]]:
+        """The picture, or `inputs` where there are any."""
+        return {"image": self.image} if self.inputs is None else self.inputs
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A server's metadata of a model: the versions that it serves, its backend (`platform`), such as "python", and the
-    state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND"."""
+    """A server's metadata of a model: the versions that it serves, its backend (`platform`), such as "python", the
+    state: "READY", "UNAVAILABLE" (known, but loading, unloading or failed), or "NOT_FOUND"; and of its inputs and
+    outputs the "name", the "datatype", such as "FP32", and the "shape", -1 where any size goes."""
 
     name: str
     versions: tuple[str, ...] = ()
     state: str = "UNAVAILABLE"
     platform: str = ""
-    inputs: tuple[TensorInfo, ...] = ()
-    outputs: tuple[TensorInfo, ...] = ()
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    outputs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -96,30 +83,11 @@ class Transport(Protocol):
 
     async def model_ready(self, model: str, timeout_s: float) -> bool: ...
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        """The server's metadata of these models, in their order; `timeout_s` is for all of them together."""
+    async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
+        """The server's metadata of a ready model; ServerUnavailable where it is not ready."""
         ...
 
     async def aclose(self) -> None: ...
-
-
-async def models_by_name(
-    names: Sequence[str],
-    timeout_s: float,
-    ready: Callable[[str, float], Awaitable[bool]],
-    metadata: Callable[[str, float], Awaitable[ModelInfo]],
-) -> list[ModelInfo]:
-    """For :meth:`Transport.models`: a model without metadata is not there, or not ready."""
-    deadline, found = Deadline(timeout_s), []
-    for name in names:
-        is_ready = await ready(name, deadline.left_s)
-        try:
-            found.append(await metadata(name, deadline.left_s))
-        except ServerUnavailable as error:
-            if is_ready:
-                raise
-            found.append(ModelInfo(name, state="NOT_FOUND" if isinstance(error, ServerRefused) else "UNAVAILABLE"))
-    return found
 
 
 @dataclass(frozen=True)
@@ -151,3 +119,52 @@ def parse_address(url: str) -> Address:
         raise ValueError(f"{url!r} is no address of a server; {hint}")
     port = DEFAULT_PORTS[parts.scheme] if port is None else port
     return Address(parts.scheme, f"[{host}]" if ":" in host else host, port, parts.path.rstrip("/"))
+
+
+def read_model(found: Mapping[str, Any], address: str) -> ModelInfo:
+    """A ready model's metadata from KServe's JSON; ServerRefused where it is no answer of Triton."""
+    try:
+        inputs, outputs = (tuple(map(_read_tensor, found.get(part, ()))) for part in ("inputs", "outputs"))
+        versions = tuple(map(str, found.get("versions", ())))
+        return ModelInfo(str(found["name"]), versions, "READY", str(found.get("platform", "")), inputs, outputs)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise no_triton(address, "JSON that describes no model") from None
+
+
+def _read_tensor(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    shape = list(map(int, found["shape"]))
+    return {"name": str(found["name"]), "datatype": str(found["datatype"]), "shape": shape}
+
+
+def tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
+    """One output tensor from its raw little-endian bytes; InferenceError where they do not fit datatype and shape."""
+    if any(not isinstance(side, int) or isinstance(side, bool) or side < 0 for side in shape):
+        raise malformed(f"output {name!r} has an impossible shape")
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _strings(name, raw, count)
+    if datatype in ("FP32", "UINT8"):
+        if len(raw) != (4 if datatype == "FP32" else 1) * count:
+            raise malformed(f"output {name!r} has {len(raw)} bytes for {count} numbers")
+        try:
+            if datatype == "UINT8":
+                return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape)).copy()
+            return np.frombuffer(raw, dtype="<f4").reshape(tuple(shape)).astype(np.float32)
+        except (ValueError, OverflowError):  # more sides, or longer ones, than an array has
+            raise malformed(f"output {name!r} has an impossible shape") from None
+    raise malformed(f"output {name!r} is of the unexpected type {datatype[:20]!r}")
+
+
+def _strings(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
+    strings: list[bytes] = []
+    position = 0
+    while position < len(raw):
+        length = int.from_bytes(raw[position : position + 4], "little")
+        end = position + 4 + length
+        if end > len(raw):
+            raise malformed(f"output {name!r} ends inside an element")
+        strings.append(bytes(raw[position + 4 : end]))
+        position = end
+    if len(strings) != count:
+        raise malformed(f"output {name!r} has {len(strings)} elements instead of {count}")
+    return strings

@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from cutaway.transports.base import Address, InferRequest
+from cutaway.transports.base import Address
 
 C = TypeVar("C")
 
@@ -48,32 +49,25 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """OSError where a file cannot be read, ValueError where it is no certificate or key."""
-        # The files are opened first, because the errors of OpenSSL do not name them.
-        for file in (self.ca_file, self.cert_file, self.key_file):
-            if file is not None:
-                Path(file).open("rb").close()
+        files = [Path(file) for file in (self.ca_file, self.cert_file, self.key_file) if file is not None]
+        for file in files:
+            file.open("rb").close()  # because the errors of OpenSSL do not name files
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
-        except ssl.SSLError as error:
-            raise ValueError(f"{self.ca_file} holds no certificates in PEM form: {error}") from None
-        if self.cert_file is not None:
-            try:
+            if self.cert_file is not None:
                 # An empty password, because without one OpenSSL prompts at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
-            except ssl.SSLError as error:
-                files = f"{self.cert_file} and {self.key_file or 'itself'}"
-                raise ValueError(f"{files} are not a certificate and its key, without a password: {error}") from None
+        except ssl.SSLError as error:
+            names = " or ".join(map(str, files))
+            raise ValueError(f"{names} holds no certificates or key in PEM form, without a password: {error}") from None
         return context
 
 
 @dataclass(frozen=True)
 class Connection:
     """The address of a server, and what every request to it needs: headers (names in lower case), certificates, and the
-    environment's HTTP proxy. Headers and the proxy are masked, since they have tokens and passwords.
-
-    Raises:
-        ValueError: a header that cannot be sent, certificates for an address without TLS, or a proxy of another kind.
-    """
+    environment's HTTP proxy, masked where they have secrets. ValueError for a header that cannot be sent, certificates
+    without TLS, or a proxy of another kind."""
 
     address: Address
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -89,11 +83,6 @@ class Connection:
     @property
     def encrypted(self) -> bool:
         return self.address.scheme in ("grpcs", "https")
-
-    def headers_of(self, request: InferRequest) -> dict[str, str]:
-        """The headers of a request; ValueError where one cannot be sent."""
-        check_headers(request.headers)
-        return {**self.headers, **request.headers}
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -121,45 +110,30 @@ class OneLoop(Generic[C]):
     """A client library's object that belongs to the event loop in which it is first used."""
 
     def __init__(self, opened: Callable[[], C]) -> None:
-        self._open = opened
-        self._client: C | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
-        self._closed = False
-        self._of_parents: list[C | None] = []
+        self._open, self._closed = opened, False
+        # The objects of parent processes are kept and not touched: their sockets are the parents', too.
+        self._clients: dict[tuple[int, asyncio.AbstractEventLoop], C] = {}
 
     def get(self) -> C:
         """The object; RuntimeError where it is closed, or belongs to another loop."""
         if self._closed:
             raise RuntimeError("the connection is closed")
-        self._forget_parent()
-        loop = asyncio.get_running_loop()
-        if self._client is None:
-            self._client, self._loop = self._open(), loop
-        elif self._loop is not loop:
-            raise RuntimeError("an asynchronous client belongs to the event loop of its first use: make one for each")
-        return self._client
+        here = os.getpid(), asyncio.get_running_loop()
+        if here not in self._clients:
+            if here[0] in {pid for pid, _ in self._clients}:
+                raise RuntimeError("a client belongs to the event loop of its first use: make one for each loop")
+            self._clients[here] = self._open()
+        return self._clients[here]
 
     def close(self) -> C | None:
         """The object to close; None where none was opened in this loop."""
         self._closed = True
-        self._forget_parent()
-        client, self._client = self._client, None
-        return client if self._loop is asyncio.get_running_loop() else None
-
-    def _forget_parent(self) -> None:
-        """The parent's is kept and not touched: its sockets are the parent's, too, and gRPC hangs where it ends it."""
-        if self._pid != os.getpid():
-            self._of_parents.append(self._client)
-            self._client, self._pid = None, os.getpid()
+        return self._clients.pop((os.getpid(), asyncio.get_running_loop()), None)
 
 
 def is_loopback(host: str) -> bool:
     """Whether a host, as an :class:`Address` has it, is this machine."""
     host = host.strip("[]").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or host.endswith(".localhost")

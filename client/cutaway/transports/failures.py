@@ -7,16 +7,7 @@ import re
 from contextlib import suppress
 
 from cutaway.contract import errors
-from cutaway.contract.errors import (
-    CutawayError,
-    FileTooLarge,
-    InferenceError,
-    Overloaded,
-    ProcessingTimeout,
-    RateLimitExceeded,
-    ServerRefused,
-    ServerUnavailable,
-)
+from cutaway.contract.errors import CutawayError, InferenceError, ProcessingTimeout, ServerRefused, ServerUnavailable
 
 MAX_ANSWER_BYTES = 2**31 - 1  # of one gRPC message; the same limit holds for HTTP answers
 MAX_MESSAGE_CHARS = 500  # of a server's message in an error
@@ -26,21 +17,14 @@ STATUS_OF_HTTP = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
-    408: "UNAVAILABLE",
-    409: "UNAVAILABLE",
     413: "PAYLOAD_TOO_LARGE",
     429: "RESOURCE_EXHAUSTED",
     499: "CANCELLED",
-    500: "INTERNAL",
     501: "UNIMPLEMENTED",
-    502: "UNAVAILABLE",
-    503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
+    **dict.fromkeys((408, 409, 502, 503), "UNAVAILABLE"),
 }
 """Triton's and common proxies' HTTP statuses by the gRPC status that means the same."""
-
-_TOO_LARGE = re.compile(r"larger than max(?: \((\d+) vs\. (\d+)\))?")
-"""gRPC's message about one over a side's limit: its bytes, and that limit."""
 
 _FULL_QUEUE = ("exceeds maximum queue size", "request timeout expired")
 
@@ -85,18 +69,15 @@ def _untyped(status: str, message: str, address: str, elapsed_s: float) -> Cutaw
     if status == "CANCELLED":
         return ServerUnavailable(f"{address} gave the request up.")
     if any(words in lower for words in _FULL_QUEUE):
-        return Overloaded("The server's queue is full.")
+        return errors.Overloaded("The server's queue is full.")
     if status == "PAYLOAD_TOO_LARGE":
-        return FileTooLarge(f"{address} takes no file this large.")
+        return errors.FileTooLarge(f"{address} takes no file this large.")
     if status == "RESOURCE_EXHAUSTED":
-        found = _TOO_LARGE.search(lower)
-        if found is None:
-            return RateLimitExceeded(f"{address} limits the rate: {said}.")
-        size_bytes, max_bytes = (int(number or 0) for number in found.groups())
-        if max_bytes >= MAX_ANSWER_BYTES:  # the limit of this side, so that it is about the answer
+        if f"vs. {MAX_ANSWER_BYTES})" in lower:  # the limit of this side, so that it is about the answer
             return malformed(f"it has more than {MAX_ANSWER_BYTES:,} bytes")
-        details = {"size_bytes": size_bytes, "max_bytes": max_bytes} if max_bytes else {}
-        return FileTooLarge(f"{address} takes no file this large.", details=details)
+        if "larger than max" in lower:
+            return errors.FileTooLarge(f"{address} takes no file this large.")
+        return errors.RateLimitExceeded(f"{address} limits the rate: {said}.")
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return refused(f"{address} refuses access: {said}.", "Check the token or API key.")
     if all(words in lower for words in _NO_SUCH_MODEL):
@@ -114,10 +95,8 @@ def _untyped(status: str, message: str, address: str, elapsed_s: float) -> Cutaw
             return no_triton(address, said)
         return ServerUnavailable(f"{address} is not available: {said}.")
     if status == "INVALID_ARGUMENT":
-        return refused(
-            f"{address} does not take the request: {said or status}.",
-            "Check that client and server are of the same release, and what a proxy between them asks for.",
-        )
+        advice = "Check that client and server are of the same release, and what a proxy between them asks for."
+        return refused(f"{address} does not take the request: {said or status}.", advice)
     return InferenceError(f"The server failed: {said or status}.")
 
 
@@ -127,24 +106,19 @@ def refused(message: str, user_action: str) -> ServerRefused:
 
 def no_triton(address: str, said: str) -> ServerRefused:
     """The error for a peer that is no Triton server."""
-    return refused(
-        f"{address} answers, but not as a Triton server does: {said or 'no words'}.",
-        "Check the address, its port, and whether grpc://, grpcs://, http:// or https:// is right.",
-    )
+    advice = "Check the address, its port, and whether grpc://, grpcs://, http:// or https:// is right."
+    return refused(f"{address} answers, but not as a Triton server does: {said or 'no words'}.", advice)
 
 
 def untrusted(address: str, said: str) -> ServerRefused:
-    return refused(
-        f"The certificate of {address} is not trusted: {said}.",
-        "Name the authority that signed it (ca_file), and use the host's name that is written in it.",
-    )
+    advice = "Name the authority that signed it (ca_file), and use the host's name that is written in it."
+    return refused(f"The certificate of {address} is not trusted: {said}.", advice)
 
 
 def timed_out(address: str, elapsed_s: float) -> ProcessingTimeout:
     """The error for a caller's deadline that is exceeded."""
-    return ProcessingTimeout(
-        f"{address} did not answer within {elapsed_s:.1f} s.", details={"elapsed_seconds": round(elapsed_s, 3)}
-    )
+    details = {"elapsed_seconds": round(elapsed_s, 3)}
+    return ProcessingTimeout(f"{address} did not answer within {elapsed_s:.1f} s.", details=details)
 
 
 def http_message(body: bytes) -> str:

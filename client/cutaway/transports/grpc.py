@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
 import tritonclient.grpc.aio as triton
+from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from cutaway.contract import limits
-from cutaway.transports.base import InferRequest, InputTensor, ModelInfo, Tensor, TensorInfo, models_by_name
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, read_model, tensor
 from cutaway.transports.connection import Connection, OneLoop
 from cutaway.transports.failures import MAX_ANSWER_BYTES, error_of, malformed
-from cutaway.transports.kserve import inputs_of, tensor
-
-T = TypeVar("T")
 
 # Given options replace tritonclient's own, and with them the message lengths: without these two, answers over 4 MB
 # fail. Keepalive pings stay off, as there: Triton drops clients that ping more often than every five minutes.
@@ -53,18 +50,17 @@ class GrpcTransport:
         self._client: OneLoop[Any] = OneLoop(self._opened)
 
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
-        message = {
+        message: dict[str, Any] = {
             "model_name": request.model,
-            "inputs": [_input_of(each) for each in inputs_of(request)],
+            "inputs": [_input_of(*each) for each in request.all_inputs.items()],
             "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
             "request_id": request.request_id,
-            "client_timeout": request.timeout_s,
-            "headers": self._connection.headers_of(request),
+            "headers": {**self._connection.headers, **request.headers},
             "parameters": dict(request.parameters),
         }
         if (part := request.sequence) is not None:
             message |= {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}
-        response = (await self._ask(lambda client: client.infer(**message))).get_response()
+        response = (await self._ask("infer", request.timeout_s, **message)).get_response()
         if len(response.raw_output_contents) != len(response.outputs):
             raise malformed("it has other tensors than it names")
         return {
@@ -73,15 +69,14 @@ class GrpcTransport:
         }
 
     async def server_ready(self, timeout_s: float) -> bool:
-        sent = self._sent(timeout_s)
-        return bool(await self._ask(lambda client: client.is_server_ready(**sent)))
+        return bool(await self._ask("is_server_ready", timeout_s))
 
     async def model_ready(self, model: str, timeout_s: float) -> bool:
-        sent = self._sent(timeout_s)
-        return bool(await self._ask(lambda client: client.is_model_ready(model, **sent)))
+        return bool(await self._ask("is_model_ready", timeout_s, model_name=model))
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
+    async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
+        found = await self._ask("get_model_metadata", timeout_s, model_name=model, as_json=True)
+        return read_model(found, self._address)
 
     async def aclose(self) -> None:
         if (client := self._client.close()) is not None:
@@ -94,23 +89,11 @@ class GrpcTransport:
         _used_in = os.getpid()
         return triton.InferenceServerClient(**self._channel)
 
-    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
-        sent = self._sent(timeout_s)
-        found = await self._ask(lambda client: client.get_model_metadata(name, **sent))
-        inputs, outputs = (
-            tuple(TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in tensors)
-            for tensors in (found.inputs, found.outputs)
-        )
-        return ModelInfo(found.name, tuple(found.versions), "READY", found.platform, inputs, outputs)
-
-    def _sent(self, timeout_s: float) -> dict[str, Any]:
-        return {"client_timeout": timeout_s, "headers": self._connection.headers}
-
-    async def _ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
-        client = self._client.get()
-        started = time.monotonic()
+    async def _ask(self, method: str, timeout_s: float, **given: Any) -> Any:
+        client, started = self._client.get(), time.monotonic()
+        sent = {"headers": self._connection.headers, "client_timeout": timeout_s, **given}
         try:
-            return await question(client)
+            return await getattr(client, method)(**sent)
         except InferenceServerException as error:
             status = str(error.status() or "").removeprefix("StatusCode.")
             elapsed_s = time.monotonic() - started
@@ -133,12 +116,9 @@ def _channel_of(connection: Connection) -> dict[str, Any]:
     return {"url": url, "creds": credentials, "channel_args": [*CHANNEL_OPTIONS, proxy]}
 
 
-def _input_of(given: InputTensor) -> Any:
-    if isinstance(given.value, bytes):
-        made = triton.InferInput(given.name, [1], "BYTES")
-        # An object, because numpy's bytes type drops zeros at the end.
-        made.set_data_from_numpy(np.array([given.value], dtype=np.object_))
-    else:
-        made = triton.InferInput(given.name, list(given.value.shape), "UINT8")
-        made.set_data_from_numpy(given.value)
+def _input_of(name: str, value: bytes | NDArray[np.uint8]) -> Any:
+    # An object, because numpy's bytes type drops zeros at the end.
+    array = np.array([value], dtype=np.object_) if isinstance(value, bytes) else value
+    made = triton.InferInput(name, list(array.shape), "BYTES" if isinstance(value, bytes) else "UINT8")
+    made.set_data_from_numpy(array)
     return made

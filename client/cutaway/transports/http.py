@@ -1,12 +1,15 @@
-"""KServe-v2 over HTTP, through httpx."""
+"""KServe-v2 with binary tensors over HTTP, through httpx: tritonclient's own HTTP client needs gevent, belongs to one
+thread, and does not validate a server's lengths."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
+import struct
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -17,21 +20,15 @@ from cutaway import __version__
 from cutaway.contract import limits
 from cutaway.contract.errors import CutawayError, ServerUnavailable
 from cutaway.resilience import parse_retry_after
-from cutaway.transports.base import InferRequest, ModelInfo, Tensor, models_by_name
+from cutaway.transports import failures
+from cutaway.transports.base import InferRequest, ModelInfo, Tensor, read_model, tensor
 from cutaway.transports.connection import Connection, OneLoop
-from cutaway.transports.failures import (
-    MAX_ANSWER_BYTES,
-    STATUS_OF_HTTP,
-    error_of,
-    http_message,
-    malformed,
-    no_triton,
-    refused,
-    timed_out,
-    untrusted,
-)
-from cutaway.transports.kserve import message_of, model_of, tensors_of
+from cutaway.transports.failures import MAX_ANSWER_BYTES, STATUS_OF_HTTP, malformed, no_triton, refused
 
+JSON_LENGTH = "Inference-Header-Content-Length"  # the number of JSON bytes in a body; the raw tensors follow them
+
+# Of the timeout in Triton's queue, which does not detect that an HTTP caller has gone, over the caller's own.
+QUEUE_TIMEOUT_FACTOR = 1.1
 MAX_FAILURE_BYTES = 64 * 1024
 MAX_IDLE, IDLE_S = 100, 30.0  # connections that wait for a request: shorter than what proxies commonly keep them for
 READY_STATUSES = (200, 400, 503)  # Triton answers "not ready" with 400, and with 503 while it starts
@@ -54,11 +51,11 @@ class HttpTransport:
         self._pool = OneLoop(self._opened)
 
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
-        body, headers = message_of(request)
+        body, headers = _message_of(request)
         path = self._model_path(request.model, "/infer")
-        headers |= self._connection.headers_of(request)
+        headers |= request.headers
         response, answer = await self._exchange("POST", path, request.timeout_s, headers=headers, content=body)
-        return tensors_of(response.headers, answer, self._address)
+        return _tensors_of(response.headers, answer, self._address)
 
     async def server_ready(self, timeout_s: float) -> bool:
         return await self._ready(f"{self._path}/health/ready", timeout_s)
@@ -66,39 +63,38 @@ class HttpTransport:
     async def model_ready(self, model: str, timeout_s: float) -> bool:
         return await self._ready(self._model_path(model, "/ready"), timeout_s)
 
-    async def models(self, names: Sequence[str], timeout_s: float) -> list[ModelInfo]:
-        return await models_by_name(names, timeout_s, self.model_ready, self._metadata)
+    async def metadata(self, model: str, timeout_s: float) -> ModelInfo:
+        _, body = await self._exchange("GET", self._model_path(model), timeout_s)
+        return read_model(_json(body, self._address), self._address)
 
     async def aclose(self) -> None:
         if (pool := self._pool.close()) is not None:
             await pool.aclose()
-
-    async def _metadata(self, name: str, timeout_s: float) -> ModelInfo:
-        return model_of((await self._exchange("GET", self._model_path(name), timeout_s))[1], self._address)
 
     async def _ready(self, path: str, timeout_s: float) -> bool:
         response, _ = await self._exchange("GET", path, timeout_s, expected=READY_STATUSES)
         return response.status_code == 200
 
     async def _exchange(
-        self,
-        method: str,
-        path: str,
-        timeout_s: float,
-        *,
-        expected: tuple[int, ...] = (200,),
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
+        self, method: str, path: str, timeout_s: float, *, expected: tuple[int, ...] = (200,), **message: Any
     ) -> tuple[httpx.Response, bytes]:
-        """One request and its whole answer, whose length is bounded."""
-        pool, started, handshake, body = self._pool.get(), time.monotonic(), _Handshake(), bytearray()
+        """One request, with the headers and content of `message`, and its whole answer, whose length is bounded."""
+        pool, started, body = self._pool.get(), time.monotonic(), bytearray()
+        unfinished: list[Any] = []  # the connection of a TLS handshake, which httpcore forgets where it is cancelled
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                unfinished.append(info["return_value"])
+            elif event == "connection.start_tls.complete":
+                unfinished.clear()
+
         # The deadline bounds every other wait.
         extensions: dict[str, Any] = {"timeout": {"connect": limits.CONNECT_TIMEOUT_S}}
         if self._connection.encrypted:
-            extensions["trace"] = handshake.trace
-        sent = {**self._headers, **(self._connection.headers if headers is None else headers)}
+            extensions["trace"] = trace
+        message["headers"] = {**self._headers, **self._connection.headers, **message.get("headers", {})}
         try:
-            request = httpx.Request(method, self._origin + path, headers=sent, content=content, extensions=extensions)
+            request = httpx.Request(method, self._origin + path, extensions=extensions, **message)
             async with asyncio.timeout(timeout_s), aclosing(await pool.handle_async_request(request)) as response:
                 is_expected = response.status_code in expected
                 async for part in response.aiter_raw():
@@ -110,8 +106,8 @@ class HttpTransport:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _broken(error, self._address, time.monotonic() - started, timeout_s) from None
         finally:
-            if handshake.stream is not None:
-                await handshake.stream.aclose()
+            for stream in unfinished:
+                await stream.aclose()
         if not is_expected:
             raise _failure(response, bytes(body), self._address, time.monotonic() - started)
         return response, bytes(body)
@@ -129,16 +125,57 @@ class HttpTransport:
         )
 
 
-class _Handshake:
-    """Closes a connection whose TLS handshake was cancelled, which httpcore forgets."""
+def _message_of(request: InferRequest) -> tuple[bytes, dict[str, str]]:
+    """The body of an inference request, and its headers."""
+    raw: list[bytes] = []
+    inputs: list[dict[str, Any]] = []
+    for name, value in request.all_inputs.items():
+        parts = (struct.pack("<I", len(value)), value) if isinstance(value, bytes) else (value.tobytes(),)
+        datatype, shape = ("BYTES", [1]) if isinstance(value, bytes) else ("UINT8", list(value.shape))
+        size = {"binary_data_size": sum(map(len, parts))}
+        inputs.append({"name": name, "datatype": datatype, "shape": shape, "parameters": size})
+        raw += parts
+    parameters = {**request.parameters, "timeout": round(request.timeout_s * QUEUE_TIMEOUT_FACTOR * 1e6)}
+    if (part := request.sequence) is not None:
+        parameters |= {"sequence_id": part.id, "sequence_start": part.begins, "sequence_end": part.ends}
+    outputs = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
+    message = {"id": request.request_id, "parameters": parameters, "inputs": inputs, "outputs": outputs}
+    head = json.dumps(message).encode()
+    return b"".join((head, *raw)), {JSON_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
 
-    stream: Any = None
 
-    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete":
-            self.stream = info["return_value"]
-        elif event == "connection.start_tls.complete":
-            self.stream = None
+def _tensors_of(headers: Mapping[str, str], body: bytes, address: str) -> dict[str, Tensor]:
+    """The outputs in an answer; InferenceError where they are malformed, ServerRefused where it is none of Triton's."""
+    written = headers.get(JSON_LENGTH, str(len(body)))
+    # Digits are bounded, because int() raises another error for thousands of them.
+    length = int(written) if written.isascii() and written.isdigit() and len(written) < 20 else -1
+    if not 0 <= length <= len(body):
+        raise malformed("the length of its header is impossible")
+    outputs = _json(body[:length], address).get("outputs")
+    if not isinstance(outputs, list):
+        raise no_triton(address, "JSON without outputs")
+    view, position = memoryview(body), length
+    tensors: dict[str, Tensor] = {}
+    for output in outputs:
+        match output:
+            case {"name": str(name), "datatype": str(datatype), "shape": list(shape), "parameters": dict(parameters)}:
+                size = parameters.get("binary_data_size")
+            case _:
+                raise malformed("an output is not described")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise malformed("an output is not binary")
+        if size > len(body) - position:
+            raise malformed(f"output {name!r} is cut off")
+        tensors[name] = tensor(name, datatype, shape, view[position : position + size])
+        position += size
+    return tensors
+
+
+def _json(body: bytes, address: str) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        if isinstance(head := json.loads(body), dict):
+            return head
+    raise no_triton(address, "no JSON")
 
 
 def _context_of(connection: Connection) -> ssl.SSLContext:
@@ -152,8 +189,8 @@ def _failure(response: httpx.Response, body: bytes, address: str, elapsed_s: flo
     code, wait_s = response.status_code, parse_retry_after(response.headers.get("Retry-After"))
     if code not in STATUS_OF_HTTP and not 500 <= code <= 599:
         return no_triton(address, f"HTTP {code}")
-    status, said = STATUS_OF_HTTP.get(code, "UNKNOWN"), http_message(body) or f"HTTP {code}"
-    return error_of(status, said, address=address, elapsed_s=elapsed_s, retry_after_s=wait_s)
+    status, said = STATUS_OF_HTTP.get(code, "UNKNOWN"), failures.http_message(body) or f"HTTP {code}"
+    return failures.error_of(status, said, address=address, elapsed_s=elapsed_s, retry_after_s=wait_s)
 
 
 def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) -> CutawayError:
@@ -162,7 +199,7 @@ def _broken(error: Exception, address: str, elapsed_s: float, timeout_s: float) 
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         if isinstance(error, httpx.ConnectTimeout) and elapsed_s < 0.99 * timeout_s:
             return ServerUnavailable(f"{address} cannot be reached within {limits.CONNECT_TIMEOUT_S:.0f} s.")
-        return timed_out(address, elapsed_s)
+        return failures.timed_out(address, elapsed_s)
     refusal = _tls_refusal(error, address)
     if refusal is not None:
         return refusal
@@ -178,7 +215,7 @@ def _tls_refusal(error: BaseException, address: str) -> CutawayError | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return untrusted(address, str(cause.verify_message).rstrip("."))
+            return failures.untrusted(address, str(cause.verify_message).rstrip("."))
         reason = str(getattr(cause, "reason", "")) if isinstance(cause, ssl.SSLError) else ""
         if "ALERT" in reason and "INTERNAL_ERROR" not in reason:
             return refused(f"{address} refuses the connection: {reason}.", "Check the client certificate.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cutaway.contract.limits import INPUT_LIMITS, PROCESSING_TIMEOUT_S
 from cutaway.contract.options import parse_options
 from metrics import Metrics
 from numpy.typing import NDArray
+from pipeline.pace import Pace
 from pipeline.run import Answer, Models, run
 
 DETECTOR = "yolov8_seg"
@@ -52,10 +53,14 @@ class TritonPythonModel:
         ratio = os.environ.get(RATIO_VARIABLE)
         self.max_decompression_ratio = float(ratio) if ratio else INPUT_LIMITS.max_decompression_ratio
 
+        self.pace, self.whole_pace = Pace(), Pace()
+        self.memory = serving.Memory()
         self.metrics = Metrics(args["model_instance_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [self._guarded(request) for request in requests]
+        responses = [self._guarded(request) for request in requests]
+        self.memory.give_back()
+        return responses
 
     def finalize(self) -> None:
         self.metrics.close()
@@ -65,35 +70,39 @@ class TritonPythonModel:
         return serving.guarded(request, self._respond, self.metrics.end)
 
     def _respond(self, request: Any) -> Any:
-        options = parse_options(json.loads(request.parameters() or "{}"))
+        options = parse_options(serving.parameters(request))
+        deadline = _deadline_check(request, self.processing_timeout_s)
         wanted = set(request.requested_output_names())
         answer = run(
             _file(request),
             options,
-            self._models(request),
+            self._models(request, deadline),
             wants_images="images" in wanted,
             max_decompression_ratio=self.max_decompression_ratio,
-            proceed=_deadline_check(request, self.processing_timeout_s),
+            proceed=deadline,
+            remaining_s=deadline.remaining_s,
         )
         response = pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
         self.metrics.end("OK", answer.report)
         return response
 
-    def _models(self, request: Any) -> Models:
+    def _models(self, request: Any, deadline: Deadline) -> Models:
         models = Models(
-            lambda images: _detect(request, images),
-            lambda images: _matte(request, MATTER, images),
+            lambda images: _detect(request, images, deadline.remaining_s()),
+            lambda images: _matte(request, MATTER, images, deadline.remaining_s()),
             self.matte_side_px,
             self.description,
             self.device,
             self.tensorrt,
+            self.pace,
         )
         if (whole := self.whole_matte) is None:
             return models
         others = replace(
             models,
-            matter=lambda images: _matte(request, whole["name"], images),
+            matter=lambda images: _matte(request, whole["name"], images, deadline.remaining_s()),
             matte_side_px=whole["side_px"],
+            pace=self.whole_pace,
             description=self.description | {"matte": whole},
         )
         return replace(models, whole=others)
@@ -119,29 +128,38 @@ def _tensors(answer: Answer) -> list[Any]:
     ]
 
 
-def _deadline_check(request: Any, timeout_s: float) -> Callable[[], None]:
-    """A check between stages: raises where the deadline is exceeded or the caller cancelled the request."""
-    started = time.monotonic()
+class Deadline:
+    """A request's deadline; to call it raises where it is exceeded, or the caller cancelled the request."""
 
-    def proceed() -> None:
-        if request.is_cancelled():
+    def __init__(self, request: Any, timeout_s: float) -> None:
+        self._request, self._timeout_s, self._started = request, timeout_s, time.monotonic()
+        self._elapsed_s = 0.0
+
+    def __call__(self) -> None:
+        if self._request.is_cancelled():
             raise RequestCancelled("The caller cancelled the request.")
-        elapsed = time.monotonic() - started
-        if elapsed > timeout_s:
+        self._elapsed_s = time.monotonic() - self._started
+        if self._elapsed_s > self._timeout_s:
             raise ProcessingTimeout(
-                f"The picture took more than {timeout_s:g} s.",
-                details={"elapsed_seconds": round(elapsed, 1)},
+                f"The picture took more than {self._timeout_s:g} s.",
+                details={"elapsed_seconds": round(self._elapsed_s, 1)},
             )
 
-    return proceed
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, at the last check."""
+        return self._timeout_s - self._elapsed_s
 
 
-def _detect(request: Any, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    return serving.call(request, DETECTOR, images, serving.DETECTOR_OUTPUTS)
+def _deadline_check(request: Any, timeout_s: float) -> Deadline:
+    return Deadline(request, timeout_s)
 
 
-def _matte(request: Any, name: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return serving.call(request, name, images, ("alphas",))["alphas"]
+def _detect(request: Any, images: NDArray[np.uint8], timeout_s: float) -> dict[str, NDArray[Any]]:
+    return serving.call(request, DETECTOR, images, serving.DETECTOR_OUTPUTS, timeout_s)
+
+
+def _matte(request: Any, name: str, images: NDArray[np.uint8], timeout_s: float) -> NDArray[np.uint8]:
+    return serving.call(request, name, images, ("alphas",), timeout_s)["alphas"]
 
 
 def _version(folder: Path) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import os
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +21,40 @@ from cutaway.contract.errors import (
     ProcessingTimeout,
     RequestCancelled,
     ServerUnavailable,
+    invalid_option,
 )
+from cutaway.contract.limits import MIB
 from numpy.typing import NDArray
 
 DETECTOR_OUTPUTS = ("boxes", "scores", "classes", "coefficients", "prototypes")
+
+CALLER = "caller"
+"""The request parameter in which the gate says who sends a request; it removes one that comes from outside."""
+GATE_VARIABLE = "CUTAWAY_GATE"
+"""Set to 1 where only the gate reaches Triton; without it anybody could send any `caller`."""
+KEPT_BYTES = 192 * MIB
+"""Beyond what a process had at its start: 12 megapixels work in so much, and the next picture takes it again."""
+LOGGED_ID_CHARS = 128
+"""Of a request's id, which may be as long as a request."""
+
+
+class Memory:
+    """Gives the memory of a huge picture back to the system; glibc would keep it for the next one of its size."""
+
+    def __init__(self) -> None:
+        self._trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._at_start_bytes = _own_bytes()
+
+    def give_back(self) -> None:
+        """To be called between requests; does nothing where little is held."""
+        if self._trim is not None and _own_bytes() - self._at_start_bytes > KEPT_BYTES:
+            self._trim(0)
+
+
+def _own_bytes() -> int:
+    """What this process has in memory alone."""
+    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def guarded(request: Any, respond: Callable[[Any], Any], failed: Callable[[str], None] = lambda _: None) -> Any:
@@ -29,21 +63,67 @@ def guarded(request: Any, respond: Callable[[Any], Any], failed: Callable[[str],
     Args:
         failed: called with the code of an error.
     """
+    error: CutawayError
     try:
+        _request_id(request)
         return respond(request)
     except CutawayError as raised:
         error = raised
     except MemoryError:
         error = InferenceError("The picture needs more memory than there is.")
     except Exception:
-        pb_utils.Logger.log_error(f"request {request.request_id()!r} failed\n{traceback.format_exc()}")
+        # Not handed on: Triton would send it with the paths of its traceback.
+        pb_utils.Logger.log_error(
+            f"request {_request_id(request)[:LOGGED_ID_CHARS]!r} failed\n{traceback.format_exc()}"
+        )
         error = InferenceError("The pipeline failed.")
     failed(error.code)
     return failure(error)
 
 
-def call(request: Any, model: str, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+def parameters(request: Any) -> dict[str, Any]:
+    """The request's parameters but for `caller`.
+
+    Raises:
+        InvalidOption: they are no UTF-8.
+    """
+    try:
+        given: dict[str, Any] = json.loads(request.parameters() or "{}")
+    except UnicodeDecodeError:
+        raise invalid_option("parameters", "no UTF-8", "text in UTF-8") from None
+    given.pop(CALLER, None)
+    return given
+
+
+def caller(request: Any) -> str:
+    """Who sent the request, as the gate says; "" where there is no gate."""
+    if os.environ.get(GATE_VARIABLE) != "1":
+        return ""
+    try:
+        return str(json.loads(request.parameters() or "{}").get(CALLER, ""))
+    except UnicodeDecodeError:
+        return ""
+
+
+def _request_id(request: Any) -> str:
+    """The request's id.
+
+    Raises:
+        InvalidOption: it is no UTF-8.
+    """
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError:
+        raise invalid_option("id", "no UTF-8", "text in UTF-8") from None
+
+
+def call(
+    request: Any, model: str, images: NDArray[np.uint8], outputs: Sequence[str], timeout_s: float
+) -> dict[str, NDArray[Any]]:
     """Run a model on a batch within this server.
+
+    Args:
+        timeout_s: how long it may wait in the model's queue.
 
     Raises:
         ServiceError: it failed; the network's own message is in the log only.
@@ -53,6 +133,8 @@ def call(request: Any, model: str, images: NDArray[np.uint8], outputs: Sequence[
         requested_output_names=list(outputs),
         inputs=[pb_utils.Tensor("images", images)],
         request_id=request.request_id(),
+        # 0 is no timeout at all.
+        timeout=max(1, round(timeout_s * 1e6)),
         trace=request.trace(),
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
@@ -70,6 +152,8 @@ def _failure_of(model: str, error: Any) -> CutawayError:
         return GpuMemoryExhausted("The GPU has no memory left for this picture.")
     if "maximum queue size" in lowered:
         return Overloaded("A model's queue is full.")
+    if "timeout expired" in lowered:
+        return ProcessingTimeout("A model was not free before the deadline.")
     if error.code() in (pb_utils.TritonError.UNAVAILABLE, pb_utils.TritonError.NOT_FOUND):
         return ServerUnavailable("A model is not ready.")
     return InferenceError("A model failed.")
@@ -87,4 +171,6 @@ def failure(error: CutawayError) -> Any:
         code = codes.UNAVAILABLE
     else:
         code = codes.INTERNAL
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.to_json(), code))
+    # Half a surrogate pair, which an option in JSON may hold, is no text that Triton takes.
+    text = error.to_json().encode(errors="replace").decode()
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))

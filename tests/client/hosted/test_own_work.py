@@ -62,7 +62,7 @@ def test_cut_outs_that_nobody_waits_for_are_not_composed(
         composed.append(threading.current_thread())
         return b"", {}
 
-    monkeypatch.setattr("cutaway.fallback.compose._finished", finished)
+    monkeypatch.setattr("cutaway.fallback.cutouts._finish", finished)
     fallback = Fallback([hub(serve(HubScript()))])
     boxes = [[number, 0, 160, 96] for number in range(20)]
 

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from cutaway.breaker import CircuitBreaker
 from cutaway.contract.errors import (
     CorruptImage,
     CutawayError,
@@ -22,6 +21,7 @@ from cutaway.contract.errors import (
 )
 from cutaway.providers import HuggingFace, ProviderUnavailable
 from cutaway.resilience import (
+    CircuitBreaker,
     Deadline,
     Retries,
     RetryBudget,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,7 @@ def people_layer(
     frame: Rect,
     feather_px: int,
     padding_px: int | None,
+    proceed: Callable[[], None] = lambda: None,
 ) -> Layer:
     """Some people in one alpha, all others excluded.
 
@@ -60,6 +61,7 @@ def people_layer(
         frame: the picture.
         feather_px: see `refine.feather`.
         padding_px: the cut-out covers the people's box and this margin; None for the whole picture.
+        proceed: called before each further person; raises to end the request.
     """
     box = (
         min(person.box[0] for person in people),
@@ -71,7 +73,9 @@ def people_layer(
     others = [person for person in everybody if person.id not in ids]
     region = bounding([rects[index] for index in ids]).grown(feather_reach_px(feather_px)).within(frame)
     alpha = np.zeros((region.height, region.width), np.uint8)
-    for person in people:
+    for place, person in enumerate(people):
+        if place:
+            proceed()
         rect = rects[person.id]
         own = put_back(
             mattes[rect],

@@ -70,6 +70,13 @@ def look(rgb: NDArray[np.uint8], detector: Detector, min_confidence: float, *, t
     return _turned(square, placement, detector, min_confidence, needed) or Sighting(found)
 
 
+def people_share(rgb: NDArray[np.uint8], detector: Detector, min_confidence: float) -> float:
+    """The part of a picture (H, W, 3) uint8 that people's boxes cover, by one look: 0 to 1, more where they overlap."""
+    square, placement = letterbox(rgb)
+    boxes = read_detections(_of(detector(square[None]), 0), placement, min_confidence).boxes
+    return float((boxes[:, 2:] - boxes[:, :2]).prod(axis=1).sum()) / (rgb.shape[0] * rgb.shape[1])
+
+
 def slices(width: int, height: int) -> list[Rect]:
     """Overlapping squares that cover a picture, cut to it: at most one batch, as small as that allows."""
     side = float(SLICE_MIN_SIDE_PX)

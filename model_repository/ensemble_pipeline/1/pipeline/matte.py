@@ -16,6 +16,11 @@ Matter = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, S, S, 3) uint8 RGB → (N, S, S) uint8 alpha, N at most `MODEL_MAX_BATCH`."""
 
 
+def different_crops(rects: Sequence[Rect]) -> int:
+    """How many crops the network is given of so many rectangles."""
+    return min(len(set(rects)), MAX_OWN_CROPS)
+
+
 def matte_crops(
     rgb: NDArray[np.uint8], rects: Sequence[Rect], matter: Matter, side: int, quarter_turns: int = 0
 ) -> dict[Rect, NDArray[np.uint8]]:

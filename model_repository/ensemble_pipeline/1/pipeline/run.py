@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from cutaway.contract.errors import ProcessingTimeout
 from cutaway.contract.options import CutOptions
 from numpy.typing import NDArray
 
 from pipeline import composite, report
+from pipeline.answer_size import check_expected, check_produced
 from pipeline.crop import crop_rect
 from pipeline.decode import Picture, decode
 from pipeline.detect import Detections
 from pipeline.encode import encode
 from pipeline.foreground import clean_colours
 from pipeline.layers import Layer, people_layer, whole_picture
-from pipeline.look import Detector, look
-from pipeline.matte import Matter, matte_crops
+from pipeline.look import Detector, look, people_share
+from pipeline.matte import Matter, different_crops, matte_crops
 from pipeline.notices import Notice
+from pipeline.pace import Pace, in_time
 from pipeline.people import Person, choose, from_boxes, nobody, rank
 from pipeline.pixels import Pixels
 from pipeline.shape import cropped, scaled
+from pipeline.tuning import PEOPLE_SHARE
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Models:
         description: profile, names and versions, for the report.
         device: the device that they run on, for the report.
         tensorrt: whether they are TensorRT plans, for the report.
-        whole: the same for whole pictures, where another network mattes these.
+        pace: how fast the matting network is.
+        whole: the same for whole pictures, where another network mattes these unless they show people.
     """
 
     detector: Detector
@@ -46,6 +52,7 @@ class Models:
     description: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     tensorrt: bool = False
+    pace: Pace = field(default_factory=Pace)
     whole: Models | None = None
 
 
@@ -74,6 +81,7 @@ def run(
     wants_images: bool = True,
     max_decompression_ratio: float | None = None,
     proceed: Callable[[], None] = lambda: None,
+    remaining_s: Callable[[], float] = lambda: math.inf,
 ) -> Answer:
     """Cut a picture out.
 
@@ -83,24 +91,44 @@ def run(
         models: the two networks.
         wants_images: without it nothing is matted, and a picture without people is no error.
         max_decompression_ratio: replaces the table's limit.
-        proceed: called between stages; raises to end the request.
+        proceed: called before each call of a network, person and cut-out; raises to end the request.
+        remaining_s: seconds until the deadline, when `proceed` was called last.
 
     Raises:
-        InputError: the picture or an option is invalid.
+        InputError: the picture or an option is invalid, or the answer would be too large.
+        ProcessingTimeout: what is left to do cannot be in time.
     """
     watch = report.Stopwatch()
     with watch.stage("decode"):
         picture = decode(data, max_decompression_ratio=max_decompression_ratio)
     notices = list(picture.notices)
-    proceed()
+
+    def detector(images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        proceed()
+        return models.detector(images)
+
+    def check_time(needed_s: float) -> None:
+        proceed()
+        if needed_s > remaining_s():
+            models.pace.doubt()
+            raise ProcessingTimeout(
+                f"The mattes need about {needed_s:.1f} s more, which is past the deadline.",
+                details={"elapsed_seconds": round(time.perf_counter() - watch.started, 1)},
+            )
 
     everybody: list[Person] = []
     people: list[Person] = []
     detections: Detections | None = None
     quarter_turns = 0
-    if options.subject != "all":
+    whole = models.whole
+    if options.subject == "all" and whole is not None:
         with watch.stage("detect"):
-            sighting = look(picture.rgb, models.detector, options.min_confidence, turn=options.boxes is None)
+            if people_share(picture.rgb, detector, options.min_confidence) >= PEOPLE_SHARE:
+                whole = None
+        proceed()
+    elif options.subject != "all":
+        with watch.stage("detect"):
+            sighting = look(picture.rgb, detector, options.min_confidence, turn=options.boxes is None)
             detections, quarter_turns = sighting.detections, sighting.quarter_turns
             if options.boxes is None:
                 everybody = rank(detections)
@@ -114,18 +142,20 @@ def run(
                     raise nobody(options)
                 people, about_people = choose(everybody, options)
                 notices += [*sighting.notices, *about_people]
-        proceed()
 
     if detections is None:
-        models = models.whole or models
+        models = whole or models
     cutouts: list[report.Cutout] = []
     if wants_images:
+        groups = _groups(options.subject, people)
+        check_expected(groups, options, picture.frame)
         rects = {person.id: crop_rect(person.box, picture.frame, len(everybody) == 1) for person in people}
         with watch.stage("matte"):
             wanted = [picture.frame] if detections is None else list(rects.values())
-            mattes = matte_crops(picture.rgb, wanted, models.matter, models.matte_side_px, quarter_turns)
-        proceed()
-        for group in _groups(options.subject, people):
+            matter = in_time(models.matter, models.pace, different_crops(wanted), check_time)
+            mattes = matte_crops(picture.rgb, wanted, matter, models.matte_side_px, quarter_turns)
+        for group in groups:
+            proceed()
             begun = time.perf_counter()
             with watch.stage("refine"):
                 if detections is None:
@@ -142,10 +172,12 @@ def run(
                         picture.frame,
                         options.feather_px,
                         padding_px,
+                        proceed,
                     )
                 if options.crop:
                     margins = options.crop_margin_px, options.crop_margin_percent
                     layer = replace(layer, frame=cropped(layer.alpha, layer.region, layer.frame, *margins))
+                check_produced(cutouts, layer.frame, options)
                 pixels = _render(picture, layer, options)
             with watch.stage("encode"):
                 pixels = scaled(pixels, options.max_side_px)
@@ -163,7 +195,8 @@ def run(
             cutouts.append(cutout)
             if not layer.alpha.any():
                 notices.append(Notice("EMPTY_CUTOUT", "Nothing was found to cut out.", {"id": cutout.id}))
-            proceed()
+        check_produced(cutouts)
+        proceed()
 
     if detections is None:
         boxes, scores = [tuple(map(float, picture.frame.as_list()))], [1.0]

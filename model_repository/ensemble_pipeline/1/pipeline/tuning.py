@@ -57,6 +57,10 @@ DOMINANT_SHARE = 0.45
 DOMINANT_REACH, DOMINANT_FADE = 0.3, 0.2
 """As `ALONE_REACH` and `ALONE_FADE` for that person: a helmet in an arm lies far from the mask."""
 
+PEOPLE_SHARE = 0.1
+"""Whole pictures of which people's boxes cover this part are matted by the network that knows people, where another one
+is there for objects. On 11 hard scenes of `train` that reaches an IoU of .846 with the people, the other one .594."""
+
 GATE_GRID_PX = 192
 """Longer side of the grid on which gates are computed; instance masks have no more detail."""
 

@@ -27,26 +27,28 @@ class Backdrop:
         self._swap = options.channels == "bgr"
         colour = options.background.colour_rgb
         self._colour = colour[::-1] if colour is not None and self._swap else colour
-        self._picture = None if picture is None else decode(picture).rgb
-        if self._picture is not None and self._swap:
-            self._picture = np.asarray(cv2.cvtColor(self._picture, cv2.COLOR_RGB2BGR), np.uint8)
-        self._ready: NDArray[np.uint8] | None = None
+        self._ready: NDArray[np.uint8] | None = None if picture is None else decode(picture).rgb
+        if self._ready is not None and self._swap:
+            self._ready = np.asarray(cv2.cvtColor(self._ready, cv2.COLOR_RGB2BGR), np.uint8)
+
+    def fit(self, width: int, height: int) -> None:
+        """Make the background for frames of this size, and keep no other: a picture may have 33 megapixels."""
+        if self._blur_px is not None or (self._ready is not None and self._ready.shape[:2] == (height, width)):
+            return
+        if self._colour is not None:
+            self._ready = composite.solid(self._colour, whole(width, height))
+        elif self._ready is not None:
+            self._ready = cover(self._ready, width, height)
 
     def behind(self, frame: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The background of a frame, (H, W, 3) uint8, read-only."""
         height, width = alpha.shape
-        if self._picture is None and self._colour is None:
+        if self._blur_px is not None:
             area = whole(width, height)
-            return composite.blurred(frame, alpha, area, area, self._blur_px or 0)
-        if self._ready is None or self._ready.shape != frame.shape:
-            self._ready = self._made(width, height)
+            return composite.blurred(frame, alpha, area, area, self._blur_px)
+        self.fit(width, height)
+        assert self._ready is not None
         return self._ready
-
-    def _made(self, width: int, height: int) -> NDArray[np.uint8]:
-        if self._picture is None:
-            assert self._colour is not None
-            return composite.solid(self._colour, whole(width, height))
-        return cover(self._picture, width, height)
 
 
 def cover(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

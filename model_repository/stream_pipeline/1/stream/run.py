@@ -73,6 +73,7 @@ def run(
     with watch.stage("decode"):
         frame = _decoded(given, swap)
     height, width = frame.shape[:2]
+    state.backdrop.fit(width, height)
     warnings: list[Notice] = []
     people: list[dict[str, Any]] = []
     fit = fit_of(width, height)

@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import serving
 import triton_python_backend_utils as pb_utils
-from cutaway.contract.errors import InvalidFormat, InvalidOption, RequestCancelled, ServerUnavailable
-from cutaway.contract.limits import DETECTOR_SIDE_PX, STREAM_IDLE_S, STREAM_LIMITS
+from cutaway.contract.errors import InputError, InvalidFormat, InvalidOption, RequestCancelled, ServerUnavailable
+from cutaway.contract.limits import DETECTOR_SIDE_PX, STREAM_IDLE_S, STREAM_LIMITS, STREAM_TIMEOUT_S
 from cutaway.contract.options import parse_stream_options
 from numpy.typing import NDArray
 
 from stream.fit import Fit, free, square
 from stream.run import Answer, run
 from stream.states import State, States, begin
-from stream.tuning import STREAMS_MAX
+from stream.tuning import GIVES_WAY_S, STREAMS_MAX
 
 OPENCV_THREADS = 1
 """A frame's own work takes milliseconds; a second thread would only compete with the network for a core."""
@@ -43,14 +43,17 @@ class TritonPythonModel:
             return free(width, height, pixels) if pixels else square(width, height, DETECTOR_SIDE_PX)
 
         self._fit_of = fit_of
-        self._states = States(STREAMS_MAX, STREAM_IDLE_S)
+        self._states = States(STREAMS_MAX, STREAM_IDLE_S, gives_way_s=GIVES_WAY_S)
+        self._memory = serving.Memory()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [serving.guarded(request, self._respond) for request in requests]
+        responses = [serving.guarded(request, self._respond) for request in requests]
+        self._memory.give_back()
+        return responses
 
     def _respond(self, request: Any) -> Any:
-        stream = int(_control(request, "stream"))
-        ends = bool(_control(request, "ends"))
+        stream, caller = int(_control(request, "stream")), serving.caller(request)
+        begins, ends = bool(_control(request, "begins")), bool(_control(request, "ends"))
         try:
             given = _given(request)
             if given is None and ends:
@@ -59,25 +62,33 @@ class TritonPythonModel:
                 raise InvalidFormat(
                     "A frame is missing.", details={"supported": ["frame", "file"], "received": "neither"}
                 )
-            return self._answer(request, given, self._state(request, stream))
+            return self._answer(request, given, self._state(request, stream, caller, begins, ends))
+        except InputError:
+            if begins:  # nothing is kept, and no place taken, for a stream that never had a frame
+                self._states.drop(stream, caller)
+            raise
         finally:
             if ends:
-                self._states.drop(stream)
+                self._states.drop(stream, caller)
 
-    def _state(self, request: Any, stream: int) -> State:
+    def _state(self, request: Any, stream: int, caller: str, begins: bool, ends: bool) -> State:
         """The stream's state; a new one at its start.
+
+        A stream of a single frame is not kept and needs no place: health checks are such.
 
         Raises:
             InputError: an option or the background is invalid.
             Overloaded: it starts, and there are as many streams as the maximum.
             ServerUnavailable: the stream never started here, or was removed.
         """
-        if not _control(request, "begins"):
-            state = self._states.get(stream)
-            if state is None:
-                raise ServerUnavailable("The stream is not known here (any more): begin it anew.", retry_after=0.0)
-            return state
-        return self._states.open(stream, lambda: self._begun(request))
+        if begins and ends:
+            return self._begun(request)
+        if begins:
+            return self._states.open(stream, lambda: self._begun(request), caller)
+        state = self._states.get(stream, caller)
+        if state is None:
+            raise ServerUnavailable("The stream is not known here (any more): begin it anew.", retry_after=0.0)
+        return state
 
     def _begun(self, request: Any) -> State:
         """A stream's state, from its first request.
@@ -85,9 +96,9 @@ class TritonPythonModel:
         Raises:
             InputError: an option or the background is invalid.
         """
-        options = parse_stream_options(json.loads(request.parameters() or "{}"))
+        options = parse_stream_options(serving.parameters(request))
         picture = _file(request, "background")
-        if (picture is None) == options.has_picture:
+        if (picture is None) == options.background.transparent:  # which stands for the caller's own
             raise InvalidOption(
                 "A picture for the background is missing."
                 if picture is None
@@ -102,7 +113,7 @@ class TritonPythonModel:
         def detect(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
             if request.is_cancelled():
                 raise RequestCancelled("The caller cancelled the request.")
-            return serving.call(request, self._detector, images, serving.DETECTOR_OUTPUTS)
+            return serving.call(request, self._detector, images, serving.DETECTOR_OUTPUTS, STREAM_TIMEOUT_S)
 
         answer = run(given, state, detect, self._fit_of, wanted)
         answer.report["device"] = self._device

@@ -36,5 +36,9 @@ MOTION_REACH_CELLS = 4
 EDGE_STEEPNESS = 2.0
 """Factor of the alpha's slope over the mask's probability: an edge of about one cell of the mask."""
 
+GIVES_WAY_S = 7.0
+"""A stream that sent nothing for so long gives its place to a new one where all are taken: with 16 on two cores each
+still has a frame every one or two seconds, on a machine that has much else to do every five."""
+
 STREAMS_MAX = 16
 """Maximum of streams per instance: on two cores so many have one frame per second each; further ones are shed."""

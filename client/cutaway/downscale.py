@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
+from PIL import Image, ImageFilter
 
+from cutaway import inputs
 from cutaway.contract.errors import FileTooLarge, InputError, ResolutionTooLarge, TooManyPixels
 from cutaway.contract.limits import FIT_LIMITS, INPUT_LIMITS, InputLimits, Tier
 from cutaway.contract.options import CutOptions, parse_options
-from cutaway.decode import decode_upright, plain
-from cutaway.drawing import encoded_cutout, filled, whole
-from cutaway.inputs import EncodedPicture, encode, encode_lossy, is_pixels, pil_of, read_encoded
+from cutaway.drawing import encode_cutout, fill_people, round_box
+from cutaway.inputs import EncodedPicture, ImageInput
 from cutaway.report import Box, Notice
 from cutaway.result import Cutout, CutResult, Detection
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-    from cutaway.inputs import ImageInput
 
 ResultT = TypeVar("ResultT", CutResult, Detection)
 
@@ -29,33 +25,24 @@ SMALLER = 0.7  # next scale of a copy that is over the limit of bytes even at th
 SOFT_GAIN = 6  # from alpha 255 down to 212 colours go from the original's to the server's, which are decontaminated
 
 
-def shrink(
-    image: ImageInput | EncodedPicture,
-    *,
-    media_type: str | None = None,
-    limits: InputLimits = INPUT_LIMITS,
-    verify: bool = False,
-    strict: bool = False,
+def downscale(
+    image: ImageInput, *, media_type: str | None = None, limits: InputLimits = INPUT_LIMITS, strict: bool = False
 ) -> Fitted:
-    """As :func:`cutaway.inputs.encode`, but of a picture with too many pixels or bytes a smaller copy is encoded.
-
-    Raises:
-        OSError, TypeError, InputError: see there; the sizes that are refused are those of `limits.FIT_LIMITS`.
-    """
-    if not is_pixels(image) and not isinstance(image, EncodedPicture):
-        image, declared = read_encoded(image, FIT_LIMITS.max_file_bytes)
+    """As :func:`cutaway.inputs.encode`, but a smaller copy of a picture over the limits, up to `limits.FIT_LIMITS`."""
+    if not inputs.is_pixels(image):
+        image, declared = inputs.read_encoded(image, FIT_LIMITS.max_file_bytes)
         media_type = media_type or declared
     try:
-        return Fitted(encode(image, media_type=media_type, limits=limits, verify=verify, strict=strict))
+        return Fitted(inputs.encode(image, media_type=media_type, limits=limits, strict=strict))
     except (FileTooLarge, ResolutionTooLarge, TooManyPixels) as error:
         refusal: InputError = error
     bounds = replace(FIT_LIMITS, max_decompression_ratio=limits.max_decompression_ratio)
     warnings: tuple[Notice, ...] = ()
-    if is_pixels(image):
-        original = plain(pil_of(image, bounds))
+    if inputs.is_pixels(image):
+        original = inputs.to_srgb(inputs.pil_of(image, bounds))
     else:
-        picture = encode(image, media_type=media_type, limits=bounds, strict=strict)
-        original, warnings = decode_upright(picture.data, picture.header), picture.warnings
+        picture = inputs.encode(image, media_type=media_type, limits=bounds, strict=strict)
+        original, warnings = inputs.decode_upright(picture.data, picture.header), picture.warnings
     copy = _copy(original, limits, refusal)
     sizes = {"original_px": list(original.size), "sent_px": [copy.header.width_px, copy.header.height_px]}
     message = "The picture is over the limits and was sent as a smaller copy: edges are as fine as that."
@@ -63,16 +50,14 @@ def shrink(
     return Fitted(replace(copy, warnings=(*warnings, notice)), original)
 
 
-def _copy(original: PILImage, limits: InputLimits, refusal: InputError) -> EncodedPicture:
-    from PIL import Image
-
+def _copy(original: Image.Image, limits: InputLimits, refusal: InputError) -> EncodedPicture:
     long, short = max(original.size), min(original.size)
     scale = min(1, limits.max_long_side_px / long, limits.max_short_side_px / short)
     scale = min(scale, math.sqrt(limits.max_pixels / (long * short)))
     while int(short * scale) >= limits.min_side_px:
         size = int(original.width * scale), int(original.height * scale)
         try:
-            return encode_lossy(original.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), limits)
+            return inputs.encode_lossy(original.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), limits)
         except FileTooLarge:
             scale *= SMALLER
     raise refusal
@@ -84,13 +69,12 @@ class Fitted:
     sRGB; None where the picture is sent as it is."""
 
     picture: EncodedPicture
-    original: PILImage | None = None
+    original: Image.Image | None = None
 
     @property
     def scale_xy(self) -> tuple[float, float]:
         """Pixels of the original by pixels of the copy, across and down; at least 1."""
-        if self.original is None:
-            return 1.0, 1.0
+        assert self.original is not None
         header = self.picture.header
         return self.original.width / header.width_px, self.original.height / header.height_px
 
@@ -102,22 +86,17 @@ class Fitted:
         checked, (across, down) = parse_options(given), self.scale_xy
         scaled = {**given, "padding_px": round(checked.padding_px / across)}
         scaled["feather_px"] = math.ceil(checked.feather_px / across)
+        scaled |= {"crop_margin_px": round(checked.crop_margin_px / across)} if checked.crop_margin_px else {}
         if checked.boxes is not None:
             scaled["boxes"] = [[x1 / across, y1 / down, x2 / across, y2 / down] for x1, y1, x2, y2 in checked.boxes]
-        if checked.crop_margin_px:
-            scaled["crop_margin_px"] = round(checked.crop_margin_px / across)
         if checked.output in ("jpeg", "layers"):
             scaled["output"] = "png"
         scaled.pop("max_side_px", None)
         return scaled | {"background": "transparent"}
 
     def restore(self, result: ResultT, options: CutOptions) -> ResultT:
-        """The answer for the copy as one for the original: full-size cut-outs, boxes and frames in its pixels. The
-        report's `raw` stays as the server sent it. `options` are the caller's, in pixels of the original.
-
-        Raises:
-            InferenceError: a cut-out cannot be decoded.
-        """
+        """The answer for the copy as one for the original, with the caller's `options`; the report's `raw` stays.
+        InferenceError where a cut-out cannot be decoded."""
         if self.original is None:
             return result
         made = [self._cutout(cutout, options) for cutout in getattr(result, "cutouts", ())]
@@ -138,10 +117,8 @@ class Fitted:
         return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
     def _cutout(self, cutout: Cutout, options: CutOptions) -> tuple[Cutout, tuple[int, int]]:
-        from PIL import Image, ImageFilter
-
         assert self.original is not None
-        frame = whole(self._box(cutout.frame))
+        frame = round_box(self._box(cutout.frame))
         size = frame[2] - frame[0], frame[3] - frame[1]
         # A kernel without negative lobes: one with them draws rims. Pillow weights the colours of RGBA by alpha.
         small, kernel = cutout.pil().convert("L" if options.output == "mask" else "RGBA"), Image.Resampling.HAMMING
@@ -162,7 +139,7 @@ class Fitted:
             elif background.colour_rgb is not None:
                 image = Image.composite(image, Image.new("RGB", size, background.colour_rgb), alpha)
             else:
-                behind = filled(own, alpha).filter(ImageFilter.GaussianBlur(background.blur_px or 0))
+                behind = fill_people(own, alpha).filter(ImageFilter.GaussianBlur(background.blur_px or 0))
                 image = Image.composite(image, behind, alpha)
-        file, form, size = encoded_cutout(image, options)
+        file, form, size = encode_cutout(image, options)
         return replace(cutout, box=self._box(cutout.box), frame=frame, image=file, format=cast(Any, form)), size

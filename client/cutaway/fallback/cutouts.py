@@ -1,8 +1,5 @@
-"""A hosted matte → the answer of a Cutaway server: cut-outs, boxes, scores, and a report.
-
-Hosted models get one upright picture and return one matte of its foreground. What a server does and they do not is a
-warning or an error, never silently something else.
-"""
+"""A hosted matte of the foreground → the answer of a Cutaway server: cut-outs, boxes, scores, and a report. What a
+server does and hosted models do not is a warning or an error, never silently something else."""
 
 from __future__ import annotations
 
@@ -17,27 +14,25 @@ from cutaway.contract import limits
 from cutaway.contract.errors import invalid_option
 from cutaway.contract.headers import check_picture
 from cutaway.contract.options import CutOptions
-from cutaway.decode import decode_upright, open_checked, orientation_of
-from cutaway.drawing import encoded_cutout
+from cutaway.drawing import encode_cutout, spread
 from cutaway.fallback.answers import Matte
-from cutaway.inputs import encode_lossy
+from cutaway.inputs import decode_upright, encode_lossy, open_checked, orientation_of
 from cutaway.resilience import Deadline
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 REACH = 0.1  # margin around a person's box for hair and hands, as a share of the box's longer side
-GRID_PX, AROUND_PX = 512, 45  # colours are averaged on a copy of this longer side, within so many of its pixels
+SOLID_ALPHA = 240  # from here on less than a sixteenth of a pixel is the background's
 CROP_ALPHA = 13  # less than 5 % opaque does not widen a crop, as on the server
-BAND_ROWS = 256  # cleaned at once: as floats they take about 50 MB
 
 
 class Person(NamedTuple):
-    """A person to cut out: `box` in pixels of the upright picture, `confidence` 0 to 1."""
+    """A person to cut out: `box` in pixels of the upright picture, and the detection's score."""
 
     id: int
     box: tuple[float, float, float, float]
-    confidence: float
+    score: float = 1.0
 
 
 class Picture(NamedTuple):
@@ -52,28 +47,25 @@ class Picture(NamedTuple):
 
 
 def prepare(data: bytes, media_type: str | None, bounds: limits.InputLimits = limits.INPUT_LIMITS) -> Picture:
-    """Check, decode and encode, losslessly where the file was lossless and the new one is within the limits.
-
-    Raises:
-        InputError: it fails a check; CorruptImage where it cannot be decoded.
-    """
+    """Check, decode and encode, losslessly where the file was lossless and the new one is within the limits; InputError
+    where it fails a check or cannot be decoded."""
     header = check_picture(data, media_type, limits=bounds)
     image = decode_upright(data, header)
     alpha, rgb = image.getchannel("A") if image.mode == "RGBA" else None, image.convert("RGB")
     with open_checked(data, header) as opened:
         facts = {"format": header.format, "orientation": orientation_of(opened)}
-    sent, kind = _encoded(rgb, "PNG", compress_level=3) if header.format in ("png", "bmp") else b"", "image/png"
+    file, kind = io.BytesIO(), "image/png"
+    if header.format in ("png", "bmp"):
+        rgb.save(file, "PNG", compress_level=3)
+    sent = file.getvalue()
     if not 0 < len(sent) <= limits.INPUT_LIMITS.max_file_bytes:
         sent, kind = encode_lossy(rgb, limits.INPUT_LIMITS).data, "image/jpeg"
     return Picture(rgb, alpha, {"width_px": rgb.width, "height_px": rgb.height, **facts}, sent, kind)
 
 
 def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] | None:
-    """The given boxes as people, largest first and filtered by `select`; None without boxes.
-
-    Raises:
-        InvalidOption: as at the server: a box is outside the picture, or `select` has an id without a box.
-    """
+    """The given boxes as people, largest first and filtered by `select`; None without boxes. InvalidOption as at the
+    server: a box is outside the picture, or `select` has an id without a box."""
     if options.boxes is None:
         return None
     boxes = [tuple(np.clip(box, 0.0, (*size_wh, *size_wh)).tolist()) for box in options.boxes]
@@ -84,17 +76,14 @@ def given_people(options: CutOptions, size_wh: tuple[int, int]) -> list[Person] 
     chosen = range(len(boxes)) if options.select is None else options.select
     if max(chosen) >= len(boxes):
         raise invalid_option("select", list(chosen), f"ids 0 to {len(boxes) - 1}, as many as there are people")
-    return [Person(id_, box, 1.0) for id_, box in enumerate(boxes) if id_ in chosen]
+    return [Person(id_, box) for id_, box in enumerate(boxes) if id_ in chosen]
 
 
 def outputs_of(
     picture: Picture, matte: Matte, options: CutOptions, people: Sequence[Person] | None, deadline: Deadline
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors "images", "boxes" and "scores" of the wire contract, and the report.
-
-    Args:
-        people: those to cut out, at least one; None for the whole foreground.
-    """
+    """The tensors "images", "boxes" and "scores" of the wire contract, and the report; `people` are those to cut out,
+    at least one, or None for the whole foreground."""
     from PIL import Image, ImageChops, ImageFilter
 
     size_wh, background = picture.rgb.size, options.background
@@ -106,24 +95,24 @@ def outputs_of(
     behind = Image.new("RGB", size_wh, background.colour_rgb) if background.colour_rgb is not None else None
     if background.blur_px is not None:
         behind = picture.rgb.filter(ImageFilter.GaussianBlur(background.blur_px))
-    whole = Person(0, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])), 1.0)
+    everything = Person(0, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])))
     alone = options.subject == "each"
-    chosen = [whole] if people is None else list(people)[: options.max_people if alone else None]
+    chosen = [everything] if people is None else list(people)[: options.max_people if alone else None]
     named = [] if people is None else chosen
     images, cutouts = [], []
     for group in [[person] for person in chosen] if alone else [chosen]:
         deadline.check("composing")
         kept = alpha if people is None else Image.new("L", size_wh)
         for _, box, _ in group if people is not None else []:
-            near = _grown(box, round(REACH * max(box[2] - box[0], box[3] - box[1])), size_wh)
+            near = _grow(box, round(REACH * max(box[2] - box[0], box[3] - box[1])), size_wh)
             kept.paste(alpha.crop(near), near)
-        frame = _grown(group[0].box, options.padding_px, size_wh) if alone else (0, 0, *size_wh)
-        file, form = _finished(picture.rgb, kept, behind, frame, options)
+        frame = _grow(group[0].box, options.padding_px, size_wh) if alone else (0, 0, *size_wh)
+        file, form = _finish(picture.rgb, kept, behind, frame, options)
         images.append(file)
         left, top, right, bottom = zip(*(person.box for person in group), strict=True)
         cutout = {"id": group[0].id if alone else 0, "people": [person.id for person in group if named]}
         cutout |= {"box": [min(left), min(top), max(right), max(bottom)], "bytes": len(file)}
-        cutouts.append(cutout | {"confidence": min(round(p.confidence, 4) for p in group)} | form)
+        cutouts.append(cutout | {"confidence": min(round(person.score, 4) for person in group)} | form)
     # Warnings about what a hosted matte does not do.
     who: dict[str, Any] = {"provider": matte.provider, "model": matte.model, "licence": matte.licence}
     warned = {"HOSTED_MODEL": f"{matte.model} at {matte.provider} made this cut-out, and not your server."}
@@ -139,7 +128,7 @@ def outputs_of(
     report = {
         "picture": picture.facts,
         "subject": options.subject if options.subject != "auto" else "all" if people is None else "people",
-        "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.confidence, 4)} for p in named],
+        "people": [{"id": p.id, "box": list(p.box), "confidence": round(p.score, 4)} for p in named],
         "cutouts": cutouts,
         "models": {"profile": "", "matte": {"name": matte.model, "licence": matte.licence, "cost": matte.cost}},
         "device": matte.provider,
@@ -147,16 +136,16 @@ def outputs_of(
         "warnings": [{"code": code, "message": text, **same} for code, text in warned.items()],
     }
     boxes = np.array([person.box for person in chosen], np.float32)
-    return {"images": images, "boxes": boxes, "scores": np.array([p.confidence for p in chosen], np.float32)}, report
+    return {"images": images, "boxes": boxes, "scores": np.array([p.score for p in chosen], np.float32)}, report
 
 
-def _grown(box: Sequence[float], by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+def _grow(box: Sequence[float], by_px: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     x1, y1 = max(0, int(box[0]) - by_px), max(0, int(box[1]) - by_px)
     x2, y2 = min(size_wh[0], -int(-box[2] // 1) + by_px), min(size_wh[1], -int(-box[3] // 1) + by_px)
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
-def _finished(
+def _finish(
     rgb: PILImage, alpha: PILImage, behind: PILImage | None, frame: tuple[int, int, int, int], options: CutOptions
 ) -> tuple[bytes, dict[str, Any]]:
     """The encoded cut-out, and the report's entries about its form and size, which only this function decides."""
@@ -166,50 +155,27 @@ def _finished(
         margin_px = max(options.crop_margin_px, round(margin))
         x1, y1 = max(0, shown[0] - margin_px) + frame[0], max(0, shown[1] - margin_px) + frame[1]
         frame = (x1, y1, min(frame[2], frame[0] + shown[2] + margin_px), min(frame[3], frame[1] + shown[3] + margin_px))
-    image, alpha = rgb.crop(frame), alpha.crop(frame)
-    if options.output != "mask" and options.decontaminate:
-        image = clean_colours(image, alpha)
-    if options.output == "mask":
-        image = alpha
-    elif behind is None:
+    alpha = image = alpha.crop(frame)
+    if options.output != "mask":
+        image = clean_colours(rgb.crop(frame), alpha) if options.decontaminate else rgb.crop(frame)
         image.putalpha(alpha)
-    else:
-        backdrop = behind.crop(frame)
-        backdrop.paste(image, (0, 0), alpha)
-        image = backdrop
-    file, kind, size = encoded_cutout(image, options)
+        if behind is not None:
+            backdrop = behind.crop(frame)
+            backdrop.paste(image, (0, 0), alpha)
+            image = backdrop
+    file, kind, size = encode_cutout(image, options)
     media_type = "application/zip" if kind == "zip" else f"image/{kind}"
     return file, {"frame": list(frame), "size": list(size), "media_type": media_type}
 
 
 def clean_colours(image: PILImage, alpha: PILImage) -> PILImage:
-    """The foreground's own colours F where alpha is below 255: a soft pixel is ``alpha·F + (1 − alpha)·B``, and on
-    another background its B shows as a halo. F and B are averaged from the surroundings, weighted by alpha² and
-    (1 − alpha)², and F is corrected so that both reproduce the pixel."""
-    from PIL import Image, ImageFilter
+    """A picture (RGB) with the colours of the nearest solid pixels where its alpha (L) is soft: those there are mixed
+    with the old background's, which shows as a halo on another one."""
+    from PIL import Image
 
-    def around(weights: list[int]) -> Any:
-        layer = image.copy()
-        layer.putalpha(alpha.point(weights))
-        layer = layer.convert("RGBa")  # premultiplied, so that the mean is a weighted one
-        layer.thumbnail((GRID_PX, GRID_PX), Image.Resampling.BOX)
-        layer = layer.filter(ImageFilter.BoxBlur(AROUND_PX)).convert("RGBA").convert("RGB")
-        return np.asarray(layer.resize(image.size, Image.Resampling.BILINEAR))
-
-    squares = [value * value // 255 for value in range(256)]
-    seen, opacity = np.asarray(image), np.asarray(alpha)
-    front, back = around(squares), around(squares[::-1])
-    found = np.where(opacity[..., None] == 255, seen, front)
-    for top in range(0, image.height, BAND_ROWS):
-        band = slice(top, top + BAND_ROWS)
-        soft = (opacity[band] > 0) & (opacity[band] < 255)
-        a, f = opacity[band][soft].astype(np.float32)[:, None] / 255, front[band][soft].astype(np.float32)
-        f += a * (seen[band][soft] - a * f - (1 - a) * back[band][soft])
-        found[band][soft] = np.clip(np.rint(f), 0, 255).astype(np.uint8)
-    return Image.fromarray(found)
-
-
-def _encoded(image: PILImage, kind: str, **how: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **how)
-    return file.getvalue()
+    solid = alpha.point(lambda value: 255 if value >= SOLID_ALPHA else 0)
+    if solid.getextrema()[1] == 0:
+        return image
+    seen = image.copy()
+    seen.putalpha(solid)
+    return Image.composite(image, spread(seen).convert("RGB"), solid)

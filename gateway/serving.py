@@ -1,0 +1,140 @@
+"""The gate's life: it listens, serves, and drains before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any
+
+import grpc
+import uvicorn
+
+from gateway.connections import Connection, sweep
+from gateway.core import Core
+from gateway.grpc_server import Handlers, options
+from gateway.http import HttpApp, metrics_app
+from gateway.settings import Settings
+
+BACKLOG = 1024
+DRAIN_POLL_S = 0.05
+CLOSE_S = 2.0
+"""For connections to end once no request is in flight."""
+DESCRIPTORS = 65536
+"""Wanted of the system; 1,024, the default, are fewer than the connections allowed."""
+
+
+class _Server(uvicorn.Server):  # type: ignore[misc]
+    """uvicorn's without its signal handlers: the gate has its own."""
+
+    def capture_signals(self) -> Any:
+        return nullcontext()
+
+
+class Gate:
+    """A gate that listens.
+
+        gate = await Gate.start(Settings(…))
+        await gate.stop()
+
+    Attributes:
+        core: what its protocols share, and what further ones in this process are to share.
+        ports: the ports by name: http, grpc, metrics.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.ports: dict[str, int] = {}
+        self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
+        self._sweeps: list[asyncio.Task[None]] = []
+        self._grpc: Any = None
+
+    @classmethod
+    async def start(cls, settings: Settings) -> Gate:
+        """Listen.
+
+        Raises:
+            OSError: a port is taken, or the address is none of this machine's.
+        """
+        _raise_descriptors()
+        core = Core(settings)
+        gate = cls(core)
+        try:
+            metrics_address = settings.metrics_address or settings.address
+            await gate.listen("http", HttpApp(core), settings.address, settings.http_port)
+            await gate.listen("metrics", metrics_app(core), metrics_address, settings.metrics_port)
+            gate._grpc = grpc.aio.server(
+                handlers=[Handlers(core)], options=options(settings), maximum_concurrent_rpcs=2 * settings.max_requests
+            )
+            host = f"[{settings.address}]" if ":" in settings.address else settings.address
+            try:
+                gate.ports["grpc"] = gate._grpc.add_insecure_port(f"{host}:{settings.grpc_port}")
+            except RuntimeError as error:
+                raise OSError(f"{host}:{settings.grpc_port} cannot be listened on: {error}") from None
+            await gate._grpc.start()
+        except BaseException:
+            await gate.stop(drain_timeout_s=0)
+            raise
+        return gate
+
+    async def listen(self, name: str, app: Callable[[Any, Any, Any], Awaitable[None]], address: str, port: int) -> None:
+        """Serve an ASGI application on a port of its own, with the gate's bounds of connections."""
+        settings = self.core.settings
+        # The protocol is named, because asyncio sends at once (TCP_NODELAY) only where it is.
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, port))
+        except OSError:
+            listener.close()
+            raise
+        config = uvicorn.Config(
+            app,
+            http=partial(Connection, settings, self.core.metrics),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # callers are whom they connect from
+            timeout_keep_alive=settings.idle_timeout_s,
+            timeout_graceful_shutdown=CLOSE_S,
+            backlog=BACKLOG,
+        )
+        server = _Server(config)
+        self.ports[name] = listener.getsockname()[1]
+        serving = asyncio.create_task(server.serve([listener]), name=f"gate-{name}")
+        self._servers.append((server, serving))
+        self._sweeps.append(asyncio.create_task(sweep(server.server_state.connections), name=f"sweep-{name}"))
+        while not (server.started or serving.done()):
+            await asyncio.sleep(0.005)
+
+    async def stop(self, drain_timeout_s: float | None = None) -> None:
+        """Refuse new requests, let those in flight end within the timeout, and close."""
+        admission = self.core.admission
+        admission.draining = True
+        timeout_s = self.core.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while admission.places:
+                    await asyncio.sleep(DRAIN_POLL_S)
+        for server, _ in self._servers:
+            server.should_exit = True
+        if self._grpc is not None:
+            await self._grpc.stop(CLOSE_S)
+        await asyncio.gather(*(serving for _, serving in self._servers), return_exceptions=True)
+        for task in self._sweeps:
+            task.cancel()
+        await self.core.upstream.aclose()
+
+
+def _raise_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,100 @@
+"""The gate's settings: addresses, and the one table of bounds, each with its reason."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from cutaway.contract.limits import INPUT_LIMITS, MIB, STREAM_LIMITS
+
+KIB = 1024
+
+
+def _set(default: Any, reason: str) -> Any:
+    return field(default=default, metadata={"reason": reason})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the gate listens, where Triton does (``HOST:PORT`` or ``unix:PATH``), and what is let through; each field
+    is also an option of the command line, and its reason is the help."""
+
+    triton_http: str = field(metadata={"reason": "address of Triton's HTTP, for health and metadata"})
+    triton_grpc: str = field(metadata={"reason": "address of Triton's gRPC, for inference in either protocol"})
+    triton_metrics: str = field(metadata={"reason": "address of Triton's metrics"})
+    address: str = _set("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines reach it")
+    metrics_address: str = _set("", "address of the metrics alone, the same as the rest where empty")
+    http_port: int = _set(8000, "port of KServe over HTTP; 0 takes any free one, as with the others")
+    grpc_port: int = _set(8001, "port of KServe over gRPC")
+    metrics_port: int = _set(8002, "port of the metrics, the gate's and Triton's")
+    hosts: tuple[str, ...] = _set(
+        (),
+        "further names in Host headers; addresses, localhost and names without a dot are"
+        " taken anyway, * takes all: a page with a name that turns to this address is not",
+    )
+    origins: tuple[str, ...] = _set((), "origins of pages that may call (CORS), * for all: others' pages may not")
+
+    max_connections: int = _set(
+        2000, "for each protocol: some tens of kB each; over HTTP the longest idle one makes room"
+    )
+    header_timeout_s: float = _set(
+        10.0,
+        "for the headers of an HTTP request, and a gRPC connection's first frame: nobody holds a connection by silence",
+    )
+    idle_timeout_s: float = _set(75.0, "of a connection between requests: longer than clients and proxies keep theirs")
+    body_timeout_s: float = _set(60.0, "for a request's body: 10 MB at 1.4 Mbit/s")
+    answer_timeout_s: float = _set(120.0, "for a caller to take its answer: it is held in memory for so long")
+    request_timeout_s: float = _set(90.0, "for Triton: the queue's and the pipeline's own 30 s, and some")
+    drain_timeout_s: float = _set(35.0, "for requests in flight when the gate ends: the pipeline's own 30 s, and some")
+
+    max_header_bytes: int = _set(
+        32 * KIB, "of a request's headers, and of gRPC metadata: traces and tokens take less than 8"
+    )
+    max_framing_bytes: int = _set(
+        256 * KIB,
+        "of a chunked body that is no data: 35 MB in chunks of 1 kB need as much, 600,000 chunks of one byte ten times",
+    )
+    max_json_bytes: int = _set(
+        64 * KIB, "of a request's JSON, or protobuf without tensors: the longest list of boxes has 20"
+    )
+    max_json_depth: int = _set(16, "of nested JSON; a request has 5")
+    max_parameters: int = _set(64, "of a request; all options of both models are 25")
+    max_text_chars: int = _set(20_000, "of a parameter: as long as the contract's longest list")
+    max_id_chars: int = _set(128, "of a request id, which is cut: it is logged")
+    max_answer_bytes: int = _set(256 * MIB, "of an answer: cut-outs of the largest picture take less")
+    max_json_values: int = _set(64 * KIB, "of an answer in JSON: more come in binary only")
+
+    max_requests: int = _set(
+        512, "in flight, all callers together: above what Triton queues, so that its queue decides"
+    )
+    max_requests_per_caller: int = _set(256, "in flight from one address: no single one takes all places")
+    max_bytes: int = _set(
+        512 * MIB, "of requests and answers in flight: what the gate may take of the machine's memory"
+    )
+    max_messages: int = _set(32, "of gRPC that arrive at once, each of up to 35 MB; the longest one makes room")
+    max_streams: int = _set(256, "concurrent calls of a gRPC connection: further ones wait in the client")
+
+    def max_body_bytes(self, model: str) -> int:
+        """Of a request: its largest picture (with a stream, a raw frame and the backdrop), and the JSON."""
+        frame_bytes = 3 * STREAM_LIMITS.max_pixels if model == "stream_pipeline" else 0
+        return frame_bytes + INPUT_LIMITS.max_file_bytes + self.max_json_bytes
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """The settings of a command line."""
+    parser = argparse.ArgumentParser(prog="python -m gateway", description="The gate in front of Triton.")
+    for each in fields(Settings):
+        option, default = f"--{each.name.replace('_', '-')}", each.default
+        described: dict[str, Any] = {"help": each.metadata["reason"].replace("%", "%%")}
+        if isinstance(default, tuple):
+            parser.add_argument(option, action="append", default=[], metavar="NAME", **described)
+        elif default is MISSING:
+            parser.add_argument(option, required=True, metavar="HOST:PORT", **described)
+        else:
+            described["help"] += f" (default: {default})"
+            parser.add_argument(option, type=type(default), default=default, metavar="N", **described)
+    given = vars(parser.parse_args(arguments))
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return Settings(**values)

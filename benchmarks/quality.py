@@ -67,8 +67,7 @@ SOFT_PICTURES, FIRST_SHAPE = 24, 1000
 SHEET = (("train/ccp", 6), ("train2/ccp", 8), ("train2/cc0_faces_pseudo", 16), ("train2/pd_officials_pseudo", 4))
 SHEET_OBJECTS = 6
 WARM_UP_ROUNDS, ROUNDS = 2, 15
-FOUND_IOU = 0.5
-"""A person is found when a detection box and the true box overlap this much."""
+FOUND_IOU = 0.5  # of a detection box and the true box
 
 Mask = NDArray[np.bool_]
 Alpha = NDArray[np.uint8]
@@ -86,8 +85,7 @@ class Piece:
 
 
 Subject = Literal["people", "each", "all"]
-Cutter = Callable[[bytes, Subject], list[Piece]]
-"""(encoded file, subject) → cut-outs; none where nobody is found."""
+Cutter = Callable[[bytes, Subject], list[Piece]]  # encoded file, subject → cut-outs
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,6 @@ class PictureResult:
     alpha_error: float
     people: int = 0
     instance_ious: tuple[float, ...] = ()
-
-
-# ------------------------------------------------------------------------------------------------ cutting out
 
 
 @functools.cache
@@ -153,9 +148,6 @@ def load_models(weights: Path) -> Any:
 def _piece(box: Sequence[float], frame: Sequence[int], image: bytes) -> Piece:
     x1, y1, x2, y2 = (float(side) for side in box)
     return Piece((x1, y1, x2, y2), frame[0], frame[1], np.asarray(Image.open(io.BytesIO(image))))
-
-
-# -------------------------------------------------------------------------------------------------- measuring
 
 
 def measure(data: Path, folder: str, name: str, cut: Cutter) -> PictureResult:
@@ -282,9 +274,6 @@ def cpu_ms(paths: Sequence[Sequence[Path]], threads: int = THREADS) -> list[floa
     return [float(np.median(times)) for times in spent]
 
 
-# --------------------------------------------------------------------------------------------------- pictures
-
-
 def picture_names(data: Path, folder: str, limit: int | None) -> list[str]:
     if "/train" in folder:
         return held_out(data, folder)[:limit]
@@ -314,9 +303,6 @@ def pairs(data: Path, before: Cutter, now: Cutter, output: Path) -> None:
             panels.append(Image.merge("RGBA", [*panels[0].split(), Image.fromarray(found)]))
         rows.append((f"{folder}/{name}: as it is, before, now", panels))
     draw_cutouts(rows, output / "sheet.png")
-
-
-# ---------------------------------------------------------------------------------------------------- command
 
 
 def verdicts(figures: Mapping[str, float]) -> str:

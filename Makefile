@@ -108,8 +108,15 @@ format: $(VENV)/.dev  ## put the code into shape
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-quality: $(VENV)/.dev  ## mask quality on ../shared/people/eval
-	$(PY) -m benchmarks.quality
+# What quality compares with: the networks of November 2026.
+.cache/quality-before:
+	@mkdir -p $@.part
+	@for file in birefnet_trt.onnx yolov8_seg.onnx yolov8_seg_free.onnx SHA256SUMS; do \
+	  git show ba61d36:export/weights/nano/$$file >$@.part/$$file || exit 1; done
+	@mv $@.part $@
+
+quality: $(VENV)/.dev .cache/quality-before  ## masks on ../shared against what is wanted, time of the networks, before and after side by side
+	$(PY) -m benchmarks.quality --before .cache/quality-before
 
 bench: $(VENV)/.dev $(VENV)-bench/.installed  ## beside rembg and a hand-made service, figures into bench-output/side-by-side.md
 	$(PY) -m benchmarks.side_by_side --profile $(PROFILE)

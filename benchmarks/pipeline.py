@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from benchmarks.machine import head, load_before, run, say, sentence, spread
 from runtime.compose import DETECTOR, MATTING
 from runtime.demo import SAMPLES, find_pictures
-from runtime.devices import cores
+from runtime.devices import cores, has_vnni
 from runtime.health import statistics as model_statistics
 from runtime.server import Server, ServerOptions
 from runtime.weights import load_networks
@@ -70,7 +70,7 @@ class Times:
 def measure(options: ServerOptions, paths: Sequence[Path], *, rounds: int, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
     load = load_before()
-    checked = load_networks(options.weights_dir)
+    checked = load_networks(options.weights_dir, int8=has_vnni())
     networks = {name: open_session(checked[name].path, threads) for name in (DETECTOR, MATTING)}
     with Server(options, say=say) as server, cutaway.Client(server.grpc_url) as client:
         pictures = [_prepare(path, client, server) for path in paths]

@@ -1,19 +1,26 @@
-"""How good the cut-outs are: the whole pipeline against photographs with ground-truth masks.
+"""How good the cut-outs are: the whole pipeline against photographs with known masks, and what the networks cost.
 
-    python -m benchmarks.quality --data ../shared/people
+    python -m benchmarks.quality --data ../shared --before DIR    # DIR: older weights to compare with (make quality)
+    python -m benchmarks.quality --split train-heldout            # what constants are tuned on
 
-A picture in which nobody is found counts as an empty mask. Alphas are compared at half: 128 of 255 and more is the
-person. Writes `quality.json`, which has the IoU of each picture, the worst first, and `quality.md`.
+A picture in which nobody is found counts as an empty mask. IoU is at half alpha: 128 of 255 and more is the person.
+Writes `quality.json` (with each picture, the worst first), `quality.md` and, with `--before`, `sheet.png`: 40 fixed
+held-out pictures, each as it is, cut out before and now.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Literal
 
 import cv2
@@ -22,31 +29,63 @@ from cutaway.contract.errors import NoPersonDetected
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.machine import publish, say
+from benchmarks.machine import head, load_before, publish, say, sentence
 from benchmarks.pipeline import open_session
+from runtime.devices import has_vnni
+from runtime.sheet import draw_cutouts
+from runtime.weights import WHOLE_MATTING, load_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "model_repository" / "ensemble_pipeline" / "1"
 THREADS = 2
-FOLDERS = ("eval/portrait_street", "eval/ccp", "eval/pedestrians")
+OBJECTS, PEDESTRIANS = "objects/eval", "people/eval/pedestrians"
+HEADS = ("people/train2/cc0_faces_pseudo", "people/train2/pd_officials_pseudo")
+"""Of these, and of all training folders, only what was held out of training is measured."""
+SPLITS = {
+    "eval": ("people/eval/portrait_street", "people/eval/ccp", PEDESTRIANS, *HEADS, OBJECTS),
+    "train-heldout": ("people/train/ccp", "people/train/coco128p", "people/train2/ccp", *HEADS),
+}
+WANTED = (
+    ("portraits and streets, IoU mean", "portrait_street union_mean", 0.910),
+    ("portraits and streets, IoU median", "portrait_street union_median", 0.945),
+    ("street fashion, IoU mean", "ccp union_mean", 0.955),
+    ("pedestrians, found", "pedestrians found_share", 0.98),
+    ("pedestrians, each person's IoU mean", "pedestrians instance_mean", 0.835),
+    ("selfies and busts, IoU mean", "heads union_mean", 0.945),
+    ("selfies and busts, IoU median", "heads union_median", 0.968),
+    ("selfies and busts, mean error of alpha", "heads alpha_error", -0.034),
+    ("objects as whole pictures, IoU mean", "objects union_mean", 0.823),
+    ("objects as whole pictures, IoU median", "objects union_median", 0.892),
+    ("objects' network, CPU ms on one thread", "objects cpu_ms", -150),
+    ("drawn soft edges, error in the unknown band, before = 1", "soft ratio", -0.6),
+    ("CPU time of detector and matting network, before = 1", "cpu ratio", -0.6),
+    ("largest file, MB", "files largest_mb", -15),
+)
+"""What is measured, and at least how much is wanted; at most, where it is negative."""
+SOFT_PICTURES, FIRST_SHAPE = 24, 1000
+"""Shapes from this number on were never looked at to choose anything."""
+SHEET = (("train/ccp", 6), ("train2/ccp", 8), ("train2/cc0_faces_pseudo", 16), ("train2/pd_officials_pseudo", 4))
+SHEET_OBJECTS = 6
+WARM_UP_ROUNDS, ROUNDS = 2, 15
 FOUND_IOU = 0.5  # of a detection box and the true box
 
 Mask = NDArray[np.bool_]
+Alpha = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One cut-out as far as it is measured: a person's box, and the mask (h, w) bool at a corner of the picture."""
+    """One cut-out as far as it is measured: a person's box, and the alpha (h, w) uint8 at a corner of the picture."""
 
     box: Box
     left: int
     top: int
-    mask: Mask
+    alpha: Alpha
 
 
-Subject = Literal["people", "each"]
-Cutter = Callable[[bytes, Subject], list[Piece]]  # (encoded file, subject) → masks; none where nobody is found
+Subject = Literal["people", "each", "all"]
+Cutter = Callable[[bytes, Subject], list[Piece]]  # encoded file, subject → cut-outs
 
 
 @dataclass(frozen=True)
@@ -56,11 +95,12 @@ class PictureResult:
     folder: str
     name: str
     union_iou: float
+    alpha_error: float
     people: int = 0
     instance_ious: tuple[float, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------------ cutting out
+@functools.cache
 def in_process(weights: Path) -> Cutter:
     """The pipeline in this process, its two networks in ONNX Runtime on two threads."""
     for folder in (PIPELINE, ROOT / "client"):
@@ -85,37 +125,48 @@ def in_process(weights: Path) -> Cutter:
 
 
 def load_models(weights: Path) -> Any:
-    """The two networks as ONNX Runtime sessions on the CPU, for `pipeline.run`."""
+    """The networks that a server would take of a folder, in ONNX Runtime on the CPU, for `pipeline.run`."""
     from pipeline.run import Models
 
-    detector, matter = (open_session(weights / f"{name}.onnx", THREADS) for name in ("yolov8_seg", "birefnet_trt"))
+    networks = load_networks(weights, int8=has_vnni())
+    detector = open_session(networks["yolov8_seg"].path, THREADS)
     names = [output.name for output in detector.get_outputs()]
-    return Models(
-        lambda images: dict(zip(names, detector.run(None, {"images": images}), strict=True)),
-        lambda images: matter.run(["alphas"], {"images": images})[0],
-        matter.get_inputs()[0].shape[1],
-        {"profile": weights.name},
-    )
+
+    def models(matting: str, whole: Any = None) -> Any:
+        matter = open_session(networks[matting].path, THREADS)
+        return Models(
+            lambda images: dict(zip(names, detector.run(None, {"images": images}), strict=True)),
+            lambda images: matter.run(["alphas"], {"images": images})[0],
+            matter.get_inputs()[0].shape[1],
+            {"profile": weights.name},
+            whole=whole,
+        )
+
+    return models("birefnet_trt", models(WHOLE_MATTING) if WHOLE_MATTING in networks else None)
 
 
 def _piece(box: Sequence[float], frame: Sequence[int], image: bytes) -> Piece:
     x1, y1, x2, y2 = (float(side) for side in box)
-    return Piece((x1, y1, x2, y2), frame[0], frame[1], np.asarray(Image.open(io.BytesIO(image))) >= 128)
+    return Piece((x1, y1, x2, y2), frame[0], frame[1], np.asarray(Image.open(io.BytesIO(image))))
 
 
-# -------------------------------------------------------------------------------------------------- measuring
-def measure(folder: Path, name: str, cut: Cutter) -> PictureResult:
+def measure(data: Path, folder: str, name: str, cut: Cutter) -> PictureResult:
     """One picture's figures."""
-    data = (folder / "images" / f"{name}.jpg").read_bytes()
-    truth = _read(folder / "masks" / f"{name}.png") >= 128
-    label = f"{folder.parent.name}/{folder.name}"
-    found = placed(cut(data, "people"), truth.shape)
-    instances_path = folder / "instances" / f"{name}.png"
+    place = data / folder
+    picture = (place / "images" / f"{name}.jpg").read_bytes()
+    truth = _read(place / "masks" / f"{name}.png")
+    found = placed(cut(picture, "all" if folder == OBJECTS else "people"), truth.shape)
+    figures = iou(found >= 128, truth >= 128), error(found, truth)
+    instances_path = place / "instances" / f"{name}.png"
     if not instances_path.exists():
-        return PictureResult(label, name, iou(found, truth))
-    instances = _read(instances_path)
-    ious, people = match_people(cut(data, "each"), instances)
-    return PictureResult(label, name, iou(found, truth), people, tuple(ious))
+        return PictureResult(folder, name, *figures)
+    ious, people = match_people(cut(picture, "each"), _read(instances_path))
+    return PictureResult(folder, name, *figures, people, tuple(ious))
+
+
+def _measure(job: tuple[Path, Path, str, str]) -> PictureResult:
+    weights, data, folder, name = job
+    return measure(data, folder, name, in_process(weights))
 
 
 def match_people(pieces: list[Piece], instances: NDArray[np.uint8]) -> tuple[list[float], int]:
@@ -139,17 +190,23 @@ def match_people(pieces: list[Piece], instances: NDArray[np.uint8]) -> tuple[lis
             continue
         used_pieces.add(p)
         used_truths.add(t)
-        ious.append(iou(placed([pieces[p]], instances.shape), truths[t]))
+        ious.append(iou(placed([pieces[p]], instances.shape) >= 128, truths[t]))
     return ious, len(truths)
 
 
-def placed(pieces: list[Piece], shape: tuple[int, ...]) -> Mask:
-    """Masks put back into the picture, together."""
-    result = np.zeros(shape, bool)
+def placed(pieces: list[Piece], shape: tuple[int, ...]) -> Alpha:
+    """Alphas put back into the picture, together."""
+    result = np.zeros(shape, np.uint8)
     for piece in pieces:
-        height, width = piece.mask.shape
-        result[piece.top : piece.top + height, piece.left : piece.left + width] |= piece.mask
+        height, width = piece.alpha.shape
+        part = result[piece.top : piece.top + height, piece.left : piece.left + width]
+        np.maximum(part, piece.alpha, out=part)
     return result
+
+
+def error(found: Alpha, truth: Alpha, where: Mask | EllipsisType = ...) -> float:
+    """Mean absolute error of alpha, 0 to 1."""
+    return float(np.abs(found.astype(np.float32) - truth)[where].mean() / 255)
 
 
 def iou(first: Mask, second: Mask) -> float:
@@ -182,22 +239,95 @@ def summarize(results: Sequence[PictureResult]) -> dict[str, Any]:
         "pictures": len(results),
         "union_mean": float(np.mean(unions)),
         "union_median": float(np.median(unions)),
+        "alpha_error": float(np.mean([result.alpha_error for result in results])),
         "people": people,
         "found_share": len(ious) / people if people else None,
         "instance_mean": float(np.mean(ious)) if ious else None,
     }
 
 
+def soft_error(data: Path, cut: Cutter) -> float:
+    """Mean error of alpha at edges that were drawn onto held-out heads, in the band where it is unknown."""
+    truth: Any = importlib.import_module("export.nano.soft_truth")
+    errors = []
+    for image, alpha in truth.drawn_pictures(data / "people", SOFT_PICTURES, FIRST_SHAPE):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        found = placed(cut(buffer.getvalue(), "people"), alpha.shape)
+        errors.append(error(found, alpha, truth.unknown_band(alpha)))
+    return float(np.mean(errors))
+
+
+def cpu_ms(paths: Sequence[Sequence[Path]], threads: int = THREADS) -> list[float]:
+    """Median CPU time of running some networks once each, for several sets of them that take turns."""
+    sets = [[open_session(path, threads) for path in each] for each in paths]
+    spent: list[list[float]] = [[] for _ in sets]
+    for number in range(-WARM_UP_ROUNDS, ROUNDS):
+        for sessions, times in zip(sets, spent, strict=True):
+            took = 0.0
+            for session in sessions:
+                picture = np.random.default_rng(0).integers(0, 256, (1, *session.get_inputs()[0].shape[1:]), np.uint8)
+                begun = time.process_time()
+                session.run(None, {"images": picture})
+                took += time.process_time() - begun
+            times += [took * 1000] if number >= 0 else []
+    return [float(np.median(times)) for times in spent]
+
+
+def picture_names(data: Path, folder: str, limit: int | None) -> list[str]:
+    if "/train" in folder:
+        return held_out(data, folder)[:limit]
+    return sorted(path.stem for path in (data / folder / "images").glob("*.jpg"))[:limit]
+
+
+def held_out(data: Path, folder: str) -> list[str]:
+    """Names of a training folder's pictures that training leaves out."""
+    training: Any = importlib.import_module("export.nano.pictures")
+    return sorted(training.split_names(data / "people", folder.removeprefix("people/"))[1])
+
+
 def _read(path: Path) -> NDArray[np.uint8]:
     return np.asarray(Image.open(path).convert("L"))
 
 
-# ---------------------------------------------------------------------------------------------------- command
+def pairs(data: Path, before: Cutter, now: Cutter, output: Path) -> None:
+    """Draw fixed held-out pictures, each as it is, cut out before and now."""
+    chosen = [(f"people/{part}", name) for part, count in SHEET for name in held_out(data, f"people/{part}")[:count]]
+    things = picture_names(data, OBJECTS, None)
+    rows = []
+    for folder, name in chosen + [(OBJECTS, name) for name in things[:: len(things) // SHEET_OBJECTS][:SHEET_OBJECTS]]:
+        file = data / folder / "images" / f"{name}.jpg"
+        panels = [Image.open(file).convert("RGB")]
+        for cut in (before, now):
+            found = placed(cut(file.read_bytes(), "all" if folder == OBJECTS else "people"), panels[0].size[::-1])
+            panels.append(Image.merge("RGBA", [*panels[0].split(), Image.fromarray(found)]))
+        rows.append((f"{folder}/{name}: as it is, before, now", panels))
+    draw_cutouts(rows, output / "sheet.png")
+
+
+def verdicts(figures: Mapping[str, float]) -> str:
+    """What is wanted and whether it is met, as a Markdown table; without what was not measured."""
+    lines = ["| figure | measured | wanted | |", "|---|--:|--:|---|"]
+    for what, key, bound in WANTED:
+        if key in figures:
+            value, least = figures[key], bound > 0
+            met = value >= bound if least else value <= -bound
+            wanted = f"{'≥' if least else '≤'} {abs(bound):g}"
+            lines.append(f"| {what} | {value:.4g} | {wanted} | {'met' if met else '**missed**'} |")
+    return "\n".join(lines)
+
+
 def table(figures: Sequence[dict[str, Any]]) -> str:
-    """The figures as a Markdown table."""
-    lines = ["| pictures | number | union IoU mean | median | people | found | their mask IoU |", f"|---|{'--:|' * 6}"]
+    """The figures by folder as a Markdown table."""
+    lines = [
+        "| pictures | number | union IoU mean | median | error of alpha | people | found | their mask IoU |",
+        f"|---|{'--:|' * 7}",
+    ]
     for row in figures:
-        cells = [row["folder"], row["pictures"], f"{row['union_mean']:.3f}", f"{row['union_median']:.3f}"]
+        cells = [row["folder"], row["pictures"]]
+        cells += [
+            f"{row[key]:.{digits}f}" for key, digits in (("union_mean", 3), ("union_median", 3), ("alpha_error", 4))
+        ]
         found = (
             [row["people"], f"{row['found_share']:.1%}", f"{row['instance_mean'] or 0:.3f}"] if row["people"] else "–––"
         )
@@ -205,38 +335,63 @@ def table(figures: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def compared(data: Path, weights: Path, before: Path, output: Path) -> dict[str, float]:
+    """The figures that have a before, and the sheet of pairs."""
+    earlier, cut = in_process(before), in_process(weights)
+    served = load_networks(weights, int8=has_vnni())
+    old = load_networks(before)
+    names = ("yolov8_seg", "birefnet_trt")
+    was, now = cpu_ms([[old[name].path for name in names], [served[name].path for name in names]])
+    figures = {"cpu ratio": now / was, "cpu before_ms": was, "cpu now_ms": now}
+    if WHOLE_MATTING in served:
+        figures["objects cpu_ms"] = cpu_ms([[served[WHOLE_MATTING].path]], threads=1)[0]
+    figures["soft before"], figures["soft now"] = soft_error(data, earlier), soft_error(data, cut)
+    figures["soft ratio"] = figures["soft now"] / figures["soft before"]
+    pairs(data, earlier, cut, output)
+    print(f"Before and now: {output / 'sheet.png'}")
+    return figures
+
+
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--data", type=Path, default=ROOT / ".." / "shared" / "people", help="photographs with masks")
+    add("--data", type=Path, default=ROOT / ".." / "shared", help="folder with people/ and objects/")
+    add("--split", choices=SPLITS, default="eval", help="which photographs")
     add("--limit", type=int, help="only the first so many of each folder")
-    add("--weights", type=Path, default=ROOT / "export" / "weights" / "nano", help="ONNX files")
+    add("--weights", type=Path, default=ROOT / "export" / "weights" / "nano", help="folder of ONNX files")
+    add("--before", type=Path, help="folder of older ONNX files to compare with")
+    add("--jobs", type=int, default=1, help="processes that share the pictures")
     add("--output", type=Path, default=ROOT / "quality-output", help="where the results go")
     args = parser.parse_args(given)
-    folders = [args.data / name for name in FOLDERS]
-    missing = [str(folder) for folder in folders if not (folder / "images").is_dir()]
+    load = load_before()
+    missing = [folder for folder in SPLITS[args.split] if not (args.data / folder / "images").is_dir()]
     if missing:
-        print(f"Skipped: there are no photographs at {', '.join(missing)}. Name their folder with --data.")
+        print(f"Skipped: there are no photographs at {args.data}: {', '.join(missing)}. Name their folder with --data.")
         return 0
-    if not (args.weights / "birefnet_trt.onnx").is_file():
-        print(f"Skipped: there are no ONNX files in {args.weights}. Name their folder with --weights.")
-        return 0
-    cut = in_process(args.weights)
-    measured: list[PictureResult] = []
-    figures = []
-    for folder in folders:
-        names = sorted(path.stem for path in (folder / "images").glob("*.jpg"))[: args.limit]
-        say(f"{folder.name}: {len(names)} pictures")
-        results = [measure(folder, name, cut) for name in names]
-        measured += results
-        figures.append(summarize(results))
+    jobs = [
+        (args.weights, args.data, folder, name)
+        for folder in SPLITS[args.split]
+        for name in picture_names(args.data, folder, args.limit)
+    ]
+    say(f"{len(jobs)} pictures")
+    args.output.mkdir(parents=True, exist_ok=True)
+    figures = {"files largest_mb": max(path.stat().st_size for path in args.weights.glob("*.onnx")) / 1e6}
+    with ProcessPoolExecutor(args.jobs) as pool:
+        results = pool.map(_measure, jobs)
+        if args.before is not None:
+            figures |= compared(args.data, args.weights, args.before, args.output)
+        measured = list(results)
+    folders = [summarize([each for each in measured if each.folder == folder]) for folder in SPLITS[args.split]]
+    heads = summarize([each for each in measured if each.folder in HEADS])
+    for row in (*folders, {**heads, "folder": "heads"}):
+        name = "objects" if row["folder"] == OBJECTS else row["folder"].rpartition("/")[2]
+        figures |= {f"{name} {key}": value for key, value in row.items() if isinstance(value, float)}
     measured.sort(key=lambda result: result.union_iou)
-    report = {
-        "models": args.weights.name,
-        "folders": figures,
-        "pictures": [asdict(result) for result in measured],
-    }
-    publish(args.output, "quality", report, table(figures) + "\n")
+    machine = head(("onnxruntime",), load)
+    report = {**machine, "split": args.split, "figures": figures, "folders": folders}
+    report["pictures"] = [asdict(result) for result in measured]
+    wanted = verdicts(figures) if args.split == "eval" else ""
+    publish(args.output, "quality", report, f"{sentence(machine)}\n\n{wanted}\n\n{table(folders)}\n")
     return 0
 
 

@@ -39,7 +39,7 @@ from benchmarks.side_by_side_report import draw, markdown
 from runtime.checks import RuntimeProblem
 from runtime.compose import CHECKOUT
 from runtime.demo import SAMPLES, find_pictures
-from runtime.devices import cores, plan
+from runtime.devices import cores, has_vnni, plan
 from runtime.server import Server, ServerOptions
 from runtime.weights import WHOLE_MATTING, load_networks
 
@@ -103,7 +103,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         # The server's own small pictures would come in between.
         canary_interval_s=3600.0,
     )
-    networks = {name: network.path for name, network in load_networks(server_options.weights_dir).items()}
+    checked = load_networks(server_options.weights_dir, int8=has_vnni())
+    networks = {name: network.path for name, network in checked.items()}
     peer_versions = _peer_versions(options.peers_python)
     options.output.mkdir(parents=True, exist_ok=True)
     floor = Floor(networks, layout.threads)

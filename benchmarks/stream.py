@@ -27,7 +27,7 @@ from benchmarks.machine import head, load_before, run, say, sentence
 from benchmarks.pipeline import PACKAGES, open_session
 from runtime.checks import RuntimeProblem
 from runtime.demo import SAMPLES
-from runtime.devices import cores
+from runtime.devices import cores, has_vnni
 from runtime.server import Server, ServerOptions
 from runtime.weights import FREE_DETECTOR, load_networks
 
@@ -48,7 +48,7 @@ def measure(*, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
     """All figures, as JSON values."""
     load = load_before()
     options = ServerOptions(threads=threads, device="cpu", canary_interval_s=3600.0)
-    session = open_session(load_networks(options.weights_dir)[FREE_DETECTOR].path, threads)
+    session = open_session(load_networks(options.weights_dir, int8=has_vnni())[FREE_DETECTOR].path, threads)
     scene = _scene()
     frames = [_noisy(scene, seed) for seed in range(FRAMES)]
     with Server(options, say=say) as server:

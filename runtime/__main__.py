@@ -259,12 +259,12 @@ def _compose(options: argparse.Namespace) -> int:
     folder = ServerOptions(profile=options.profile, weights=options.weights).weights_dir
     if options.plans:
         return _compose_plans(options.target, options.profile, folder)
-    networks = load_networks(folder)
+    device = choose_device(options.device, load_networks(folder)["yolov8_seg"].path)
     composed = compose(
         options.target,
         profile=options.profile,
-        networks=networks,
-        device=choose_device(options.device, networks["yolov8_seg"].path),
+        networks=load_networks(folder, int8=device.int8),
+        device=device,
         plan=plan(cores(), options.instances, options.threads),
         queue_size=options.queue_size,
         processing_timeout_s=options.processing_timeout,

@@ -17,6 +17,7 @@ from runtime.server import Server, ServerOptions
 from runtime.sheet import Row, draw_sheet
 
 SAMPLES = CHECKOUT / "samples"
+MORE_SAMPLES = SAMPLES / "more"
 SHEET = "before-after.png"
 GREEN = "#00FF00"
 SUFFIXES = frozenset(f".{name}" for name in (*MEDIA_TYPES, "jpg"))
@@ -28,12 +29,12 @@ class Cut:
 
     picture: Path
     people: cutaway.CutResult
-    each: cutaway.CutResult
+    each: Sequence[cutaway.Cutout]
     green: cutaway.CutResult
 
 
 def run_demo(options: ServerOptions, *, pictures: Sequence[Path], output: Path, say: Callable[[str], None]) -> None:
-    """Start a server, cut people out of pictures, write cut-outs and a sheet, stop the server.
+    """Start a server, cut people (or what there is) out of pictures, write cut-outs and a sheet, stop the server.
 
     Args:
         options: the server.
@@ -44,7 +45,7 @@ def run_demo(options: ServerOptions, *, pictures: Sequence[Path], output: Path, 
     Raises:
         RuntimeProblem: when there is no picture, the server does not start or nothing could be cut out.
     """
-    found = find_pictures(pictures or [SAMPLES])
+    found = find_pictures(pictures or [SAMPLES, MORE_SAMPLES])
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,39 +87,43 @@ def _cut(client: cutaway.Client, picture: Path, say: Callable[[str], None]) -> C
     """All cut-outs of one picture; None, and a line that says why, where it cannot be cut."""
     begun = time.monotonic()
     try:
-        people = client.cut(picture)
+        people = client.cut(picture, subject="auto")
         elapsed_ms = (time.monotonic() - begun) * 1000
         cut = Cut(
             picture,
             people,
-            client.cut(picture, subject="each"),
-            client.cut(picture, background=GREEN),
+            client.cut(picture, subject="each").cutouts if people.report.people else (),
+            client.cut(picture, subject="auto", background=GREEN),
         )
     except cutaway.InputError as error:
         say(f"{picture.name}: {error}")
         return None
     except cutaway.CutawayError as error:
         raise RuntimeProblem(f"{picture.name}: {error}") from None
-    count = len(people.report.people)
-    say(f"{picture.name}: {count} {'person' if count == 1 else 'people'} in {elapsed_ms:.0f} ms")
+    say(f"{picture.name}: {_who(people)} in {elapsed_ms:.0f} ms")
     return cut
+
+
+def _who(result: cutaway.CutResult) -> str:
+    count = len(result.report.people)
+    return "no people" if not count else "1 person" if count == 1 else f"{count} people"
 
 
 def _write(cut: Cut, output: Path) -> list[Path]:
     """The files of one picture's cut-outs."""
     stem = cut.picture.stem
-    files = {f"{stem}-people": cut.people.cutouts[0], f"{stem}-green": cut.green.cutouts[0]}
-    files |= {f"{stem}-person-{cutout.id}": cutout for cutout in cut.each.cutouts}
+    what = "people" if cut.each else "object"
+    files = {f"{stem}-{what}": cut.people.cutouts[0], f"{stem}-green": cut.green.cutouts[0]}
+    files |= {f"{stem}-person-{cutout.id}": cutout for cutout in cut.each}
     return [cutout.save(output / f"{name}.{cutout.format}") for name, cutout in files.items()]
 
 
 def _row(cut: Cut) -> Row:
     with Image.open(cut.picture) as file:
         original = ImageOps.exif_transpose(file).convert("RGB")
-    people = cut.people.report.people
     return Row(
         title=cut.picture.name,
-        facts=f"{original.width} x {original.height}, {len(people)} {'person' if len(people) == 1 else 'people'}, "
+        facts=f"{original.width} x {original.height}, {_who(cut.people)}, "
         f"{cut.people.timings_ms.get('total', cut.people.elapsed_ms):.0f} ms",
         original=original,
         cutout=cut.people.cutouts[0].pil().convert("RGBA"),

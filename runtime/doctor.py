@@ -136,7 +136,8 @@ def _device(options: ServerOptions) -> Finding:
         return Finding("problem", "device", str(problem))
     if device.warning is not None:
         return Finding("warning", "device", device.warning)
-    return Finding("ok", "device", device.name)
+    vnni = ", with VNNI for 8-bit networks" if device.int8 else ", no VNNI: float32 networks"
+    return Finding("ok", "device", device.name + (vnni if device.kind == "cpu" else ""))
 
 
 def _cache(options: ServerOptions) -> str:

@@ -26,7 +26,7 @@ from runtime.launcher import Launcher, Program, StartCancelled, short
 from runtime.process import KILL_MARGIN_S, Addresses, Sockets, TritonProcess, bundled_environment
 from runtime.runs import Run, default_cache_dir, open_run
 from runtime.supervision import Supervisor
-from runtime.weights import load_networks, profile_folder
+from runtime.weights import load_networks, precision_of, profile_folder
 
 PORT_TRIES = 5
 WEIGHTS_VARIABLE = "CUTAWAY_WEIGHTS"
@@ -311,6 +311,7 @@ class Server:
         files = check_machine()
         networks = load_networks(options.weights_dir)
         device = choose_device(options.device, networks["yolov8_seg"].path)
+        networks = load_networks(options.weights_dir, int8=device.int8)
         layout = plan(cores(), options.instances, options.threads)
         run = self._run = open_run(options.cache_dir or default_cache_dir(CHECKOUT))
         run.link_backend(files)
@@ -324,7 +325,11 @@ class Server:
             processing_timeout_s=options.processing_timeout_s,
             source=options.source,
         )
-        where = device.name if device.kind == "cuda" else f"CPU, {layout.threads} threads per network"
+        where = (
+            device.name
+            if device.kind == "cuda"
+            else f"CPU, {precision_of(networks)}, {layout.threads} threads per network"
+        )
         self._say(
             f"starting Triton with profile {options.profile} on {where}; "
             f"{layout.instances} pictures at once; log in {short(run.log)}"

@@ -82,6 +82,26 @@ def draw_sheet(rows: Sequence[Row], path: Path, *, subtitle: str) -> None:
     sheet.save(path, optimize=True)
 
 
+def draw_cutouts(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path, *, columns: int = 2) -> None:
+    """Write captioned rows of pictures of one size, in columns; transparency shows a checkerboard."""
+    tiles = []
+    for title, pictures in rows:
+        height = TILE_HEIGHT_PX // SCALE
+        size = max(1, round(pictures[0].width * height / pictures[0].height)), height
+        tile = Image.new("RGB", (len(pictures) * size[0], height + CAPTION_PX), PAPER)
+        ImageDraw.Draw(tile).text((4, 4), title, INK, _font(12))
+        for number, picture in enumerate(pictures):
+            tile.paste(_on(_checkerboard(size), _resize_rgba(picture, size)), (number * size[0], CAPTION_PX))
+        tiles.append(tile)
+    parts = [tiles[start::columns] for start in range(columns)]
+    width = max(tile.width for tile in tiles) + GAP_PX
+    sheet = Image.new("RGB", (columns * width, max(sum(tile.height for tile in part) for part in parts)), PAPER)
+    for column, part in enumerate(parts):
+        for row, tile in enumerate(part):
+            sheet.paste(tile, (column * width, row * tile.height))
+    sheet.save(path)
+
+
 def _tiles(row: Row) -> list[Image.Image]:
     """The five pictures of a row, all of one size, RGB."""
     scale = min(TILE_HEIGHT_PX / row.original.height, TILE_MAX_WIDTH_PX / row.original.width)
@@ -94,7 +114,7 @@ def _tiles(row: Row) -> list[Image.Image]:
 
 def _resize_rgba(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize without letting the colour behind transparent pixels bleed into the edge."""
-    return picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    return picture.convert("RGBA").convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 
 def _on(background: Image.Image, cutout: Image.Image) -> Image.Image:

@@ -16,6 +16,8 @@ FREE_DETECTOR = "yolov8_seg_free"
 """The detector once more, for pictures of any size; a folder may hold it, and streams are quicker on a CPU then."""
 WHOLE_MATTING = "u2netp"
 """A matting network for whole pictures; a folder may hold it where its `birefnet_trt` knows people only."""
+INT8_SUFFIX = ".int8.onnx"
+"""Of a network's 8-bit copy, which a folder may hold: less than half of the time on a CPU with VNNI."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 MADE, BUNDLED = CHECKOUT / "models", CHECKOUT / "export" / "weights"
 """Where `python -m export onnx` puts profiles' folders, and where the bundled ones are."""
@@ -39,8 +41,12 @@ class Network:
     signature: Signature
 
 
-def load_networks(folder: Path) -> dict[str, Network]:
+def load_networks(folder: Path, *, int8: bool = False) -> dict[str, Network]:
     """The checked networks of a folder by model name.
+
+    Args:
+        folder: the profile's folder.
+        int8: take 8-bit copies where the folder has them, see `devices.has_vnni`.
 
     Raises:
         RuntimeProblem: when a file is missing, differs from its checksum or is not an ONNX model.
@@ -58,7 +64,15 @@ def load_networks(folder: Path) -> dict[str, Network]:
             )
     expected = read_checksums(folder)
     further = [name for name in (FREE_DETECTOR, WHOLE_MATTING) if (folder / f"{name}.onnx").is_file()]
-    return {name: _network(folder, name, expected) for name in (*NETWORKS, *further)}
+    there = (*NETWORKS, *further)
+    copies = {name for name in there if int8 and (folder / f"{name}{INT8_SUFFIX}").is_file()}
+    return {name: _network(folder, name, expected, INT8_SUFFIX if name in copies else ".onnx") for name in there}
+
+
+def precision_of(networks: dict[str, Network]) -> str:
+    """For the operator: which of the files they are."""
+    copies = [networks[name].path.name.endswith(INT8_SUFFIX) for name in NETWORKS]
+    return "8-bit networks" if all(copies) else "float32 networks"
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
@@ -74,8 +88,8 @@ def read_checksums(folder: Path) -> dict[str, str]:
     return {row[1].lstrip("*").strip(): row[0].lower() for row in rows if len(row) == 2}
 
 
-def _network(folder: Path, name: str, expected: dict[str, str]) -> Network:
-    path = folder / f"{name}.onnx"
+def _network(folder: Path, name: str, expected: dict[str, str], suffix: str) -> Network:
+    path = folder / f"{name}{suffix}"
     if path.name not in expected:
         raise RuntimeProblem(f"{folder / CHECKSUMS} has no line for {path.name}; restore both from the repository")
     try:

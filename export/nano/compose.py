@@ -12,23 +12,34 @@ from numpy.typing import NDArray
 
 from export.nano.distractors import add_distractors
 from export.nano.photometric import degrade, match_tone, random_tone
-from export.nano.pictures import Image, Picture
+from export.nano.pictures import Image, Picture, PictureBank
+from export.nano.soft_truth import over, soft_edges
 
 Generator = np.random.Generator
 Affine = NDArray[np.float64]
 
 #: What a crop shows of a person: share of samples, top and bottom as fractions of the person's height.
 PARTS: dict[str, tuple[float, tuple[float, float], tuple[float, float]]] = {
-    "full": (0.42, (0.0, 0.0), (1.0, 1.0)),
-    "upper": (0.26, (0.0, 0.0), (0.45, 0.7)),
-    "bust": (0.20, (0.0, 0.0), (0.25, 0.42)),
+    "full": (0.38, (0.0, 0.0), (1.0, 1.0)),
+    "upper": (0.24, (0.0, 0.0), (0.45, 0.7)),
+    "bust": (0.26, (0.0, 0.0), (0.25, 0.42)),
     "head": (0.06, (0.0, 0.0), (0.15, 0.22)),
     "legs": (0.06, (0.35, 0.55), (1.0, 1.0)),
 }
+#: The same for a photograph of head and shoulders.
+HEAD_PARTS: dict[str, tuple[float, tuple[float, float], tuple[float, float]]] = {
+    "full": (0.75, (0.0, 0.0), (1.0, 1.0)),
+    "head": (0.25, (0.0, 0.0), (0.6, 0.9)),
+}
 #: Kinds of samples and their shares.
-KINDS: dict[str, float] = {"ccp": 0.28, "pasted": 0.44, "coco": 0.22, "background": 0.06}
-#: Share of the backgrounds with cloth that is nobody's.
+KINDS: dict[str, float] = {"ccp": 0.2, "head": 0.12, "pasted": 0.46, "coco": 0.18, "background": 0.04}
+#: Share of the backgrounds with cloth that is nobody's; of these behind a person, share with cloth behind the head.
 DISTRACTED = 0.35
+BEHIND_HEAD = 0.5
+#: Share of the pasted people who are head and shoulders; of pasted people whose edges are made soft.
+PASTED_HEADS = 0.3
+SOFTENED = 0.5
+HEAD_SOURCES = ("cc0_faces_pseudo", "pd_officials_pseudo")
 #: The pipeline widens crops narrower than this (width / height).
 MIN_ASPECT = 0.5
 #: Below this scale a picture is halved before it is warped, against aliasing.
@@ -92,8 +103,9 @@ def warp(image: Image, affine: Affine, size_px: int, border: int) -> Image:
 
 def person_window(rng: Generator, picture: Picture, person: int) -> Window:
     """A window around a part of a person with the context that a pipeline would give it."""
-    part = choose(rng, {name: entry[0] for name, entry in PARTS.items()})
-    _, (top_low, top_high), (bottom_low, bottom_high) = PARTS[part]
+    parts = HEAD_PARTS if picture.source in HEAD_SOURCES else PARTS
+    part = choose(rng, {name: entry[0] for name, entry in parts.items()})
+    _, (top_low, top_high), (bottom_low, bottom_high) = parts[part]
     x0, y0, x1, y1 = (float(value) for value in picture.boxes[person - 1])
     height = y1 - y0
     top, bottom = y0 + height * rng.uniform(top_low, top_high), y0 + height * rng.uniform(bottom_low, bottom_high)
@@ -129,17 +141,29 @@ def whole_window(rng: Generator, picture: Picture) -> Window:
     return Window(cut[0] * width, cut[1] * height, (1 - cut[2]) * width, (1 - cut[3]) * height)
 
 
+def within_cuts(window: Window, picture: Picture) -> Window:
+    """The window, ended where a person goes on beyond their picture: nobody is pasted with a sawn-off edge."""
+    height, width = picture.alpha.shape
+    left, top, right, bottom = picture.cut
+    return Window(
+        max(window.x0, 0.0) if left else window.x0,
+        max(window.y0, 0.0) if top else window.y0,
+        min(window.x1, float(width)) if right else window.x1,
+        min(window.y1, float(height)) if bottom else window.y1,
+    )
+
+
 class SampleMaker:
-    """Makes random samples of the pictures of one bank.
+    """Makes random samples of the pictures of one bank: of those to train on, or of those held out."""
 
-    Args:
-        ccp: pictures of one person with very good masks.
-        coco: hard scenes with coarse masks.
-    """
-
-    def __init__(self, ccp: list[Picture], coco: list[Picture]) -> None:
-        self.ccp, self.coco = ccp, coco
-        self.backgrounds = [picture.background for picture in ccp + coco * 3 if picture.background is not None]
+    def __init__(self, bank: PictureBank, held_out: bool = False) -> None:
+        self.ccp, coco, self.heads, backgrounds = (
+            (bank.held_out_ccp, bank.held_out_coco, bank.held_out_heads, bank.held_out_backgrounds)
+            if held_out
+            else (bank.ccp, bank.coco, bank.heads, bank.backgrounds)
+        )
+        own = [each.background for each in self.ccp + coco * 3 if each.background is not None]
+        self.backgrounds = own + backgrounds * 2
         self.scenes = [picture for picture in coco if picture.people()]
 
     def sample(self, rng: Generator, size_px: int, kinds: dict[str, float] = KINDS) -> tuple[Image, Image]:
@@ -150,12 +174,13 @@ class SampleMaker:
         elif kind == "pasted":
             image, alpha = self._pasted(rng, size_px)
         else:
-            image, alpha = self._cropped(rng, size_px, self.ccp if kind == "ccp" else self.scenes)
+            pictures = {"ccp": self.ccp, "head": self.heads, "coco": self.scenes}[kind]
+            image, alpha = self._cropped(rng, size_px, pictures)
         return degrade(rng, random_tone(rng, image, 0.6)), alpha
 
     def _cropped(self, rng: Generator, size_px: int, pictures: list[Picture]) -> tuple[Image, Image]:
         picture = pictures[rng.integers(len(pictures))]
-        if rng.random() < 0.25:
+        if rng.random() < (0.5 if picture.source in HEAD_SOURCES else 0.25):
             window = whole_window(rng, picture)
         else:
             window = person_window(rng, picture, int(rng.choice(picture.people()))).clipped(picture.image)
@@ -163,7 +188,7 @@ class SampleMaker:
         image = warp(picture.image, affine, size_px, cv2.BORDER_REFLECT_101)
         return image, warp(picture.alpha, affine, size_px, cv2.BORDER_REFLECT_101)
 
-    def _background(self, rng: Generator, size_px: int) -> Image:
+    def _background(self, rng: Generator, size_px: int, head: tuple[float, float] | None = None) -> Image:
         if rng.random() < 0.06:
             return flat_background(rng, size_px)
         image = self.backgrounds[rng.integers(len(self.backgrounds))]
@@ -176,16 +201,20 @@ class SampleMaker:
         if rng.random() < 0.25:
             result = cv2.GaussianBlur(result, (0, 0), rng.uniform(1.0, 5.0) * size_px / 384)
         if rng.random() < DISTRACTED:
-            result = add_distractors(rng, result, self.ccp)
+            result = add_distractors(rng, result, self.ccp, head if rng.random() < BEHIND_HEAD else None)
         return random_tone(rng, result, 0.5)
 
     def _pasted(self, rng: Generator, size_px: int) -> tuple[Image, Image]:
-        image = self._background(rng, size_px)
-        alpha = np.zeros((size_px, size_px), np.uint8)
+        people = self.heads if self.heads and rng.random() < PASTED_HEADS else self.ccp
+        main = people[rng.integers(len(people))]
+        window = within_cuts(person_window(rng, main, 1), main)
         if rng.random() < 0.15:
             image, alpha = self._cropped(rng, size_px, self.scenes)
-        main = self.ccp[rng.integers(len(self.ccp))]
-        window = person_window(rng, main, 1)
+        else:
+            box = main.boxes[0]
+            head_x = ((box[0] + box[2]) / 2 - window.x0) / window.width
+            image = self._background(rng, size_px, (float(head_x), float((box[1] - window.y0) / window.height)))
+            alpha = np.zeros((size_px, size_px), np.uint8)
         layers = [(main, window)]
         for _ in range(int(rng.choice(3, p=(0.55, 0.3, 0.15)))):
             layers.append(self._neighbour(rng, window, main))
@@ -218,7 +247,9 @@ def paste(
     """Put the person of `picture`, seen through `window`, over a scene; returns the new image and alpha."""
     size_px = image.shape[0]
     affine = window.to_square(size_px, rng.normal(0, 5) * (rng.random() < 0.4), rng.random() < 0.5)
-    cover = warp(picture.alpha, affine, size_px, cv2.BORDER_CONSTANT)
+    # Turned by some degrees, a head and shoulders would end before the corners of the picture.
+    border = cv2.BORDER_REPLICATE if picture.source in HEAD_SOURCES else cv2.BORDER_CONSTANT
+    cover = warp(picture.alpha, affine, size_px, border)
     colours = warp(picture.colours, affine, size_px, cv2.BORDER_REPLICATE)
     if rng.random() < matched:
         colours = match_tone(rng, colours, cover, image)
@@ -227,10 +258,10 @@ def paste(
         sigma_px = rng.uniform(0.5, 1.2) * size_px / 384
         cover = cv2.GaussianBlur(cover, (0, 0), sigma_px)
         colours = cv2.GaussianBlur(colours, (0, 0), sigma_px)
-    share = cover[..., None].astype(np.float32) / 255.0
-    mixed = np.rint(image + (colours.astype(np.float32) - image) * share).astype(np.uint8)
-    union = 255.0 - (255.0 - alpha.astype(np.float32)) * (1.0 - share[..., 0])
-    return mixed, np.rint(union).astype(np.uint8)
+    elif rng.random() < SOFTENED:
+        colours, cover = soft_edges(rng, colours, cover)
+    union = 255.0 - (255.0 - alpha.astype(np.float32)) * (1.0 - cover.astype(np.float32) / 255.0)
+    return over(image, colours, cover), np.rint(union).astype(np.uint8)
 
 
 def flat_background(rng: Generator, size_px: int) -> Image:

@@ -14,19 +14,22 @@ MOST = 3
 TRIES = 6
 
 
-def add_distractors(rng: Generator, image: Image, wardrobe: list[Picture]) -> Image:
+def add_distractors(
+    rng: Generator, image: Image, wardrobe: list[Picture], near: tuple[float, float] | None = None
+) -> Image:
     """One to three pieces of cloth or pattern on a background.
 
     Args:
         image: uint8 RGB [H, W, 3].
         wardrobe: pictures of people whose clothes serve as cloth.
+        near: where the first piece is, as shares of width and height; anywhere by default.
     """
     result = image.copy()
-    for _ in range(int(rng.integers(1, MOST + 1))):
+    for number in range(int(rng.integers(1, MOST + 1))):
         height, width = image.shape[:2]
         texture = _cloth(rng, wardrobe[rng.integers(len(wardrobe))]) if rng.random() < 0.6 else _pattern(rng)
         sheet = _fill(rng, texture, (height, width))
-        cover = _shape(rng, (height, width))[..., None]
+        cover = _shape(rng, (height, width), near if number == 0 else None)[..., None]
         result = np.rint(result + (_folded(rng, sheet) - result) * cover).astype(np.uint8)
     return result
 
@@ -82,11 +85,11 @@ def _folded(rng: Generator, sheet: Image) -> np.ndarray:
     return np.clip(sheet.astype(np.float32) * (1 + folds[..., None]) * rng.uniform(0.6, 1.15), 0, 255)
 
 
-def _shape(rng: Generator, shape_hw: tuple[int, int]) -> np.ndarray:
-    """Where the piece is: float32 [H, W] in [0, 1]; a strip along a border, a rectangle or a blob."""
+def _shape(rng: Generator, shape_hw: tuple[int, int], near: tuple[float, float] | None) -> np.ndarray:
+    """Where the piece is: float32 [H, W] in [0, 1]; a strip along a border, or a rectangle or blob, perhaps placed."""
     height, width = shape_hw
     mask = np.zeros(shape_hw, np.uint8)
-    if rng.random() < 0.4:
+    if near is None and rng.random() < 0.4:
         share = rng.uniform(0.08, 0.35)
         side = rng.integers(3)
         wobble = int(rng.uniform(0, 0.08) * width)
@@ -102,7 +105,8 @@ def _shape(rng: Generator, shape_hw: tuple[int, int]) -> np.ndarray:
         }[int(side)]
         points = np.array(corners)
     else:
-        centre = rng.uniform(0, 1, size=2) * (width, height)
+        place = rng.uniform(0, 1, size=2) if near is None else near + rng.normal(0, 0.12, size=2)
+        centre = place * np.array((width, height))
         size = rng.uniform(0.06, 0.3, size=2) * (width, height)
         count = int(rng.integers(4, 9))
         angles = (

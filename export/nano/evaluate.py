@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from export.nano.compose import MIN_ASPECT, SampleMaker
 from export.nano.pictures import Image, Picture, PictureBank
+from export.nano.soft_truth import held_out_shapes, over, soft_edges, unknown_band
 from export.networks.nano import NanoMatte
 
 #: Context around a person's box, as a fraction of the box per side, as the pipeline gives it.
@@ -14,6 +15,7 @@ CONTEXT = 0.1
 COMPOSITES = 48
 COMPOSITE_SEED = 77
 PORTRAITS = 48
+SOFT = 48
 SHARPNESS_TRIED = (1.0, 1.5, 2.0, 3.0)
 
 
@@ -59,6 +61,19 @@ def cropped_alpha(model: NanoMatte, picture: Picture, size_px: int) -> Image:
     return result
 
 
+def soft_pictures(bank: PictureBank) -> list[tuple[Image, Image, NDArray[np.bool_]]]:
+    """Held-out people with edges of held-out shapes, on held-out backgrounds: picture, alpha, band that is measured."""
+    people = bank.held_out_heads + bank.held_out_ccp
+    results = []
+    for number in range(SOFT):
+        picture = people[number * 7 % len(people)]
+        colours, alpha = soft_edges(held_out_shapes(number), picture.colours, picture.alpha)
+        empty = bank.held_out_backgrounds[number % len(bank.held_out_backgrounds)]
+        height, width = alpha.shape
+        results.append((over(cv2.resize(empty, (width, height)), colours, alpha), alpha, unknown_band(alpha)))
+    return results
+
+
 def sharpness_figures(model: NanoMatte, bank: PictureBank, size_px: int) -> dict[str, dict[str, float]]:
     """What multiplying the logits does to held-out pictures and composites, for each of `SHARPNESS_TRIED`.
 
@@ -66,10 +81,12 @@ def sharpness_figures(model: NanoMatte, bank: PictureBank, size_px: int) -> dict
     masks at half alpha stay what they are.
     """
     model.eval()
-    maker = SampleMaker(bank.held_out_ccp, bank.held_out_coco)
+    maker = SampleMaker(bank, held_out=True)
     rng = np.random.default_rng(COMPOSITE_SEED)
     sources = {
         "ccp": [(picture.image, picture.alpha) for picture in bank.held_out_ccp],
+        "head": [(picture.image, picture.alpha) for picture in bank.held_out_heads],
+        "soft": [pair[:2] for pair in soft_pictures(bank)],
         "composite": [maker.sample(rng, 512, {"pasted": 1.0}) for _ in range(COMPOSITES)],
     }
     figures: dict[str, dict[str, float]] = {f"{sharpness:g}": {} for sharpness in SHARPNESS_TRIED}
@@ -93,7 +110,8 @@ def held_out_figures(model: NanoMatte, bank: PictureBank, size_px: int) -> dict[
 
     `ccp_whole`, `coco_whole`: whole pictures. `ccp_crop`: the union of crops around the people.
     `ccp_mae`: mean absolute error of alpha (0 … 1) against the softened mask. `composite`: pasted people,
-    mean and `_median`; `portrait`: crops of parts of held-out ccp pictures as they are.
+    mean and `_median`; `portrait`: crops of parts of held-out ccp pictures as they are. `head`: heads and shoulders,
+    whole, against a teacher's alpha. `soft_mae`: of drawn soft edges, in the band about them.
     """
     model.eval()
     figures: dict[str, float] = {}
@@ -107,7 +125,20 @@ def held_out_figures(model: NanoMatte, bank: PictureBank, size_px: int) -> dict[
     figures["ccp_mae"] = float(np.mean(errors))
     coco = [iou(predict(model, each.image, size_px) >= 128, each.alpha >= 128) for each in bank.held_out_coco]
     figures["coco_whole"] = float(np.mean(coco))
-    maker = SampleMaker(bank.held_out_ccp, bank.held_out_coco)
+    alphas = [predict(model, each.image, size_px) for each in bank.held_out_heads]
+    heads = [iou(found >= 128, each.alpha >= 128) for found, each in zip(alphas, bank.held_out_heads, strict=True)]
+    figures["head"], figures["head_median"] = float(np.mean(heads)), float(np.median(heads))
+    figures["head_mae"] = float(
+        np.mean(
+            [
+                cv2.absdiff(found, each.alpha).mean() / 255
+                for found, each in zip(alphas, bank.held_out_heads, strict=True)
+            ]
+        )
+    )
+    soft = [cv2.absdiff(predict(model, image, size_px), alpha)[band] for image, alpha, band in soft_pictures(bank)]
+    figures["soft_mae"] = float(np.mean([each.mean() for each in soft if each.size])) / 255.0
+    maker = SampleMaker(bank, held_out=True)
     for kind, name, count in (("pasted", "composite", COMPOSITES), ("ccp", "portrait", PORTRAITS)):
         rng = np.random.default_rng(COMPOSITE_SEED)
         values = []

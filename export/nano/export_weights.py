@@ -1,9 +1,9 @@
 """Write the bundled `nano` files from finished (or stopped) trainings.
 
-    python -m export.nano.export_weights --run runs/nano --out export/weights/nano --size 512
+    python -m export.nano.export_weights --run runs/nano --out export/weights/nano --size 384
 
-Writes both ONNX files, `SHA256SUMS`, and `training/` with the record of each training and the figures of the
-exported networks. Both files are run in ONNX Runtime and compared with PyTorch.
+Writes the ONNX file of each network of which the run has a checkpoint (`matte.pt`, `seg.pt`), `SHA256SUMS`, and into
+`training/` the record of the training and figures. Each file is run in ONNX Runtime and compared with PyTorch.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import torch
 from export.graphs import DETECTOR_SIDE_PX
 from export.nano.evaluate import held_out_figures, sharpness_figures
 from export.nano.pictures import load_bank
+from export.nano.served import fold_all
+from export.nano.train_seg import mask_branches
 from export.nano.training import load_checkpoint
 from export.networks.nano import NanoMatte
 from export.networks.yolov8 import YoloV8
@@ -30,9 +32,6 @@ from runtime.digest import sha256_of
 
 #: Largest difference from PyTorch that is still rounding: grey levels, pixels, probabilities, …
 TOLERANCES = {"alphas": 1.0, "boxes": 0.05, "scores": 1e-4, "classes": 0.0, "coefficients": 1e-2, "prototypes": 1e-3}
-#: The masks are binary, so the network's doubt shows as haze over wide areas. Of `SHARPNESS_TRIED` this one has the
-#: least error of alpha on held-out composites, and nearly the least on ccp with less haze.
-SHARPNESS = 2.0
 TIMED_RUNS = 20
 SERVING_THREADS = 2
 
@@ -40,12 +39,18 @@ SERVING_THREADS = 2
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Export the trained nano networks.")
-    parser.add_argument("--run", type=Path, required=True, help="folder with matte.pt and seg.pt")
+    parser.add_argument("--run", type=Path, required=True, help="folder with matte.pt, seg.pt or both")
     parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
     parser.add_argument("--out", type=Path, default=Path("export/weights/nano"))
-    parser.add_argument("--size", type=int, default=512, help="side of the matting network's input, px")
-    parser.add_argument("--compare-sizes", type=int, nargs="*", default=[384, 448, 512], help="held-out figures for")
+    parser.add_argument("--size", type=int, default=384, help="side of the matting network's input, px")
+    parser.add_argument("--compare-sizes", type=int, nargs="*", default=[384], help="held-out figures for")
+    parser.add_argument(
+        "--sharpness",
+        type=float,
+        default=1.0,
+        help="factor of the logits; a network that saw only binary masks needs 2",
+    )
     return parser.parse_args(arguments)
 
 
@@ -54,8 +59,10 @@ def load_matte(run: Path) -> tuple[NanoMatte, dict[str, Any]]:
     checkpoint = load_checkpoint(run / "matte.pt")
     if checkpoint is None:
         raise FileNotFoundError(run / "matte.pt")
-    model = NanoMatte()
-    model.load_state_dict(checkpoint["average"])
+    average = checkpoint["average"]
+    # A run that started from a served network has its normalisation folded.
+    model = NanoMatte() if any(".bn." in name for name in average) else fold_all(NanoMatte())
+    model.load_state_dict(average)
     return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
 
 
@@ -66,7 +73,9 @@ def load_seg(run: Path, weights: Path) -> tuple[YoloV8, dict[str, Any]]:
         raise FileNotFoundError(run / "seg.pt")
     model = YoloV8("n")
     model.load_state_dict(load_ultralytics(weights, YOLOV8N_SHA256), strict=False)
-    torch.nn.ModuleList([model.head.cv4, model.head.proto]).load_state_dict(checkpoint["average"])
+    average, branches = checkpoint["average"], mask_branches(model)
+    # As above.
+    (branches if any(".bn." in name for name in average) else fold_all(branches)).load_state_dict(average)
     return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
 
 
@@ -96,39 +105,44 @@ def report(differences: list[Difference]) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Export both networks; exit status 1 where a file differs from PyTorch by more than rounding."""
+    """Export what the run holds; exit status 1 where a file differs from PyTorch by more than rounding."""
     options = parse_options(arguments)
     torch.set_num_threads(SERVING_THREADS)
-    matte, matte_record = load_matte(options.run)
-    seg, seg_record = load_seg(options.run, options.weights)
-    bank = load_bank(options.data)
-    sizes = {str(side): held_out_figures(copy.deepcopy(matte), bank, side) for side in options.compare_sizes}
-    for side, figures in sizes.items():
-        print(side, {name: round(value, 4) for name, value in figures.items()})
-    sharpness = sharpness_figures(copy.deepcopy(matte), bank, options.size)
-    for factor, figures in sharpness.items():
-        print(f"sharpness {factor}", {name: round(value, 4) for name, value in figures.items()})
-    matte.sharpen(SHARPNESS)
-    matte_path, seg_path = options.out / "birefnet_trt.onnx", options.out / "yolov8_seg.onnx"
-    good = report(export_nano_matte(matte, options.size, matte_path))
-    good &= report(export_detector(seg, seg_path))
-    times = {
-        f"{path.stem}_b{batch}_ms": round(median_ms(path, side, batch), 1)
-        for path, side in ((matte_path, options.size), (seg_path, DETECTOR_SIDE_PX))
-        for batch in (1, 4)
-    }
-    print(times)
-    sums = [f"{sha256_of(path)}  {path.name}" for path in (matte_path, seg_path)]
-    (options.out / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    good, written = True, []
+    if (options.run / "matte.pt").exists():
+        matte, record = load_matte(options.run)
+        if options.compare_sizes:
+            record |= matte_figures(matte, options)
+        matte.sharpen(options.sharpness)
+        path = options.out / "birefnet_trt.onnx"
+        good &= report(export_nano_matte(matte, options.size, path))
+        written.append((path, options.size, "matte", {**record, "size_px": options.size}))
+    if (options.run / "seg.pt").exists():
+        seg, record = load_seg(options.run, options.weights)
+        path = options.out / "yolov8_seg.onnx"
+        good &= report(export_detector(seg, path))
+        written.append((path, DETECTOR_SIDE_PX, "seg", record))
     records = options.out / "training"
     records.mkdir(exist_ok=True)
-    matte_record["final_held_out_by_size"] = sizes
-    matte_record["final_held_out_by_sharpness"] = sharpness
-    for name, record in (("matte", matte_record), ("seg", seg_record)):
+    for path, side_px, name, record in written:
+        print({f"{path.stem}_b{batch}_ms": round(median_ms(path, side_px, batch), 1) for batch in (1, 4)})
         kept = {key: value for key, value in record["options"].items() if key not in ("data", "weights", "out")}
-        record = {**record, "options": kept}
-        (records / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (records / f"{name}.json").write_text(json.dumps({**record, "options": kept}, indent=1) + "\n")
+    sums = [f"{sha256_of(path)}  {path.name}" for path in sorted(options.out.glob("*.onnx"))]
+    (options.out / "SHA256SUMS").write_text("\n".join(sums) + "\n")
     return 0 if good else 1
+
+
+def matte_figures(matte: NanoMatte, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of held-out pictures by the side of the input, and by factors of the logits; printed, too."""
+    bank = load_bank(options.data, 0)
+    sizes = {str(side): held_out_figures(copy.deepcopy(matte), bank, side) for side in options.compare_sizes}
+    for side, figures in sizes.items():
+        print(side, {name: round(value, 4) for name, value in figures.items()}, flush=True)
+    sharpness = sharpness_figures(copy.deepcopy(matte), bank, options.size)
+    for factor, figures in sharpness.items():
+        print(f"sharpness {factor}", {name: round(value, 4) for name, value in figures.items()}, flush=True)
+    return {"final_held_out_by_size": sizes, "final_held_out_by_sharpness": sharpness}
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def soft_iou_loss(probability: Tensor, target: Tensor, weight: Tensor) -> Tensor
 
 
 def matte_loss(logits: list[Tensor], target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted BCE, weighted IoU and L1 at full size, and BCE and IoU at the coarse stages.
+    """Weighted BCE, weighted IoU and weighted L1 at full size, and BCE and IoU at the coarse stages.
 
     Args:
         logits: of every stage, float [N, 1, h, w]; the last is full size.
@@ -43,7 +43,8 @@ def matte_loss(logits: list[Tensor], target: Tensor, weight: Tensor) -> Tensor:
     final = logits[-1].float()
     probability = final.sigmoid()
     bce = (F.binary_cross_entropy_with_logits(final, target, reduction="none") * weight).sum() / weight.sum()
-    loss = bce + soft_iou_loss(probability, target, weight) + F.l1_loss(probability, target)
+    l1 = ((probability - target).abs() * weight).sum() / weight.sum()
+    loss = bce + soft_iou_loss(probability, target, weight) + l1
     for side in logits[:-1]:
         coarse = side.float()
         wanted = F.adaptive_avg_pool2d(target, coarse.shape[2:])

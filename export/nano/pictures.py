@@ -4,6 +4,7 @@ Per picture: soft alpha (the given masks are binary), the foreground's own colou
 pasted person brings no halo along) and the picture with its people removed (a background).
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,24 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 
-#: Held out of training, the first of a shuffle by `HELD_OUT_SEED`, for the figures in the model card.
-HELD_OUT_CCP = 30
-HELD_OUT_COCO = 6
+#: How many pictures of each folder are held out of training, for choosing and for the figures in the model card: the
+#: first of a shuffle by `HELD_OUT_SEED`. Of backgrounds, places.
+HELD_OUT = {
+    "train/ccp": 30,
+    "train/coco128p": 6,
+    "train2/ccp": 30,
+    "train2/ccp_pseudo": 10,
+    "train2/cc0_faces_pseudo": 20,
+    "train2/pd_officials_pseudo": 15,
+    "train2/backgrounds": 10,
+}
+#: Also held out: the one group among the heads, for a sample picture.
+HELD_OUT_NAMES = {"pilots"}
 HELD_OUT_SEED = 2024
 #: Alpha may be soft this far from the edge of a binary mask, at 800 px.
 BAND_PX = 4
+#: Holes of a mask up to this share of its area are faults of the mask.
+HOLE_SHARE = 0.002
 #: People smaller than this in a picture are no use as pasted people or as the aim of a crop.
 MIN_PERSON_PX = 40
 
@@ -30,7 +43,7 @@ class Picture:
 
     Attributes:
         name: file name without suffix.
-        source: "ccp" or "coco128p".
+        source: name of the folder.
         image: uint8 RGB [H, W, 3].
         alpha: uint8 [H, W], soft at edges, ≥128 exactly where the mask is.
         instances: uint8 [H, W], 0 background, 1…n the people.
@@ -47,6 +60,13 @@ class Picture:
     colours: Image
     background: Image | None
     boxes: NDArray[np.int32]
+
+    @property
+    def cut(self) -> tuple[bool, bool, bool, bool]:
+        """Whether the first person goes on beyond the picture: left, top, right, bottom."""
+        height, width = self.alpha.shape
+        x1, y1, x2, y2 = (int(value) for value in self.boxes[0])
+        return x1 <= 2, y1 <= 2, x2 >= width - 2, y2 >= height - 2
 
     def people(self) -> list[int]:
         """Numbers (1…n) of the people large enough to aim a crop at."""
@@ -145,11 +165,32 @@ def without_people(image: Image, mask: Image) -> Image | None:
     return np.where(covered[..., None], painted, image)
 
 
-def load_picture(folder: Path, name: str) -> Picture:
-    """Read one picture of `folder` (with `images/`, `masks/` and perhaps `instances/`) and prepare it."""
-    image = cv2.cvtColor(cv2.imread(str(folder / "images" / f"{name}.jpg")), cv2.COLOR_BGR2RGB)
-    mask = cv2.imread(str(folder / "masks" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
-    mask = np.where(mask >= 128, 255, 0).astype(np.uint8)
+def without_small_holes(mask: Image) -> Image:
+    """A mask, uint8 [H, W], 0 or 255, with its holes of up to `HOLE_SHARE` filled."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(255 - mask, connectivity=4)
+    limit = HOLE_SHARE * np.count_nonzero(mask)
+    height, width = mask.shape
+    filled = mask.copy()
+    for label in range(1, count):
+        x, y, box_w, box_h, area = stats[label]
+        if area <= limit and x > 0 and y > 0 and x + box_w < width and y + box_h < height:
+            filled[labels == label] = 255
+    return filled
+
+
+def read_rgb(path: Path) -> Image:
+    """A picture file, uint8 RGB [H, W, 3]."""
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def load_picture(folder: Path, name: str, with_background: bool = True) -> Picture:
+    """Read one picture of `folder` (with `images/`, `masks/` and perhaps `instances/`) and prepare it.
+
+    A teacher's masks (`…_pseudo`) are soft and stay as they are; binary ones are softened.
+    """
+    image = read_rgb(folder / "images" / f"{name}.jpg")
+    given = cv2.imread(str(folder / "masks" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+    mask = without_small_holes(np.where(given >= 128, 255, 0).astype(np.uint8))
     instances_path = folder / "instances" / f"{name}.png"
     if instances_path.exists():
         instances = cv2.imread(str(instances_path), cv2.IMREAD_GRAYSCALE)
@@ -159,46 +200,89 @@ def load_picture(folder: Path, name: str) -> Picture:
     for person in range(1, int(instances.max()) + 1):
         x, y, width, height = cv2.boundingRect((instances == person).astype(np.uint8))
         boxes.append((x, y, x + width, y + height))
+    if folder.name.endswith("_pseudo"):
+        alpha = np.where((mask == 255) & (given < 128), 255, given).astype(np.uint8)
+    else:
+        alpha = soften(image, mask)
     return Picture(
         name=name,
         source=folder.name,
         image=image,
-        alpha=soften(image, mask),
+        alpha=alpha,
         instances=instances,
         colours=grow_colours(image, mask),
-        background=without_people(image, mask),
+        background=without_people(image, mask) if with_background else None,
         boxes=np.array(boxes, np.int32).reshape(-1, 4),
     )
 
 
 @dataclass(frozen=True)
 class PictureBank:
-    """Pictures to train on and pictures held out, by source."""
+    """Pictures to train on and pictures held out.
+
+    Attributes:
+        ccp: one person each, from head to foot, with very good masks; some with a teacher's.
+        coco: hard scenes with coarse masks.
+        heads: heads and shoulders with a teacher's soft alpha.
+        backgrounds: without people, uint8 RGB [H, W, 3].
+    """
 
     ccp: list[Picture]
     coco: list[Picture]
     held_out_ccp: list[Picture]
     held_out_coco: list[Picture]
+    heads: list[Picture]
+    backgrounds: list[Image]
+    held_out_heads: list[Picture]
+    held_out_backgrounds: list[Image]
 
 
-def load_bank(data: Path, limit: int | None = None) -> PictureBank:
-    """Read `data/train/ccp` and `data/train/coco128p` (nothing else) and split off the held-out pictures.
+FULL_LENGTH = ("train/ccp", "train2/ccp", "train2/ccp_pseudo")
+HEADS = ("train2/cc0_faces_pseudo", "train2/pd_officials_pseudo")
 
-    Args:
-        data: folder of photographs with masks.
-        limit: read only this many of each source, for a smoke run.
+
+def split_names(data: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Names of the pictures in `data/folder` to train on, and of those held out.
 
     Raises:
         FileNotFoundError: there are no pictures.
     """
-    sources: dict[str, list[Picture]] = {}
-    for source in ("ccp", "coco128p"):
-        folder = data / "train" / source
-        names = sorted(path.stem for path in (folder / "images").glob("*.jpg"))
-        if not names:
-            raise FileNotFoundError(f"no pictures in {folder / 'images'}")
-        np.random.default_rng(HELD_OUT_SEED).shuffle(names)
-        with ThreadPoolExecutor(2) as pool:
-            sources[source] = list(pool.map(lambda name, at=folder: load_picture(at, name), names[:limit]))
-    ccp, coco = sources["ccp"], sources["coco128p"]
-    return PictureBank(ccp[HELD_OUT_CCP:], coco[HELD_OUT_COCO:], ccp[:HELD_OUT_CCP], coco[:HELD_OUT_COCO])
+    names = sorted(path.stem for path in (data / folder / "images").glob("*.jpg"))
+    if not names:
+        raise FileNotFoundError(f"no pictures in {data / folder / 'images'}")
+    # Several backgrounds show one place; other pictures stand alone.
+    keys = {name: name.rpartition("_")[0] if folder == "train2/backgrounds" else name for name in names}
+    shuffled = list(dict.fromkeys(keys.values()))
+    np.random.default_rng(HELD_OUT_SEED).shuffle(shuffled)
+    first = set(shuffled[: HELD_OUT[folder]]) | HELD_OUT_NAMES
+    return [name for name in names if keys[name] not in first], [name for name in names if keys[name] in first]
+
+
+def load_bank(data: Path, limit: int | None = None) -> PictureBank:
+    """Read the pictures of the folders `HELD_OUT` in `data`, nothing else, and split off the held-out ones.
+
+    Args:
+        data: folder of photographs with masks.
+        limit: train on only so many of each folder: for a smoke run, or 0 where only the held-out ones are of interest.
+
+    Raises:
+        FileNotFoundError: there are no pictures.
+    """
+    parts: list[tuple[list[Picture], list[Picture], list[Picture], list[Image]]] = []
+    with ThreadPoolExecutor(2) as pool:
+        for part in (0, 1):
+
+            def names(folder: str, part: int = part) -> list[str]:
+                return split_names(data, folder)[part][: None if part else limit]
+
+            def read(*folders: str, names: Callable[[str], list[str]] = names) -> list[Picture]:
+                jobs = [(folder, name) for folder in folders for name in names(folder)]
+                return list(
+                    pool.map(lambda job: load_picture(data / job[0], job[1], job[0].startswith("train/")), jobs)
+                )
+
+            images = data / "train2/backgrounds/images"
+            empty = [read_rgb(images / f"{name}.jpg") for name in names("train2/backgrounds")]
+            parts.append((read(*FULL_LENGTH), read("train/coco128p"), read(*HEADS), empty))
+    (ccp, coco, heads, backgrounds), held_out = parts
+    return PictureBank(ccp, coco, held_out[0], held_out[1], heads, backgrounds, held_out[2], held_out[3])

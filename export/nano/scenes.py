@@ -47,11 +47,13 @@ class SceneMaker:
     Args:
         ccp: pictures of one person with very good masks; these people are pasted.
         coco: scenes with coarse instance masks.
+        backgrounds: without people, uint8 RGB [H, W, 3].
     """
 
-    def __init__(self, ccp: list[Picture], coco: list[Picture]) -> None:
+    def __init__(self, ccp: list[Picture], coco: list[Picture], backgrounds: list[Image]) -> None:
         self.ccp, self.coco = ccp, [picture for picture in coco if picture.people()]
-        self.backgrounds = [picture.background for picture in ccp + coco * 2 if picture.background is not None]
+        own = [picture.background for picture in ccp + coco * 2 if picture.background is not None]
+        self.backgrounds = own + backgrounds
 
     def scene(self, rng: Generator) -> Scene:
         """A random scene: a photograph as it is, or one with people pasted in."""
@@ -84,7 +86,7 @@ class SceneMaker:
         people = cv2.resize(people, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
         if rng.random() < 0.5:
             image, people = image[:, ::-1], people[:, ::-1]
-        trust = [1.0 if picture.source == "ccp" else 0.4] * int(picture.instances.max())
+        trust = [0.4 if picture.source == "coco128p" else 1.0] * int(picture.instances.max())
         return np.ascontiguousarray(image), np.ascontiguousarray(people), trust
 
     def _background(self, rng: Generator) -> Image:

@@ -3,7 +3,8 @@
     python -m export.nano.train_matte --data ../shared/people --weights ../shared/weights/yolov8n.pt --out runs/nano
 
 An interrupted run goes on where it stopped when the same command is given again. `--init matte.pt` starts a new run
-from the averaged weights of an earlier one.
+from the averaged weights of an earlier one, `--init birefnet_trt.onnx` from a served network: normalisation stays part
+of its convolutions then, the coarse stages teach nothing, and rates are relative to the size of the weights.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from export.nano.compose import KINDS, SampleMaker
 from export.nano.evaluate import held_out_figures
 from export.nano.losses import edge_weight, matte_loss
 from export.nano.pictures import load_bank
+from export.nano.served import load_served
 from export.nano.training import (
     AveragedWeights,
     Figures,
@@ -34,9 +36,10 @@ from export.weights_io import YOLOV8N_SHA256, load_ultralytics
 
 WARMUP_STEPS = 40
 LOSS_EVERY = 25
-CHECKPOINT_EVERY = 100
+CHECKPOINT_EVERY = 50
 CLIP_NORM = 3.0
 AVERAGE_DECAY = 0.998
+LEAST_RMS = 1e-3
 
 
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -73,7 +76,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and figures")
-    parser.add_argument("--init", type=Path, help="checkpoint of an earlier run to start from")
+    parser.add_argument("--init", type=Path, help="checkpoint of an earlier run, or served ONNX file, to start from")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2300)
     parser.add_argument("--batch", type=int, default=8)
@@ -91,27 +94,51 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="KIND=SHARE",
         help=f"share of a kind of samples, instead of {KINDS}; may be repeated",
     )
-    parser.add_argument("--figures-every", type=int, default=400, help="steps between held-out figures")
+    parser.add_argument("--figures-every", type=int, default=400, help="steps between held-out figures; 0: none")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="processes that make samples")
     parser.add_argument("--limit", type=int, default=None, help="pictures per source, for a smoke run")
     return parser.parse_args(arguments)
 
 
+def is_served(init: Path | None) -> bool:
+    """Whether a run starts from a served network."""
+    return init is not None and init.suffix == ".onnx"
+
+
+def initial_model(options: argparse.Namespace) -> NanoMatte:
+    """The network that training starts from."""
+    if is_served(options.init):
+        return load_served(options.init)
+    model = NanoMatte()
+    initial = load_ultralytics(options.weights, YOLOV8N_SHA256)
+    model.encoder.load_state_dict({k: v for k, v in initial.items() if not k.startswith("model.22.")})
+    if options.init:
+        model.load_state_dict(torch.load(options.init, map_location="cpu", weights_only=True)["average"])
+    return model
+
+
 def make_optimizer(model: NanoMatte, options: argparse.Namespace) -> torch.optim.AdamW:
-    """AdamW; no decay on biases and normalisation, a smaller rate for the encoder."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """AdamW; no decay on biases and normalisation, a smaller rate for the encoder.
+
+    With normalisation folded into them, weights of one layer may be a thousand times those of another: each then has
+    the rate `lr` times its root mean square.
+    """
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
+        if is_served(options.init) and ".side." in name:
+            continue
+        size = max(float(parameter.detach().square().mean().sqrt()), LEAST_RMS) if is_served(options.init) else 1.0
+        groups.setdefault((name.startswith("encoder."), parameter.ndim > 1, size), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "base_lr": options.lr * (options.encoder_lr_factor if encoder else 1.0),
+                "base_lr": options.lr * size * (options.encoder_lr_factor if encoder else 1.0),
                 "encoder": encoder,
                 "weight_decay": 1e-2 if decayed else 0.0,
             }
-            for (encoder, decayed), parameters in groups.items()
+            for (encoder, decayed, size), parameters in groups.items()
         ],
         lr=options.lr,
     )
@@ -134,13 +161,9 @@ def train(options: argparse.Namespace) -> NanoMatte:
     cv2.setNumThreads(0)  # a forked worker must not inherit OpenCV's thread pool
     torch.set_num_threads(options.threads)
     bank = load_bank(options.data, options.limit)
-    maker = SampleMaker(bank.ccp, bank.coco)
-    model = NanoMatte()
-    initial = load_ultralytics(options.weights, YOLOV8N_SHA256)
-    model.encoder.load_state_dict({k: v for k, v in initial.items() if not k.startswith("model.22.")})
-    if options.init:
-        model.load_state_dict(torch.load(options.init, map_location="cpu", weights_only=True)["average"])
-    model = model.to(memory_format=torch.channels_last)
+    maker = SampleMaker(bank)
+    model = initial_model(options).to(memory_format=torch.channels_last)
+    folded = is_served(options.init)
     optimizer = make_optimizer(model, options)
     average = AveragedWeights(model, AVERAGE_DECAY)
     checkpoint_path = options.out / "matte.pt"
@@ -175,7 +198,7 @@ def train(options: argparse.Namespace) -> NanoMatte:
         set_rates(optimizer, model, step, options)
         pictures = images.permute(0, 3, 1, 2).float().div_(255.0)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model.all_logits(pictures)
+            logits = [model(pictures)] if folded else model.all_logits(pictures)
         loss = matte_loss(logits, alphas[:, None].float().div_(255.0), weights[:, None].float())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -188,7 +211,7 @@ def train(options: argparse.Namespace) -> NanoMatte:
             figures.loss(done, float(np.mean(losses)))
             print(f" step {done} loss {np.mean(losses):.4f}", flush=True)
             losses.clear()
-        if done % options.figures_every == 0 or done == options.steps:
+        if options.figures_every and (done % options.figures_every == 0 or done == options.steps):
             averaged.load_state_dict(average.state)
             size_px = dataset.sizes_px[step >= dataset.switch_step]
             values = held_out_figures(averaged, bank, size_px)

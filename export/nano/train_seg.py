@@ -3,18 +3,22 @@
     python -m export.nano.train_seg --data ../shared/people --weights ../shared/weights/yolov8n.pt --out runs/nano
 
 The frozen part is run once per scene and its results are kept in memory, so that a step costs only the branches.
-An interrupted run goes on where it stopped when the same command is given again.
+`--init yolov8_seg.onnx` begins with the branches that are served instead of new ones. An interrupted run goes on where
+it stopped when the same command is given again.
 """
 
 import argparse
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -23,6 +27,7 @@ from export.nano.evaluate import iou
 from export.nano.losses import box_mask_loss
 from export.nano.pictures import load_bank
 from export.nano.scenes import SIDE_PX, Scene, SceneMaker
+from export.nano.served import fold_all
 from export.nano.training import AveragedWeights, Figures, cosine_factor, load_checkpoint, save_checkpoint
 from export.networks.yolov8 import HEAD_LAYERS, YoloV8
 from export.weights_io import YOLOV8N_SHA256, load_ultralytics
@@ -73,6 +78,31 @@ class Learned:
     anchors: list[Tensor]
     boxes: list[Tensor]
     trust: Tensor
+
+
+def mask_branches(model: YoloV8) -> nn.ModuleList:
+    """What is trained."""
+    return nn.ModuleList([model.head.cv4, model.head.proto])
+
+
+@torch.no_grad()
+def load_served_branches(model: YoloV8, path: Path) -> None:
+    """Fill the mask branches, in place, from a `yolov8_seg.onnx` that `export_detector` wrote; their norms are folded.
+
+    Raises:
+        ValueError: the file holds another network.
+    """
+    branches = fold_all(mask_branches(model))
+    convs = [each for each in branches.modules() if isinstance(each, nn.Conv2d | nn.ConvTranspose2d)]
+    graph = onnx.load(path).graph
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    # Tracing keeps the modules' order.
+    nodes = [node for node in graph.node if re.match(r"/model/(cv4|proto).*/Conv(Transpose)?$", node.name)]
+    for conv, node in zip(convs, nodes, strict=True):
+        for parameter, constant in zip((conv.weight, conv.bias), node.input[1:], strict=True):
+            if tuple(parameter.shape) != constants[constant].shape:
+                raise ValueError(f"{node.name} of {path} has weights of {constants[constant].shape}")
+            parameter.copy_(torch.from_numpy(constants[constant].copy()))
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -185,6 +215,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the mask branches of YOLOv8n-seg for people.")
     parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
+    parser.add_argument("--init", type=Path, default=None, help="yolov8_seg.onnx whose branches to begin with")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and figures")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=1000)
@@ -208,18 +239,20 @@ def train(options: argparse.Namespace) -> YoloV8:
     missing = model.load_state_dict(load_ultralytics(options.weights, YOLOV8N_SHA256), strict=False).missing_keys
     assert all(name.startswith(("model.22.cv4.", "model.22.proto.")) for name in missing), missing
     model = model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    held_out_maker = SceneMaker(bank.held_out_ccp, bank.held_out_coco)
+    if options.init is not None:
+        load_served_branches(model, options.init)
+    held_out_maker = SceneMaker(bank.held_out_ccp, bank.held_out_coco, bank.held_out_backgrounds)
     held_out = [held_out_maker.scene(np.random.default_rng((HELD_OUT_SEED, n))) for n in range(HELD_OUT_SCENES)]
-    scenes = Scenes(SceneMaker(bank.ccp, bank.coco), options.seed, options.scenes)
+    scenes = Scenes(SceneMaker(bank.ccp, bank.coco, bank.backgrounds), options.seed, options.scenes)
     loader = DataLoader(scenes, batch_size=None, num_workers=options.workers)
     kept = [learned for scene in tqdm(loader, unit="scene") if (learned := learn_from(model, scene)) is not None]
     print(f"{len(kept)} scenes, {sum(len(each.anchors) for each in kept)} people", flush=True)
 
-    branches = nn.ModuleList([model.head.cv4, model.head.proto]).requires_grad_(True)
+    branches = mask_branches(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(branches.parameters(), lr=options.lr, weight_decay=1e-3)
     average = AveragedWeights(branches, AVERAGE_DECAY)
     averaged = copy.deepcopy(model)
-    averaged_branches = nn.ModuleList([averaged.head.cv4, averaged.head.proto])
+    averaged_branches = mask_branches(averaged)
     checkpoint_path = options.out / "seg.pt"
     first, earlier = 0, None
     if (checkpoint := load_checkpoint(checkpoint_path)) is not None:
@@ -230,6 +263,9 @@ def train(options: argparse.Namespace) -> YoloV8:
     shown = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     figures = Figures("export.nano.train_seg", shown, earlier)
     losses: list[float] = []
+    if options.init is not None and first == 0:
+        figures.held_out(0, values := held_out_figures(averaged, held_out))
+        print(f" at the start: {values}", flush=True)
     for step in tqdm(range(first, options.steps), unit="step", mininterval=2.0):
         epoch, place = divmod(step * options.batch, max(1, len(kept) // options.batch * options.batch))
         order = np.random.default_rng((options.seed, 1, epoch)).permutation(len(kept))

@@ -238,7 +238,8 @@ def test_a_file_that_computes_something_else_is_seen(
     if spoil is not None:
         spoil(model)
     onnx.save(model, tmp_path / "spoilt.onnx")
-    found = compare(AsOnnx(MATTE), tmp_path / "spoilt.onnx", 512, MATTE_OUTPUTS)
+    side_px = int(session(MATTE).get_inputs()[0].shape[1])
+    found = compare(AsOnnx(MATTE), tmp_path / "spoilt.onnx", side_px, MATTE_OUTPUTS)
     assert (max(each.largest for each in found) <= 1) == (spoil is None)
 
 
@@ -250,4 +251,4 @@ def test_flat_mattes_prove_nothing() -> None:
             return torch.zeros(images.shape[:3], dtype=torch.uint8)
 
     with pytest.raises(NothingToCompare, match="flat"):
-        compare(Blank(), MATTE, 512, MATTE_OUTPUTS)
+        compare(Blank(), MATTE, int(session(MATTE).get_inputs()[0].shape[1]), MATTE_OUTPUTS)

@@ -39,7 +39,7 @@ from runtime.plans import MEAN_ALPHA_ERROR
 
 NANO = Path(__file__).resolve().parents[2] / "export" / "weights" / "nano"
 MATTE, DETECTOR = NANO / "birefnet_trt.onnx", NANO / "yolov8_seg.onnx"
-SIDE_PX = 512
+SIDE_PX = 384
 
 
 class Ground(NamedTuple):

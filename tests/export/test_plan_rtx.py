@@ -60,7 +60,7 @@ def test_engines_of_both_models_are_built_and_not_served(
     assert main(["plan", "nano", "--models", str(nano.parent), "--trt-major", "rtx", "--precision", precision]) == 0
     assert "TensorRT takes both graphs" in capsys.readouterr().out
     sums = read_checksums(nano)
-    for name, side_px in ((MATTE, 512), (DETECTOR, 640)):
+    for name, side_px in ((MATTE, 384), (DETECTOR, 640)):
         plan = nano / f"{name}.plan"
         record = PlanRecord.read(nano / f"{name}.plan.json")
         assert plan_version(plan) == ("TensorRT for RTX", RTX_VERSION)

@@ -142,7 +142,7 @@ def test_coordinates_stay_float32(tmp_path: Path) -> None:
 
 def test_mattes_of_the_samples_stay() -> None:
     """The bundled network's alphas in half precision, every tensor rounded, are float32's but for a few levels."""
-    pictures = squares(find_pictures(2), 512)
+    pictures = squares(find_pictures(2), 384)
     plain = prepared(MATTE)
     found = mattes(emulate(half_model(MATTE, DEFAULT)), pictures)
     row = compare_mattes("", found, mattes(plain, pictures), sampled_sides(plain))

@@ -46,6 +46,8 @@ def test_demo(tmp_path: Path, samples: list[Path]) -> None:
         "astronaut-people.png",
         "astronaut-person-0.png",
         "before-after.png",
+        "nobody-green.png",
+        "nobody-object.png",
         "turned-green.png",
         "turned-people.png",
         "turned-person-0.png",
@@ -53,9 +55,9 @@ def test_demo(tmp_path: Path, samples: list[Path]) -> None:
     with Image.open(output / "turned-people.png") as people, Image.open(samples[0]) as original:
         assert people.mode == "RGBA"
         assert people.size == original.size
-    assert any("nobody.png: NO_PERSON_DETECTED" in line for line in lines)
+    assert any("nobody.png: no people in" in line for line in lines)
     assert any("broken.jpg: CORRUPT_IMAGE" in line for line in lines)
-    assert f"6 cut-outs in {output}/" in lines[-1]
+    assert f"8 cut-outs in {output}/" in lines[-1]
     assert_nothing_left(tmp_path / "cache")
 
 

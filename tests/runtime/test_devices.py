@@ -54,6 +54,17 @@ def test_cpu_by_name_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu", MODEL) == Device("cpu", "cpu")
 
 
+def test_8_bit_networks_run_on_cpus_with_vnni_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, there in (
+        ("flags : sse2 avx2 avx512_vnni", True),
+        ("flags : avx2 avx_vnni", True),
+        ("flags : avx2", False),
+    ):
+        monkeypatch.setattr(Path, "read_text", lambda _path, text=flags: text)
+        assert Device("cpu", "cpu").int8 is there
+        assert not Device("cuda", "cuda (NVIDIA L4)").int8
+
+
 def test_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_gpu_name", lambda: None)
     assert choose_device("auto", MODEL) == Device("cpu", "cpu")

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from runtime.checks import RuntimeProblem
+from runtime.digest import sha256_of
 from runtime.server import WEIGHTS_VARIABLE, ServerOptions
 from runtime.weights import (
     BUNDLED,
     CHECKSUMS,
     FREE_DETECTOR,
+    INT8_SUFFIX,
     NETWORKS,
     WHOLE_MATTING,
     load_networks,
@@ -108,3 +110,21 @@ def test_a_profile_that_was_never_made() -> None:
     text = problem_of(BUNDLED / "never-made")
     assert "make models PROFILE=never-made" in text
     assert "--weights DIR" in text
+
+
+def test_8_bit_copies_are_taken_where_they_are_asked_for(weights: Path) -> None:
+    """Only those that the folder has, and only as its checksums have them."""
+    for path in weights.glob(f"*{INT8_SUFFIX}"):
+        path.unlink()
+    copy = weights / f"birefnet_trt{INT8_SUFFIX}"
+    shutil.copyfile(weights / "birefnet_trt.onnx", copy)
+    with (weights / CHECKSUMS).open("a") as sums:
+        sums.write(f"{sha256_of(copy)}  {copy.name}\n")
+    assert load_networks(weights)["birefnet_trt"].path.name == "birefnet_trt.onnx"
+    chosen = {name: network.path.name for name, network in load_networks(weights, int8=True).items()}
+    assert chosen["birefnet_trt"] == copy.name
+    assert chosen["yolov8_seg"] == "yolov8_seg.onnx"
+    copy.write_bytes(b"damaged")
+    load_networks(weights)
+    with pytest.raises(RuntimeProblem, match=r"birefnet_trt\.int8\.onnx is damaged"):
+        load_networks(weights, int8=True)

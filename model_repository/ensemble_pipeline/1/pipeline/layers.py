@@ -77,7 +77,11 @@ def people_layer(
         if place:
             proceed()
         rect = rects[person.id]
-        own = put_back(mattes[rect], gate(person, others, detections, rect), rgb[rect.slices])
+        own = put_back(
+            mattes[rect],
+            gate(person, others, detections, rect, len(everybody) == 1 and rect == frame),
+            rgb[rect.slices],
+        )
         if len(people) == 1 and rect == region:
             alpha = own
         else:

@@ -22,6 +22,8 @@ from pipeline.tuning import (
     ALPHA_FLOOR,
     CROWD_FADE,
     CROWD_REACH,
+    DOMINANT_FADE,
+    DOMINANT_REACH,
     GATE_GRID_PX,
     GUIDE_EPSILON,
     GUIDE_FROM_SCALE,
@@ -60,7 +62,7 @@ class Gate:
     sure: NDArray[np.float32] | None = None
 
 
-def gate(person: Person, others: Sequence[Person], detections: Detections, rect: Rect) -> Gate:
+def gate(person: Person, others: Sequence[Person], detections: Detections, rect: Rect, dominant: bool = False) -> Gate:
     """A person's share of the matte in a rectangle.
 
     1 near the person's instance mask, since hair, hands and bags extend past it; 0 far from it, and where another
@@ -72,6 +74,7 @@ def gate(person: Person, others: Sequence[Person], detections: Detections, rect:
         others: people to exclude.
         detections: with the instance masks.
         rect: the crop.
+        dominant: whether nobody else is in the picture, and it is the crop.
     """
     scale = min(1.0, GATE_GRID_PX / max(rect.width, rect.height))
     size_wh = max(1, round(rect.width * scale)), max(1, round(rect.height * scale))
@@ -84,7 +87,9 @@ def gate(person: Person, others: Sequence[Person], detections: Detections, rect:
         mine = mask_logits(detections, [own], rect, size_wh)[0]
         inside = mine > 0
     unit = scale * float(np.sqrt((person.box[2] - person.box[0]) * (person.box[3] - person.box[1])))
-    reach, fade = (CROWD_REACH, CROWD_FADE) if rivals else (ALONE_REACH, ALONE_FADE)
+    reach, fade = (DOMINANT_REACH, DOMINANT_FADE) if dominant else (ALONE_REACH, ALONE_FADE)
+    if rivals:
+        reach, fade = CROWD_REACH, CROWD_FADE
     share = _near(inside, reach * unit, fade * unit)
     if not rivals:
         return Gate(inside, share)

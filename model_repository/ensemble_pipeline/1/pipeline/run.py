@@ -149,7 +149,7 @@ def run(
     if wants_images:
         groups = _groups(options.subject, people)
         check_expected(groups, options, picture.frame)
-        rects = {person.id: crop_rect(person.box, picture.frame) for person in people}
+        rects = {person.id: crop_rect(person.box, picture.frame, len(everybody) == 1) for person in people}
         with watch.stage("matte"):
             wanted = [picture.frame] if detections is None else list(rects.values())
             matter = in_time(models.matter, models.pace, different_crops(wanted), check_time)

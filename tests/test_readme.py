@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     page
     for page in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part.endswith("-output") for part in page.relative_to(ROOT).parts)
+    if not any(
+        part.startswith(".") or part.endswith(("-output", "node_modules")) for part in page.relative_to(ROOT).parts
+    )
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]*)(?:#([^)]*))?\)")

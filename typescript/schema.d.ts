@@ -343,7 +343,7 @@ export interface components {
             boxes?: string | null;
             /**
              * Min Confidence
-             * @description keep detections from this score on; 0.3 finds more, 0.7 is strict. Allowed: 0.05 to 0.95.
+             * @description keep detections from this score on; 0.3 finds more. Allowed: 0.05 to 0.95.
              */
             min_confidence?: string | null;
             /**
@@ -358,7 +358,7 @@ export interface components {
             feather_px?: string | null;
             /**
              * Background
-             * @description what stands behind the cut-out; #00FF00 is the green screen. Allowed: transparent, #RRGGBB, or blur:<px> with px from 1 to 100.
+             * @description what stands behind; #00FF00 is the green screen. Allowed: transparent, #RRGGBB, or blur:<px> with px from 1 to 100.
              */
             background?: string | null;
             /**
@@ -378,7 +378,7 @@ export interface components {
             quality?: string | null;
             /**
              * Max People
-             * @description with subject 'each': at most this many people, largest first; the other subjects take everybody. Allowed: 1 to 100.
+             * @description with subject 'each': at most this many people, largest first. Allowed: 1 to 100.
              */
             max_people?: string | null;
             /**
@@ -393,12 +393,12 @@ export interface components {
             crop_margin_px?: string | null;
             /**
              * Crop Margin Percent
-             * @description the same as a share of its longer side; the larger margin counts. Allowed: 0 to 100.
+             * @description the same, of its longer side; the larger margin counts. Allowed: 0 to 100.
              */
             crop_margin_percent?: string | null;
             /**
              * Max Side Px
-             * @description scale cut-outs down until no side is longer; nothing is scaled up. Allowed: 16 to 7680.
+             * @description scale cut-outs down until no side is longer. Allowed: 16 to 7680.
              */
             max_side_px?: string | null;
         };
@@ -432,7 +432,7 @@ export interface components {
             boxes?: string | null;
             /**
              * Min Confidence
-             * @description keep detections from this score on; 0.3 finds more, 0.7 is strict. Allowed: 0.05 to 0.95.
+             * @description keep detections from this score on; 0.3 finds more. Allowed: 0.05 to 0.95.
              */
             min_confidence?: string | null;
             /**
@@ -447,7 +447,7 @@ export interface components {
             feather_px?: string | null;
             /**
              * Background
-             * @description what stands behind the cut-out; #00FF00 is the green screen. Allowed: transparent, #RRGGBB, or blur:<px> with px from 1 to 100.
+             * @description what stands behind; #00FF00 is the green screen. Allowed: transparent, #RRGGBB, or blur:<px> with px from 1 to 100.
              */
             background?: string | null;
             /**
@@ -467,7 +467,7 @@ export interface components {
             quality?: string | null;
             /**
              * Max People
-             * @description with subject 'each': at most this many people, largest first; the other subjects take everybody. Allowed: 1 to 100.
+             * @description with subject 'each': at most this many people, largest first. Allowed: 1 to 100.
              */
             max_people?: string | null;
             /**
@@ -482,12 +482,12 @@ export interface components {
             crop_margin_px?: string | null;
             /**
              * Crop Margin Percent
-             * @description the same as a share of its longer side; the larger margin counts. Allowed: 0 to 100.
+             * @description the same, of its longer side; the larger margin counts. Allowed: 0 to 100.
              */
             crop_margin_percent?: string | null;
             /**
              * Max Side Px
-             * @description scale cut-outs down until no side is longer; nothing is scaled up. Allowed: 16 to 7680.
+             * @description scale cut-outs down until no side is longer. Allowed: 16 to 7680.
              */
             max_side_px?: string | null;
         };
@@ -521,7 +521,7 @@ export interface components {
             boxes?: string | null;
             /**
              * Min Confidence
-             * @description keep detections from this score on; 0.3 finds more, 0.7 is strict. Allowed: 0.05 to 0.95.
+             * @description keep detections from this score on; 0.3 finds more. Allowed: 0.05 to 0.95.
              */
             min_confidence?: string | null;
             /**
@@ -536,7 +536,7 @@ export interface components {
             feather_px?: string | null;
             /**
              * Background
-             * @description what stands behind the cut-out; #00FF00 is the green screen. Allowed: transparent, #RRGGBB, or blur:<px> with px from 1 to 100.
+             * @description what stands behind; #00FF00 is the green screen. Allowed: transparent, #RRGGBB, or blur:<px> with px from 1 to 100.
              */
             background?: string | null;
             /**
@@ -556,7 +556,7 @@ export interface components {
             quality?: string | null;
             /**
              * Max People
-             * @description with subject 'each': at most this many people, largest first; the other subjects take everybody. Allowed: 1 to 100.
+             * @description with subject 'each': at most this many people, largest first. Allowed: 1 to 100.
              */
             max_people?: string | null;
             /**
@@ -571,12 +571,12 @@ export interface components {
             crop_margin_px?: string | null;
             /**
              * Crop Margin Percent
-             * @description the same as a share of its longer side; the larger margin counts. Allowed: 0 to 100.
+             * @description the same, of its longer side; the larger margin counts. Allowed: 0 to 100.
              */
             crop_margin_percent?: string | null;
             /**
              * Max Side Px
-             * @description scale cut-outs down until no side is longer; nothing is scaled up. Allowed: 16 to 7680.
+             * @description scale cut-outs down until no side is longer. Allowed: 16 to 7680.
              */
             max_side_px?: string | null;
         };

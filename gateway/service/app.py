@@ -127,12 +127,15 @@ def hosted_tiers(wanted: tuple[str, ...]) -> list[Any]:
     Raises:
         ValueError: there is none of this name.
     """
-    from cutaway.providers import Replicate
+    from cutaway.providers import HuggingFace, Replicate
 
+    known: dict[str, Any] = {
+        each.name: each for each in (HuggingFace, Replicate)
+    }  # a Space's functions need more words
     pairs = [each.partition("=")[::2] for each in wanted]
-    if unknown := [name for name, _ in pairs if name != Replicate.name]:
-        raise ValueError(f"{unknown[0]!r} is no hosted provider that enlarges: there is {Replicate.name}")
-    return [Replicate(base_url=url or Replicate.default_url) for _, url in pairs]
+    if unknown := [name for name, _ in pairs if name not in known]:
+        raise ValueError(f"{unknown[0]!r} is no hosted provider that enlarges: there are {', '.join(known)}")
+    return [known[name](base_url=url or known[name].default_url) for name, url in pairs]
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -277,6 +277,7 @@ async def remove_async(
     pictures = [(each.filename, await read_upload(each), each.content_type) for each in _counted(state, image)]
     if len(pictures) > 1:
         await state.limiter.admit(caller, cost=len(pictures) - 1)
+    await state.jobs.check_room(len(pictures))  # a batch is begun whole, or not at all
     task_ids = []
     for name, data, declared in pictures:
         upload = await state.storage.put("temporary", data)

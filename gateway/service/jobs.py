@@ -38,7 +38,7 @@ class Jobs:
     def __init__(self, work: Work, redis_url: str, most: int, timeout_s: float, reclaim_s: float) -> None:
         self._work, self._most, self._timeout_s = work, most, timeout_s
         self._slots = asyncio.Semaphore(CUT_MANY_JOBS)
-        self._open = 0
+        self._begun: set[str] = set()
         self._reclaim_s = reclaim_s
         self._running: list[asyncio.Task[None]] = []
         self._broker = broker_on(redis_url, reclaim_s)
@@ -72,21 +72,32 @@ class Jobs:
             with suppress(Exception):  # Redis is away; its client raises many
                 await self._tick.kiq()
 
+    async def check_room(self, wanted: int) -> None:
+        """Raises:
+        Overloaded: there are too many unfinished jobs for so many more.
+        """
+        if len(self._begun) + wanted > self._most:  # any gateway may have finished them
+            for job_id in tuple(self._begun):
+                found = await self._progress_of(job_id)
+                if found is None or found["status"] in FINISHED:
+                    self._begun.discard(job_id)
+        if len(self._begun) + wanted > self._most:
+            raise Overloaded(f"{len(self._begun)} of {self._most} jobs are waiting already.")
+
     async def submit(self, job_id: str, arguments: dict[str, Any]) -> None:
         """Begin a job.
 
         Raises:
             Overloaded: there are too many unfinished ones.
         """
-        if self._open >= self._most:
-            raise Overloaded(f"{self._most} jobs are waiting already.")
-        self._open += 1
+        await self.check_room(1)
+        self._begun.add(job_id)
         try:
             await self.progress(job_id, {"status": "queued", "stage": "queued", "percentage": 0})
             await self._task.kicker().with_task_id(job_id).kiq(job_id, arguments)
         except Exception as error:  # Redis is away; its client raises many
-            self._open -= 1
-            raise ServiceProblem(503, "UNAVAILABLE", "The queue of jobs does not answer.", "Try again.") from error
+            self._begun.discard(job_id)
+            raise _away() from error
 
     async def progress(self, job_id: str, state: dict[str, Any]) -> None:
         progress = TaskProgress(state=TaskState.STARTED, meta=state | {"at": time.time()})
@@ -98,10 +109,17 @@ class Jobs:
         Raises:
             ServiceProblem: 404.
         """
-        found = await self._broker.result_backend.get_progress(job_id)
-        if found is None or not isinstance(found.meta, dict):
+        found = await self._progress_of(job_id)
+        if found is None:
             raise not_found("job with this id")
-        return dict(found.meta)
+        return found
+
+    async def _progress_of(self, job_id: str) -> dict[str, Any] | None:
+        try:
+            found = await self._broker.result_backend.get_progress(job_id)
+        except Exception as error:  # Redis is away; its client raises many
+            raise _away() from error
+        return dict(found.meta) if found is not None and isinstance(found.meta, dict) else None
 
     async def _run(self, job_id: str, arguments: dict[str, Any]) -> None:
         async def stage(name: str, percentage: int) -> None:
@@ -119,9 +137,11 @@ class Jobs:
         except Exception:  # the log has it
             await self.progress(job_id, _failed(InferenceError("The job failed.")))
             raise
-        finally:
-            self._open = max(0, self._open - 1)
         await self.progress(job_id, state)  # not where it is cancelled: on Redis another gateway begins it anew
+
+
+def _away() -> ServiceProblem:
+    return ServiceProblem(503, "UNAVAILABLE", "The queue of jobs does not answer.", "Try again.")
 
 
 def _failed(error: CutawayError | ServiceProblem) -> dict[str, Any]:
@@ -139,6 +159,7 @@ def broker_on(redis_url: str, reclaim_s: float) -> AsyncBroker:
         queue_name="cutaway-jobs",
         idle_timeout=round(reclaim_s * 1000),
         xread_count=1,
+        maxlen=100_000,  # of the stream: acknowledged messages stay in it
         unacknowledged_lock_timeout=reclaim_s,
     )
     return broker.with_result_backend(results)

@@ -57,7 +57,8 @@ class ServiceSettings:
     job_timeout_s: float = setting(60.0, "of a job: twice the pipeline's own, for its waiting")
     job_reclaim_s: float = setting(90.0, "after which a job of a gateway that has died is begun by another, on Redis")
     hosted: tuple[str, ...] = setting(
-        (), "hosted models that enlarge pictures: replicate, or NAME=URL for an address of one's own"
+        (),
+        "hosted models that enlarge pictures, huggingface or replicate; or NAME=URL for an address of one's own",
     )
     did_url: str = setting("https://api.d-id.com", "address of D-ID's API")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -248,7 +249,7 @@ def test_a_camera_is_green_screened_and_counted(page: Page) -> None:
     expect(page.locator("#stop")).to_be_disabled()
 
 
-def test_a_video_is_green_screened(
+def test_a_video_is_green_screened_and_shown_with_a_mark_while_the_model_hangs(
     browser: Any, samples: list[Path], tmp_path: Path
 ) -> None:
     with Server(ServerOptions(cache_dir=tmp_path / "cache", service_port=0)) as harmed:
@@ -260,6 +261,16 @@ def test_a_video_is_green_screened(
         page.set_input_files("#clip", video(samples[0], tmp_path / "clip.webm"))
         until(lambda: green(pixels(page, "#live")))
         expect(page.locator("#untouched")).to_be_hidden()
+        harmed.stop_supervision()  # it would load the model anew within two seconds
+        assert harmed._launcher is not None
+        (stub,) = (each for each in harmed._launcher.stubs if each.model == "stream_pipeline")
+        os.kill(stub.pid, signal.SIGSTOP)
+        expect(page.locator("#untouched")).to_be_visible()
+        expect(page.locator("#as-came")).not_to_have_text("0")
+        until(lambda: not green(pixels(page, "#live")))
+        os.kill(stub.pid, signal.SIGCONT)
+        expect(page.locator("#untouched")).to_be_hidden()
+        until(lambda: green(pixels(page, "#live")))
         page.close()
 
 

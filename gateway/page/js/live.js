@@ -7,7 +7,8 @@ const ON_THE_WAY = 2;
 export function setUp({ element, fail, say }) {
   const [video, screen] = [element("video"), element("live")];
   const source = document.createElement("canvas");
-  let [socket, stream, waiting, dropped, asCame, sent, facts, ticker] = [null, null, 0, 0, 0, [], null, 0];
+  let [socket, stream, clip, ticker] = [null, null, null, 0];
+  let [sent, answered, encoding, dropped, asCame, times, facts] = [0, 0, false, 0, 0, new Map(), null];
   let arrivals = [];
 
   const background = () => {
@@ -32,7 +33,8 @@ export function setUp({ element, fail, say }) {
   }
 
   function connect() {
-    [waiting, dropped, asCame, sent, arrivals, facts] = [0, 0, 0, [], [], null];
+    [sent, answered, encoding, dropped, asCame, times, facts] = [0, 0, false, 0, 0, new Map(), null];
+    arrivals = [];
     return new Promise((resolve, reject) => {
       const address = new URL("/api/live", location.href);
       address.protocol = address.protocol.replace("http", "ws");
@@ -61,9 +63,11 @@ export function setUp({ element, fail, say }) {
   }
 
   async function shown(blob) {
-    waiting = Math.max(0, waiting - 1);
-    const began = sent.shift();
-    if (facts?.untouched) asCame += 1;
+    const { id, untouched, dropped: droppedThere } = facts;
+    const began = times.get(id);
+    answered = Math.max(answered, id); // the server numbers frames as they come, and skips some
+    for (const each of times.keys()) if (each <= id) times.delete(each);
+    if (untouched) asCame += 1;
     const frame = await createImageBitmap(blob).catch(() => null);
     if (!frame) return;
     [screen.width, screen.height] = [frame.width, frame.height];
@@ -71,10 +75,10 @@ export function setUp({ element, fail, say }) {
     frame.close();
     const now = performance.now();
     arrivals = [...arrivals.filter((time) => now - time < 2000), now];
-    element("untouched").hidden = !facts?.untouched;
+    element("untouched").hidden = !untouched;
     element("fps").textContent = arrivals.length > 1 ? ((arrivals.length - 1) / ((now - arrivals[0]) / 1000)).toFixed(1) : "–";
     element("latency").textContent = began ? `${Math.round(now - began)} ms` : "–";
-    element("dropped").textContent = String(dropped + (facts?.dropped ?? 0));
+    element("dropped").textContent = String(dropped + droppedThere);
     element("as-came").textContent = String(asCame);
   }
 
@@ -83,22 +87,22 @@ export function setUp({ element, fail, say }) {
     ticker = requestAnimationFrame(tick);
     if (!socket || socket.readyState !== WebSocket.OPEN || !video.videoWidth || video.currentTime === lastFrame) return;
     lastFrame = video.currentTime;
-    if (waiting >= ON_THE_WAY) {
+    if (encoding || sent - answered >= ON_THE_WAY) {
       dropped += 1;
       return;
     }
     const share = Math.min(1, SIDE_PX / Math.max(video.videoWidth, video.videoHeight));
     [source.width, source.height] = [Math.round(video.videoWidth * share), Math.round(video.videoHeight * share)];
     source.getContext("2d").drawImage(video, 0, 0, source.width, source.height);
-    waiting += 1;
-    const began = performance.now();
+    encoding = true;
+    const [began, open] = [performance.now(), socket];
     source.toBlob((blob) => {
-      if (blob && socket?.readyState === WebSocket.OPEN) {
-        sent.push(began);
-        socket.send(blob);
-      } else {
-        waiting -= 1;
-      }
+      if (open !== socket) return;
+      encoding = false;
+      if (!blob || open.readyState !== WebSocket.OPEN) return;
+      sent += 1;
+      times.set(sent, began);
+      open.send(blob);
     }, "image/jpeg", 0.8);
   }
 
@@ -112,6 +116,8 @@ export function setUp({ element, fail, say }) {
     video.pause();
     video.srcObject = null;
     video.removeAttribute("src");
+    if (clip) URL.revokeObjectURL(clip);
+    clip = null;
     element("stop").disabled = true;
     element("untouched").hidden = true;
   }
@@ -123,7 +129,10 @@ export function setUp({ element, fail, say }) {
   }));
   element("clip").addEventListener("change", ({ target }) => {
     const [file] = target.files;
-    if (file) begin(async () => { video.src = URL.createObjectURL(file); });
+    if (file) begin(async () => {
+      clip = URL.createObjectURL(file);
+      video.src = clip;
+    });
     target.value = "";
   });
   element("stop").addEventListener("click", end);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 
 from cutaway.contract.errors import CutawayError, InferenceError, Overloaded, ProcessingTimeout
 from cutaway.contract.limits import CUT_MANY_JOBS
+from redis.exceptions import RedisError
 from taskiq import AsyncBroker, InMemoryBroker
 from taskiq.api import run_receiver_task
 from taskiq.depends.progress_tracker import TaskProgress, TaskState
@@ -22,6 +24,11 @@ Work = Callable[[dict[str, Any], Callable[[str, int], Awaitable[None]]], Awaitab
 """A job's arguments and the callback for its stage and percentage → its result; both are plain JSON."""
 
 FINISHED = ("completed", "failed")
+RECEIVE_AGAIN_S = 1.0
+CLOSE_S = 5.0
+"""For taskiq to end: it waits for a Redis that is away."""
+
+log = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -40,6 +47,7 @@ class Jobs:
         self._slots = asyncio.Semaphore(CUT_MANY_JOBS)
         self._begun: set[str] = set()
         self._reclaim_s = reclaim_s
+        self._closing = False
         self._running: list[asyncio.Task[None]] = []
         self._broker = broker_on(redis_url, reclaim_s)
         self._in_process = not redis_url
@@ -56,14 +64,25 @@ class Jobs:
     async def start(self) -> None:
         await self._broker.startup()
         if not self._in_process:
-            receive = run_receiver_task(self._broker, max_async_tasks=CUT_MANY_JOBS, max_prefetch=0)
-            self._running = [asyncio.create_task(receive), asyncio.create_task(self._reclaim())]
+            self._running = [asyncio.create_task(self._receive()), asyncio.create_task(self._reclaim())]
 
     async def aclose(self) -> None:
+        self._closing = True  # taskiq's receiver may swallow a cancellation
         for task in self._running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        await self._broker.shutdown()
+        with suppress(TimeoutError, RedisError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(*self._running, return_exceptions=True)
+                await self._broker.shutdown()
+
+    async def _receive(self) -> None:
+        """Work on jobs; again and again, since the receiver ends where Redis goes away."""
+        while not self._closing:
+            try:
+                await run_receiver_task(self._broker, max_async_tasks=CUT_MANY_JOBS, max_prefetch=0)
+            except Exception as error:
+                log.warning("Redis is away, so that no jobs are worked on: %s", error)
+            await asyncio.sleep(RECEIVE_AGAIN_S)
 
     async def _reclaim(self) -> None:
         """taskiq's broker looks for the jobs of dead gateways only after a message has come: here is one."""

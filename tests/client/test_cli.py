@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -369,7 +370,10 @@ def test_interrupted(scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_the_whole_way(server: Any, samples: list[Path], scheme: str) -> None:
     url = server.grpc_url if scheme == "grpc" else server.http_url
-    folder = str(samples[0].parent)
+    Path("folder").mkdir()
+    for sample in samples:
+        shutil.copy(sample, "folder")
+    folder = "folder"
     cut = command("cut", folder, "-o", "out", "--background", "#00FF00", url=url)
     assert cut.returncode == codes.OK, cut.stderr
     assert sorted(path.stem for path in Path("out").glob("*.png")) == [sample.stem for sample in samples]

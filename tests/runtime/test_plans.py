@@ -243,11 +243,11 @@ def test_a_repository_of_plans_is_the_source_with_another_side(plans: dict[str, 
             assert (composed.folder / folder.name / "1" / "model.py").is_file()
             source.ClearField("parameters")
             here.ClearField("parameters")
-            queue = here.dynamic_batching
+            queue = here.dynamic_batching  # health checks have one of their own
             assert (queue.priority_levels, queue.default_priority_level) == (
                 2,
                 2,
-            )  # health checks have one of their own
+            )
             queue.ClearField("priority_levels")
             queue.ClearField("default_priority_level")
             assert source == here

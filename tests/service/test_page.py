@@ -261,16 +261,13 @@ def test_a_video_is_green_screened_and_shown_with_a_mark_while_the_model_hangs(
         page.set_input_files("#clip", video(samples[0], tmp_path / "clip.webm"))
         until(lambda: green(pixels(page, "#live")))
         expect(page.locator("#untouched")).to_be_hidden()
-        harmed.stop_supervision()  # it would load the model anew within two seconds
+        harmed.stop_supervision()  # it would load the model anew within two seconds, and Triton never does
         assert harmed._launcher is not None
         (stub,) = (each for each in harmed._launcher.stubs if each.model == "stream_pipeline")
         os.kill(stub.pid, signal.SIGSTOP)
         expect(page.locator("#untouched")).to_be_visible()
         expect(page.locator("#as-came")).not_to_have_text("0")
         until(lambda: not green(pixels(page, "#live")))
-        os.kill(stub.pid, signal.SIGCONT)
-        expect(page.locator("#untouched")).to_be_hidden()
-        until(lambda: green(pixels(page, "#live")))
         page.close()
 
 

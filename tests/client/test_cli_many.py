@@ -303,6 +303,8 @@ def test_what_is_done_is_kept(
         over.set()
         assert process.returncode == code, said
         assert lines_of(out) == ["in/00.jpg → cutouts/00.png", "in/01.jpg → cutouts/01.png"]
+        # When its poller is closed, gRPC once in a hundred times logs a line of its own, whatever its verbosity.
+        said = re.sub(r"^E\d{4} .*\n", "", said)
         assert said == "interrupted\n2 of 6 pictures done; 4 not tried\n"
         assert sorted(path.name for path in Path("cutouts").iterdir()) == ["00.png", "01.png"]
         server.script = lambda _: None

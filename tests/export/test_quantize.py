@@ -14,7 +14,7 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "export" / "weights" / "nano"
 LARGEST_FILE_BYTES = 15_000_000
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, FREE_DETECTOR])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_copy_has_the_inputs_and_outputs_of_its_original(name: str) -> None:
     path = WEIGHTS / f"{name}{INT8_SUFFIX}"
     assert path.stat().st_size <= LARGEST_FILE_BYTES
@@ -38,7 +38,7 @@ def test_mattes_are_the_same() -> None:
     assert matte_figures(first, second, iter(check_pictures(3, side)[:, None]))["lowest_iou"] > 0.97
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, FREE_DETECTOR])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_heads_and_first_layers_stay_float32(name: str) -> None:
     graph = onnx.load(WEIGHTS / f"{name}{INT8_SUFFIX}").graph
     made_by = {output: node.op_type for node in graph.node for output in node.output}

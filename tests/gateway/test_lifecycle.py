@@ -115,7 +115,7 @@ def test_triton_away() -> None:
     with gate_before(AWAY) as gate:
         for response in (gate.cut(b"x"), httpx.get(f"{gate.http_url}/v2/health/ready")):
             assert response.status_code == 503
-            assert response.headers["Retry-After"] == "1"
+            assert response.headers["Retry-After"] == "4"  # as long as a restart takes
             assert json.loads(response.json()["error"])["code"] == "UNAVAILABLE"
         with tritonclient.grpc.InferenceServerClient(gate.grpc_address) as client:
             assert client.is_server_live()

@@ -91,8 +91,8 @@ def test_not_ready_while_the_pipeline_fails(tmp_path: Path, broken_repository: C
     assert_nothing_left(tmp_path / "cache")
 
 
-def test_not_ready_before_both_canaries_are_answered(tmp_path: Path, broken_repository: Callable[[str], Path]) -> None:
-    """One goes through detection and one through matting."""
+def test_not_ready_before_all_canaries_are_answered(tmp_path: Path, broken_repository: Callable[[str], Path]) -> None:
+    """One goes through detection, and one through each kind of matting."""
     gate = tmp_path / "gate"
     options = ServerOptions(cache_dir=tmp_path / "cache", source=broken_repository(GATED.format(gate=gate)))
     server = Server(options)
@@ -103,7 +103,7 @@ def test_not_ready_before_both_canaries_are_answered(tmp_path: Path, broken_repo
         assert starting.is_alive(), "it was ready before a picture was answered"
         gate.touch()
         starting.join(GONE_S)
-        assert gate.read_text() == "picture\n" * 2
+        assert gate.read_text() == "picture\n" * 3
     finally:
         gate.touch()
         starting.join()

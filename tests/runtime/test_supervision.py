@@ -26,10 +26,12 @@ from runtime import budgets as budgets_module
 from runtime import supervision
 from runtime.checks import SHM
 from runtime.compose import PIPELINE, STREAM
+from runtime.devices import has_vnni
 from runtime.launcher import Launcher
 from runtime.procfs import Stub, is_gone, stat
 from runtime.server import Server, ServerOptions
 from runtime.supervision import BACKOFF_S, WINDOW_S, Backoff, Supervisor
+from runtime.weights import load_networks
 from tests.runtime.leftovers import GONE_S, assert_nothing_left, wait_for
 
 pytestmark = pytest.mark.triton
@@ -331,7 +333,7 @@ def test_changed_weights_are_never_served(
     options = ServerOptions(cache_dir=tmp_path / "cache", instances=1, weights=weights, canary_interval_s=INTERVAL_S)
     monkeypatch.setattr(supervision, "BACKOFF_S", (0.5,))
     with Server(options, say=said.append) as server:
-        file = weights / "birefnet_trt.onnx"
+        file = load_networks(weights, int8=has_vnni())["birefnet_trt"].path
         right = file.read_bytes()
         file.write_bytes(right + b"\0")
         os.kill(stubs(server, "birefnet_trt")[0].pid, signal.SIGKILL)

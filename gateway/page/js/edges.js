@@ -55,8 +55,8 @@ function mean(source, width, height, radius, vertical) {
   return target;
 }
 
-/** x, y, width, height of what is visible; null where nothing is. */
-export function bounds(alpha, width, height, threshold = 12) {
+/** x, y, width, height of what is visible; null where nothing is. What is fainter than the threshold is haze. */
+export function bounds(alpha, width, height, threshold = 40) {
   let [left, top, right, bottom] = [width, height, -1, -1];
   for (let y = 0; y < height; y += 1) {
     for (let x = 0; x < width; x += 1) {

@@ -75,7 +75,7 @@ def test_engines_of_both_models_are_built_and_not_served(
         content = plan.read_bytes()
         assert all(tensor.encode() in content for tensor in (*signature.inputs, *signature.outputs))
         # Half the weights' bytes, where weights are halves.
-        assert (len(content) < 30e6) == (precision == "fp16" or name == DETECTOR)
+        assert (len(content) < 25e6) == (precision == "fp16" or name == DETECTOR)
     host = Host("10.13.3.9", "13.0", (Gpu("NVIDIA L4", "8.9"),))
     with pytest.raises(RuntimeProblem, match=r"was never compared with its network .*without a GPU to run it on"):
         check_plans(nano, host)

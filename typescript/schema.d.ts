@@ -280,6 +280,12 @@ export interface components {
         /**
          * BBox
          * @description In pixels of the upright picture.
+         * @example {
+         *       "x1": 212,
+         *       "x2": 640,
+         *       "y1": 80.5,
+         *       "y2": 1079
+         *     }
          */
         BBox: {
             /** X1 */
@@ -628,9 +634,15 @@ export interface components {
          * @description An error: a sentence, a stable code, and figures by code.
          */
         Failure: {
-            /** Detail */
+            /**
+             * Detail
+             * @example File size exceeds 10MB. 11,534,336 bytes are more than the 10,485,760 allowed.
+             */
             detail: string;
-            /** Error Code */
+            /**
+             * Error Code
+             * @example FILE_TOO_LARGE
+             */
             error_code: string;
         } & {
             [key: string]: unknown;
@@ -666,7 +678,10 @@ export interface components {
          * @description A picture as a data URI, and how many times larger it is wanted.
          */
         HdRequest: {
-            /** Image */
+            /**
+             * Image
+             * @example data:image/jpeg;base64,/9j/4AAQ…
+             */
             image: string;
             /**
              * Scale
@@ -813,9 +828,15 @@ export interface components {
          * @description What was done to a picture.
          */
         ProcessingInfo: {
-            /** Original Size */
+            /**
+             * Original Size
+             * @example 1920x1080
+             */
             original_size: string;
-            /** Output Size */
+            /**
+             * Output Size
+             * @example 1920x1080
+             */
             output_size: string;
             /** Background Removed */
             background_removed: boolean;
@@ -843,13 +864,40 @@ export interface components {
         Removed: {
             /** Success */
             success: boolean;
-            /** Processed Image */
+            /**
+             * Processed Image
+             * @example data:image/png;base64,iVBORw0KGgo…
+             */
             processed_image: string;
             processing_info: components["schemas"]["ProcessingInfo"];
         };
         /**
          * Selection
          * @description Which people of which picture: its id, or the picture as a data URI.
+         * @example {
+         *       "image_id": "uK0m…",
+         *       "options": {
+         *         "feather_amount": 5,
+         *         "feather_edges": true,
+         *         "output_format": "png",
+         *         "padding": 20
+         *       },
+         *       "persons": [
+         *         {
+         *           "bbox": {
+         *             "x1": 212,
+         *             "x2": 640,
+         *             "y1": 80,
+         *             "y2": 1079
+         *           },
+         *           "confidence": 0.91,
+         *           "person_id": 0
+         *         }
+         *       ],
+         *       "selected_person_ids": [
+         *         0
+         *       ]
+         *     }
          */
         Selection: {
             /** Image Id */

@@ -14,7 +14,7 @@ from cutaway.contract.errors import CutawayError
 from cutaway.contract.limits import CUT_MANY_JOBS
 from fastapi import APIRouter, Depends, File, Form, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from gateway.service.engine import Engine
 from gateway.service.errors import ServiceProblem, detail_form
@@ -32,15 +32,15 @@ router = APIRouter(prefix="/api/background-removal", tags=["background removal"]
 class Failure(BaseModel, extra="allow"):
     """An error: a sentence, a stable code, and figures by code."""
 
-    detail: str
-    error_code: str
+    detail: str = Field(examples=["File size exceeds 10MB. 11,534,336 bytes are more than the 10,485,760 allowed."])
+    error_code: str = Field(examples=["FILE_TOO_LARGE"])
 
 
 class ProcessingInfo(BaseModel):
     """What was done to a picture."""
 
-    original_size: str
-    output_size: str
+    original_size: str = Field(examples=["1920x1080"])
+    output_size: str = Field(examples=["1920x1080"])
     background_removed: bool
     edge_smoothing_applied: bool
     processing_time_ms: float
@@ -56,7 +56,7 @@ class Removed(BaseModel):
     """The picture as a data URI."""
 
     success: bool
-    processed_image: str
+    processed_image: str = Field(examples=["data:image/png;base64,iVBORw0KGgo…"])
     processing_info: ProcessingInfo
 
 

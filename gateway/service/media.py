@@ -8,7 +8,7 @@ from typing import Any, Literal
 from cutaway.contract.errors import CutawayError
 from cutaway.contract.headers import picture_format
 from fastapi import APIRouter, Response, WebSocket, WebSocketDisconnect
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from gateway.service.background_removal import PICTURE, job_state
 from gateway.service.errors import ServiceProblem
@@ -85,7 +85,7 @@ async def _watch(socket: WebSocket, task_id: str) -> None:
 class HdRequest(BaseModel):
     """A picture as a data URI, and how many times larger it is wanted."""
 
-    image: str
+    image: str = Field(examples=["data:image/jpeg;base64,/9j/4AAQ…"])
     scale: Literal[2, 4] = 4
 
 

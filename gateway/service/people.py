@@ -59,7 +59,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class BBox(BaseModel):
+class BBox(BaseModel, json_schema_extra={"examples": [{"x1": 212.0, "y1": 80.5, "x2": 640.0, "y2": 1079.0}]}):
     """In pixels of the upright picture."""
 
     x1: float
@@ -96,7 +96,15 @@ class SelectionOptions(BaseModel):
     feather_amount: float = Field(default=5, ge=0, le=25)
 
 
-class Selection(BaseModel):
+_SELECTION = {
+    "image_id": "uK0m…",
+    "selected_person_ids": [0],
+    "persons": [{"person_id": 0, "bbox": {"x1": 212, "y1": 80, "x2": 640, "y2": 1079}, "confidence": 0.91}],
+    "options": {"padding": 20, "output_format": "png", "feather_edges": True, "feather_amount": 5},
+}
+
+
+class Selection(BaseModel, json_schema_extra={"examples": [_SELECTION]}):
     """Which people of which picture: its id, or the picture as a data URI."""
 
     image_id: str | None = None

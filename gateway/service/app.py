@@ -129,9 +129,8 @@ def hosted_tiers(wanted: tuple[str, ...]) -> list[Any]:
     """
     from cutaway.providers import HuggingFace, Replicate
 
-    known: dict[str, Any] = {
-        each.name: each for each in (HuggingFace, Replicate)
-    }  # a Space's functions need more words
+    # A Space's functions need more words than a name.
+    known: dict[str, Any] = {each.name: each for each in (HuggingFace, Replicate)}
     pairs = [each.partition("=")[::2] for each in wanted]
     if unknown := [name for name, _ in pairs if name not in known]:
         raise ValueError(f"{unknown[0]!r} is no hosted provider that enlarges: there are {', '.join(known)}")

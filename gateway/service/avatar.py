@@ -75,8 +75,7 @@ async def generate(state: ServiceState, caller: Admitted, given: VideoRequest, d
         raise ServiceProblem(400, "INVALID_OPTION", "A selected person is not among `persons`.", "Give their boxes.")
 
     async def one(person: Person) -> VideoTask:
-        box = (person.bbox.x1, person.bbox.y1, person.bbox.x2, person.bbox.y2)
-        options: Any = {"subject": "each", "boxes": [box], "padding_px": 40, "background": "#FFFFFF"}
+        options: Any = {"subject": "each", "boxes": [person.bbox.corners], "padding_px": 40, "background": "#FFFFFF"}
         result = await state.engine.cut(caller.name, data, **options)
         portrait = await asyncio.to_thread(_portrait, result)
         uploaded = await _asked(client, "/images", files={"image": ("portrait.jpg", portrait, "image/jpeg")})

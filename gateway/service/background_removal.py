@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from gateway.service.engine import Engine
 from gateway.service.errors import ServiceProblem, detail_form
-from gateway.service.jobs import Work
+from gateway.service.jobs import FINISHED, Work
 from gateway.service.state import Admitted, ServiceState, State
 from gateway.service.storage import Storage
 from gateway.service.uploads import data_uri, download_name, option_fields, read_upload
@@ -150,10 +150,7 @@ async def remove(
     result = await state.engine.cut(caller.name, data, image.content_type, **with_defaults(options, smoothing))
     elapsed_ms = (time.monotonic() - begun) * 1000
     if return_base64:
-        cutout = result.cutouts[0]
-        info = processing_info(result, smoothing, elapsed_ms)
-        uri = data_uri(cutout.image, media_type(result))
-        return JSONResponse({"success": True, "processed_image": uri, "processing_info": info})
+        return JSONResponse(removed_form(result, smoothing, elapsed_ms))
     return picture_answer(result, image.filename, elapsed_ms)
 
 
@@ -182,6 +179,12 @@ def model_version(result: CutResult) -> str:
     matte = result.report.models.get("matte")
     version = matte.get("version") if isinstance(matte, dict) else None
     return f"{result.report.profile}-{version or 'unknown'}"
+
+
+def removed_form(result: CutResult, smoothing: bool, elapsed_ms: float) -> dict[str, Any]:
+    """The fields of `Removed`."""
+    uri = data_uri(result.cutouts[0].image, media_type(result))
+    return {"success": True, "processed_image": uri, "processing_info": processing_info(result, smoothing, elapsed_ms)}
 
 
 def processing_info(result: CutResult, smoothing: bool, elapsed_ms: float) -> dict[str, Any]:
@@ -221,7 +224,8 @@ async def remove_batch(
     error}`; lines come as pictures are done, and one failure leaves the others.
     """
     pictures = [(each.filename, await _read(each), each.content_type) for each in _counted(state, images)]
-    await state.limiter.admit(caller, cost=len(pictures) - 1) if len(pictures) > 1 else None
+    if len(pictures) > 1:
+        await state.limiter.admit(caller, cost=len(pictures) - 1)
     given, slots = with_defaults(options, smoothing), asyncio.Semaphore(CUT_MANY_JOBS)
 
     async def one(index: int, name: str | None, data: bytes | CutawayError, declared: str | None) -> dict[str, Any]:
@@ -234,9 +238,7 @@ async def remove_batch(
                 result = await state.engine.cut(caller.name, data, declared, **given)
         except CutawayError as error:
             return entry | {"success": False, "error": detail_form(error)}
-        info = processing_info(result, smoothing, (time.monotonic() - begun) * 1000)
-        uri = data_uri(result.cutouts[0].image, media_type(result))
-        return entry | {"success": True, "processed_image": uri, "processing_info": info}
+        return entry | removed_form(result, smoothing, (time.monotonic() - begun) * 1000)
 
     async def lines() -> AsyncIterator[bytes]:
         running = [asyncio.create_task(one(index, *picture)) for index, picture in enumerate(pictures)]
@@ -305,7 +307,7 @@ async def job_state(state: State, task_id: str) -> dict[str, Any]:
     found = await state.jobs.state(task_id)
     if tasks := found.get("tasks"):
         each = [await job_state(state, task) for task in tasks]
-        done = sum(job["status"] in ("completed", "failed") for job in each)
+        done = sum(job["status"] in FINISHED for job in each)
         found = {
             "status": "completed" if done == len(each) else "processing",
             "stage": "done" if done == len(each) else "processing",

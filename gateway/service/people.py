@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from gateway.service.errors import ServiceProblem, error_entry, timestamp
 from gateway.service.state import Admitted, ServiceState, State
-from gateway.service.uploads import data_uri, plain, read_base64, read_upload
+from gateway.service.uploads import plain, read_base64, read_upload
 
 OUTLINE_SIDE_PX = 512
 """Largest side of the mask that an outline is drawn from: finer than a page shows."""
@@ -66,6 +66,11 @@ class BBox(BaseModel, json_schema_extra={"examples": [{"x1": 212.0, "y1": 80.5, 
     y1: float
     x2: float
     y2: float
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """As the pipeline's option `boxes` takes it."""
+        return self.x1, self.y1, self.x2, self.y2
 
 
 class Person(BaseModel):
@@ -239,8 +244,12 @@ async def read_picture(state: State, image_id: str | None, image_url: str | None
 async def _one(
     state: State, caller: str, data: bytes, person: Person, options: SelectionOptions, report: dict[str, Any]
 ) -> ProcessedPerson:
-    box = (person.bbox.x1, person.bbox.y1, person.bbox.x2, person.bbox.y2)
-    given: Any = {"subject": "each", "boxes": [box], "padding_px": options.padding, "output": options.output_format}
+    given: Any = {
+        "subject": "each",
+        "boxes": [person.bbox.corners],
+        "padding_px": options.padding,
+        "output": options.output_format,
+    }
     # The specification's amount is the Gaussian's σ, the pipeline's feather twice that.
     given["feather_px"] = round(2 * options.feather_amount) if options.feather_edges else 0
     begun = time.monotonic()
@@ -274,8 +283,3 @@ def _joint_failure(done: list[ProcessedPerson], data: bytes) -> Exception:
         return ProcessingTimeout(first.message, details=details | {"max_size_recommended": "1920x1080"})
     kind = ERRORS_BY_CODE.get(first.code, InferenceError)
     return kind(first.message, details=first.details | {"failed_person_ids": failed}, retry_after=first.retry_after)
-
-
-def inline(data: bytes) -> str:
-    """A PNG as a data URI."""
-    return data_uri(data, "image/png")

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from cutaway.contract.errors import CutawayError, FileTooLarge, InvalidFormat
 from cutaway.contract.limits import INPUT_LIMITS, OPTIONS
-from fastapi import Form, Request, UploadFile
+from fastapi import Form, UploadFile
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -169,10 +169,6 @@ def option_fields(skip: tuple[str, ...] = ()) -> Callable[..., Awaitable[dict[st
     ]
     read.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return read
-
-
-def path_of(request: Request) -> str:
-    return str(request.scope["path"])
 
 
 def plain(value: Any) -> Any:

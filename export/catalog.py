@@ -24,6 +24,7 @@ SOURCES = (HUB, RELEASE, BUNDLED)
 
 LICENCES = {
     "MIT": "https://github.com/ZhengPeng7/BiRefNet/blob/main/LICENSE",
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
     "AGPL-3.0": "https://ultralytics.com/license",
 }
 """Licences that weights may have, and where each stands."""
@@ -32,8 +33,8 @@ SPEEDS = ("fastest", "fast", "medium", "slow")
 """Classes of a profile's speed, by its matting network and the number of pixels; they are not measurements."""
 
 DETECTORS = ("yolov8n-seg", "yolov8s-seg", "yolov8m-seg", "yolov8l-seg", "yolov8x-seg")
-MATTES = ("nano", "lite", "general")
-"""Networks of matting weights: NanoMatte, and BiRefNet with Swin-T or Swin-L (`export.networks.birefnet_config`)."""
+MATTES = ("modnet", "lite", "general")
+"""Networks of matting weights: MODNet, and BiRefNet with Swin-T or Swin-L (`export.networks.birefnet_config`)."""
 
 DETECTOR_SIDE_PX = 640
 SIDE_MULTIPLE_PX = 32

@@ -25,7 +25,7 @@ def profile_row(profile: Profile) -> tuple[str, ...]:
     return (
         profile.name,
         profile.purpose,
-        (profile.matte.repository or "own small network").rpartition("/")[2],
+        (profile.matte.repository or "MODNet, trained further").rpartition("/")[2],
         f"{width}×{height}",
         profile.speed,
         profile.detector.network,

@@ -27,10 +27,9 @@ from export.graphs import (
 from export.networks.birefnet import SIDE_MULTIPLE_PX, BiRefNet
 from export.networks.birefnet_export import export_form
 from export.networks.deform_onnx import DEFORM_CONV_OPSET, use_onnx_operator
-from export.networks.nano import NanoMatte
+from export.networks.modnet import MODNet
 from export.networks.yolov8 import YoloV8
-from export.onnx_tidy import tidy
-from export.rewrites import fold_deformable_norms, fold_patches
+from export.onnx_tidy import store_half, tidy
 
 OPSET = 18
 """Not 20 or later: there the bilinear GridSample is called "linear", which TensorRT's parser does not know and silently
@@ -183,12 +182,15 @@ def _same_candidates(
     return _Same(pictures, places, nearest[pictures, places])
 
 
-def export_nano_matte(model: NanoMatte, side_px: int, path: Path) -> list[Difference]:
-    """Write the matting network as `birefnet_trt` of the profile `nano` and compare it with PyTorch."""
-    fold_deformable_norms(model)
-    fold_patches(model)
-    graph = MatteGraph(model).eval()
+def export_modnet(model: MODNet, side_px: int, path: Path) -> list[Difference]:
+    """Write the matting network as `birefnet_trt` of the profile `nano` and compare it with PyTorch.
+
+    The weights are rounded to half precision, in place, and stored so; the file computes in float32.
+    """
+    model.pad_images()
+    graph = MatteGraph(model.half().float()).eval()
     export_graph(graph, side_px, MATTE_OUTPUTS, path)
+    store_half(path)
     return compare(graph, path, side_px, MATTE_OUTPUTS)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 SMALL = 1000
@@ -24,6 +25,45 @@ def tidy(model: Any) -> None:
     _keep_batch(model)
     for node in model.graph.node:
         node.ClearField("doc_string")
+
+
+def store_half(path: Path) -> None:
+    """Store a file's weights in half precision, each with a cast to float32 behind it, which runtimes compute once."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(path)
+    casts = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size > SMALL:
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+            casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}/Cast", to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def widen_stored(model: Any) -> None:
+    """Undo `store_half` in place: weights are float32 again, rounded as they are."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == tensor.FLOAT16}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in stored:
+            tensor = stored[node.input[0]]
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), node.output[0]))
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _merge_initializers(graph: Any) -> None:

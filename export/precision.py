@@ -25,7 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export import ExportError
 from export.graph_parts import GRID, SHAPE_ONLY, Wiring, computed_from_pictures, has_subgraphs, holds_half, parts_of
-from export.onnx_tidy import drop_identities
+from export.onnx_tidy import drop_identities, widen_stored
 
 Part = Literal["input", "output", "boxes", "coordinates", "sampling", "offsets", "means", "norms", "softmax", "rest"]
 """A part of the graph that can stay float32:
@@ -142,6 +142,7 @@ def prepared(source: Path) -> ModelProto:
         PrecisionError: see `to_half`.
     """
     model = onnx.load(source)
+    widen_stored(model)
     if model.functions or has_subgraphs(model.graph.node):
         raise PrecisionError(f"{source.name} has subgraphs, which are not converted")
     if any(tensor.data_type == HALF for tensor in model.graph.initializer):

@@ -32,13 +32,13 @@ HEAD_PARTS: dict[str, tuple[float, tuple[float, float], tuple[float, float]]] = 
     "head": (0.25, (0.0, 0.0), (0.6, 0.9)),
 }
 #: Kinds of samples and their shares.
-KINDS: dict[str, float] = {"ccp": 0.2, "head": 0.12, "pasted": 0.46, "coco": 0.18, "background": 0.04}
+KINDS: dict[str, float] = {"ccp": 0.24, "head": 0.1, "pasted": 0.46, "coco": 0.16, "background": 0.04}
 #: Share of the backgrounds with cloth that is nobody's; of these behind a person, share with cloth behind the head.
 DISTRACTED = 0.35
 BEHIND_HEAD = 0.5
 #: Share of the pasted people who are head and shoulders; of pasted people whose edges are made soft.
-PASTED_HEADS = 0.3
-SOFTENED = 0.5
+PASTED_HEADS = 0.4
+SOFTENED = 0.7
 HEAD_SOURCES = ("cc0_faces_pseudo", "pd_officials_pseudo")
 #: The pipeline widens crops narrower than this (width / height).
 MIN_ASPECT = 0.5

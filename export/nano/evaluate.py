@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from export.nano.compose import MIN_ASPECT, SampleMaker
 from export.nano.pictures import Image, Picture, PictureBank
 from export.nano.soft_truth import held_out_shapes, over, soft_edges, unknown_band
-from export.networks.nano import NanoMatte
+from export.networks.modnet import MODNet
 
 #: Context around a person's box, as a fraction of the box per side, as the pipeline gives it.
 CONTEXT = 0.1
@@ -26,7 +26,7 @@ def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 @torch.no_grad()
-def predict(model: NanoMatte, image: Image, size_px: int) -> Image:
+def predict(model: MODNet, image: Image, size_px: int) -> Image:
     """Alpha of an image, stretched to a square and back: uint8 RGB [H, W, 3] → uint8 [H, W]."""
     square = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
     batch = torch.from_numpy(square).permute(2, 0, 1)[None].float().div(255.0)
@@ -50,7 +50,7 @@ def crop_rectangle(box: NDArray[np.int32], shape_hw: tuple[int, int]) -> tuple[i
     )
 
 
-def cropped_alpha(model: NanoMatte, picture: Picture, size_px: int) -> Image:
+def cropped_alpha(model: MODNet, picture: Picture, size_px: int) -> Image:
     """Union of the alphas of crops around every person, uint8 [H, W]."""
     height, width = picture.alpha.shape
     result = np.zeros((height, width), np.uint8)
@@ -74,7 +74,7 @@ def soft_pictures(bank: PictureBank) -> list[tuple[Image, Image, NDArray[np.bool
     return results
 
 
-def sharpness_figures(model: NanoMatte, bank: PictureBank, size_px: int) -> dict[str, dict[str, float]]:
+def sharpness_figures(model: MODNet, bank: PictureBank, size_px: int) -> dict[str, dict[str, float]]:
     """What multiplying the logits does to held-out pictures and composites, for each of `SHARPNESS_TRIED`.
 
     `…_mae`: mean absolute error of alpha (0 … 1); `…_haze`: share of pixels with an alpha between 0.05 and 0.95. The
@@ -105,7 +105,7 @@ def sharpen(alpha: NDArray[np.float64], sharpness: float) -> NDArray[np.float64]
     return alpha**sharpness / (alpha**sharpness + (1 - alpha) ** sharpness)
 
 
-def held_out_figures(model: NanoMatte, bank: PictureBank, size_px: int) -> dict[str, float]:
+def held_out_figures(model: MODNet, bank: PictureBank, size_px: int) -> dict[str, float]:
     """IoU at half alpha against the masks of held-out pictures and fixed composites of them.
 
     `ccp_whole`, `coco_whole`: whole pictures. `ccp_crop`: the union of crops around the people.

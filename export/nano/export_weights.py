@@ -21,12 +21,11 @@ import torch
 from export.graphs import DETECTOR_SIDE_PX
 from export.nano.evaluate import held_out_figures, sharpness_figures
 from export.nano.pictures import load_bank
-from export.nano.served import fold_all
-from export.nano.train_seg import mask_branches
+from export.nano.train_seg import fold_blocks, mask_branches
 from export.nano.training import load_checkpoint
-from export.networks.nano import NanoMatte
+from export.networks.modnet import MODNet, load_published
 from export.networks.yolov8 import YoloV8
-from export.onnx_export import Difference, example_pictures, export_detector, export_nano_matte
+from export.onnx_export import Difference, example_pictures, export_detector, export_modnet
 from export.weights_io import YOLOV8N_SHA256, load_ultralytics
 from runtime.digest import sha256_of
 
@@ -42,28 +41,42 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, help="folder with matte.pt, seg.pt or both")
     parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
+    parser.add_argument("--modnet", type=Path, default=Path("../shared/weights/modnet.onnx"), help="as published")
     parser.add_argument("--out", type=Path, default=Path("export/weights/nano"))
-    parser.add_argument("--size", type=int, default=384, help="side of the matting network's input, px")
-    parser.add_argument("--compare-sizes", type=int, nargs="*", default=[384], help="held-out figures for")
+    parser.add_argument("--size", type=int, default=320, help="side of the matting network's input, px")
+    parser.add_argument("--compare-sizes", type=int, nargs="*", default=[320], help="held-out figures for")
     parser.add_argument(
         "--sharpness",
         type=float,
         default=1.0,
         help="factor of the logits; a network that saw only binary masks needs 2",
     )
+    parser.add_argument(
+        "--start-share",
+        type=float,
+        default=0.0,
+        help="share of the published network, from which the run started, in the mean of both",
+    )
     return parser.parse_args(arguments)
 
 
-def load_matte(run: Path) -> tuple[NanoMatte, dict[str, Any]]:
+def load_matte(run: Path) -> tuple[MODNet, dict[str, Any]]:
     """The averaged matting network of a run and the record of its training."""
     checkpoint = load_checkpoint(run / "matte.pt")
     if checkpoint is None:
         raise FileNotFoundError(run / "matte.pt")
     average = checkpoint["average"]
-    # A run that started from a served network has its normalisation folded.
-    model = NanoMatte() if any(".bn." in name for name in average) else fold_all(NanoMatte())
+    model = MODNet()
     model.load_state_dict(average)
     return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
+
+
+def average_with(matte: MODNet, start: MODNet, share: float) -> None:
+    """Make each weight the mean of a network's and of the one that its training started from, in place: what training
+    forgot comes back, and most of what it learned stays (Wortsman et al., 2022)."""
+    before = start.state_dict()
+    mean = {name: value.lerp(before[name], share) for name, value in matte.state_dict().items()}
+    matte.load_state_dict(mean)
 
 
 def load_seg(run: Path, weights: Path) -> tuple[YoloV8, dict[str, Any]]:
@@ -74,8 +87,8 @@ def load_seg(run: Path, weights: Path) -> tuple[YoloV8, dict[str, Any]]:
     model = YoloV8("n")
     model.load_state_dict(load_ultralytics(weights, YOLOV8N_SHA256), strict=False)
     average, branches = checkpoint["average"], mask_branches(model)
-    # As above.
-    (branches if any(".bn." in name for name in average) else fold_all(branches)).load_state_dict(average)
+    # A run that started from a served network has its normalisation folded.
+    (branches if any(".bn." in name for name in average) else fold_blocks(branches)).load_state_dict(average)
     return model.eval(), {"steps_done": checkpoint["step"], **checkpoint["figures"]}
 
 
@@ -111,12 +124,16 @@ def main(arguments: list[str] | None = None) -> int:
     good, written = True, []
     if (options.run / "matte.pt").exists():
         matte, record = load_matte(options.run)
+        if options.start_share:
+            average_with(matte, load_published(options.modnet), options.start_share)
         if options.compare_sizes:
             record |= matte_figures(matte, options)
         matte.sharpen(options.sharpness)
         path = options.out / "birefnet_trt.onnx"
-        good &= report(export_nano_matte(matte, options.size, path))
-        written.append((path, options.size, "matte", {**record, "size_px": options.size}))
+        good &= report(export_modnet(matte, options.size, path))
+        written.append(
+            (path, options.size, "matte", {**record, "size_px": options.size, "start_share": options.start_share})
+        )
     if (options.run / "seg.pt").exists():
         seg, record = load_seg(options.run, options.weights)
         path = options.out / "yolov8_seg.onnx"
@@ -133,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def matte_figures(matte: NanoMatte, options: argparse.Namespace) -> dict[str, Any]:
+def matte_figures(matte: MODNet, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of held-out pictures by the side of the input, and by factors of the logits; printed, too."""
     bank = load_bank(options.data, 0)
     sizes = {str(side): held_out_figures(copy.deepcopy(matte), bank, side) for side in options.compare_sizes}

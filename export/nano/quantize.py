@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from export.nano.compose import SampleMaker
 from export.nano.evaluate import iou
 from export.nano.pictures import PictureBank, load_bank
 from export.nano.scenes import SceneMaker
+from export.onnx_tidy import store_half
 from runtime.digest import sha256_of
 from runtime.weights import INT8_SUFFIX as SUFFIX
 from runtime.weights import NETWORKS
@@ -36,11 +37,15 @@ SEED, HELD_OUT_SEED = 5, 99
 PICTURES = 24
 """Of each folder, for the samples: all of them would take minutes to prepare."""
 ACTIVATIONS = ("Sigmoid", "Relu")
-KINDS = ("Conv", "Mul", "Concat", "MaxPool", "Resize", "Add", "Split", *ACTIVATIONS)
-KEPT = re.compile(r"^(/model)?/[^/]*$|/dfl/|/aspp/|^/model/model\.[012]/")
-"""Nodes that stay float32: what comes before and after the network, the expected value of a box's sides, sampling at
-computed places, and the first layers, which take a twentieth of the time and cause half of the error. So do all
-convolutions without an activation behind them: they say boxes, scores and logits."""
+DETECTOR_KINDS = ("Conv", "Mul", "Concat", "MaxPool", "Resize", "Add", "Split", *ACTIVATIONS)
+DETECTOR_KEPT = re.compile(r"^(/model)?/[^/]*$|/dfl/|^/model/model\.[012]/")
+"""Nodes of a detector that stay float32: what comes before and after the network, the expected value of a box's sides,
+and the first layers, which take a twentieth of the time and cause half of the error. So do all convolutions without an
+activation behind them: they say boxes and scores."""
+MATTING_KINDS = ("Conv",)
+MATTING_KEPT = re.compile(r"^/model/(backbone|out)")
+"""The same of the matting network: MobileNetV2's narrow layers take a third of the time and cause most of the error,
+and what joins and enlarges maps is as quick in float32."""
 SILU_FROM = -6.0
 """Inputs of x·sigmoid(x) are cut here, where it is -0.015: below lie half of the levels and nothing of the result."""
 MAX_SCORE_ERROR, MIN_MASK_IOU, MIN_MATTE_IOU = 0.02, 0.95, 0.985
@@ -53,7 +58,7 @@ def samples(bank: PictureBank, session: onnxruntime.InferenceSession, held_out: 
     """Scenes for a detector, crops for a matting network: uint8 [1, S, S, 3] each."""
     side = session.get_inputs()[0].shape[1]
     draw = np.random.default_rng(HELD_OUT_SEED if held_out else SEED)
-    if _is_detector(session):
+    if _is_detector(session.get_outputs()):
         parts = (bank.ccp, bank.coco, bank.backgrounds)
         maker = SceneMaker(*((bank.held_out_ccp, bank.held_out_coco, bank.held_out_backgrounds) if held_out else parts))
         make = lambda: maker.scene(draw).image  # noqa: E731
@@ -64,8 +69,13 @@ def samples(bank: PictureBank, session: onnxruntime.InferenceSession, held_out: 
         yield make()[None]
 
 
-def _is_detector(session: onnxruntime.InferenceSession) -> bool:
-    return "boxes" in [output.name for output in session.get_outputs()]
+def _is_detector(outputs: Iterable[Any]) -> bool:
+    """Whether a session's or a graph's outputs are a detector's."""
+    return any(output.name == "boxes" for output in outputs)
+
+
+def _kinds(graph: onnx.GraphProto) -> list[str]:
+    return list(DETECTOR_KINDS if _is_detector(graph.output) else MATTING_KINDS)
 
 
 def prepare(source: Path, target: Path) -> onnx.ModelProto:
@@ -79,7 +89,7 @@ def find_ranges(source: Path, pictures: Iterator[Picture]) -> TensorsData:
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         graph = prepare(source, prepared).graph
-        calibrator = create_calibrator(prepared, list(KINDS), f"{folder}/extended.onnx", CalibrationMethod.MinMax)
+        calibrator = create_calibrator(prepared, _kinds(graph), f"{folder}/extended.onnx", CalibrationMethod.MinMax)
         calibrator.collect_data(_Reader(pictures))
         return cut_ranges(graph, calibrator.compute_data())
 
@@ -88,14 +98,17 @@ def quantize(source: Path, target: Path, ranges: TensorsData) -> None:
     """Write the 8-bit copy of a float32 file."""
     with tempfile.TemporaryDirectory() as folder:
         model = prepare(source, Path(folder) / "prepared.onnx")
-    nodes, kinds = quantized_nodes(model.graph), list(KINDS)
+    nodes, kinds = quantized_nodes(model.graph), _kinds(model.graph)
     types = QuantType.QInt8, QuantType.QUInt8
     quantizer = QDQQuantizer(model, True, False, *types, ranges, nodes, [], kinds, {"WeightSymmetric": True})
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     result = quantizer.model.model
     result.producer_name, result.producer_version = "", ""
     del result.metadata_props[:]
     onnx.save(result, target)
+    if not _is_detector(model.graph.output):
+        store_half(target)
 
 
 class _Reader(CalibrationDataReader):
@@ -109,6 +122,10 @@ class _Reader(CalibrationDataReader):
 
 def quantized_nodes(graph: onnx.GraphProto) -> list[str]:
     """Names of the nodes that become 8-bit."""
+    if not _is_detector(graph.output):
+        return [
+            node.name for node in graph.node if node.op_type in MATTING_KINDS and not MATTING_KEPT.search(node.name)
+        ]
     readers: dict[str, list[str]] = {}
     for node in graph.node:
         for name in node.input:
@@ -117,9 +134,9 @@ def quantized_nodes(graph: onnx.GraphProto) -> list[str]:
     return [
         node.name
         for node in graph.node
-        if node.op_type in KINDS
+        if node.op_type in DETECTOR_KINDS
         and node.name
-        and not KEPT.search(node.name)
+        and not DETECTOR_KEPT.search(node.name)
         and types.get(node.output[0]) == onnx.TensorProto.FLOAT
         and (node.op_type != "Conv" or not set(readers[node.output[0]]).isdisjoint(ACTIVATIONS))
     ]
@@ -218,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         ranges = find_ranges(source, samples(bank, before, held_out=False))
         quantize(source, target, ranges)
         # The detector for any size stays float32: streams flicker with 8-bit masks, also where nothing moves.
-        compare = detector_figures if _is_detector(before) else matte_figures
+        compare = detector_figures if _is_detector(before.get_outputs()) else matte_figures
         found = compare(before, open_session(target), samples(bank, before, held_out=True))
         figures[source.stem] = {name: round(value, 4) for name, value in found.items()}
         print(target.name, figures[source.stem], flush=True)

@@ -22,6 +22,7 @@ Layer = tuple[Image, Image]
 HELD_OUT_SHAPES_SEED = 90_210
 """Training draws from generators seeded by (seed, step) with a small seed, so it never sees these."""
 SUPERSAMPLING = 4
+SHADES = 3
 #: Shares of the kinds.
 KINDS = {"hair": 0.4, "fur": 0.2, "lace": 0.12, "motion": 0.13, "defocus": 0.15}
 #: Soft pixels grown by this share of the side are the band that is measured.
@@ -118,7 +119,7 @@ def _strands(
     combed: float,
 ) -> Layer:
     """Tapering curves that start inside the outline; three shades of the colour found at their roots."""
-    if not len(chosen):
+    if not len(chosen) or count < SHADES:
         return colours, cover
     roots = rng.choice(chosen, size=count)
     normals = _normals(contour, cover)[roots]
@@ -165,13 +166,13 @@ def _drawn(paths: NDArray[np.float64], thickness: float, shape_hw: tuple[int, ..
 
 
 def _shades(rng: Generator, colours: Image, points: NDArray[np.float64], cover: Image) -> NDArray[np.float32]:
-    """Three shades [3, 3] of the mean colour along some points; now and then any colour at all."""
+    """Shades [`SHADES`, 3] of the mean colour along some points; now and then any colour at all."""
     if rng.random() < 0.12:
         mean = rng.uniform(10, 245, size=3)
     else:
         x, y = points.astype(int).T
         mean = colours[y.clip(0, cover.shape[0] - 1), x.clip(0, cover.shape[1] - 1)].reshape(-1, 3).mean(axis=0)
-    return np.clip(mean * rng.uniform(0.6, 1.45, size=(3, 1)) + rng.normal(0, 6, size=(3, 3)), 0, 255).astype(
+    return np.clip(mean * rng.uniform(0.6, 1.45, size=(SHADES, 1)) + rng.normal(0, 6, size=(SHADES, 3)), 0, 255).astype(
         np.float32
     )
 

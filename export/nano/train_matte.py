@@ -1,10 +1,9 @@
-"""Train NanoMatte on the photographs of people.
+"""Train the matting network on the photographs of people, from the published MODNet.
 
-    python -m export.nano.train_matte --data ../shared/people --weights ../shared/weights/yolov8n.pt --out runs/nano
+    python -m export.nano.train_matte --data ../shared/people --weights ../shared/weights/modnet.onnx --out runs/nano
 
 An interrupted run goes on where it stopped when the same command is given again. `--init matte.pt` starts a new run
-from the averaged weights of an earlier one, `--init birefnet_trt.onnx` from a served network: normalisation stays part
-of its convolutions then, the coarse stages teach nothing, and rates are relative to the size of the weights.
+from the averaged weights of an earlier one.
 """
 
 import argparse
@@ -22,7 +21,6 @@ from export.nano.compose import KINDS, SampleMaker
 from export.nano.evaluate import held_out_figures
 from export.nano.losses import edge_weight, matte_loss
 from export.nano.pictures import load_bank
-from export.nano.served import load_served
 from export.nano.training import (
     AveragedWeights,
     Figures,
@@ -31,15 +29,13 @@ from export.nano.training import (
     load_checkpoint,
     save_checkpoint,
 )
-from export.networks.nano import NanoMatte
-from export.weights_io import YOLOV8N_SHA256, load_ultralytics
+from export.networks.modnet import MODNet, load_published
 
 WARMUP_STEPS = 40
 LOSS_EVERY = 25
 CHECKPOINT_EVERY = 50
 CLIP_NORM = 3.0
-AVERAGE_DECAY = 0.998
-LEAST_RMS = 1e-3
+AVERAGE_DECAY = 0.993
 
 
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -74,18 +70,19 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the nano matting network.")
     parser.add_argument("--data", type=Path, default=Path("../shared/people"), help="photographs with masks")
-    parser.add_argument("--weights", type=Path, default=Path("../shared/weights/yolov8n.pt"))
+    parser.add_argument(
+        "--weights", type=Path, default=Path("../shared/weights/modnet.onnx"), help="MODNet as published"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and figures")
-    parser.add_argument("--init", type=Path, help="checkpoint of an earlier run, or served ONNX file, to start from")
+    parser.add_argument("--init", type=Path, help="checkpoint of an earlier run to start from")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2300)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=384, help="side of the square input, px")
-    parser.add_argument("--final-size", type=int, default=512, help="side in the last steps, px")
-    parser.add_argument("--final-share", type=float, default=0.25, help="share of steps at the final size")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--encoder-lr-factor", type=float, default=0.1)
-    parser.add_argument("--frozen-share", type=float, default=0.12, help="share of steps with a frozen encoder")
+    parser.add_argument("--size", type=int, default=256, help="side of the square input, px")
+    parser.add_argument("--final-size", type=int, default=320, help="side in the last steps, px")
+    parser.add_argument("--final-share", type=float, default=0.6, help="share of steps at the final size")
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--backbone-lr-factor", type=float, default=0.35)
     parser.add_argument(
         "--kind",
         type=kind_share,
@@ -101,61 +98,33 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def is_served(init: Path | None) -> bool:
-    """Whether a run starts from a served network."""
-    return init is not None and init.suffix == ".onnx"
-
-
-def initial_model(options: argparse.Namespace) -> NanoMatte:
+def initial_model(options: argparse.Namespace) -> MODNet:
     """The network that training starts from."""
-    if is_served(options.init):
-        return load_served(options.init)
-    model = NanoMatte()
-    initial = load_ultralytics(options.weights, YOLOV8N_SHA256)
-    model.encoder.load_state_dict({k: v for k, v in initial.items() if not k.startswith("model.22.")})
+    model = load_published(options.weights)
     if options.init:
         model.load_state_dict(torch.load(options.init, map_location="cpu", weights_only=True)["average"])
     return model
 
 
-def make_optimizer(model: NanoMatte, options: argparse.Namespace) -> torch.optim.AdamW:
-    """AdamW; no decay on biases and normalisation, a smaller rate for the encoder.
-
-    With normalisation folded into them, weights of one layer may be a thousand times those of another: each then has
-    the rate `lr` times its root mean square.
-    """
-    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+def make_optimizer(model: MODNet, options: argparse.Namespace) -> torch.optim.AdamW:
+    """AdamW; no decay on biases, a smaller rate for the backbone."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if is_served(options.init) and ".side." in name:
-            continue
-        size = max(float(parameter.detach().square().mean().sqrt()), LEAST_RMS) if is_served(options.init) else 1.0
-        groups.setdefault((name.startswith("encoder."), parameter.ndim > 1, size), []).append(parameter)
+        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "base_lr": options.lr * size * (options.encoder_lr_factor if encoder else 1.0),
-                "encoder": encoder,
+                "base_lr": options.lr * (options.backbone_lr_factor if backbone else 1.0),
                 "weight_decay": 1e-2 if decayed else 0.0,
             }
-            for (encoder, decayed, size), parameters in groups.items()
+            for (backbone, decayed), parameters in groups.items()
         ],
         lr=options.lr,
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, model: NanoMatte, step: int, options: argparse.Namespace) -> None:
-    """Learning rates of this step; the encoder stays frozen at first."""
-    frozen_steps = round(options.steps * options.frozen_share)
-    factor = cosine_factor(step, options.steps, WARMUP_STEPS)
-    for group in optimizer.param_groups:
-        thaw = cosine_factor(step - frozen_steps, options.steps, WARMUP_STEPS) if step >= frozen_steps else 0.0
-        ramp = min(1.0, thaw / max(factor, 1e-6)) if group["encoder"] else 1.0
-        group["lr"] = group["base_lr"] * factor * ramp
-    model.encoder.requires_grad_(step >= frozen_steps)
-
-
-def train(options: argparse.Namespace) -> NanoMatte:
+def train(options: argparse.Namespace) -> MODNet:
     """Run the training and return the averaged model."""
     torch.manual_seed(options.seed)
     cv2.setNumThreads(0)  # a forked worker must not inherit OpenCV's thread pool
@@ -163,7 +132,6 @@ def train(options: argparse.Namespace) -> NanoMatte:
     bank = load_bank(options.data, options.limit)
     maker = SampleMaker(bank)
     model = initial_model(options).to(memory_format=torch.channels_last)
-    folded = is_served(options.init)
     optimizer = make_optimizer(model, options)
     average = AveragedWeights(model, AVERAGE_DECAY)
     checkpoint_path = options.out / "matte.pt"
@@ -193,12 +161,11 @@ def train(options: argparse.Namespace) -> NanoMatte:
     losses: list[float] = []
     dataset = Batches(maker, options)
     for step, (images, alphas, weights) in enumerate(batches(dataset, first, options.steps, options.workers), first):
-        model.train()
-        model.encoder.eval()
-        set_rates(optimizer, model, step, options)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * cosine_factor(step, options.steps, WARMUP_STEPS)
         pictures = images.permute(0, 3, 1, 2).float().div_(255.0)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = [model(pictures)] if folded else model.all_logits(pictures)
+            logits = model(pictures)
         loss = matte_loss(logits, alphas[:, None].float().div_(255.0), weights[:, None].float())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

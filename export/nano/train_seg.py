@@ -27,9 +27,9 @@ from export.nano.evaluate import iou
 from export.nano.losses import box_mask_loss
 from export.nano.pictures import load_bank
 from export.nano.scenes import SIDE_PX, Scene, SceneMaker
-from export.nano.served import fold_all
 from export.nano.training import AveragedWeights, Figures, cosine_factor, load_checkpoint, save_checkpoint
-from export.networks.yolov8 import HEAD_LAYERS, YoloV8
+from export.networks.yolov8 import HEAD_LAYERS, ConvBlock, YoloV8
+from export.rewrites import fold_norm
 from export.weights_io import YOLOV8N_SHA256, load_ultralytics
 
 PROTO_SIDE_PX = 160
@@ -85,6 +85,15 @@ def mask_branches(model: YoloV8) -> nn.ModuleList:
     return nn.ModuleList([model.head.cv4, model.head.proto])
 
 
+def fold_blocks(model: nn.Module) -> nn.Module:
+    """Put the batch normalisation of YOLO's blocks into their convolutions, in place: training goes on with fixed
+    statistics."""
+    for module in list(model.modules()):
+        if isinstance(module, ConvBlock) and isinstance(module.bn, nn.BatchNorm2d):
+            module.conv, module.bn = fold_norm(module.conv, module.bn), nn.Identity()
+    return model.requires_grad_()
+
+
 @torch.no_grad()
 def load_served_branches(model: YoloV8, path: Path) -> None:
     """Fill the mask branches, in place, from a `yolov8_seg.onnx` that `export_detector` wrote; their norms are folded.
@@ -92,7 +101,7 @@ def load_served_branches(model: YoloV8, path: Path) -> None:
     Raises:
         ValueError: the file holds another network.
     """
-    branches = fold_all(mask_branches(model))
+    branches = fold_blocks(mask_branches(model))
     convs = [each for each in branches.modules() if isinstance(each, nn.Conv2d | nn.ConvTranspose2d)]
     graph = onnx.load(path).graph
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}

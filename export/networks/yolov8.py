@@ -127,9 +127,7 @@ class YoloV8Trunk(nn.Module):
             return max(round(base * depth), 1)
 
         c64, c128, c256, c512, c1024 = (channels(base) for base in (64, 128, 256, 512, 1024))
-        #: Channels of the results of layers 0, 2 (strides 2, 4 px) and of `HEAD_LAYERS`.
-        self.stem_channels = c64
-        self.early_channels = c128
+        #: Channels of the results of `HEAD_LAYERS`.
         self.head_channels = (c256, c512, c1024)
         self.proto_channels = c256
         self.model = nn.ModuleList(

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from export.precision import KEEP, Part, prepared, staying_float32, to_half
 
+DEFORMABLE = Path(__file__).with_name("deformable.onnx")
+"""A trained network with deformable convolutions, as BiRefNet's are: `nano`'s matting network up to November 2026."""
+
 THREADS = 2
 PERSON_SCORE = 0.25
 """Candidates of at least this score are compared."""

@@ -85,7 +85,8 @@ def test_input_sides() -> None:
 
 def test_licences_follow_from_the_authors() -> None:
     for weights in load_catalog().weights.values():
-        assert weights.licence == ("MIT" if weights.source == HUB else "AGPL-3.0"), weights.name
+        made = {HUB: "MIT"}.get(weights.source, "Apache-2.0" if weights.network == "modnet" else "AGPL-3.0")
+        assert weights.licence == made, weights.name
         assert weights.licence_url.startswith("https://")
 
 
@@ -118,13 +119,13 @@ def test_parameters_are_those_of_the_networks() -> None:
     torch = pytest.importorskip("torch")
     from export.networks.birefnet import BiRefNet
     from export.networks.birefnet_config import VARIANTS
-    from export.networks.nano import NanoMatte
+    from export.networks.modnet import MODNet
     from export.networks.yolov8 import YoloV8
 
     with torch.device("meta"):
         networks = {name: BiRefNet(config) for name, config in VARIANTS.items()}
         networks |= {f"yolov8{size}-seg": YoloV8(size) for size in "nsmlx"}
-        networks["nano"] = NanoMatte()
+        networks["modnet"] = MODNet()
     counted = {name: sum(each.numel() for each in network.parameters()) for name, network in networks.items()}
     for weights in load_catalog().weights.values():
         assert weights.parameters == counted[weights.network], weights.name
@@ -185,7 +186,7 @@ def test_what_is_not_known_is_told_as_such(tmp_path: Path) -> None:
             "weights.birefnet-lite: parameters must be a whole number above 0",
         ),
         ("parameters = 44_313_720", "parameters = true", "parameters must be a whole number above 0, not True"),
-        ('licence = "MIT"', 'licence = "GPL"', "licence must be one of MIT, AGPL-3.0, not 'GPL'"),
+        ('licence = "MIT"', 'licence = "GPL"', "licence must be one of MIT, Apache-2.0, AGPL-3.0, not 'GPL'"),
         ('licence = "MIT"', 'licence = "MIT"\nsha256 = "abc"', "sha256 must be 64 hexadecimal digits, not 'abc'"),
         ('licence = "MIT"', 'licence = "MIT"\nsha_256 = "abc"', "unknown: sha_256; known are: source, network"),
         ("model.safetensors", "pytorch_model.bin", "file must end in .safetensors where the source is hub"),

@@ -12,7 +12,7 @@ import torch
 
 from export.check_pictures import check_pictures
 from export.graphs import CANDIDATES, DETECTOR_OUTPUTS, DETECTOR_SIDE_PX, MATTE_OUTPUTS, DetectorGraph, MatteGraph
-from export.networks.nano import NanoMatte
+from export.networks.modnet import MODNet
 from export.networks.yolov8 import YoloV8
 from export.onnx_export import (
     OPSET,
@@ -21,8 +21,9 @@ from export.onnx_export import (
     compare,
     example_pictures,
     export_graph,
-    export_nano_matte,
+    export_modnet,
 )
+from tests.export.half_graphs import DEFORMABLE
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "export" / "weights" / "nano"
 DETECTOR, MATTE, WHOLE = (WEIGHTS / f"{name}.onnx" for name in ("yolov8_seg", "birefnet_trt", "u2netp"))
@@ -112,23 +113,16 @@ def test_scores_descend() -> None:
 def test_export_keeps_the_network(tmp_path: Path) -> None:
     """A freshly exported matting network differs from PyTorch by one grey level at most, whatever its size."""
     torch.manual_seed(1)
-    model = NanoMatte().eval()
-    for module in model.modules():  # untrained offsets are zero and would test nothing
-        if hasattr(module, "offset_conv"):
-            torch.nn.init.normal_(module.offset_conv.weight, std=0.05)
-            torch.nn.init.normal_(module.modulator_conv.weight, std=0.05)
-    for module in model.modules():  # nor would statistics that normalise nothing
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, std=0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    model = MODNet().eval()
+    torch.nn.init.normal_(model.out.weight, std=2.0)  # untrained, it says one half everywhere
     path = tmp_path / "matte.onnx"
+    for difference in export_modnet(model, 96, path):
+        assert difference.largest <= 1
+    assert path.stat().st_size < 2.2 * sum(each.numel() for each in model.parameters())
     pictures = example_pictures(2, 96)
     with torch.no_grad():
         wanted = MatteGraph(model)(torch.from_numpy(pictures)).numpy()
-    for difference in export_nano_matte(model, 96, path):
-        assert difference.largest <= 1
     (found,) = session(path).run(list(MATTE_OUTPUTS), {"images": pictures})
-    # Against the network as it was before its layers were folded.
     assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
 
 
@@ -234,12 +228,12 @@ def test_a_file_that_computes_something_else_is_seen(
     spoil: Callable[[onnx.ModelProto], None] | None, tmp_path: Path
 ) -> None:
     """Each of these faults changes what the trained network says of photographs by more than a grey level."""
-    model = onnx.load(MATTE)
+    model = onnx.load(DEFORMABLE)
     if spoil is not None:
         spoil(model)
     onnx.save(model, tmp_path / "spoilt.onnx")
-    side_px = int(session(MATTE).get_inputs()[0].shape[1])
-    found = compare(AsOnnx(MATTE), tmp_path / "spoilt.onnx", side_px, MATTE_OUTPUTS)
+    side_px = int(session(DEFORMABLE).get_inputs()[0].shape[1])
+    found = compare(AsOnnx(DEFORMABLE), tmp_path / "spoilt.onnx", side_px, MATTE_OUTPUTS)
     assert (max(each.largest for each in found) <= 1) == (spoil is None)
 
 

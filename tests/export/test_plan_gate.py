@@ -36,9 +36,10 @@ from export.plans.pictures import (
 )
 from export.precision import to_half
 from runtime.plans import MEAN_ALPHA_ERROR
+from tests.export.half_graphs import DEFORMABLE
 
 NANO = Path(__file__).resolve().parents[2] / "export" / "weights" / "nano"
-MATTE, DETECTOR = NANO / "birefnet_trt.onnx", NANO / "yolov8_seg.onnx"
+MATTE, DETECTOR = DEFORMABLE, NANO / "yolov8_seg.onnx"
 SIDE_PX = 384
 
 

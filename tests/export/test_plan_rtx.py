@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.__main__ import main
 from export.onnx_export import example_pictures, export_birefnet
+from export.onnx_tidy import widen_stored
 from export.plan import Reference
 from export.plans.builder import Built, NodeRefused, Options, OutOfMemory, PlanProblem, build, configure, load_tensorrt
 from export.plans.graph import Graph, GraphRefused, read_graph
@@ -35,6 +36,7 @@ from tests.export.small_lite import as_published
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT for RTX is for Linux on x86-64 alone (requirements/rtx.txt)"
 )
+from tests.export.half_graphs import DEFORMABLE
 
 MATTE, DETECTOR = "birefnet_trt", "yolov8_seg"
 TARGETS = ("8.6", "8.9")
@@ -60,7 +62,7 @@ def test_engines_of_both_models_are_built_and_not_served(
     assert main(["plan", "nano", "--models", str(nano.parent), "--trt-major", "rtx", "--precision", precision]) == 0
     assert "TensorRT takes both graphs" in capsys.readouterr().out
     sums = read_checksums(nano)
-    for name, side_px in ((MATTE, 384), (DETECTOR, 640)):
+    for name, side_px in ((MATTE, 320), (DETECTOR, 640)):
         plan = nano / f"{name}.plan"
         record = PlanRecord.read(nano / f"{name}.plan.json")
         assert plan_version(plan) == ("TensorRT for RTX", RTX_VERSION)
@@ -190,12 +192,17 @@ def test_half_precision_that_is_wrong_becomes_float32_by_itself(
     folder.mkdir()
     for path in [*nano.glob("*.onnx"), nano / "SHA256SUMS"]:
         shutil.copy(path, folder)
+    shutil.copy(DEFORMABLE, folder / f"{MATTE}.onnx")
+    to_half(folder / f"{MATTE}.onnx", folder / f"{MATTE}.fp16.onnx")
+    sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.glob("*.onnx"))]
+    (folder / "SHA256SUMS").write_text("".join(sums))
     host = Host("11.2.1.2", "13.4", (Gpu("NVIDIA L4", "8.9"),))
     built_from: list[tuple[str, bool]] = []
 
     def sabotaged(_trt: Any, graph: Graph, *_rest: Any) -> Built:
         """A "plan" that is the graph; of GridSample in half precision the nearest value."""
         model = onnx.load_from_string(graph.model)
+        widen_stored(model)
         half = any(each.data_type == TensorProto.FLOAT16 for each in model.graph.initializer)
         built_from.append((MATTE if "alphas" in graph.signature.outputs else DETECTOR, half))
         for node in model.graph.node:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from export.nano.soft_truth import KINDS, _blurred, held_out_shapes, over, soft_edges, unknown_band
+from export.nano.soft_truth import KINDS, _blurred, _strands, held_out_shapes, over, soft_edges, unknown_band
 
 SIDE_PX = 192
 
@@ -59,3 +59,12 @@ def test_strands_hide_what_their_alpha_says() -> None:
     dark, light = (over(np.full_like(colours, grey), *layer).astype(int) for grey in (0, 255))
     assert np.abs((light - dark) - (255 - layer[1].astype(int))[..., None]).max() <= 1
     assert np.count_nonzero((layer[1] > 0) & (cover == 0)) > 100
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_next_to_no_outline_inside_the_picture(count: int) -> None:
+    """Of somebody who fills the picture, a stretch of outline may have a point or two inside: fewer than shades."""
+    colours, cover = person()
+    outline = np.array([(70.0, 60.0), (70.0, 61.0), (70.0, 62.0)])
+    _, alpha = _strands(np.random.default_rng(1), colours, cover, outline, np.arange(count), 20.0, count, 0.2)
+    assert (alpha != cover).any() == (count == 3)

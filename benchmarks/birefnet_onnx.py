@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.floor import onnx_model
 from benchmarks.machine import head, load_before, publish, say, sentence, spread
 from runtime.devices import cores
 from runtime.process import ALLOCATOR
+from runtime.sessions import onnx_model
 
 MIB = 2**20
 FILES = ("grid", "native")  # the project's file, and DeformConv's

@@ -5,26 +5,21 @@ All of it happens in the process that asks, one thing after the other, with the 
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import RuntimeProblem
-from runtime.compose import ONNX_MODEL, SOURCE
-from runtime.process import ALLOCATOR
+from runtime.compose import SOURCE
+from runtime.sessions import keep_memory, onnx_model
 
 STAGES = ("decode", "detect", "matte", "encode")
 PIPELINE = SOURCE / "ensemble_pipeline" / "1"
-_MALLOPT = {"MALLOC_ARENA_MAX": -8, "MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}  # glibc's numbers
 OPENCV_THREADS = 2  # as in the pipeline
 
 
@@ -37,7 +32,7 @@ class Floor:
     """
 
     def __init__(self, networks: dict[str, Path], threads: int) -> None:
-        _keep_memory()
+        keep_memory()
         open_session = onnx_model().open_session
         self._detector = open_session(networks["yolov8_seg"], "cpu", threads)
         self._matter = open_session(networks["birefnet_trt"], "cpu", threads)
@@ -85,21 +80,3 @@ class Floor:
     def _run_matter(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         (alphas,) = self._matter.run(["alphas"], {"images": crops})
         return np.asarray(alphas, np.uint8)
-
-
-def _keep_memory() -> None:
-    """Let this process's allocator keep memory as the server's processes do; without, the networks take longer."""
-    libc = ctypes.CDLL(None)
-    for name, value in ALLOCATOR.items():
-        if not libc.mallopt(_MALLOPT[name], int(value)):
-            raise RuntimeProblem(f"glibc does not take {name}={value}")
-
-
-def onnx_model() -> ModuleType:
-    """The module that runs networks in Triton. Its functions for ONNX Runtime need nothing of Triton's."""
-    sys.modules.setdefault("triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
-    spec = importlib.util.spec_from_file_location("onnx_model", ONNX_MODEL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

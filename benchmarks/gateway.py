@@ -22,7 +22,7 @@ import cutaway
 import httpx
 from PIL import Image
 
-from benchmarks.machine import head, load_before, say, sentence, spread
+from benchmarks.machine import head, load_before, people_only, say, sentence, spread
 from runtime.compose import CHECKOUT
 from runtime.demo import SAMPLES
 from runtime.server import Server, ServerOptions
@@ -39,9 +39,9 @@ def gate_before(server: Server) -> Iterator[dict[str, str]]:
     """The URLs of both ways to a Triton without a gate, by names such as "grpc direct"."""
     direct = dict(zip(PORTS, server._addresses.targets, strict=True))
     words = [word for name in PORTS for word in (f"--triton-{name}={direct[name]}", f"--{name}-port=0")]
-    with subprocess.Popen(
-        [sys.executable, "-m", "gateway", *words, *SERVICE], cwd=CHECKOUT, stdout=subprocess.PIPE
-    ) as process:
+    command = [sys.executable, "-m", "gateway", *words, *SERVICE]
+    # Its log would be between the figures.
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         gate = {name: f"127.0.0.1:{port}" for name, port in json.loads(process.stdout.readline()).items()}
         ways = {"direct": direct, "gate": gate}
@@ -118,7 +118,11 @@ async def throughput(urls: dict[str, str], data: bytes) -> None:
 def main() -> int:
     load, file = load_before(), io.BytesIO()
     Image.open(SAMPLES / "astronaut.jpg").resize(SIZE_PX).save(file, "JPEG", quality=90)
-    with Server(ServerOptions(canary_interval_s=3600.0, direct=True), say=say) as server, gate_before(server) as urls:
+    with (
+        people_only("nano") as weights,
+        Server(ServerOptions(weights=weights, canary_interval_s=3600.0, direct=True), say=say) as server,
+        gate_before(server) as urls,
+    ):
         asyncio.run(service_ms(urls, file.getvalue()))
         if "--service" not in sys.argv:
             asyncio.run(added_ms(urls, file.getvalue()))

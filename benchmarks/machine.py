@@ -8,15 +8,17 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from runtime.checks import TRITON_VERSION, RuntimeProblem
 from runtime.devices import cores
+from runtime.weights import WHOLE_MATTING, profile_folder
 
 BUSY_LOAD = 0.5
 
@@ -45,6 +47,17 @@ def head(packages: Sequence[str], load: float) -> dict[str, Any]:
     """What every report begins with: date, machine, versions; JSON values."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"date": date, "machine": machine(load), "versions": versions(packages)}
+
+
+@contextmanager
+def people_only(profile: str) -> Iterator[Path]:
+    """A profile's weights without its network for whole pictures: a server that has one looks for people whatever is
+    asked, and no request is left that needs no network."""
+    with TemporaryDirectory() as folder:
+        for file in profile_folder(profile).iterdir():
+            if WHOLE_MATTING not in file.name:
+                (Path(folder) / file.name).symlink_to(file)
+        yield Path(folder)
 
 
 def say(line: str) -> None:

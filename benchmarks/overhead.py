@@ -4,7 +4,8 @@ In every round each piece of work goes to the same server twice, through the SDK
 gRPC and HTTP, from a thread and from asyncio; which of the two comes first alternates. The figure is the median of the
 differences within the rounds, with the interval that holds it in 95 of 100 such runs. "cut" is the whole work on a
 sample picture. "no networks" is a detection that is told to detect nothing: the server decodes a tiny picture and
-answers within a millisecond or two, so that what the SDK adds shows; the bounds are judged on it.
+answers within a millisecond or two, so that what the SDK adds shows; the bounds are judged on it. The profile is
+served without its network for whole pictures, since a server that has one looks for people whatever is asked.
 
 The report goes into bench-output/overhead.md and .json.
 """
@@ -33,7 +34,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from PIL import Image
 
-from benchmarks.machine import head, load_before, run, say, sentence, spread
+from benchmarks.machine import head, load_before, people_only, run, say, sentence, spread
 from runtime.compose import PIPELINE
 from runtime.demo import SAMPLES, find_pictures
 from runtime.server import Server, ServerOptions
@@ -248,9 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def measured() -> dict[str, Any]:
         pictures = find_pictures(options.pictures or [SAMPLES])
-        # The server's own small pictures would come in between.
-        with Server(ServerOptions(profile=options.profile, canary_interval_s=3600.0), say=say) as server:
-            return measure(server, pictures, rounds=options.rounds, load=load)
+        with people_only(options.profile) as weights:
+            # The server's own small pictures would come in between.
+            served = ServerOptions(profile=options.profile, weights=weights, canary_interval_s=3600.0)
+            with Server(served, say=say) as server:
+                return measure(server, pictures, rounds=options.rounds, load=load)
 
     return run(options.output, "overhead", measured, markdown)
 

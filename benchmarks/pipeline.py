@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
+from benchmarks import schedule
 from benchmarks.machine import head, load_before, run, say, sentence, spread
 from runtime.compose import DETECTOR, MATTING
 from runtime.demo import SAMPLES, find_pictures
@@ -92,30 +93,38 @@ def measure(options: ServerOptions, paths: Sequence[Path], *, rounds: int, threa
     }
 
 
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
-    """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads."""
+def open_session(path: Path, threads: int, spinning: bool = True) -> ort.InferenceSession:
+    """A session as anybody would open it: ONNX Runtime's own defaults, but for the number of threads, and whether those
+    that wait spin."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
 
-def _prepare(path: Path, client: cutaway.Client, server: Server) -> Picture:
-    """Scale a picture to one megapixel, and see in which batches the pipeline sends it through the networks."""
+def one_megapixel(path: Path) -> tuple[bytes, int, int]:
+    """A picture as JPEG, its width and its height in pixels."""
     with Image.open(path) as file:
         upright = ImageOps.exif_transpose(file).convert("RGB")
     scale = (PIXELS / (upright.width * upright.height)) ** 0.5
     width, height = round(upright.width * scale), round(upright.height * scale)
     buffer = io.BytesIO()
     upright.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue(), width, height
+
+
+def _prepare(path: Path, client: cutaway.Client, server: Server) -> Picture:
+    """Scale a picture to one megapixel, and see in which batches the pipeline sends it through the networks."""
+    data, width, height = one_megapixel(path)
 
     def counted() -> dict[str, int]:
         return {name: int(model_statistics(server.probe, name)["inference_count"]) for name in (DETECTOR, MATTING)}
 
     before = counted()
-    people = len(client.cut(buffer.getvalue()).report.people)
+    people = len(client.cut(data).report.people)
     time.sleep(COUNTING_S)
     batches = {name: count - before[name] for name, count in counted().items()}
-    return Picture(path.name, buffer.getvalue(), width, height, people, batches)
+    return Picture(path.name, data, width, height, people, batches)
 
 
 def _round(
@@ -200,6 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--rounds", type=int, default=30, help="measurements per picture (default: 30)")
     add("--threads", type=int, default=min(cores(), 16), help="of one network's run, in both (default: cores)")
     add("--instances", type=int, help="pipelines of the server (default: by cores)")
+    add("--schedules", action="store_true", help="instead: throughput of the schedule 'limited' against 'free'")
+    add("--callers", type=int, default=8, help="with --schedules: side by side (default: 8)")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="with --schedules (default: cpu)")
     add("-o", "--output", type=Path, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
     given = parser.parse_args(arguments)
     options = ServerOptions(
@@ -207,13 +219,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         weights=given.weights,
         instances=given.instances,
         threads=given.threads,
-        device="cpu",
+        device=given.device if given.schedules else "cpu",
         canary_interval_s=3600.0,  # the server's own small pictures would come in between
     )
 
-    def measured() -> dict[str, Any]:
-        return measure(options, find_pictures(given.pictures or [SAMPLES]), rounds=given.rounds, threads=given.threads)
+    paths = find_pictures(given.pictures or [SAMPLES])
 
+    def measured() -> dict[str, Any]:
+        return measure(options, paths, rounds=given.rounds, threads=given.threads)
+
+    def compared() -> dict[str, Any]:
+        pictures = [one_megapixel(path)[0] for path in paths]
+        return schedule.measure(options, pictures, rounds=given.rounds, callers=given.callers, packages=PACKAGES)
+
+    if given.schedules:
+        return run(given.output, "schedules", compared, schedule.markdown)
     return run(given.output, "pipeline", measured, markdown)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from runtime.checks import RuntimeProblem, check_platform, check_python
+from runtime.process import endpoint_of_spans
 
 PROG = "python -m runtime"
 
@@ -48,6 +50,8 @@ def _missing(error: ModuleNotFoundError) -> RuntimeProblem:
 def _parser() -> argparse.ArgumentParser:
     from cutaway.contract.limits import PROFILES
 
+    from runtime.schedule import SCHEDULES
+
     parser = argparse.ArgumentParser(
         prog=PROG, description="Run the project's models on the bundled Triton: no GPU, no Docker."
     )
@@ -86,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         metavar="SECONDS",
         help="timeout of one picture (default: 30); large networks on a CPU need more",
+    )
+    group.add_argument(
+        "--schedule",
+        default="free",
+        choices=SCHEDULES,
+        help="'limited': at most two runs of detectors and one of matting networks at a time on a device, by Triton's "
+        "rate limiter; 'free' (default): as many as there are instances",
     )
     group.add_argument(
         "--cache-dir",
@@ -135,10 +146,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--traces-url",
-        default="",
+        default=endpoint_of_spans(os.environ),
         metavar="URL",
-        help="export OpenTelemetry spans of requests with a trace context there, as OTLP over HTTP, "
-        "such as http://127.0.0.1:4318/v1/traces (default: none)",
+        help="export OpenTelemetry spans there, as OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces "
+        "(default: what OTEL_EXPORTER_OTLP_ENDPOINT says, else none)",
+    )
+    serve.add_argument(
+        "--access-log-stdout",
+        action="store_true",
+        help="print the gate's line for each request here instead of into the server's log",
     )
     serve.add_argument(
         "gateway_options",
@@ -175,6 +191,15 @@ def _parser() -> argparse.ArgumentParser:
         help="with the profile's TensorRT plans, for a Triton of your own that has the TensorRT backend; they are "
         "checked against this machine first",
     )
+    composing.add_argument(
+        "--network-instances",
+        type=_positive,
+        metavar="N",
+        help="with --plans: of each network on each GPU (default: 1)",
+    )
+    composing.add_argument(
+        "--gpus", type=int, nargs="+", default=[], metavar="N", help="with --plans: which are used (default: all)"
+    )
     composing.set_defaults(run=_compose)
 
     doctor = commands.add_parser(
@@ -209,9 +234,11 @@ def _serve(options: argparse.Namespace) -> int:
             queue_size=options.queue_size,
             processing_timeout_s=options.processing_timeout,
             device=options.device,
+            schedule=options.schedule,
             cache_dir=options.cache_dir,
             verbose=options.verbose,
             traces_url=options.traces_url,
+            access_log_fd=1 if options.access_log_stdout else None,
             direct=options.direct,
             hosts=tuple(options.hosts),
             origins=tuple(options.origins),
@@ -258,7 +285,7 @@ def _compose(options: argparse.Namespace) -> int:
         raise RuntimeProblem(f"{options.target} is not an empty folder; name another one")
     folder = ServerOptions(profile=options.profile, weights=options.weights).weights_dir
     if options.plans:
-        return _compose_plans(options.target, options.profile, folder)
+        return _compose_plans(options, folder)
     device = choose_device(options.device, load_networks(folder)["yolov8_seg"].path)
     composed = compose(
         options.target,
@@ -268,21 +295,40 @@ def _compose(options: argparse.Namespace) -> int:
         plan=plan(cores(), options.instances, options.threads),
         queue_size=options.queue_size,
         processing_timeout_s=options.processing_timeout,
+        schedule=options.schedule,
     )
+    _say_arguments(options)
     _say(f"{composed.folder}: {composed.processes} model processes, mattes of {composed.matte_side_px} px")
     return 0
 
 
-def _compose_plans(target: Path, profile: str, folder: Path) -> int:
+def _say_arguments(options: argparse.Namespace) -> None:
+    from runtime.schedule import schedule_arguments
+
+    if arguments := schedule_arguments(options.schedule):
+        _say(f"start Triton with {' '.join(arguments)}")
+
+
+def _compose_plans(options: argparse.Namespace, folder: Path) -> int:
     from runtime.compose import compose_plans
     from runtime.gpus import look_at_host
     from runtime.plans import check_plans
 
-    host = look_at_host()
+    host = look_at_host().of(options.gpus)
     plans = check_plans(folder, host)
     for warning in (line for plan in plans.values() for line in plan.warnings):
         _say(f"warning: {warning}")
-    composed = compose_plans(target, profile=profile, plans=plans, device=host.device)
+    composed = compose_plans(
+        options.target,
+        profile=options.profile,
+        plans=plans,
+        device=host.device,
+        instances=options.instances,
+        network_instances=options.network_instances,
+        gpus=options.gpus,
+        schedule=options.schedule,
+    )
+    _say_arguments(options)
     _say(f"{composed.folder}: TensorRT plans and {composed.processes} pipelines, mattes of {composed.matte_side_px} px")
     return 0
 

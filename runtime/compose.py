@@ -4,13 +4,13 @@ Names, inputs, outputs and batching are kept. For the bundled Triton (`compose`)
 backend with `onnx_model/model.py` in place of a TensorRT plan), the instance groups, the matte's side (the ONNX file
 says it), the warm-up (one picture; each size of a batch on a GPU), the length of the pipeline's queue on a CPU, its
 parameters, and the files. For NVIDIA's Triton on a GPU (`compose_plans`) only the matte's side, the pipeline's
-parameters and the files do.
+parameters, the instances that were asked for, and the files do.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from runtime.checks import RuntimeProblem, unwritable
 from runtime.devices import Device, Plan
 from runtime.onnx_file import TensorInfo
 from runtime.plans import CheckedPlan
+from runtime.schedule import Schedule, limit_runs
 from runtime.weights import FREE_DETECTOR, WHOLE_MATTING, Network
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -98,6 +99,7 @@ def compose(
     plan: Plan,
     queue_size: int | None = None,
     processing_timeout_s: float | None = None,
+    schedule: Schedule = "free",
     source: Path = SOURCE,
 ) -> Composed:
     """Write the repository into the empty or missing folder `target`.
@@ -112,6 +114,7 @@ def compose(
             `model_repository/` says on a GPU.
         processing_timeout_s: how long a picture may wait, and then how long it may take; as `model_repository/` says
             where None.
+        schedule: of the networks' runs, see `runtime.schedule`; Triton has to be given its arguments.
         source: the repository to derive from.
 
     Raises:
@@ -125,6 +128,7 @@ def compose(
             (target / folder.name / "1").mkdir(parents=True)
             if folder.name in networks:
                 _network_model(config, networks[folder.name], device, plan)
+                limit_runs(config, schedule)
                 _link_network(target, networks[folder.name])
             elif folder.name == STREAM:
                 _stream_model(config, networks, device)
@@ -137,11 +141,11 @@ def compose(
             (target / folder.name / "config.pbtxt").write_text(text)
         if _streams_freely(networks, device) and (source / STREAM).is_dir():
             detector = read_config(source / DETECTOR)
-            instances[FREE_DETECTOR] = _add_free_detector(target, detector, networks, device, plan)
+            instances[FREE_DETECTOR] = _add_free_detector(target, detector, networks, device, plan, schedule)
         if WHOLE_MATTING in networks:
             config = read_config(source / MATTING)
             config.name = WHOLE_MATTING
-            instances[WHOLE_MATTING] = _add_model(target, config, networks[WHOLE_MATTING], device, plan)
+            instances[WHOLE_MATTING] = _add_model(target, config, networks[WHOLE_MATTING], device, plan, schedule)
     except OSError as error:
         raise unwritable(target, error) from None
     return Composed(target, side, instances)
@@ -153,6 +157,10 @@ def compose_plans(
     profile: str,
     plans: Mapping[str, CheckedPlan],
     device: str,
+    instances: int | None = None,
+    network_instances: int | None = None,
+    gpus: Sequence[int] = (),
+    schedule: Schedule = "free",
     source: Path = SOURCE,
 ) -> Composed:
     """Write the repository of NVIDIA's Triton into the empty or missing folder `target`, with plans that were checked.
@@ -162,35 +170,42 @@ def compose_plans(
         profile: the name of the model pair, for the answers' report.
         plans: by model name, see `runtime.plans.check_plans`.
         device: what they run on, for the answers' report.
+        instances: pictures served at once; as `model_repository/` says where None.
+        network_instances: of each network on each GPU; as `model_repository/` says where None.
+        gpus: which are used, by CUDA's numbers; all where empty.
+        schedule: of the networks' runs, see `runtime.schedule`; Triton has to be given its arguments.
         source: the repository to derive from.
 
     Raises:
         RuntimeProblem: when a plan does not fit its model's contract, or `target` cannot be written.
     """
     side = plans[MATTING].record.side_px
-    instances: dict[str, int] = {}
+    processes: dict[str, int] = {}
     try:
         for folder in _models(source):
             config = read_config(folder)
             (target / folder.name / "1").mkdir(parents=True)
             if folder.name in plans:
-                _plan_model(config, plans[folder.name])
+                _plan_model(config, plans[folder.name], network_instances, gpus)
+                limit_runs(config, schedule)
                 (target / folder.name / "1" / "model.plan").symlink_to(plans[folder.name].path)
             elif folder.name == STREAM:
                 _set(config, device=device)
                 _copy_python(folder / "1", target / folder.name / "1")
             else:
+                if instances is not None:
+                    config.instance_group[0].count = instances
                 _let_canaries_pass(config)
                 _set(config, profile=profile, device=device, tensorrt="yes", matte_side_px=str(side))
                 for name, plan in plans.items():
                     _set(config, **{f"{name}_sha256": plan.record.plan_sha256})
                 _copy_python(folder / "1", target / folder.name / "1")
             if config.backend == "python":
-                instances[config.name] = sum(group.count for group in config.instance_group)
+                processes[config.name] = sum(group.count for group in config.instance_group)
             (target / folder.name / "config.pbtxt").write_text(text_format.MessageToString(config))
     except OSError as error:
         raise unwritable(target, error) from None
-    return Composed(target, side, instances)
+    return Composed(target, side, processes)
 
 
 def _models(source: Path) -> list[Path]:
@@ -198,8 +213,11 @@ def _models(source: Path) -> list[Path]:
     return sorted(folder for folder in source.iterdir() if (folder / "config.pbtxt").is_file())
 
 
-def _plan_model(config: Any, plan: CheckedPlan) -> None:
+def _plan_model(config: Any, plan: CheckedPlan, instances: int | None, gpus: Sequence[int]) -> None:
     """Fit the configuration to a plan, in place."""
+    for group in config.instance_group:
+        group.count = instances or group.count
+        group.gpus[:] = gpus
     if config.name == MATTING:
         _set_side(config, plan.record.side_px)
     side, largest = config.input[0].dims[0], plan.record.options["batches"][-1]
@@ -240,18 +258,21 @@ def _streams_freely(networks: dict[str, Network], device: Device) -> bool:
     return device.kind == "cpu" and FREE_DETECTOR in networks
 
 
-def _add_free_detector(target: Path, config: Any, networks: dict[str, Network], device: Device, plan: Plan) -> int:
+def _add_free_detector(
+    target: Path, config: Any, networks: dict[str, Network], device: Device, plan: Plan, schedule: Schedule
+) -> int:
     """Write the detector for pictures of any size, derived from the one for squares; how many processes it has."""
     config.name = FREE_DETECTOR
     for tensor in [*config.input, *config.output]:
         tensor.dims[:] = OPEN_SIDES.get(tensor.name, tensor.dims)
-    return _add_model(target, config, networks[FREE_DETECTOR], device, plan)
+    return _add_model(target, config, networks[FREE_DETECTOR], device, plan, schedule)
 
 
-def _add_model(target: Path, config: Any, network: Network, device: Device, plan: Plan) -> int:
+def _add_model(target: Path, config: Any, network: Network, device: Device, plan: Plan, schedule: Schedule) -> int:
     """Write a network that `model_repository/` has no folder for; how many processes it has."""
     (target / network.name / "1").mkdir(parents=True)
     _network_model(config, network, device, plan)
+    limit_runs(config, schedule)
     _link_network(target, network)
     (target / network.name / "config.pbtxt").write_text(text_format.MessageToString(config))
     return int(config.instance_group[0].count)

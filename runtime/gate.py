@@ -39,6 +39,8 @@ class Gate:
         drain_s: grace period of requests in flight when it stops.
         hosts, origins: see `gateway/settings.py`.
         service_port: port of the HTTP service; 0 takes any free one, which it keeps then, -1 leaves it out.
+        traces_url: where spans go, "" for none.
+        access_log_fd: this process's descriptor of the open file that the access log goes to; the run's log where None.
         more: further options of `python -m gateway`.
 
     Attributes:
@@ -57,6 +59,8 @@ class Gate:
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
         service_port: int = -1,
+        traces_url: str = "",
+        access_log_fd: int | None = None,
         more: Sequence[str] = (),
     ) -> None:
         self.addresses = addresses
@@ -65,7 +69,8 @@ class Gate:
         self._triton, self._run, self._drain_s = triton, run, drain_s
         self._request_s = request_s
         self._names = [*(f"--hosts={name}" for name in hosts), *(f"--origins={name}" for name in origins)]
-        self._names += more
+        self._names += [f"--traces-url={traces_url}"] if traces_url else []
+        self._more, self._access_log_fd = more, access_log_fd
         self._process: Kept | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="gate")
         self._reset()
@@ -93,9 +98,20 @@ class Gate:
         for name, port in ports.items():
             command += [f"--{name}-port", str(port)]
         command += ["--triton-http", http_target, "--triton-grpc", grpc_target, "--triton-metrics", metrics_target]
+        command += ["--further-metrics", str(self._run.metrics)]
         command += ["--request-timeout-s", str(self._request_s), "--service-port", str(self.service_port)]
         command += ["--drain-timeout-s", str(self._drain_s), *self._names]
-        process = Kept(command, _environment(), self._run, grace_s=self._drain_s + KILL_MARGIN_S, own_stdout=True)
+        # By another number: the gate's own standard output is where its ports are read.
+        descriptors = [] if self._access_log_fd is None else [os.dup(self._access_log_fd)]
+        command += [*(f"--access-log-fd={each}" for each in descriptors), *self._more]
+        grace_s = self._drain_s + KILL_MARGIN_S
+        try:
+            process = Kept(
+                command, _environment(), self._run, grace_s=grace_s, own_stdout=True, descriptors=descriptors
+            )
+        finally:
+            for each in descriptors:
+                os.close(each)
         try:
             where = json.loads(_first_line(process))
         except (TimeoutError, ValueError):

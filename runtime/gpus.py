@@ -14,8 +14,11 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from runtime.checks import RuntimeProblem
 
 LIBRARIES = ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so")
 DRIVER = "libcuda.so.1"
@@ -68,6 +71,19 @@ class Host:
         """As an answer's report shows it: "tensorrt 10.13.3.9 (NVIDIA L4)"."""
         names = " + ".join(gpu.name for gpu in self.gpus)
         return f"tensorrt {self.tensorrt} ({names})"
+
+    def of(self, numbers: Sequence[int]) -> Host:
+        """The same with some of its GPUs alone, by CUDA's numbers; all where none is named.
+
+        Raises:
+            RuntimeProblem: one of them is not there.
+        """
+        if self.problem is not None or not numbers:
+            return self
+        strangers = [number for number in numbers if not 0 <= number < len(self.gpus)]
+        if strangers:
+            raise RuntimeProblem(f"there is no GPU {strangers[0]} here: the numbers are 0 to {len(self.gpus) - 1}")
+        return dataclasses.replace(self, gpus=tuple(self.gpus[number] for number in numbers))
 
 
 def look_at_host(timeout_s: float = TIMEOUT_S) -> Host:

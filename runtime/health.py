@@ -34,6 +34,8 @@ OVERLOAD_TIMEOUT_S = 60.0
 """A part of the server that does nothing but shed canaries for this long is unhealthy."""
 STATISTICS_TIMEOUT_S = 5.0
 CANARY_PRIORITY = 1
+CANARY_ID = "canary"
+"""By which `model_repository/ensemble_pipeline/1/serving.py` leaves them out of the metrics of pictures."""
 
 DETECTION, MATTING, STREAMS = "detection", "matting", "streams"
 
@@ -163,7 +165,7 @@ class Probe:
         image = {"name": name, "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(element)}}
         header = json.dumps(
             {
-                "id": "canary",
+                "id": CANARY_ID,
                 "parameters": parameters,
                 "inputs": [image],
                 "outputs": [{"name": each, "parameters": {"binary_data": each != "report"}} for each in outputs],
@@ -250,6 +252,7 @@ class HealthMonitor:
         timeout_s: of one canary.
         overload_timeout_s: how long a part may shed all canaries.
         clock: monotonic, in seconds.
+        seen: called with the answers of each round.
     """
 
     def __init__(
@@ -260,7 +263,9 @@ class HealthMonitor:
         timeout_s: float = CANARY_TIMEOUT_S,
         overload_timeout_s: float = OVERLOAD_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
+        seen: Callable[[Mapping[str, Answer]], None] = lambda _: None,
     ) -> None:
+        self._seen = seen
         self._probe, self._interval_s, self._timeout_s, self._clock = probe, interval_s, timeout_s, clock
         self._overload_timeout_s = overload_timeout_s
         self._next_at = clock() + interval_s
@@ -281,6 +286,7 @@ class HealthMonitor:
         if not self._pending.done():
             return None
         answers, self._pending = self._pending.result(), None
+        self._seen(answers)
         failures = [self._evaluate(part, answer, now) for part, answer in answers.items()]
         return next((failure for failure in failures if failure is not None), None)
 

@@ -39,5 +39,5 @@ def last_error(log: str) -> str:
         found = [text for text in pattern.findall(log) if not any(word in text for word in _HARMLESS)]
         if found:
             return str(found[-1]).strip()
-    lines = [line for line in log.splitlines() if line.strip()]
+    lines = [line for line in log.splitlines() if line.strip() and not line.startswith("{")]  # no access log's
     return lines[-1].strip() if lines else ""

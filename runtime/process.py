@@ -72,6 +72,12 @@ TRACES_DELAY_MS = 1000
 """How long Triton batches spans before it exports them, instead of its own 5 s."""
 
 
+def endpoint_of_spans(environment: Mapping[str, str]) -> str:
+    """What OpenTelemetry's own variables name for OTLP over HTTP; "" where they are not set."""
+    base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    return environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or (base and f"{base.rstrip('/')}/v1/traces")
+
+
 def trace_arguments(traces_url: str) -> list[str]:
     """Triton's arguments that export OpenTelemetry spans of requests with a trace context; none where the URL is empty.
 
@@ -166,6 +172,7 @@ class Kept:
         grace_s: between asking it to end and killing it.
         own_stdout: whether its standard output is :attr:`stdout`; it goes to the log where not, and the log is cut.
         shm_prefix: how its regions in shared memory are called, "" for none.
+        descriptors: of open files that it has, too, by the same numbers.
     """
 
     def __init__(
@@ -177,6 +184,7 @@ class Kept:
         grace_s: float,
         own_stdout: bool = False,
         shm_prefix: str = "",
+        descriptors: Sequence[int] = (),
     ) -> None:
         spec = {
             "command": list(command),
@@ -198,7 +206,7 @@ class Kept:
                 env=environment,
                 # Ctrl-C in a terminal goes to the whole group: the supervisor alone is to hear it.
                 start_new_session=True,
-                pass_fds=(run.lock,),
+                pass_fds=(run.lock, *descriptors),
             )
         assert self._keeper.stdout is not None
         self.stdout = self._keeper.stdout

@@ -8,6 +8,7 @@
                                     path is limited to 108 bytes
                       /repository   what Triton loads
                       /backends     the Python backend, linked
+                      /metrics      what the supervision has seen, for Prometheus
                       /server.log   what Triton, the gate and the models say; the last few are kept
 
 Nobody but its user can look into any of it.
@@ -74,6 +75,10 @@ class Run:
     @property
     def log(self) -> Path:
         return self.folder / "server.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics"
 
     @property
     def shm_prefix(self) -> str:
@@ -186,8 +191,8 @@ def _clear(folder: Path) -> None:
                     (link.readlink() / part).unlink(missing_ok=True)
                 link.readlink().rmdir()
             link.unlink()
-    for region in SHM.glob(f"{_shm_prefix(folder)}*"):
-        region.unlink(missing_ok=True)
+    for left in (folder / "metrics", *SHM.glob(f"{_shm_prefix(folder)}*")):
+        left.unlink(missing_ok=True)
 
 
 def _shm_prefix(folder: Path) -> str:

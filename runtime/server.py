@@ -23,8 +23,10 @@ from runtime.devices import DeviceChoice, choose_device, cores, plan
 from runtime.gate import Gate
 from runtime.health import CANARY_INTERVAL_S, CANARY_TIMEOUT_S, Probe
 from runtime.launcher import Launcher, Program, StartCancelled, short
+from runtime.metrics import Metrics
 from runtime.process import KILL_MARGIN_S, Addresses, Sockets, TritonProcess, bundled_environment
 from runtime.runs import Run, default_cache_dir, open_run
+from runtime.schedule import Schedule, schedule_arguments
 from runtime.supervision import Supervisor
 from runtime.weights import load_networks, precision_of, profile_folder
 
@@ -45,16 +47,15 @@ class ServerOptions:
     Attributes:
         profile: the model pair; its files lie in `models/<profile>` where they were made, else in
             `export/weights/<profile>`, unless `weights` says otherwise.
-        weights: a folder with `yolov8_seg.onnx`, `birefnet_trt.onnx` and SHA256SUMS; where None, the environment
-            variable CUTAWAY_WEIGHTS, then the profile's folder.
+        weights: a folder with the networks and SHA256SUMS; where None, $CUTAWAY_WEIGHTS, then the profile's folder.
         address: the IPv4 address or name to listen on; "0.0.0.0" lets other machines reach it.
         http_port, grpc_port, metrics_port: 0 takes any free one.
         instances: pictures served at once; as many as fit the cores where None.
         threads: threads of one network's run; all cores where None.
-        queue_size: pictures that may wait; where None, a few for each instance on a CPU, on a GPU as
-            `model_repository/` says.
+        queue_size: pictures that may wait; where None, a few per instance on a CPU, on a GPU `model_repository/`'s.
         processing_timeout_s: deadline of one picture; 30 s where None. A large network on a CPU needs more.
         device: "auto" takes CUDA where it works, "cuda" insists on it.
+        schedule: "free", or "limited": at most two runs of detectors and one of matting networks at a time.
         cache_dir: where repositories and logs are written; `.cache/runtime` of the checkout where None.
         verbose: Triton's own log level, 0 to 4.
         start_timeout_s: how long loading may take.
@@ -64,8 +65,8 @@ class ServerOptions:
         gateway_options: further options of `python -m gateway`.
         canary_interval_s: interval of health checks.
         source: the repository to serve.
-        traces_url: where OTLP over HTTP takes the spans of requests that carry a trace's context, such as
-            "http://127.0.0.1:4318/v1/traces"; no spans where empty.
+        traces_url: where OTLP over HTTP takes spans, such as "http://127.0.0.1:4318/v1/traces"; none where empty.
+        access_log_fd: descriptor of the open file that a line for each request goes to; `log` where None.
     """
 
     profile: str = "nano"
@@ -79,12 +80,14 @@ class ServerOptions:
     queue_size: int | None = None
     processing_timeout_s: float | None = None
     device: DeviceChoice = "auto"
+    schedule: Schedule = "free"
     cache_dir: Path | None = None
     verbose: int = 0
     start_timeout_s: float = 300.0
     canary_interval_s: float = CANARY_INTERVAL_S
     source: Path = SOURCE
     traces_url: str = ""
+    access_log_fd: int | None = None
     direct: bool = False
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -231,6 +234,8 @@ class Server:
                     hosts=options.hosts,
                     origins=options.origins,
                     service_port=options.service_port,
+                    traces_url=options.traces_url,
+                    access_log_fd=options.access_log_fd,
                     more=options.gateway_options,
                 )
                 self._gate.launch()
@@ -241,6 +246,7 @@ class Server:
         self._supervisor = Supervisor(
             self._launcher,
             self._gate,
+            Metrics(self._run.metrics, composed.instances),  # the gate adds them to its own
             canary_interval_s=options.canary_interval_s,
             canary_timeout_s=max(CANARY_TIMEOUT_S, self._timeout_s + 5),
             stopping=self._stopping,
@@ -323,6 +329,7 @@ class Server:
             plan=layout,
             queue_size=options.queue_size,
             processing_timeout_s=options.processing_timeout_s,
+            schedule=options.schedule,
             source=options.source,
         )
         where = (
@@ -337,7 +344,7 @@ class Server:
         if device.warning is not None:
             self._say(f"warning: {device.warning}")
         environment = bundled_environment(files)
-        arguments = (f"--backend-directory={run.backends}",)
+        arguments = (f"--backend-directory={run.backends}", *schedule_arguments(options.schedule))
         program = Program(files.server, arguments, environment, verbose=options.verbose, traces_url=options.traces_url)
         return program, composed
 

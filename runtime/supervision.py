@@ -22,6 +22,7 @@ from runtime.compose import STREAM
 from runtime.gate import Gate
 from runtime.health import STREAMS, Failure, HealthMonitor
 from runtime.launcher import POLL_INTERVAL_S, Launcher, StartCancelled
+from runtime.metrics import GATE, TRITON, Metrics
 from runtime.procfs import Stub, end_of, stat, state_of
 from runtime.weights import FREE_DETECTOR
 
@@ -36,8 +37,6 @@ KEEPER_S = 15.0
 """How long a keeper may take to end what its program has left."""
 STREAM_MODELS = (STREAM, FREE_DETECTOR)
 """What only streams need. A network is met by the pictures' canaries, too."""
-TRITON = "Triton"
-GATE = "the gate"
 
 
 class Backoff:
@@ -62,6 +61,7 @@ class Supervisor:
     Args:
         launcher: starts Triton and its models.
         gate: the process in front; None where there is none.
+        metrics: counts canaries and restarts.
         canary_interval_s: between health checks.
         canary_timeout_s: of one.
         stopping: set when the server is to stop.
@@ -77,6 +77,7 @@ class Supervisor:
         self,
         launcher: Launcher,
         gate: Gate | None,
+        metrics: Metrics,
         *,
         canary_interval_s: float,
         canary_timeout_s: float,
@@ -87,7 +88,7 @@ class Supervisor:
         self.reloads = 0
         self.failure: RuntimeProblem | None = None
         self.ended = threading.Event()
-        self._launcher, self._gate = launcher, gate
+        self._launcher, self._gate, self._metrics = launcher, gate, metrics
         self._interval_s, self._timeout_s = canary_interval_s, canary_timeout_s
         self._stopping, self._say = stopping, say
         self._backoff = Backoff()
@@ -156,7 +157,8 @@ class Supervisor:
         return None
 
     def _monitor(self) -> HealthMonitor:
-        return HealthMonitor(self._launcher.probe, interval_s=self._interval_s, timeout_s=self._timeout_s)
+        count = self._metrics.count_round
+        return HealthMonitor(self._launcher.probe, interval_s=self._interval_s, timeout_s=self._timeout_s, seen=count)
 
     def _triton_failure(self) -> str | None:
         process = self._launcher.process
@@ -266,7 +268,7 @@ class Supervisor:
             self._say(f"the gate is back after {time.monotonic() - begun:.1f} s")
 
     def _is_due(self, name: str, line: str) -> bool:
-        """Whether something may be started anew now; `line` is said when that is first asked for."""
+        """Whether something may be started anew now, which is counted; `line` is said when that is first asked for."""
         now = time.monotonic()
         if name not in self._due_at:
             wait_s = self._backoff.next_s(name)
@@ -275,4 +277,5 @@ class Supervisor:
         if now < self._due_at[name]:
             return False
         del self._due_at[name]
+        self._metrics.count_restart(name)
         return True

@@ -9,13 +9,17 @@ LOAD ?= mixed --ways grpc,http
 TORCH  := torch==2.13.0
 # Tests run side by side, a file at a time; every worker starts servers of its own, which want a core each.
 WORKERS ?= 2
+# Those of faults, operation and bulk jobs wait much: for time-outs, restarts, scrapes, drains, Ray.
+WAITING ?= 4
+REPLICAS ?= 2,3
 SLOW := $(wildcard tests/gateway/test_connections.py tests/gateway/test_lifecycle.py tests/integration/test_sdk_*.py tests/integration/test_stream.py tests/client/hosted/test_faults.py \
   tests/client/test_readme_sdk.py tests/docker/test_scripts.py tests/loadtest/test_runs.py tests/loadtest/test_stress.py \
   tests/pipeline/test_foreground.py tests/runtime/test_bench_*.py tests/runtime/test_bootstrap.py tests/runtime/test_server.py \
   tests/runtime/test_supervision.py tests/runtime/test_small_shm.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models models-here test test-faults test-service test-export test-wheel fuzz lint format quality bench bench-pipeline bench-gateway bench-overhead bench-stream bench-onnx bench-gpu size lock clean
+.PHONY: help demo serve models models-here test test-faults test-service test-operations test-bulk test-export test-wheel fuzz lint format quality bench bench-pipeline \
+  bench-gateway bench-replicas bench-overhead bench-stream bench-onnx bench-gpu bench-bulk sbom audit size lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +60,25 @@ $(VENV)-bench/.installed: requirements/bench.txt | $(PY)
 	$(VENV)-bench/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/bench.txt
 	@touch $@
 
+# An environment of its own: nothing that the tools want is to decide what the project is locked to.
+$(VENV)-sbom/.installed: requirements/sbom.txt | $(PY)
+	$(PY) -m venv $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/sbom.txt
+	@touch $@
+
+# What renders and judges deploy/kubernetes, in an environment of its own, since its pins are many; installed by uv, which
+# takes seconds where pip takes a minute. npm has the schemas of custom resources.
+KUBERNETES := requirements/kubernetes.txt requirements/kserve.txt tests/operations/crds/package-lock.json
+$(VENV)-kubernetes/.installed: $(KUBERNETES) $(VENV)/.dev
+	$(VENV)/bin/uv venv --quiet --allow-existing --python $(PY) $(VENV)-kubernetes
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)-kubernetes --require-hashes -r requirements/kubernetes.txt
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)-kubernetes --require-hashes --no-deps -r requirements/kserve.txt
+	@if command -v npm >/dev/null; then cp tests/operations/crds/package*.json tests/operations/crds/.npmrc $(VENV)-kubernetes/ \
+	  && npm ci --silent --no-audit --no-fund --prefix $(VENV)-kubernetes; fi
+	@touch $@
+
+test-operations: $(VENV)-kubernetes/.installed $(VENV)-sbom/.installed
+
 demo: $(VENV)/.serve  ## cut people out of the sample pictures with a real Triton; about two minutes the first time
 	@$(PY) -m runtime demo
 
@@ -76,20 +99,35 @@ models-here: $(VENV)/.export
 	@$(PY) -m export models $(PROFILE) $(EXPORT_ARGS)
 
 test: $(VENV)/.dev lint  ## format, lint, types, unit and integration tests against a real Triton (no torch)
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py --ignore tests/service \
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/export --ignore tests/packaging/test_wheel.py \
+	  --ignore tests/service --ignore tests/operations --ignore tests/bulk \
 	  $(addprefix --ignore ,$(SLOW))
 
 test-faults: $(VENV)/.dev  ## what takes longer: servers that are killed, full or slow, streams, load, benchmarks, containers, the pages' code
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(SLOW)
+	$(PY) -m pytest -q -n $(WAITING) --dist loadfile $(SLOW)
 
 test-service: $(VENV)/.dev  ## the HTTP service and its page, with Chromium, Redis and npm where they are
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/service
+
+test-operations: $(VENV)/.dev  ## dashboards, alerts, traces, logs, replicas, pods, with Prometheus, HAProxy, bubblewrap where they are
+	$(PY) -m pytest -q -n $(WAITING) --dist loadfile tests/operations
 
 test-export: $(VENV)/.export  ## the tests that need torch
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/export
 
 test-wheel: $(VENV)/.dev  ## install the SDK's wheel for every Python from 3.11 to 3.14 that is found, and try it
 	CUTAWAY_TEST_EVERY_PYTHON=1 $(PY) -m pytest -q tests/packaging
+
+# Ray, for bulk jobs: python -m bulk.
+$(VENV)/.bulk: requirements/bulk.txt $(VENV)/.serve
+	$(PIP) install --quiet --require-hashes -r requirements/bulk.txt
+	@touch $@
+
+test-bulk: $(VENV)/.dev $(VENV)/.bulk  ## bulk jobs on a real Ray
+	$(PY) -m pytest -q -n $(WAITING) tests/bulk
+
+bench-bulk: $(VENV)/.dev $(VENV)/.bulk  ## bulk jobs beside the networks alone and Triton, killed in the middle, by workers: make bench-bulk [BULK_ARGS=…]
+	$(PY) -m benchmarks.bulk $(BULK_ARGS)
 
 $(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
 	$(PIP) install --quiet --require-hashes -r requirements/fuzz.txt
@@ -130,6 +168,9 @@ bench-stream: $(VENV)/.dev  ## frames per second and milliseconds of a frame
 bench-gateway: $(VENV)/.dev  ## what the gate and the HTTP service add to a request
 	$(PY) -m benchmarks.gateway
 
+bench-replicas: $(VENV)/.loadtest  ## what is lost while one of 2 or 3 replicas dies, hangs, is replaced: make bench-replicas [REPLICAS=2,3]
+	$(PY) -m benchmarks.replicas --replicas $(REPLICAS)
+
 bench-overhead: $(VENV)/.dev  ## what the SDK adds to a request, against bare tritonclient
 	$(PY) -m benchmarks.overhead
 
@@ -140,6 +181,12 @@ bench-onnx: $(VENV)/.export  ## BiRefNet's ONNX file against DeformConv's: time,
 bench-gpu: $(VENV)/.export  ## the matting networks on a GPU, in PyTorch and ONNX Runtime: make bench-gpu [GPU_ARGS="--network swin-t"]
 	$(PY) -m benchmarks.gpu_models $(GPU_ARGS)
 
+sbom: $(VENV)-sbom/.installed  ## CycloneDX files of what is shipped, into build/sbom
+	@$(VENV)-sbom/bin/python requirements/sbom.py build/sbom
+
+audit: $(VENV)-sbom/.installed  ## known advisories about the locks; "NOT CHECKED" (status 75 of the command) without an index of them
+	@$(VENV)-sbom/bin/python requirements/audit.py
+
 size: $(VENV)/.dev  ## lines and words before and after, from git: make size [AGAINST=8634530]
 	@$(PY) -m benchmarks.size $(if $(AGAINST),--against $(AGAINST))
 
@@ -147,7 +194,7 @@ lock: $(VENV)/.dev  ## compute the locks anew from pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/compile.sh
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-bench .cache demo-output quality-output bench-output load-output
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-kubernetes $(VENV)-sbom build/sbom .cache demo-output quality-output bench-output load-output
 
 # ---- load
 

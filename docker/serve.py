@@ -23,9 +23,10 @@ from runtime.compose import Composed, compose_plans
 from runtime.gpus import Host, look_at_host
 from runtime.launcher import Program, short
 from runtime.plans import PLAN, check_plans
-from runtime.process import ALLOCATOR, EXIT_TIMEOUT_S
+from runtime.process import ALLOCATOR, EXIT_TIMEOUT_S, endpoint_of_spans
 from runtime.releases import release_here, release_warning
 from runtime.runs import open_run
+from runtime.schedule import SCHEDULES, Schedule, schedule_arguments
 from runtime.server import Server, ServerOptions, serve_until_stopped
 from runtime.weights import MADE
 
@@ -33,6 +34,8 @@ TRITONSERVER = Path("/opt/tritonserver/bin/tritonserver")
 HTTP_PORT, GRPC_PORT, METRICS_PORT, SERVICE_PORT = 8000, 8001, 8002, 55433
 """Inside the container; docker-compose.yml says where they appear outside."""
 PROFILE = "general"
+INSTANCES_MAX = 30
+"""With two processes of streams, as many as the networks' queues have places for."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Settings:
 
     Attributes:
         profile: the model pair to serve.
+        instances: pictures served at once; as the repository says where None.
+        network_instances: of each network on each GPU, likewise.
+        gpus: which are used; all that the container has where empty.
+        schedule: of the networks' runs, see `runtime.schedule`.
         exit_timeout_s: grace period of requests in flight when the container stops.
         verbose: Triton's own log level, 0 to 4.
         traces_url: where OTLP over HTTP takes spans; none where empty.
@@ -53,6 +60,10 @@ class Settings:
     """
 
     profile: str
+    instances: int | None = None
+    network_instances: int | None = None
+    gpus: tuple[int, ...] = ()
+    schedule: Schedule = "free"
     exit_timeout_s: int = EXIT_TIMEOUT_S
     verbose: int = 0
     traces_url: str = ""
@@ -79,11 +90,21 @@ class Settings:
         profile = environment.get("CUTAWAY_PROFILE") or PROFILE
         if profile not in PROFILES:
             raise RuntimeProblem(f"CUTAWAY_PROFILE is to be one of {', '.join(PROFILES)}, and is {profile!r}")
+        schedule = next((each for each in SCHEDULES if each == (environment.get("CUTAWAY_SCHEDULE") or "free")), None)
+        if schedule is None:
+            raise RuntimeProblem(f"CUTAWAY_SCHEDULE is to be one of {', '.join(SCHEDULES)}")
+        gpus = environment.get("CUTAWAY_GPUS", "").split()
+        if not all(each.isdecimal() for each in gpus):
+            raise RuntimeProblem(f"CUTAWAY_GPUS is to be numbers with blanks between, and is {' '.join(gpus)!r}")
         return cls(
             profile=profile,
+            instances=_whole(environment, "CUTAWAY_INSTANCES", 0, 1, INSTANCES_MAX) or None,
+            network_instances=_whole(environment, "CUTAWAY_NETWORK_INSTANCES", 0, 1, 16) or None,
+            gpus=tuple(map(int, gpus)),
+            schedule=schedule,
             exit_timeout_s=_whole(environment, "CUTAWAY_EXIT_TIMEOUT_S", EXIT_TIMEOUT_S, 1, 3600),
             verbose=_whole(environment, "CUTAWAY_LOG_VERBOSE", 0, 0, 4),
-            traces_url=environment.get("CUTAWAY_TRACES_URL", ""),
+            traces_url=environment.get("CUTAWAY_TRACES_URL") or endpoint_of_spans(environment),
             direct=bool(environment.get("CUTAWAY_DIRECT")),
             hosts=tuple(environment.get("CUTAWAY_HOSTS", "").split()),
             origins=tuple(environment.get("CUTAWAY_ORIGINS", "").split()),
@@ -92,7 +113,9 @@ class Settings:
 
 
 def _whole(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = environment.get(name) or str(default)
+    text = environment.get(name)
+    if not text:
+        return default
     if not text.isdecimal() or not least <= int(text) <= most:
         raise RuntimeProblem(f"{name} is to be a whole number from {least} to {most}, and is {text!r}")
     return int(text)
@@ -121,6 +144,8 @@ class PlanServer(Server):
                 origins=settings.origins,
                 service_port=settings.service_port,
                 gateway_options=settings.gateway_options,
+                traces_url=settings.traces_url,
+                access_log_fd=1,
             ),
             say,
         )
@@ -130,14 +155,14 @@ class PlanServer(Server):
         settings = self.settings
         assert self.options.cache_dir is not None
         run = self._run = open_run(self.options.cache_dir)
-        composed = compose_repository(settings, look_at_host(), run.repository)
+        composed = compose_repository(settings, look_at_host().of(settings.gpus), run.repository)
         self._say(
             f"serving {settings.profile}: mattes of {composed.matte_side_px} px, {composed.processes} model processes; "
             f"log in {short(run.log)}"
         )
         program = Program(
             settings.tritonserver,
-            settings.arguments,
+            (*settings.arguments, *schedule_arguments(settings.schedule)),
             environment(),
             exit_timeout_s=settings.exit_timeout_s,
             verbose=settings.verbose,
@@ -164,7 +189,16 @@ def compose_repository(settings: Settings, host: Host, target: Path) -> Composed
         say(f"warning: {warning}")
     if (outdated := release_warning(release_here())) is not None:
         say(f"warning: {outdated}")
-    return compose_plans(target, profile=settings.profile, plans=plans, device=host.device)
+    return compose_plans(
+        target,
+        profile=settings.profile,
+        plans=plans,
+        device=host.device,
+        instances=settings.instances,
+        network_instances=settings.network_instances,
+        gpus=settings.gpus,
+        schedule=settings.schedule,
+    )
 
 
 def _check_readable(folder: Path) -> None:

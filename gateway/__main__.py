@@ -74,7 +74,6 @@ def main() -> int:
     add_options(parser, "the gate", Settings)
     add_options(parser, "the HTTP service", ServiceSettings)
     given = parser.parse_args()
-    settings, service = read_options(Settings, given), read_options(ServiceSettings, given)
     handler = logging.StreamHandler()
     handler.addFilter(_Sparse())
     logging.basicConfig(
@@ -82,7 +81,7 @@ def main() -> int:
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     try:
-        asyncio.run(_serve(settings, service))
+        asyncio.run(_serve(read_options(Settings, given), read_options(ServiceSettings, given)))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

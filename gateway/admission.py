@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from ipaddress import IPv6Address, ip_address, ip_network
 from urllib.parse import unquote
 
@@ -76,26 +76,47 @@ class Place:
 
 
 class Admission:
-    """One for all protocols of the process; `places` are those of requests in flight, by their callers' addresses."""
+    """One for all protocols of the process.
+
+    Attributes:
+        places: of requests in flight, by their callers' addresses.
+        unanswered: how many requests were let in, those included whose bodies arrive or that wait between pictures.
+        draining: whether no further request is let in.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.places: Counter[str] = Counter()
         self.held_bytes = 0
         self.draining = False
+        self.unanswered = 0
         self._arriving: dict[asyncio.Timeout, float] = {}
         self._messages = asyncio.Semaphore(settings.max_messages)
 
     @contextmanager
-    def place(self, caller: str) -> Iterator[Place]:
-        """A request of a caller, by address; ServerUnavailable while the gate ends."""
+    def request(self) -> Iterator[None]:
+        """A request from its headers to its answer; ServerUnavailable while the gate ends."""
         if self.draining:
             raise ServerUnavailable("The server is shutting down.")
-        place = Place(self, caller)
+        self.unanswered += 1
         try:
-            yield place
+            yield
         finally:
-            place.release()
+            self.unanswered -= 1
+
+    @contextmanager
+    def place(self, caller: str, *, within: bool = False) -> Iterator[Place]:
+        """A request of a caller, by address; ServerUnavailable while the gate ends.
+
+        Args:
+            within: it is a part of a request that was let in.
+        """
+        with nullcontext() if within else self.request():
+            place = Place(self, caller)
+            try:
+                yield place
+            finally:
+                place.release()
 
     @asynccontextmanager
     async def arriving(self) -> AsyncIterator[None]:

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from cutaway.contract.errors import CutawayError, InferenceError
 
 from gateway import failures, wire
+from gateway.access import AccessLog, Entry
 from gateway.admission import Admission, Place
 from gateway.failures import Failure
 from gateway.metrics import Metrics
 from gateway.request import InferRequest
 from gateway.settings import Settings
+from gateway.tracing import Tracing
 from gateway.upstream import Upstream
 
-TRACE_HEADERS = ("traceparent", "tracestate")
-_MAX_TRACE_CHARS = 512
+STREAM = "stream_pipeline"
 CALLER = "caller"
 """The parameter that says who sends a request, which `model_repository/ensemble_pipeline/1/serving.py` reads."""
-
-
-@dataclass
-class Seen:
-    """What metrics say of a request."""
-
-    model: str = ""
-    request_bytes: int = 0
-    response_bytes: int = 0
 
 
 class CallerGone(Exception):
@@ -44,11 +35,17 @@ class Core:
         self.metrics = Metrics()
         self.admission = Admission(settings, self.metrics)
         self.upstream = Upstream(settings, self.metrics)
+        self.tracing = Tracing(settings.traces_url)
+        self.access = AccessLog(settings.access_log, settings.access_log_fd, self.tracing)
+        self.leaving = False
 
     async def infer(
-        self, request: InferRequest, place: Place, timeout_s: float, metadata: Sequence[tuple[str, str]]
+        self, request: InferRequest, place: Place, timeout_s: float, traced: Sequence[tuple[str, str]]
     ) -> bytes:
         """Triton's ``ModelInferResponse`` to a request, which is checked here.
+
+        Args:
+            traced: the metadata by which Triton's spans are below the request's.
 
         Raises:
             CutawayError: the request is refused.
@@ -59,40 +56,45 @@ class Core:
         request.parameters[CALLER] = place.caller
         request.parameters.pop("priority", None)
         timeout_s = min(timeout_s, self.settings.request_timeout_s)
-        traced = [(name, value) for name, value in metadata if _is_trace(name, value)]
-        answer = await self.upstream.call("ModelInfer", wire.framed(request), timeout_s, traced)
+        stream = request.model == STREAM
+        answer = await self.upstream.call("ModelInfer", wire.framed(request), timeout_s, traced, one_server=stream)
         place.hold(len(answer), shed=False)
         return answer
 
     async def ready(self) -> bool:
-        return not self.admission.draining and await self.upstream.ready()
+        return not self.leaving and await self.upstream.ready()
 
     @contextmanager
-    def observed(self, protocol: str, model: str = "") -> Iterator[Seen]:
-        """Count an inference request; every CutawayError leaves as a Failure."""
-        seen, started, code = Seen(model), time.monotonic(), "CANCELLED"
+    def observed(
+        self, protocol: str, headers: Iterable[tuple[str, str]], *, route: str, model: str = ""
+    ) -> Iterator[Entry]:
+        """Count and tell of an inference request; every CutawayError leaves as a Failure."""
+        with self.access.entered(protocol, headers, route=route, model=model) as entry, self.counted(entry):
+            yield entry
+
+    @contextmanager
+    def counted(self, entry: Entry) -> Iterator[None]:
+        """Count an inference request alone."""
         try:
-            yield seen
-            code = "OK"
+            yield
+            entry.code, entry.status = "OK", "OK" if entry.protocol == "grpc" else 200
         except Failure as failure:
-            code = failure.code
+            entry.failed(failure)
             raise
         except CutawayError as error:
-            code = error.code
-            raise failures.of_error(error) from None
+            refused = failures.of_error(error)
+            entry.failed(refused)
+            raise refused from None
         except CallerGone:
             raise
         except Exception:
-            code = "INFERENCE_ERROR"
             failures.log.exception("the gate failed")
-            raise failures.of_error(InferenceError("The server failed.")) from None
+            broken = failures.of_error(InferenceError("The server failed."))
+            entry.failed(broken)
+            raise broken from None
         finally:
-            labels = protocol, seen.model
-            self.metrics.requests.labels(*labels, code).inc()
-            self.metrics.request_bytes.labels(*labels).inc(seen.request_bytes)
-            self.metrics.response_bytes.labels(*labels).inc(seen.response_bytes)
-            self.metrics.seconds.labels(*labels).observe(time.monotonic() - started)
-
-
-def _is_trace(name: str, value: str) -> bool:
-    return name in TRACE_HEADERS and len(value) <= _MAX_TRACE_CHARS and value.isascii() and value.isprintable()
+            labels = entry.protocol, entry.model
+            self.metrics.requests.labels(*labels, entry.code or "CANCELLED").inc()
+            self.metrics.request_bytes.labels(*labels).inc(entry.request_bytes)
+            self.metrics.response_bytes.labels(*labels).inc(entry.response_bytes)
+            self.metrics.seconds.labels(*labels).observe(time.monotonic() - entry.began_s)

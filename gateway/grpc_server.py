@@ -23,12 +23,15 @@ Handler: TypeAlias = Callable[[Any, Context], Awaitable[None]]
 
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # how soon a peer without power is noticed
 SERVING, NOT_SERVING = b"\x08\1", b"\x08\2"  # of grpc.health.v1
+INFER = f"{SERVICE.strip('/')}/ModelInfer"
 IDENTITY_ONLY = 1  # a bit for each of gRPC's compressions: small messages would unfold without a bound of ours
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:
     """gRPC's own bounds of connections and messages."""
     largest = max(map(settings.max_body_bytes, MODELS))
+    age_ms, grace_ms = round(settings.connection_age_s * 1000), round(settings.request_timeout_s * 1000)
+    aging = [("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", grace_ms)] if age_ms else []
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", largest),
@@ -38,6 +41,7 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", settings.max_streams),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_connection_idle_ms", round(settings.idle_timeout_s * 1000)),
+        *aging,
         ("grpc.server_handshake_timeout_ms", round(settings.header_timeout_s * 1000)),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
@@ -55,7 +59,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._methods = {
             name: grpc.stream_stream_rpc_method_handler(method)
             for name, method in {
-                SERVICE + "ModelInfer": self._infer,
+                f"/{INFER}": self._infer,
                 SERVICE + "ServerLive": self._answering(self._live),
                 SERVICE + "ServerReady": self._answering(self._ready),
                 SERVICE + "ServerMetadata": self._answering(self._server_metadata),
@@ -70,18 +74,21 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _infer(self, _: Any, context: Context) -> None:
         core = self._core
+        metadata = [(name, value) for name, value in context.invocation_metadata() if isinstance(value, str)]
         try:
-            with core.observed("grpc") as seen, core.admission.place(_address(context)) as place:
+            observed = core.observed("grpc", metadata, route=INFER)
+            with observed as seen, core.admission.place(_address(context)) as place:
                 message = await self._message(context)
                 place.hold(len(message))
                 place.begin()
                 seen.request_bytes = len(message)
                 request = wire.infer_request(message, core.settings)
-                seen.model = _known(request.model)
+                _known(request.model)
+                seen.take(request)
                 left_s = context.time_remaining()
-                metadata = [(name, value) for name, value in context.invocation_metadata() if isinstance(value, str)]
                 timeout_s = core.settings.request_timeout_s if left_s is None else left_s
-                answer = await core.infer(request, place, timeout_s, metadata)
+                answer = await core.infer(request, place, timeout_s, seen.trace.metadata())
+                seen.read(answer)
                 seen.response_bytes = len(answer)
                 await self._write(context, answer)
         except Failure as failure:

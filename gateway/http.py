@@ -8,13 +8,14 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import grpc
 from cutaway.contract.errors import ServerUnavailable
 
-from gateway import failures, kserve_json
+from gateway import failures, kserve_json, metrics
 from gateway.admission import Place
 from gateway.core import CallerGone, Core
 from gateway.failures import Failure
@@ -26,6 +27,8 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers: TypeAlias = Mapping[str, str]
 
+ROTATION = "/v2/health/rotation"
+"""Readiness for balancers that tell by 404 who leaves, whose requests under way are to end, from who is broken."""
 JSON = ("content-type", "application/json")
 BINARY = ("content-type", "application/octet-stream")
 JSON_LENGTH = "inference-header-content-length"
@@ -52,6 +55,8 @@ class HttpApp:
                 exchange.added = self._cross_origin(headers)
                 await self._route(scope["method"], scope["path"], exchange)
             except Failure as failure:
+                if not exchange.told:
+                    exchange.tell(failure)
                 await exchange.fail(failure)
 
     async def _route(self, method: str, path: str, exchange: _Exchange) -> None:
@@ -67,7 +72,9 @@ class HttpApp:
             return await exchange.infer(name, version or "")
         if path == "/v2/health/live":
             return await exchange.respond(200, [JSON])
-        if path == "/v2/health/ready" or action == "ready":
+        if path == ROTATION and self._core.leaving:
+            raise failures.not_found(path)
+        if path in ("/v2/health/ready", ROTATION) or action == "ready":
             if await self._core.ready() and (not found or (await self._core.upstream.get(path))[0] == 200):
                 return await exchange.respond(200, [JSON])
             raise failures.of_error(ServerUnavailable("The server is not ready."))
@@ -108,11 +115,14 @@ class _Exchange:
     def __init__(self, core: Core, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         self._core, self._headers, self._receive, self._send = core, headers, receive, send
         self._caller = scope["client"][0] if scope["client"] else ""
+        self._route = f"{scope['method']} {scope['path']}"
+        self.told = False
         self.added: Sequence[tuple[str, str]] = ()
 
     async def infer(self, model: str, version: str) -> None:
-        core, headers = self._core, self._headers
-        with core.observed("http", model) as seen, core.admission.place(self._caller) as place:
+        core, headers, self.told = self._core, self._headers, True
+        observed = core.observed("http", headers.items(), route=self._route, model=model)
+        with observed as seen, core.admission.place(self._caller) as place:
             coding = headers.get("content-encoding", "identity").lower()
             if coding != "identity":
                 raise Failure(
@@ -128,18 +138,26 @@ class _Exchange:
             place.begin()
             request, wanted = kserve_json.infer_request(model, body, length, core.settings)
             request.version = version
-            message = await self._while_connected(
-                core.infer(request, place, core.settings.request_timeout_s, list(headers.items()))
-            )
+            seen.take(request)
+            timeout_s = core.settings.request_timeout_s
+            message = await self._while_connected(core.infer(request, place, timeout_s, seen.trace.metadata()))
+            seen.read(message)
             head, raw = kserve_json.answer(message, wanted, core.settings)
             seen.response_bytes = len(head) + sum(map(len, raw))
             kind = [BINARY, (JSON_LENGTH, str(len(head)))] if raw else [JSON]
             await self.respond(200, kind, [head, *raw])
 
+    def tell(self, failure: Failure) -> None:
+        """Tell of a refusal that is no inference's."""
+        headers = self._headers.items()
+        with suppress(Failure), self._core.access.entered("http", headers, route=self._route):
+            raise failure
+
     async def respond(self, status: int, headers: Sequence[tuple[str, str]], parts: Sequence[Buffer] = ()) -> None:
         """Send the answer; CallerGone where it is not taken."""
         length = ("content-length", str(sum(map(len, parts)))) if status != 204 else ("vary", "origin")
-        encoded = [(name.encode(), value.encode("latin-1")) for name, value in (*headers, length, *self.added)]
+        added = (*self.added, ("connection", "close")) if self._core.leaving else self.added
+        encoded = [(name.encode(), value.encode("latin-1")) for name, value in (*headers, length, *added)]
         try:
             async with asyncio.timeout(self._core.settings.answer_timeout_s):
                 await self._send({"type": "http.response.start", "status": status, "headers": encoded})
@@ -197,14 +215,20 @@ class _Exchange:
 
 
 def metrics_app(core: Core) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """``GET /metrics``: the gate's and Triton's, and nothing else."""
+    """``GET /metrics``: the gate's, Triton's and the supervisor's, and nothing else.
+
+    Where Triton stands behind a further gate, that one tells of both: the same names would be there twice.
+    """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(core, scope, {}, receive, send)
         with suppress(CallerGone):
             if scope["path"] != "/metrics" or scope["method"] != "GET":
                 return await exchange.fail(failures.not_found(scope["path"]))
-            texts = [core.metrics.text(), await core.upstream.metrics()]
+            triton, supervisor = await core.upstream.metrics(), b""
+            with suppress(OSError):
+                supervisor = Path(core.settings.further_metrics).read_bytes()  # a page, written whole
+            texts = [core.metrics.text(), b"" if metrics.OWN in triton else triton, supervisor]
             await exchange.respond(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], texts)
 
     return answer

@@ -127,24 +127,34 @@ class Gate:
             await asyncio.sleep(0.005)
 
     async def stop(self, drain_timeout_s: float | None = None) -> None:
-        """Refuse new requests, let those in flight end within the timeout, and close."""
-        admission = self.core.admission
-        admission.draining = True
-        timeout_s = self.core.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        """Be not ready, but serve until balancers know; refuse new requests; let those in flight end; close."""
+        admission, settings = self.core.admission, self.core.settings
+        timeout_s = settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        self.core.leaving = True
+        refusing: list[asyncio.Task[None]] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while admission.places:
+                jobs = [] if self._service is None else [self._service.finish_jobs()]
+                await asyncio.gather(asyncio.sleep(settings.drain_notice_s), *jobs)
+                admission.draining = True
+                if self._grpc is not None:  # sends GOAWAY: who is connected here is to ask elsewhere
+                    refusing.append(asyncio.create_task(self._grpc.stop(timeout_s)))
+                while admission.unanswered or admission.places:
                     await asyncio.sleep(DRAIN_POLL_S)
+        admission.draining = True
         for server, _ in self._servers:
             server.should_exit = True
         if self._grpc is not None:
             await self._grpc.stop(CLOSE_S)
+            await asyncio.gather(*refusing)
         await asyncio.gather(*(serving for _, serving in self._servers), return_exceptions=True)
         for task in self._sweeps:
             task.cancel()
         if self._service is not None:
             await self._service.aclose()
         await self.core.upstream.aclose()
+        await self.core.tracing.aclose()
+        self.core.access.close()
 
 
 def _raise_descriptors() -> None:

@@ -21,9 +21,12 @@ class Settings:
     """Where the gate listens, where Triton does (``HOST:PORT`` or ``unix:PATH``), and what is let through; each field
     is also an option of the command line, and its reason is the help."""
 
-    triton_http: str = field(metadata={"reason": "address of Triton's HTTP, for health and metadata"})
-    triton_grpc: str = field(metadata={"reason": "address of Triton's gRPC, for inference in either protocol"})
-    triton_metrics: str = field(metadata={"reason": "address of Triton's metrics"})
+    triton_http: str = field(metadata={"reason": "address of Triton's HTTP, for metadata"})
+    triton_grpc: str = field(
+        metadata={"reason": "address of Triton's gRPC, for inference in either protocol; a name's addresses take turns"}
+    )
+    triton_metrics: str = field(metadata={"reason": "address of Triton's metrics; none where empty"})
+    further_metrics: str = _set("", "file of further metrics in Prometheus's text form: the supervisor's")
     address: str = _set("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines reach it")
     metrics_address: str = _set("", "address of the metrics alone, the same as the rest where empty")
     http_port: int = _set(8000, "port of KServe over HTTP; 0 takes any free one, as with the others")
@@ -35,6 +38,14 @@ class Settings:
         " taken anyway, * takes all: a page with a name that turns to this address is not",
     )
     origins: tuple[str, ...] = _set((), "origins of pages that may call (CORS), * for all: others' pages may not")
+
+    access_log: str = _set("json", "a line of JSON for each request; off for none")
+    access_log_fd: int = _set(2, "descriptor of the open file that it goes to; 2 is standard error")
+    traces_url: str = _set(
+        "",
+        "where OTLP over HTTP takes spans, as http://127.0.0.1:4318/v1/traces; what OTEL_EXPORTER_OTLP_ENDPOINT says"
+        " where empty",
+    )
 
     max_connections: int = _set(
         2000, "for each protocol: some tens of kB each; over HTTP the longest idle one makes room"
@@ -48,6 +59,13 @@ class Settings:
     answer_timeout_s: float = _set(120.0, "for a caller to take its answer: it is held in memory for so long")
     request_timeout_s: float = _set(90.0, "for Triton: the queue's and the pipeline's own 30 s, and some")
     drain_timeout_s: float = _set(35.0, "for requests in flight when the gate ends: the pipeline's own 30 s, and some")
+    drain_notice_s: float = _set(
+        0.0,
+        "of it, to serve on though not ready any more: longer than balancers take to notice; 0 where there are none",
+    )
+    connection_age_s: float = _set(
+        0.0, "after which a gRPC connection is to be made anew, so that callers find new replicas; 0: never"
+    )
 
     max_header_bytes: int = _set(
         32 * KIB, "of a request's headers, and of gRPC metadata: traces and tokens take less than 8"
@@ -75,6 +93,10 @@ class Settings:
     )
     max_messages: int = _set(32, "of gRPC that arrive at once, each of up to 35 MB; the longest one makes room")
     max_streams: int = _set(256, "concurrent calls of a gRPC connection: further ones wait in the client")
+
+    def __post_init__(self) -> None:
+        if self.access_log not in ("json", "off"):
+            raise ValueError(f"--access-log is json or off, not {self.access_log!r}")
 
     def max_body_bytes(self, model: str) -> int:
         """Of a request: its largest picture (with a stream, a raw frame and the backdrop), and the JSON."""

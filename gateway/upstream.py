@@ -1,14 +1,17 @@
-"""The way to Triton: inference over gRPC, whose cancellation and deadlines reach it; health and metadata over HTTP."""
+"""The way to Triton: inference over gRPC, whose cancellation and deadlines reach it; metadata and metrics over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import grpc
 import httpx
 from cutaway.contract.errors import ServerUnavailable
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
 
 from gateway import failures
 from gateway.failures import Failure
@@ -19,6 +22,7 @@ SERVICE = "/inference.GRPCInferenceService/"
 EXTENSIONS = {"binary_tensor_data", "parameters", "sequence"}  # of Triton's, what passes the gate
 HEALTH_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 2.0
+READY_TRIES = 3
 
 UNIX = "unix:"
 
@@ -38,18 +42,39 @@ class Upstream:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", settings.max_answer_bytes))
-        self._channel = grpc.aio.insecure_channel(settings.triton_grpc, options)
+        # Of a name with several addresses, such as a headless Kubernetes service, each is asked in turn; but a stream's
+        # past is known where it began.
+        self._channel, self._one_server = (
+            grpc.aio.insecure_channel(
+                settings.triton_grpc,
+                (
+                    *_OPTIONS,
+                    ("grpc.max_receive_message_length", settings.max_answer_bytes),
+                    ("grpc.lb_policy_name", policy),
+                ),
+            )
+            for policy in ("round_robin", "pick_first")
+        )
         addresses = {settings.triton_http, settings.triton_metrics}
-        self._http = {address: _client(address) for address in addresses}
+        self._http = {address: _client(address) for address in addresses if address}
 
     async def call(
-        self, method: str, message: bytes, timeout_s: float, metadata: Sequence[tuple[str, str]] = ()
+        self,
+        method: str,
+        message: bytes,
+        timeout_s: float,
+        metadata: Sequence[tuple[str, str]] = (),
+        *,
+        one_server: bool = False,
     ) -> bytes:
-        """Triton's answer; cancelling this cancels the request there."""
-        started = time.monotonic()
+        """Triton's answer; cancelling this cancels the request there.
+
+        Args:
+            one_server: ask the same server as before while it is there, where there are several.
+        """
+        started, channel = time.monotonic(), self._one_server if one_server else self._channel
         try:
-            answer: bytes = await self._channel.unary_unary(SERVICE + method)(
+            answer: bytes = await channel.unary_unary(SERVICE + method)(
                 message, timeout=timeout_s, metadata=tuple(metadata)
             )
         except grpc.aio.AioRpcError as error:
@@ -63,7 +88,9 @@ class Upstream:
         return await self._get(self._settings.triton_http, path)
 
     async def metrics(self) -> bytes:
-        """Triton's metrics; none while it is away."""
+        """Triton's metrics; none while it is away, or has no address."""
+        if not self._settings.triton_metrics:
+            return b""
         try:
             status, text = await self._get(self._settings.triton_metrics, "/metrics")
         except Failure:
@@ -71,17 +98,21 @@ class Upstream:
         return text if status == httpx.codes.OK else b""
 
     async def ready(self) -> bool:
-        """Whether Triton says so."""
-        try:
+        """Whether Triton says so; of several servers, one of the next few in turn: others may be leaving."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S):
-                return (await self.get("/v2/health/ready"))[0] == httpx.codes.OK
-        except (Failure, TimeoutError):
-            return False
+                for _ in range(READY_TRIES):
+                    with suppress(Failure, DecodeError):
+                        answer = await self.call("ServerReady", b"", READY_TIMEOUT_S)
+                        if service_pb2.ServerReadyResponse.FromString(answer).ready:
+                            return True
+        return False
 
     async def aclose(self) -> None:
         for client in self._http.values():
             await client.aclose()
         await self._channel.close()
+        await self._one_server.close()
 
     async def _get(self, address: str, path: str) -> tuple[int, bytes]:
         try:

@@ -9,6 +9,7 @@ Locust's statistics get rows of the method "stage" (as the server reports) and "
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import signal
 import time
@@ -134,14 +135,23 @@ class Caller(User):  # type: ignore[misc]
         self._open = options.loop == "open"
         self._under_way = Group()
         self._room = Semaphore(options.max_in_flight)
-        self._arrivals = poisson(options.rate, seed, grow_s=options.grow_s) if self._open else iter(())
+        arrivals = poisson(options.rate, seed, grow_s=options.grow_s) if self._open else ()
         gevent.sleep(self.wait_time())  # or all would begin at once
-        self._begun_s = time.time()
+        begun_s = time.time()
+        self._arrivals = (begun_s + at_s for at_s in arrivals)
+        self._due_s, self._ended_s = next(self._arrivals, math.inf), 0.0
 
     def wait_time(self) -> float:
         return random.uniform(0.0, 2 * self.environment.parsed_options.think_s)
 
+    def stop(self, force: bool = False) -> bool:
+        self._ended_s = time.time()
+        return bool(super().stop(force))
+
     def on_stop(self) -> None:
+        while self._due_s < self._ended_s and not self.environment.parsed_options.requests:
+            self._count_lost(self._due_s)  # the load test had no time for it at all
+            self._due_s = next(self._arrivals)
         self._under_way.join(timeout=DRAIN_S)
         self._way.close()
 
@@ -151,10 +161,10 @@ class Caller(User):  # type: ignore[misc]
         if not self._open:
             self._ask(time.time())
             return
-        intended_s = self._begun_s + next(self._arrivals)
-        gevent.sleep(max(0.0, intended_s - time.time()))
+        gevent.sleep(max(0.0, self._due_s - time.time()))
         if self._state != LOCUST_STATE_STOPPING:
-            self._under_way.spawn(self._ask_in_turn, intended_s)
+            self._under_way.spawn(self._ask_in_turn, self._due_s)
+            self._due_s = next(self._arrivals)
 
     def _ask_in_turn(self, intended_s: float) -> None:
         """Wait where too many are under way; the time counts from `intended_s` all the same."""
@@ -162,7 +172,10 @@ class Caller(User):  # type: ignore[misc]
             if self._state != LOCUST_STATE_STOPPING:
                 self._ask(intended_s)
                 return
-        # That it was never sent must not vanish from the figures.
+        self._count_lost(intended_s)
+
+    def _count_lost(self, intended_s: float) -> None:
+        """That it was never sent must not vanish from the figures."""
         lost = Reply(NOT_SENT, "the load test itself had too many requests under way; raise --max-in-flight")
         self._count(next(self._asks), lost, intended_s)
 

@@ -78,7 +78,8 @@ def test_every_metric_is_described() -> None:
     families = re.findall(
         r'^    "(cutaway_\w+)":', (SERVER / "ensemble_pipeline/1/metrics.py").read_text(), re.MULTILINE
     )
-    families += re.findall(r'"(cutaway_gateway_\w+)"', (ROOT / "gateway" / "metrics.py").read_text())
+    for folder in ("gateway", "runtime"):
+        families += re.findall(r'(?<!b)"(cutaway_\w+)"', (ROOT / folder / "metrics.py").read_text())
     rows = re.findall(r"^\| (`cutaway_.*?) \|", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
     described = [name.replace("…", "cutaway_gateway") for row in rows for name in re.findall(r"`(.*?)`", row)]
     assert {name.removesuffix("_total") for name in described} == set(families)

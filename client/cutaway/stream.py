@@ -104,6 +104,7 @@ class AsyncStream:
         self._transport = self._settings.transport or open_transport(self._settings.connections[0])
         # Kept for good: a start under the same id takes the old place at the server.
         self._sequence_id = 1 + secrets.randbelow(2**62)
+        self._headers = {"x-cutaway-stream": str(self._sequence_id)}  # by which a balancer keeps to one server
         self._started = self._finished = False
         self._waiting: tuple[int, FrameInput, float] | None = None
         self._done: deque[StreamFrame] = deque(maxlen=limits.STREAM_RESULTS_KEPT)
@@ -170,9 +171,8 @@ class AsyncStream:
             with suppress(asyncio.CancelledError):
                 await self._worker
         if self._started:
-            self._started = False
-            part = SequencePart(self._sequence_id, ends=True)
-            end = InferRequest(STREAM, b"", ("report",), inputs={}, sequence=part, timeout_s=END_TIMEOUT_S)
+            self._started, part = False, SequencePart(self._sequence_id, ends=True)
+            end = InferRequest(STREAM, b"", ("report",), {}, "", END_TIMEOUT_S, self._headers, {}, part)
             with suppress(CutawayError):
                 await self._transport.infer(end)
         await self._transport.aclose()
@@ -228,7 +228,7 @@ class AsyncStream:
             inputs["background"] = self._background
         wanted = "jpeg" if is_file else "frame"
         parameters, part = self._parameters if starts else {}, SequencePart(self._sequence_id, begins=starts)
-        sent = (STREAM, b"", (wanted, "report"), parameters, f"frame-{number}", self._settings.timeout_s)
+        sent = (STREAM, b"", (wanted, "report"), parameters, f"frame-{number}", self._settings.timeout_s, self._headers)
         outputs = await self._transport.infer(InferRequest(*sent, inputs=inputs, sequence=part))
         reports, done = outputs.get("report"), outputs.get(wanted)
         if not isinstance(reports, list) or len(reports) != 1:

@@ -10,6 +10,7 @@ from typing import Any
 from cutaway import AsyncClient, __version__
 from cutaway.contract.errors import CutawayError, InferenceError
 from cutaway.contract.limits import PROCESSING_TIMEOUT_S
+from cutaway.observers import Prometheus
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -27,6 +28,7 @@ from gateway.service.errors import ServiceProblem, answer
 from gateway.service.fetch import Fetcher
 from gateway.service.jobs import Jobs
 from gateway.service.keys import Keys, Limiter, Quota
+from gateway.service.observing import Observed, jobs_entry
 from gateway.service.settings import FORM_BYTES, MAX_REQUEST_BYTES, ServiceSettings
 from gateway.service.state import State, quota_headers
 from gateway.service.storage import Storage
@@ -48,7 +50,7 @@ class Service:
     """The HTTP service, open: what its routes share, and its ASGI application."""
 
     def __init__(self, state: State) -> None:
-        self.app = _app(state)
+        self.app = Observed(_app(state), state.engine.core.access)
         self._state = state
         self._sweep = asyncio.create_task(state.storage.sweep_regularly(), name="service-sweep")
 
@@ -60,20 +62,27 @@ class Service:
             ValueError, OSError: a setting makes no sense; the file of keys cannot be read.
         """
         transport = CoreTransport(core)
-        client = AsyncClient(transport=transport, timeout_s=PROCESSING_TIMEOUT_S)
+        observers = core.tracing.observers()
+        client = AsyncClient(transport=transport, timeout_s=PROCESSING_TIMEOUT_S, observers=observers)
         # A client of its own: pictures to be cut out never go to somebody else's server.
         tiers = hosted_tiers(settings.hosted)
-        enlarger = AsyncClient(transport=transport, timeout_s=ENLARGING_TIMEOUT_S, fallback=tiers) if tiers else None
+        enlarger = None
+        if tiers:
+            counted = [*observers, Prometheus(core.metrics.registry)]
+            enlarger = AsyncClient(
+                transport=transport, timeout_s=ENLARGING_TIMEOUT_S, fallback=tiers, observers=counted
+            )
         engine = Engine(client, core)
-        storage = Storage(settings.storage, settings.storage_max_bytes)
+        storage = Storage(settings.storage, settings.storage_max_bytes, core.metrics)
         work = background_removal.remove_job(engine, storage)
-        jobs = Jobs(work, settings.redis_url, settings.jobs, settings.job_timeout_s, settings.job_reclaim_s)
+        limits = settings.jobs, settings.job_timeout_s, settings.job_reclaim_s
+        jobs = Jobs(work, settings.redis_url, *limits, jobs_entry(core.access), core.metrics)
         state = State(
             settings=settings,
             engine=engine,
             storage=storage,
             keys=Keys(settings),
-            limiter=Limiter(settings.redis_url),
+            limiter=Limiter(settings.redis_url, core.metrics),
             jobs=jobs,
             enlarger=enlarger,
             fetcher=Fetcher(settings.image_hosts, settings.image_private),
@@ -83,6 +92,10 @@ class Service:
         except RedisError as error:
             raise ValueError(f"Redis at {settings.redis_url} does not answer: {error}") from None
         return cls(state)
+
+    async def finish_jobs(self) -> None:
+        """Begin no more jobs, and wait for those that were begun."""
+        await self._state.jobs.finish()
 
     async def aclose(self) -> None:
         self._sweep.cancel()
@@ -111,11 +124,15 @@ def _app(state: State) -> FastAPI:
         app.add_exception_handler(kind, _failed)
     if gate.origins:
         app.add_middleware(CORSMiddleware, allow_origins=gate.origins, allow_methods=["*"], allow_headers=["*"])
+    core = state.engine.core
+
+    def headers(path: str, quota: Quota | None) -> dict[str, str]:
+        return _headers(path, quota) | ({"Connection": "close"} if core.leaving else {})
 
     def bound(path: str) -> int:
         return settings.batch_max_bytes + FORM_BYTES if path in _BATCHES else MAX_REQUEST_BYTES
 
-    app.add_middleware(Guard, settings=gate, bound=bound, headers=_headers)
+    app.add_middleware(Guard, admission=core.admission, bound=bound, headers=headers)
     app.mount("/page", StaticFiles(directory=settings.page), name="page")
     app.add_api_route("/", lambda: FileResponse(settings.page / "index.html"), include_in_schema=False)
     return app

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from gateway.service.engine import Engine
 from gateway.service.errors import ServiceProblem, detail_form
 from gateway.service.jobs import FINISHED, Work
+from gateway.service.observing import carried
 from gateway.service.state import Admitted, ServiceState, State
 from gateway.service.storage import Storage
 from gateway.service.uploads import data_uri, download_name, option_fields, read_upload
@@ -285,7 +286,7 @@ async def remove_async(
         upload = await state.storage.put("temporary", data)
         arguments = {"upload": upload, "filename": name, "media_type": declared, "caller": caller.name}
         task_ids.append(secrets.token_urlsafe(16))
-        given = {"options": with_defaults(options, smoothing), "smoothing": smoothing}
+        given = {"options": with_defaults(options, smoothing), "smoothing": smoothing, "from": carried()}
         await state.jobs.submit(task_ids[-1], arguments | given)
     task_id, progress = task_ids[0], f"/api/progress/{task_ids[0]}"
     if len(task_ids) > 1:

@@ -14,6 +14,7 @@ from cutaway.contract.errors import CutawayError, GpuMemoryExhausted
 from cutaway.contract.limits import MIB
 from cutaway.contract.options import OptionKeywords
 
+from gateway.access import current
 from gateway.core import Core
 from gateway.service.transport import caller as asking
 
@@ -21,6 +22,7 @@ HOUR_S = 3600.0
 KEPT_LATENCIES = 100_000
 GPU_RESERVE_MB = 600.0
 """Free memory that a picture may need at the networks' largest batch; below it, work is refused, not begun."""
+PIPELINE = "ensemble_pipeline"
 GPU_FACTS_AGE_S = 1.0
 
 _GPU_METRIC = re.compile(r"^nv_gpu_memory_(total|used)_bytes\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
@@ -46,8 +48,9 @@ class Engine:
     ) -> CutResult:
         """See `cutaway.AsyncClient.cut`."""
         async with self._admitted("cut", caller, len(data)):
-            result = await self.client.cut(data, media_type=media_type, **options)
+            result = await self.client.cut(data, media_type=media_type, request_id=_request_id(), **options)
         self.tensorrt = result.report.tensorrt
+        current().add_stages(result.timings_ms)
         return result
 
     async def detect(
@@ -55,11 +58,14 @@ class Engine:
     ) -> Detection:
         """See `cutaway.AsyncClient.detect`."""
         async with self._admitted("detect", caller, len(data)):
-            return await self.client.detect(data, media_type=media_type, **options)
+            found = await self.client.detect(data, media_type=media_type, request_id=_request_id(), **options)
+        current().add_stages(found.timings_ms)
+        return found
 
     @asynccontextmanager
     async def _admitted(self, operation: str, caller: str, size_bytes: int) -> AsyncIterator[None]:
         """Count what comes of one picture, which the transport finds a place for."""
+        current().model = PIPELINE
         metrics, begun, code = self.core.metrics, time.monotonic(), "CANCELLED"
         try:
             await self._check_gpu()
@@ -71,6 +77,7 @@ class Engine:
             code = error.code
             raise
         finally:
+            current().pictures[code] += 1
             metrics.requests.labels("service", operation, code).inc()
             metrics.request_bytes.labels("service", operation).inc(size_bytes)
             metrics.seconds.labels("service", operation).observe(time.monotonic() - begun)
@@ -78,6 +85,7 @@ class Engine:
     async def _check_gpu(self) -> None:
         free_mb = await self.gpu_free_mb()
         if free_mb is not None and free_mb < GPU_RESERVE_MB:
+            self.core.metrics.shed.labels("gpu_memory").inc()
             details = {"required_mb": GPU_RESERVE_MB, "available_mb": round(free_mb)}
             raise GpuMemoryExhausted("The GPU has too little free memory for a picture.", details=details)
 
@@ -104,3 +112,8 @@ class Engine:
         average = round(sum(values) / len(values), 1) if values else None
         figures = {"avg_latency_ms": average, "p95_latency_ms": quantile(0.95), "p99_latency_ms": quantile(0.99)}
         return figures | {"requests_last_hour": len(values)}
+
+
+def _request_id() -> str | None:
+    """The request's, by which Triton's log names its pictures."""
+    return current().request_id or None

@@ -15,6 +15,8 @@ from cutaway.contract.errors import CutawayError, InputError
 from cutaway.contract.limits import INPUT_LIMITS, MIB, Tier
 from starlette.responses import JSONResponse
 
+from gateway.access import current
+
 _STATUSES = {
     **{"FILE_TOO_LARGE": 413, "NO_PERSON_DETECTED": 422, "RATE_LIMIT_EXCEEDED": 429, "CANCELLED": 499},
     **dict.fromkeys(("OVERLOADED", "GPU_MEMORY_EXHAUSTED", "UNAVAILABLE"), 503),
@@ -62,6 +64,7 @@ def status_of(error: Problem) -> int:
 def answer(path: str, error: Problem) -> JSONResponse:
     """The error in the form of the path's dialect, with ``Retry-After`` where waiting helps."""
     headers = {}
+    current().code = error.code
     if error.retry_after is not None and status_of(error) in (429, 503):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     if path.startswith("/v1.0"):

@@ -6,25 +6,33 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any
+from contextlib import AbstractContextManager, suppress
+from typing import Any, TypeVar
 
-from cutaway.contract.errors import CutawayError, InferenceError, Overloaded, ProcessingTimeout
+from cutaway.contract.errors import CutawayError, InferenceError, Overloaded, ProcessingTimeout, ServerUnavailable
 from cutaway.contract.limits import CUT_MANY_JOBS
 from redis.exceptions import RedisError
 from taskiq import AsyncBroker, InMemoryBroker
-from taskiq.api import run_receiver_task
 from taskiq.depends.progress_tracker import TaskProgress, TaskState
+from taskiq.receiver import Receiver
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
+from gateway.access import current
+from gateway.metrics import Metrics
 from gateway.service.errors import ServiceProblem, detail_form, not_found
 from gateway.service.settings import KEEP_S
 
 Work = Callable[[dict[str, Any], Callable[[str, int], Awaitable[None]]], Awaitable[dict[str, Any]]]
 """A job's arguments and the callback for its stage and percentage → its result; both are plain JSON."""
 
+T = TypeVar("T")
+Entered = Callable[[dict[str, Any]], AbstractContextManager[Any]]
+"""A job's arguments → its entry in the access log (`observing.jobs_entry`)."""
+
+UNFINISHED = ("queued", "processing")
 FINISHED = ("completed", "failed")
-RECEIVE_AGAIN_S = 1.0
+LOOK_INTERVAL_S = 2.0
+RECEIVE_AGAIN_S = RETRY_S = 1.0
 CLOSE_S = 5.0
 """For taskiq to end: it waits for a Redis that is away."""
 
@@ -40,20 +48,34 @@ class Jobs:
         most: unfinished jobs that this gateway takes.
         timeout_s: deadline of a job.
         reclaim_s: after so long without an acknowledgement a job of a dead gateway is begun anew by another.
+        entered: while it is entered, a job is worked on.
+        metrics: counts jobs.
     """
 
-    def __init__(self, work: Work, redis_url: str, most: int, timeout_s: float, reclaim_s: float) -> None:
+    def __init__(
+        self,
+        work: Work,
+        redis_url: str,
+        most: int,
+        timeout_s: float,
+        reclaim_s: float,
+        entered: Entered,
+        metrics: Metrics,
+    ) -> None:
+        self._metrics = metrics
         self._work, self._most, self._timeout_s = work, most, timeout_s
+        self._entered = entered
         self._slots = asyncio.Semaphore(CUT_MANY_JOBS)
         self._begun: set[str] = set()
         self._reclaim_s = reclaim_s
-        self._closing = False
+        self._closing = asyncio.Event()
         self._running: list[asyncio.Task[None]] = []
         self._broker = broker_on(redis_url, reclaim_s)
         self._in_process = not redis_url
 
         async def remove(job_id: str, arguments: dict[str, Any]) -> None:  # taskiq renames what it takes: no method
-            await self._run(job_id, arguments)
+            with self._entered(arguments):
+                await self._run(job_id, arguments)
 
         async def nothing() -> None:
             pass
@@ -63,11 +85,13 @@ class Jobs:
 
     async def start(self) -> None:
         await self._broker.startup()
+        self._running.append(asyncio.create_task(self._look()))
         if not self._in_process:
-            self._running = [asyncio.create_task(self._receive()), asyncio.create_task(self._reclaim())]
+            self._receiving = asyncio.create_task(self._receive())
+            self._running += [self._receiving, asyncio.create_task(self._reclaim())]
 
     async def aclose(self) -> None:
-        self._closing = True  # taskiq's receiver may swallow a cancellation
+        self._closing.set()  # taskiq's receiver may swallow a cancellation
         for task in self._running:
             task.cancel()
         with suppress(TimeoutError, RedisError):
@@ -75,14 +99,26 @@ class Jobs:
                 await asyncio.gather(*self._running, return_exceptions=True)
                 await self._broker.shutdown()
 
+    async def finish(self) -> None:
+        """Begin no more jobs, and wait for those that were begun: taskiq acknowledges, and so loses, what is cancelled.
+        Those in Redis are another gateway's, those in the process are done first."""
+        self._closing.set()
+        if isinstance(self._broker, InMemoryBroker):
+            await self._broker.wait_all()
+        else:
+            await self._receiving
+
     async def _receive(self) -> None:
         """Work on jobs; again and again, since the receiver ends where Redis goes away."""
-        while not self._closing:
+        self._broker.is_worker_process = True
+        while not self._closing.is_set():
+            receiver = Receiver(self._broker, run_startup=False, max_async_tasks=CUT_MANY_JOBS)
             try:
-                await run_receiver_task(self._broker, max_async_tasks=CUT_MANY_JOBS, max_prefetch=0)
+                await receiver.listen(self._closing)
             except Exception as error:
                 log.warning("Redis is away, so that no jobs are worked on: %s", error)
-            await asyncio.sleep(RECEIVE_AGAIN_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), RECEIVE_AGAIN_S)
 
     async def _reclaim(self) -> None:
         """taskiq's broker looks for the jobs of dead gateways only after a message has come: here is one."""
@@ -91,16 +127,34 @@ class Jobs:
             with suppress(Exception):  # Redis is away; its client raises many
                 await self._tick.kiq()
 
+    async def _look(self) -> None:
+        """Tell metrics of this gateway's unfinished jobs, which any gateway may work on."""
+        while True:
+            counts = dict.fromkeys(UNFINISHED, 0)
+            with suppress(ServiceProblem):  # Redis is away: as before
+                for job_id, status in (await self._statuses()).items():
+                    if status in FINISHED:
+                        self._begun.discard(job_id)
+                    elif status in counts:  # one that is being submitted has none yet
+                        counts[status] += 1
+                for status, count in counts.items():
+                    self._metrics.jobs.labels(status).set(count)
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async def _statuses(self) -> dict[str, str | None]:
+        found = {job_id: await self._progress_of(job_id) for job_id in tuple(self._begun)}
+        return {job_id: None if state is None else str(state["status"]) for job_id, state in found.items()}
+
     async def check_room(self, wanted: int) -> None:
         """Raises:
         Overloaded: there are too many unfinished jobs for so many more.
         """
         if len(self._begun) + wanted > self._most:  # any gateway may have finished them
-            for job_id in tuple(self._begun):
-                found = await self._progress_of(job_id)
-                if found is None or found["status"] in FINISHED:
+            for job_id, status in (await self._statuses()).items():
+                if status is None or status in FINISHED:
                     self._begun.discard(job_id)
         if len(self._begun) + wanted > self._most:
+            self._metrics.shed.labels("jobs").inc()
             raise Overloaded(f"{len(self._begun)} of {self._most} jobs are waiting already.")
 
     async def submit(self, job_id: str, arguments: dict[str, Any]) -> None:
@@ -108,7 +162,10 @@ class Jobs:
 
         Raises:
             Overloaded: there are too many unfinished ones.
+            ServiceProblem: 503, where Redis is away, or the process, which would take the job with it, ends.
         """
+        if self._in_process and self._closing.is_set():
+            raise _away()
         await self.check_room(1)
         self._begun.add(job_id)
         try:
@@ -121,6 +178,8 @@ class Jobs:
     async def progress(self, job_id: str, state: dict[str, Any]) -> None:
         progress = TaskProgress(state=TaskState.STARTED, meta=state | {"at": time.time()})
         await self._broker.result_backend.set_progress(job_id, progress)
+        if state["status"] in FINISHED:
+            self._metrics.jobs_finished.labels(state["status"]).inc()
 
     async def state(self, job_id: str) -> dict[str, Any]:
         """A job's or batch's last state: status (queued, processing, completed, failed), stage, percentage, result.
@@ -142,21 +201,43 @@ class Jobs:
 
     async def _run(self, job_id: str, arguments: dict[str, Any]) -> None:
         async def stage(name: str, percentage: int) -> None:
-            await self.progress(job_id, {"status": "processing", "stage": name, "percentage": percentage})
+            state = {"status": "processing", "stage": name, "percentage": percentage}
+            await _until_redis_is_back(lambda: self.progress(job_id, state))
 
+        found = await _until_redis_is_back(lambda: self._progress_of(job_id))
+        if found is not None and found["status"] in FINISHED:  # by a gateway that died before it acknowledged
+            return
         try:
             async with self._slots, asyncio.timeout(self._timeout_s):
                 await stage("processing", 10)
-                result = await self._work(arguments, stage)
+                result = await self._when_served(arguments, stage)
             state = {"status": "completed", "stage": "done", "percentage": 100, "result": result}
         except TimeoutError:
             state = _failed(ProcessingTimeout(f"The job took more than {self._timeout_s:g} s."))
         except (CutawayError, ServiceProblem) as error:
             state = _failed(error)
-        except Exception:  # the log has it
-            await self.progress(job_id, _failed(InferenceError("The job failed.")))
-            raise
-        await self.progress(job_id, state)  # not where it is cancelled: on Redis another gateway begins it anew
+        except Exception:
+            log.exception("a job failed")
+            state = _failed(InferenceError("The job failed."))
+        await _until_redis_is_back(lambda: self.progress(job_id, state))
+
+    async def _when_served(self, arguments: dict[str, Any], stage: Callable[[str, int], Awaitable[None]]) -> Any:
+        """A job is sent again, within its time, where the server is full, slow or away: nobody is there to do it."""
+        while True:
+            try:
+                return await self._work(arguments, stage)
+            except (ServerUnavailable, ProcessingTimeout) as error:
+                await asyncio.sleep(error.retry_after or RETRY_S)
+
+
+async def _until_redis_is_back(ask: Callable[[], Awaitable[T]]) -> T:
+    """A job that raises is acknowledged, and lost; one that waits is done, or taken over by another gateway."""
+    while True:
+        try:
+            return await ask()
+        except Exception as error:  # its client raises many
+            log.warning("Redis is away, so that a job waits: %s", error)
+            await asyncio.sleep(RETRY_S)
 
 
 def _away() -> ServiceProblem:
@@ -164,6 +245,7 @@ def _away() -> ServiceProblem:
 
 
 def _failed(error: CutawayError | ServiceProblem) -> dict[str, Any]:
+    current().code = error.code
     return {"status": "failed", "stage": "failed", "percentage": 100, "error": detail_form(error)}
 
 

@@ -18,6 +18,7 @@ import logging
 import secrets
 import time
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
 
+from gateway.access import current
+from gateway.metrics import Metrics
 from gateway.service.errors import ServiceProblem, timestamp
 from gateway.service.settings import KEY_HEADER, TIERS_PER_MINUTE, ServiceSettings
 
@@ -45,6 +48,7 @@ class Caller:
     name: str
     per_minute: int
     per_second: int
+    tier: str = "free"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Keys:
             if tier not in TIERS_PER_MINUTE or len(digest) != 32:
                 raise ValueError(f"{path}: [{name}] needs sha256 and a tier of {', '.join(TIERS_PER_MINUTE)}")
             per_second = max(settings.free_per_second, per_minute[tier] // 10)
-            self._callers.append((digest, Caller(f"key:{name}", per_minute[tier], per_second)))
+            self._callers.append((digest, Caller(f"key:{name}", per_minute[tier], per_second, tier)))
 
     def caller(self, key: str | None, address: str) -> Caller:
         """The caller with this key, else the address.
@@ -91,19 +95,32 @@ class Keys:
             action = f"Send a key in the header {KEY_HEADER}."
             message = "The API key is not known." if key else "An API key is missing."
             raise ServiceProblem(401, "UNAUTHORIZED", message, action, title="auth_failed")
-        free = self._settings
-        return found or Caller(f"address:{address}", free.free_per_minute, free.free_per_second)
+        free, entry = self._settings, current()
+        caller = found or Caller(f"address:{address}", free.free_per_minute, free.free_per_second)
+        entry.key, entry.tier = caller.name.partition("key:")[2], caller.tier
+        return caller
 
 
 class Limiter:
     """Counts callers' requests in a moving window, in the process or on Redis."""
 
-    def __init__(self, redis_url: str = "") -> None:
+    def __init__(self, redis_url: str, metrics: Metrics) -> None:
+        self._shed = metrics.shed
         self._own = MovingWindowRateLimiter(MemoryStorage())
-        self._shared = self._own
+        self._clock_s = time.time() - time.monotonic()
+        self._shared: MovingWindowRateLimiter | None = None
         if redis_url:
             options: dict[str, Any] = {"implementation": "redispy", "wrap_exceptions": True}
             self._shared = MovingWindowRateLimiter(storage_from_string(f"async+{redis_url}", **options))
+
+    def _in_process(self) -> MovingWindowRateLimiter:
+        """Begun anew where the clock was set back: the window would end when that time comes again. On Redis it does
+        after a minute, by Redis' own clock."""
+        clock_s = time.time() - time.monotonic()
+        if clock_s < self._clock_s - PACE_S:
+            self._own = MovingWindowRateLimiter(MemoryStorage())
+        self._clock_s = clock_s
+        return self._own
 
     async def admit(self, caller: Caller, cost: int = 1) -> Quota:
         """Count `cost` requests; in this process alone while Redis is away.
@@ -111,26 +128,29 @@ class Limiter:
         Raises:
             RateLimitExceeded: the minute's are used up, or more come per second than pacing can take.
         """
-        try:
-            return await self._admit(self._shared, caller, cost)
-        except StorageError as error:
-            log.warning("Redis is away, so that limits are counted by each gateway alone: %s", error)
-            return await self._admit(self._own, caller, cost)
+        if self._shared is not None:
+            try:
+                return await self._admit(self._shared, caller, cost)
+            except StorageError as error:
+                log.warning("Redis is away, so that limits are counted by each gateway alone: %s", error)
+        return await self._admit(self._in_process(), caller, cost)
 
     async def quota(self, caller: Caller) -> Quota:
         """What is left of the caller's minute."""
-        try:
-            return await _quota(self._shared, caller)
-        except StorageError:
-            return await _quota(self._own, caller)
+        if self._shared is not None:
+            with suppress(StorageError):
+                return await _quota(self._shared, caller)
+        return await _quota(self._in_process(), caller)
 
     async def _admit(self, limiter: MovingWindowRateLimiter, caller: Caller, cost: int) -> Quota:
         minute: RateLimitItem = RateLimitItemPerMinute(caller.per_minute)
         if not await limiter.hit(minute, caller.name, cost=cost):
+            self._shed.labels("per_minute").inc()
             raise _exceeded(f"{caller.per_minute} requests per minute", await _quota(limiter, caller))
         second, until = RateLimitItemPerSecond(caller.per_second), time.monotonic() + PACE_S
         while not await limiter.hit(second, caller.name):
             if time.monotonic() > until:
+                self._shed.labels("per_second").inc()
                 quota = Quota(caller.per_second, 0, time.time() + 1)
                 raise _exceeded(f"{caller.per_second} requests per second", quota)
             await asyncio.sleep(0.05)

@@ -13,6 +13,7 @@ from cutaway.contract.errors import CutawayError
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
 
+from gateway.access import current
 from gateway.http import is_known_host
 from gateway.service.errors import Problem, ServiceProblem, error_entry
 from gateway.service.state import State
@@ -116,6 +117,7 @@ async def _run(socket: WebSocket, stream: AsyncStream) -> None:
 
 
 async def _refuse(socket: WebSocket, error: Problem) -> None:
+    current().code = error.code
     with suppress(RuntimeError, WebSocketDisconnect):
         await socket.send_json({"error": error_entry(error)})
         await socket.close(code=1011)

@@ -10,6 +10,7 @@ from cutaway.contract.headers import picture_format
 from fastapi import APIRouter, Response, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field
 
+from gateway.access import current
 from gateway.service.background_removal import PICTURE, job_state
 from gateway.service.errors import ServiceProblem
 from gateway.service.jobs import FINISHED
@@ -112,7 +113,8 @@ async def hd_image(state: ServiceState, given: HdRequest) -> HdImage:
         raise ServiceProblem(404, "NOT_CONFIGURED", "Enlarging needs a hosted model, and none is configured.", action)
     data, media_type = read_base64(given.image)
     try:
-        result = await state.enlarger.upscale(data, given.scale, media_type=media_type)
+        request_id = current().request_id
+        result = await state.enlarger.upscale(data, given.scale, media_type=media_type, request_id=request_id)
     except ValueError as error:
         if isinstance(error, CutawayError):
             raise

@@ -13,6 +13,7 @@ from typing import Any
 import obstore
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
+from gateway.metrics import Metrics
 from gateway.service.errors import ServiceProblem, not_found
 from gateway.service.settings import KEEP_S, SWEEP_INTERVAL_S
 
@@ -36,7 +37,8 @@ class Storage:
     Several gateways may share a store; the cap on bytes is each one's count since its last sweep.
     """
 
-    def __init__(self, where: str, max_bytes: int) -> None:
+    def __init__(self, where: str, max_bytes: int, metrics: Metrics) -> None:
+        self._shed = metrics.shed
         self._store, self._max_bytes, self._bytes = open_store(where), max_bytes, 0
 
     async def put(self, kind: str, data: bytes) -> str:
@@ -48,6 +50,7 @@ class Storage:
         if self._bytes + len(data) > self._max_bytes:
             await self.sweep()
         if self._bytes + len(data) > self._max_bytes:
+            self._shed.labels("storage").inc()
             problem = ServiceProblem(503, "STORAGE_FULL", "The service's storage is full.", "Delete pictures, or wait.")
             problem.retry_after = 600.0
             raise problem

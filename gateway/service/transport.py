@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -10,16 +9,16 @@ from cutaway.contract.errors import InferenceError, ServerUnavailable, from_json
 from cutaway.transports.base import InferRequest, ModelInfo, Tensor, tensor
 
 from gateway import wire
-from gateway.core import Core
+from gateway.access import Entry, current
+from gateway.core import STREAM, Core
 from gateway.failures import Failure
 from gateway.request import InferRequest as Framed
 from gateway.request import Tensor as Input
 from gateway.request import file_parts
+from gateway.tracing import Trace
 
 caller: ContextVar[str] = ContextVar("caller", default="service")
 """For whom a request is sent, by the gate's admission: an address, or a key's name."""
-
-STREAM = "stream_pipeline"
 
 
 class CoreTransport:
@@ -29,19 +28,34 @@ class CoreTransport:
         self._core = core
 
     async def infer(self, request: InferRequest) -> dict[str, Tensor]:
-        core, framed = self._core, _framed(request)
-        # Pictures are counted by the engine, with what the SDK refuses by itself.
-        counted: Any = core.observed("service", STREAM) if request.model == STREAM else nullcontext()
         try:
-            with counted, core.admission.place(caller.get()) as place:
-                place.hold(sum(len(part) for each in framed.inputs for part in each.parts))
-                place.begin()
-                message = await core.infer(framed, place, request.timeout_s, ())
+            if request.model == STREAM:
+                message = await self._counted(request)
+            else:
+                message = await self._infer(request)
         except Failure as failure:
             error = from_json(failure.message, request_id=request.request_id)
             raise (error or InferenceError("The server failed.")) from None
         _, outputs = wire.infer_response(message)
         return {each.name: tensor(each.name, each.datatype, each.shape, b"".join(each.parts)) for each in outputs}
+
+    async def _infer(self, request: InferRequest) -> bytes:
+        framed = _framed(request)
+        trace = Trace(request.headers.items()) if request.headers else current().trace
+        with self._core.admission.place(caller.get(), within=True) as place:
+            place.hold(sum(len(part) for each in framed.inputs for part in each.parts))
+            place.begin()
+            return await self._core.infer(framed, place, request.timeout_s, trace.metadata())
+
+    async def _counted(self, request: InferRequest) -> bytes:
+        """A frame; pictures are counted by the engine, with what the SDK refuses by itself."""
+        frame = Entry("service", model=STREAM)
+        try:
+            with self._core.counted(frame):
+                return await self._infer(request)
+        finally:
+            current().model = STREAM
+            current().pictures[frame.code or "CANCELLED"] += 1
 
     async def server_ready(self, timeout_s: float) -> bool:  # noqa: ARG002 (the gate has a timeout of its own)
         return await self._core.ready()

@@ -14,16 +14,16 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from cutaway.contract.errors import CutawayError, FileTooLarge, InvalidFormat
+from cutaway.contract.errors import CutawayError, FileTooLarge, InvalidFormat, ServerUnavailable
 from cutaway.contract.limits import INPUT_LIMITS, OPTIONS
 from fastapi import Form, UploadFile
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.admission import Admission
 from gateway.http import is_known_host
 from gateway.service.errors import Problem, ServiceProblem, answer
-from gateway.settings import Settings
 
 _DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]+)?(;[a-z0-9=.+-]+)*;base64,", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ class Guard:
 
     Args:
         app: what is protected.
-        settings: the gate's: which names this host has, and how long a body may take.
+        admission: the gate's, with its settings: which names this host has, and how long a body may take.
         bound: path → bytes.
         headers: path and the caller's quota, where it was counted → headers that each answer gets.
     """
@@ -49,11 +49,12 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
-        settings: Settings,
+        admission: Admission,
         bound: Callable[[str], int],
         headers: Callable[[str, Any], dict[str, str]],
     ) -> None:
-        self._app, self._settings, self._bound, self._headers = app, settings, bound, headers
+        self._app, self._admission, self._bound, self._headers = app, admission, bound, headers
+        self._settings = admission.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,7 +87,13 @@ class Guard:
                 raise Refused(too_large(seen))
             return message
 
-        return await self._app(scope, bounded, send)
+        if scope["method"] == "GET":  # a job's state or a picture may be fetched to the end
+            return await self._app(scope, bounded, send)
+        try:
+            with self._admission.request():
+                return await self._app(scope, bounded, send)
+        except ServerUnavailable as error:
+            return await answer(scope["path"], error)(scope, receive, send)
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         async def sent(message: Message) -> None:

@@ -1,22 +1,19 @@
 """Observers and the log: told of every call and its end, never in its way, and never of what is the caller's own.
 
-The traceparent is looked for where it arrives: at loopback peers, and in the spans of a real Triton.
+The traceparent is looked for where it arrives: at loopback peers here, in a real Triton in `tests/operations`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -533,97 +530,3 @@ def test_the_traceparent_goes_over_the_wire(scheme: str, way: str, spans: InMemo
     (headers,) = arrived
     assert headers["traceparent"].startswith(ids_of(span))
     assert span.attributes["server.port"] == port
-
-
-# ------------------------------------------------------------------------------------------ in a real Triton
-
-
-EXPORT_TRIES = 3
-"""Triton sends spans once: those of a call may be lost on a busy machine, not those of three."""
-
-
-class Collector:
-    """Takes OTLP as JSON, as Triton sends it."""
-
-    def __init__(self) -> None:
-        self._spans: list[dict[str, Any]] = []
-        self._came = threading.Condition()
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self.send_response(200)
-                self.end_headers()
-                with collector._came:
-                    for resource in sent["resourceSpans"]:
-                        for scope in resource["scopeSpans"]:
-                            collector._spans += scope["spans"]
-                    collector._came.notify_all()
-
-            def log_message(self, *_: Any) -> None:
-                """Says nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1/traces"
-
-    def __enter__(self) -> Collector:
-        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self._thread.join()
-        self.server.server_close()
-
-    def wait_for(self, enough: Callable[[list[dict[str, Any]]], bool], seconds: float) -> list[dict[str, Any]]:
-        """All spans, as soon as they are enough."""
-        ends_at = time.monotonic() + seconds
-        with self._came:
-            while not enough(self._spans) and time.monotonic() < ends_at:
-                self._came.wait(ends_at - time.monotonic())
-            return list(self._spans)
-
-
-@pytest.mark.triton
-def test_triton_goes_on_with_the_callers_trace(
-    tmp_path: Path, samples: list[Path], spans: InMemorySpanExporter
-) -> None:
-    """The pipeline's span hangs below the client's, and those of the models that it calls below the pipeline's."""
-    from runtime.server import Server, ServerOptions
-
-    def below(found: list[dict[str, Any]], parent: str) -> list[dict[str, Any]]:
-        return [span for span in found if span.get("parentSpanId") == parent]
-
-    observers = [OpenTelemetry(provider_of(spans))]
-    calls = []
-    with Collector() as collector, Server(ServerOptions(cache_dir=tmp_path, traces_url=collector.url)) as server:
-        with Client(server.grpc_url) as client:
-            client.cut(samples[0], timeout_s=60)  # nobody's trace: no span, like the canaries
-        for url in (server.grpc_url, server.http_url):
-            for _ in range(EXPORT_TRIES):
-                with Client(url, observers=observers) as client:
-                    client.cut(samples[0], timeout_s=60)
-                call = spans.get_finished_spans()[-1]
-                found = collector.wait_for(lambda found, call=call: below(found, f"{call.context.span_id:016x}"), 30)
-                if below(found, f"{call.context.span_id:016x}"):
-                    break
-            calls.append(call)
-    wanted = [f"{call.context.span_id:016x}" for call in calls]
-
-    for call, span_id in zip(calls, wanted, strict=True):
-        (request,) = below(found, span_id)
-        trace_id = f"{call.context.trace_id:032x}"
-        assert request["traceId"] == trace_id
-        (pipeline,) = below(found, request["spanId"])
-        assert attributes_of(pipeline)["triton.model_name"] == "ensemble_pipeline"
-        models = {attributes_of(span).get("triton.model_name") for span in found if span["traceId"] == trace_id}
-        assert models >= {"ensemble_pipeline", "yolov8_seg", "birefnet_trt"}
-    # Nobody else's: the call without an observer has left no span.
-    traced = {f"{call.context.trace_id:032x}" for call in spans.get_finished_spans()}
-    assert {span["traceId"] for span in found} <= traced
-
-
-def attributes_of(span: Mapping[str, Any]) -> dict[str, Any]:
-    return {entry["key"]: next(iter(entry["value"].values())) for entry in span.get("attributes", ())}

@@ -239,8 +239,11 @@ def test_numbers_of_the_servers_page() -> None:
         f"exceeds {limits.SERVER_LATE_MAX} deadlines in a row",
         f"tried last for {limits.SERVER_BACK_S:g} s, or for its `Retry-After`",
         f"doubles the time, up to {limits.BREAKER_RESET_S:g} s",
+        f"costs one of {limits.RETRY_BUDGET_TOKENS:g} tokens",
     ):
         assert words in page, words
+    assert "shortened by up to a quarter" in page and limits.RETRY_JITTER == 0.25
+    assert "a success returns a tenth" in page and limits.RETRY_BUDGET_PER_SUCCESS == 0.1
 
 
 def _default(value: object) -> str:

@@ -170,7 +170,7 @@ def test_a_handshake_that_never_ends_respects_the_deadline(way: str, scheme: str
 
         took, error = peers.seconds_of(call)
     assert isinstance(error, TimeoutError), error
-    assert took < 3
+    assert took < 20, "for a busy machine; a call that is held is held until the test is given up"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -106,3 +106,14 @@ def lay_out(dockerfile: Path, target: Path) -> Path:
                 else:
                     shutil.copy(ROOT / source, into)
     return target
+
+
+def reckoned(text: str) -> tuple[str, int, int]:
+    """A sum in a comment, "In MiB: Triton 512, 4 pipelines of at most 1024: 4608": its parts, their sum, its result."""
+    told = re.sub(r"\s+#\s+", " ", text.rpartition("In MiB: ")[2])
+    parts, total = re.match(r"(.*?): (\d+)\D", told).groups()  # type: ignore[union-attr]
+    found = 0
+    for part in parts.split(", "):
+        numbers = [int(number) for number in re.findall(r"\b\d+\b", part.partition(" (")[0])]
+        found += numbers[0] * numbers[1] if "of at most" in part else numbers[-1]
+    return parts, found, int(total)

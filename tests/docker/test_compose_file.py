@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from runtime.checks import MIB, SHM_BYTES_PER_PROCESS, shm_bytes_per_process
 from runtime.compose import PIPELINE, SOURCE, STREAM, STREAM_INSTANCES, read_config
@@ -15,11 +16,14 @@ from runtime.devices import MAX_INSTANCES
 from runtime.keeper import FILES_MAX
 from runtime.process import KILL_MARGIN_S
 from runtime.weights import FREE_DETECTOR, NETWORKS, WHOLE_MATTING
-from tests.docker.parts import COMPOSE, ROOT, VARIABLE, bytes_of, final_stage, script, seconds, services
+from tests.docker.parts import COMPOSE, ROOT, VARIABLE, bytes_of, final_stage, reckoned, script, seconds, services
 
 EXAMPLE = ROOT / ".env.example"
+MONITORING = ROOT / "deploy" / "monitoring"
 SERVICES = services()
 SERVERS = ("server", "cpu")
+OWN_USERS = {"prometheus": "65534:65534"}
+"""Those of images whose volumes belong to them."""
 SHM_FACTOR = 2
 """Twice what one process may need, since regions grow in steps and are not given back."""
 
@@ -92,7 +96,7 @@ def test_every_setting_in_a_container_is_read_there() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_closed_up_and_its_log_is_rotated(name: str) -> None:
     service = SERVICES[name]
-    assert service["user"] == "1000:1000"
+    assert service["user"] == OWN_USERS.get(name, "1000:1000")
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -121,7 +125,45 @@ def test_only_the_gpu_server_starts_by_itself() -> None:
         "load": ["load"],
         "gateway": ["gateways"],
         "redis": ["gateways"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
     }
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_what_watches_is_pinned_and_bounded_and_on_loopback(name: str) -> None:
+    service = SERVICES[name]
+    assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"])
+    assert [port.split(":")[0] for port in service["ports"]] == ["127.0.0.1"]
+    assert bytes_of(service["mem_limit"]) <= 768 * MIB
+    assert service["pids_limit"] <= 256
+    assert service["healthcheck"]["test"]
+    folders = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
+    assert folders
+    assert all((ROOT / folder[0]).exists() and folder[-1] == "ro" for folder in folders)
+
+
+def test_prometheus_looks_for_the_services_that_have_metrics() -> None:
+    (job,) = YAML(typ="safe").load((MONITORING / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (looked_for,) = job["dns_sd_configs"]
+    assert set(looked_for["names"]) == {*SERVERS, "gateway"}
+    assert SERVICES["server"]["ports"][2].endswith(f":{looked_for['port']}")
+    assert SERVICES["prometheus"]["command"][0] == "--config.file=/etc/prometheus/prometheus.yml"
+
+
+def test_grafana_has_no_administrator_and_the_prometheus_that_its_dashboard_names() -> None:
+    given = SERVICES["grafana"]["environment"]
+    assert given["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert given["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert given["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert not any("PASSWORD" in name for name in given)
+    provisioning = MONITORING / "grafana" / "provisioning"
+    (source,) = YAML(typ="safe").load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    named = set(re.findall(r'"uid": "([^"]+)"', (MONITORING / "grafana" / "cutaway.json").read_text())) - {"cutaway"}
+    assert named == {source["uid"]}
+    (provider,) = YAML(typ="safe").load((provisioning / "dashboards" / "cutaway.yml").read_text())["providers"]
+    assert any(f":{provider['options']['path']}/" in volume for volume in SERVICES["grafana"]["volumes"])
 
 
 def test_shared_memory_is_reckoned_from_the_processes() -> None:
@@ -143,13 +185,8 @@ def test_memory_and_processes_are_bounded_by_reckoning(name: str) -> None:
     """The sum stands beside the bound, part by part; it holds all, and shared memory counts."""
     service = SERVICES[name]
     text = COMPOSE.read_text().partition(f"\n  {name}:\n")[2].partition("mem_limit")[0]
-    told = re.sub(r"\s+#\s+", " ", text.rpartition("In MiB: ")[2])
-    parts, total = re.match(r"(.*?): (\d+)\D", told).groups()  # type: ignore[union-attr]
-    found = 0
-    for part in parts.split(", "):
-        numbers = [int(number) for number in re.findall(r"\b\d+\b", part.partition(" (")[0])]
-        found += numbers[0] * numbers[1] if "of at most" in part else numbers[-1]
-    assert found == int(total)
+    parts, found, total = reckoned(text)
+    assert found == total
     assert found * MIB <= bytes_of(service["mem_limit"]) < 1.1 * found * MIB
     assert f"shared memory {bytes_of(service['shm_size']) // MIB}" in parts
     assert service["pids_limit"] >= 1024

@@ -27,6 +27,7 @@ from runtime.gpus import Gpu, Host
 from runtime.launcher import Program
 from runtime.process import Addresses, Sockets, bundled_environment, triton_arguments
 from runtime.runs import open_run
+from runtime.schedule import schedule_arguments
 from runtime.weights import load_networks, profile_folder
 from tests.docker.parts import ROOT, script
 from tests.plan_records import a_record
@@ -46,6 +47,7 @@ def test_triton_knows_every_flag(tmp_path: Path) -> None:
     known = set(re.findall(r"^\s+(--[a-z-]+)", shown.stdout + shown.stderr, re.MULTILINE))
     for listen in (Sockets(tmp_path), Addresses("127.0.0.1", 1, 2, 3)):
         given = triton_arguments(run, listen, verbose=1, exit_timeout_s=5, traces_url="http://collector:4318/v1/traces")
+        given += schedule_arguments("limited")
         flags = {argument.split("=")[0] for argument in given}
         assert "--trace-config" in flags
         assert flags <= known
@@ -69,6 +71,10 @@ def test_settings_are_read_and_empty_ones_are_none() -> None:
         ("CUTAWAY_LOG_VERBOSE", "5"),
         ("CUTAWAY_PROFILE", "genral"),
         ("CUTAWAY_PROFILE", "../general"),
+        ("CUTAWAY_INSTANCES", "31"),
+        ("CUTAWAY_NETWORK_INSTANCES", "-1"),
+        ("CUTAWAY_GPUS", "0,1"),
+        ("CUTAWAY_SCHEDULE", "two"),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
@@ -102,6 +108,24 @@ def test_the_repository_is_composed_of_the_plans_that_fit(models: Path, tmp_path
     assert (composed.folder / "birefnet_trt" / "1" / "model.plan").resolve() == models / "lite" / "birefnet_trt.plan"
     pipeline = read_config(composed.folder / PIPELINE)
     assert pipeline.parameters["profile"].string_value == "lite"
+
+
+def test_instances_gpus_and_the_schedule_are_settings(models: Path, tmp_path: Path) -> None:
+    """The second GPU, for which the plans were not built, is left out."""
+    two = dataclasses.replace(L4, gpus=(*L4.gpus, Gpu("NVIDIA T4", "7.5"), *L4.gpus))
+    given = {"INSTANCES": "8", "NETWORK_INSTANCES": "2", "GPUS": "0 2", "SCHEDULE": "limited", "PROFILE": "lite"}
+    settings = serve.Settings.read({f"CUTAWAY_{name}": value for name, value in given.items()})
+    settings = dataclasses.replace(settings, models=models)
+    composed = serve.compose_repository(settings, two.of(settings.gpus), tmp_path / "repository")
+    assert composed.processes == 8 + 2
+    for name, resource in (("yolov8_seg", "detection"), ("birefnet_trt", "matting")):
+        (group,) = read_config(composed.folder / name).instance_group
+        assert (group.count, list(group.gpus)) == (2, [0, 2])
+        assert [(each.name, each.count) for each in group.rate_limiter.resources] == [(resource, 1)]
+    report = read_config(composed.folder / PIPELINE).parameters["device"].string_value
+    assert report == "tensorrt 10.13.3.9 (NVIDIA L4 + NVIDIA L4)"
+    with pytest.raises(RuntimeProblem, match="no GPU 3 here: the numbers are 0 to 2"):
+        two.of((0, 3))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +219,7 @@ def test_settings_of_the_cpu_server_are_arguments_that_it_knows(tmp_path: Path, 
         "CUTAWAY_INSTANCES": "3",
         "CUTAWAY_THREADS": "2",
         "CUTAWAY_QUEUE_SIZE": "5",
+        "CUTAWAY_SCHEDULE": "limited",
         "CUTAWAY_LOG_VERBOSE": "1",
         "CUTAWAY_TRACES_URL": "http://collector:4318/v1/traces",
         "CUTAWAY_DIRECT": "1",
@@ -214,6 +239,7 @@ def test_settings_of_the_cpu_server_are_arguments_that_it_knows(tmp_path: Path, 
     assert (options.address, options.device, str(options.cache_dir)) == ("0.0.0.0", "cpu", "/var/cache/cutaway")
     chosen = (options.profile, options.instances, options.threads, options.queue_size, options.verbose)
     assert chosen == (("lite", 3, 2, 5, 1) if named else ("nano", None, None, None, 0))
+    assert options.schedule == ("limited" if named else "free")
     assert options.traces_url == (values["CUTAWAY_TRACES_URL"] if named else "")
     assert (options.direct, options.hosts) == ((True, ["*"]) if named else (False, []))
     assert options.origins == (["https://a.example", "https://b.example"] if named else [])

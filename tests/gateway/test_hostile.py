@@ -311,3 +311,12 @@ def test_refused_pictures_are_counted(gate: GateProcess) -> None:
     assert gate.metric("cutaway_gateway_requests_in_flight") == 0
     # Triton's own, on the same scrape.
     assert gate.metric(f'nv_inference_request_success{{model="{PIPELINE}",version="1"}}') >= 10
+
+
+def test_a_gate_before_another_tells_of_itself_alone(triton: dict[str, str], gate: GateProcess) -> None:
+    """The other is scraped, too; the same names would be there twice."""
+    with gate_before(triton | {"metrics": f"127.0.0.1:{gate.metrics}"}) as outer:
+        lines = httpx.get(f"http://127.0.0.1:{outer.metrics}/metrics", timeout=LIMIT_S).text.splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series)) > 10
+    assert all(name.startswith("cutaway_") for name in series)

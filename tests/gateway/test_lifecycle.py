@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +14,21 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc
-from cutaway import Client
+from cutaway import Client, Stream
 from cutaway.contract.errors import ServerUnavailable
 
 from runtime.server import Server, ServerOptions
 from tests.gateway.conftest import triton_of
-from tests.gateway.gates import LIMIT_S, PIPELINE, GateProcess, gate_before
+from tests.gateway.gates import LIMIT_S, PIPELINE, GateProcess, gate_before, post, to_end
 from tests.integration import levers
 from tests.runtime.leftovers import wait_for
 
 pytestmark = pytest.mark.triton
 
+JSON_LENGTH_0 = "Inference-Header-Content-Length: 0"
 AWAY = {"http": "127.0.0.1:9", "grpc": "127.0.0.1:9", "metrics": "127.0.0.1:9"}
 
 
@@ -104,11 +107,100 @@ def test_draining(protocol: str, slow: Server, samples: list[Path]) -> None:
             gate.process.send_signal(signal.SIGTERM)
             ready = f"{gate.http_url}/v2/health/ready"
             assert wait_for(lambda: httpx.get(ready).status_code == 503, LIMIT_S)
-            with pytest.raises(ServerUnavailable, match="shutting down"):
+            with pytest.raises(ServerUnavailable, match="shutting down" if protocol == "http" else "not available"):
                 other.cut(picture, timeout_s=2)
             assert httpx.get(f"{gate.http_url}/v2/health/live").status_code == 200
             assert call.result(LIMIT_S).images
         assert gate.process.wait(LIMIT_S) == 0
+
+
+def test_draining_waits_for_a_body_that_arrives(triton: dict[str, str], samples: list[Path]) -> None:
+    """A request whose headers are there was let in."""
+    picture = samples[0].read_bytes()
+    head = post(f"/v2/models/{PIPELINE}/infer", JSON_LENGTH_0, f"Content-Length: {len(picture)}")
+    with gate_before(triton) as gate, socket.create_connection(("127.0.0.1", gate.http), timeout=LIMIT_S) as connection:
+        connection.sendall(head + picture[: len(picture) // 2])
+        assert wait_for(lambda: gate.metric("cutaway_gateway_bytes_in_flight") > 0, LIMIT_S)
+        gate.process.send_signal(signal.SIGTERM)
+        assert wait_for(lambda: gate.cut(picture).status_code == 503, LIMIT_S)
+        connection.sendall(picture[len(picture) // 2 :])
+        assert to_end(connection).startswith(b"HTTP/1.1 200")
+        assert gate.process.wait(LIMIT_S) == 0
+
+
+def test_draining_waits_for_all_pictures_of_a_batch(slow: Server) -> None:
+    """Also for those that have not been sent to Triton when the gate begins to drain."""
+    pictures = [("images", (f"{ms}.png", levers.lazy_picture(ms), "image/png")) for ms in range(700, 712)]
+    options = ("--free-per-minute", "1000", "--free-per-second", "1000")
+    with gate_before(triton_of(slow), *options, service_port=0) as gate:
+        url = f"http://127.0.0.1:{gate.service}/api/background-removal/remove-batch"
+        lines = []
+        with httpx.stream("POST", url, files=pictures, timeout=LIMIT_S, trust_env=False) as answer:
+            for line in answer.iter_lines():
+                if not lines:
+                    gate.process.send_signal(signal.SIGTERM)
+                    assert wait_for(lambda: gate.cut(b"").status_code == 503, LIMIT_S)
+                lines.append(json.loads(line))
+        assert [line["success"] for line in lines] == [True] * len(pictures), lines
+        assert gate.process.wait(LIMIT_S) == 0
+
+
+def test_a_notice_before_draining(triton: dict[str, str], samples: list[Path]) -> None:
+    """Balancers see that the gate leaves, and what they send until then is served; connections are not kept."""
+    picture = samples[0].read_bytes()
+    with gate_before(triton, "--drain-notice-s", "4") as gate, Client(gate.grpc_url) as client:
+        assert client.cut(picture).images
+        ready, rotation = (f"{gate.http_url}/v2/health/{path}" for path in ("ready", "rotation"))
+        assert httpx.get(rotation).status_code == 200
+        gate.process.send_signal(signal.SIGTERM)
+        assert wait_for(lambda: httpx.get(ready).status_code == 503, LIMIT_S)
+        assert httpx.get(rotation).status_code == 404
+        answer = gate.cut(picture)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert client.cut(picture, timeout_s=LIMIT_S).images
+        assert gate.process.wait(LIMIT_S) == 0
+        with pytest.raises(ServerUnavailable):
+            client.cut(picture, timeout_s=2)
+
+
+def test_several_servers_of_one_name(triton: dict[str, str], samples: list[Path]) -> None:
+    """A gate before two: it asks both, and is ready while one of them leaves."""
+    picture, served = samples[0].read_bytes(), 'cutaway_gateway_requests_total{code="OK",model="ensemble_pipeline"'
+    notice = ("--drain-notice-s", "600", "--drain-timeout-s", "600")
+    with gate_before(triton, *notice) as leaving, gate_before(triton) as staying:
+        both = f"ipv4:127.0.0.1:{leaving.grpc},127.0.0.1:{staying.grpc}"
+        address = {"http": leaving.http_address, "grpc": both, "metrics": ""}
+        with gate_before(address) as front:
+            assert [front.cut(picture).status_code for _ in range(6)] == [200] * 6
+            assert all(each.metric(served + ',protocol="grpc"}') >= 2 for each in (leaving, staying))
+            with Stream(front.grpc_url, timeout_s=LIMIT_S) as stream:
+                for _ in range(4):
+                    stream.submit(np.zeros((96, 128, 3), np.uint8))
+                    assert stream.latest(LIMIT_S) is not None
+            frames = [
+                each.metric(served.replace("ensemble", "stream") + ',protocol="grpc"}') for each in (leaving, staying)
+            ]
+            assert min(frames) == 0 and max(frames) >= 4, "a stream's past is at one server"
+            leaving.process.send_signal(signal.SIGTERM)
+            assert wait_for(lambda: httpx.get(f"{leaving.http_url}/v2/health/ready").status_code == 503, LIMIT_S)
+            for _ in range(4):
+                assert wait_for(lambda: httpx.get(f"{front.http_url}/v2/health/ready").status_code == 200, LIMIT_S)
+            assert front.metric("cutaway_gateway_triton_reachable") == 1
+        leaving.process.kill()
+
+
+def test_connections_that_grow_old(triton: dict[str, str], samples: list[Path]) -> None:
+    """A caller is served over one connection after another, without an error."""
+    picture, peers = samples[0].read_bytes(), set()
+    with gate_before(triton, "--connection-age-s", "0.5") as gate, Client(gate.grpc_url) as client:
+        for _ in range(200):
+            assert client.cut(picture, timeout_s=LIMIT_S).images
+            peers |= {
+                each.laddr.port for each in psutil.Process().net_connections("tcp") if each.raddr[1:] == (gate.grpc,)
+            }
+            if len(peers) > 2:
+                return
+    pytest.fail(f"the connection was kept: {peers}")
 
 
 def test_triton_away() -> None:

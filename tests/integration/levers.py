@@ -35,6 +35,8 @@ from cutaway.contract.headers import check_picture
 
 LAZY_HEIGHT_PX = 65
 ECHO_S = 0.01
+# Callers who leave together reach Triton one by one; a place that is free at once would go to one who is leaving, too.
+LEAVING_S = 1.0
 
 
 class TritonPythonModel(whole.TritonPythonModel):
@@ -54,6 +56,7 @@ class TritonPythonModel(whole.TritonPythonModel):
             return echo(request, header, ECHO_S) if lever == "echo" else super()._respond(request)
         except whole.RequestCancelled:
             pb_utils.Logger.log_info(f"lever: gave up {request.request_id()}")
+            time.sleep(LEAVING_S)
             raise
 
 

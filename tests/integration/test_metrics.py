@@ -54,3 +54,14 @@ def test_stages_people_and_instances(server: Any, samples: list[Path]) -> None:
         ]
         assert max(buckets) == values(server, "cutaway_")[f'cutaway_stage_seconds_count{{stage="{stage}"}}']
     assert values(server, "cutaway_pictures_in_flight")
+
+
+def test_health_checks_are_no_pictures(server: Any, samples: list[Path]) -> None:
+    before = values(server, "cutaway_")
+    assert {answer.status.name for answer in server.probe.round(60.0).values()} == {"HEALTHY"}
+    with Client(server.grpc_url) as client:
+        client.cut(samples[0])
+    key = 'cutaway_requests_total{code="OK"}'
+    assert since(server, before, "cutaway_requests_total", key, 1) == 1
+    time.sleep(1.5)  # a canary's would be sent by now
+    assert since(server, before, "cutaway_requests_total", key, 1) == 1

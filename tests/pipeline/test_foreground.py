@@ -27,6 +27,7 @@ def test_edges_have_the_foregrounds_own_colour(pair: Pair) -> None:
     assert after < before / 7
 
 
+@pytest.mark.timeout(1200)  # numba compiles pymatting's estimate first: minutes where every core is busy
 @pytest.mark.parametrize("pair", PAIRS)
 def test_as_near_to_the_truth_as_pymatting(pair: Pair) -> None:
     picture, alpha, truth = composed(pair)

@@ -128,7 +128,10 @@ def test_without_a_gate_the_matte_is_enlarged(size: tuple[int, int]) -> None:
 
 
 def test_what_is_enlarged_much_follows_the_pictures_edge() -> None:
-    """The matte is eight times smaller and its edge two of its pixels beside the picture's."""
+    """The matte is eight times smaller, and its edge four of its pixels wide where the picture's is sharp.
+
+    Steeper slopes would halve the error here, and made held-out hair and people's outlines worse (`GUIDE_RADIUS_PX`).
+    """
     picture = np.full((512, 512, 3), 40, np.uint8)
     picture[:, 256:] = 210
     matte = np.zeros((64, 64), np.uint8)
@@ -137,7 +140,8 @@ def test_what_is_enlarged_much_follows_the_pictures_edge() -> None:
     plain = cv2.resize(matte, (512, 512))
     alpha = put_back(matte, None, picture)
     truth = np.where(picture[..., 0] > 100, 255, 0)
-    assert np.abs(alpha.astype(int) - truth).mean() < 0.5 * np.abs(plain.astype(int) - truth).mean()
+    assert np.abs(alpha.astype(int) - truth).mean() < 0.9 * np.abs(plain.astype(int) - truth).mean()
+    assert (np.diff(alpha.astype(int), axis=1)[:, 255] > 20).all(), "the step is where the picture's is"
 
 
 def test_nearly_nothing_is_nothing_and_nearly_all_is_all() -> None:

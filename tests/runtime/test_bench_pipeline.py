@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from benchmarks import pipeline
+from benchmarks import pipeline, schedule
 
 
 @pytest.mark.triton
@@ -38,3 +38,22 @@ def test_report(tmp_path: Path, samples: list[Path], capsys: pytest.CaptureFixtu
 def test_problem_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pipeline.main(["--weights", str(tmp_path), "-o", str(tmp_path)]) == 1
     assert "yolov8_seg.onnx is missing" in capsys.readouterr().err
+
+
+def test_schedules_are_compared_within_a_round() -> None:
+    """The servers themselves: tests/runtime/test_schedule.py."""
+    asked: list[bytes] = []
+
+    class Recording:
+        def cut(self, picture: bytes) -> None:
+            asked.append(picture)
+
+    assert schedule.throughput(Recording(), [b"a", b"b", b"c"], 2) > 0  # type: ignore[arg-type]
+    assert len(asked) == 2 * schedule.REQUESTS_PER_CALLER
+    assert set(asked) == {b"a", b"b", b"c"}
+    host = {"cpu": "x", "cores": 2, "memory_gib": 1, "load_before": 0}
+    told = {"date": "2026-11-30T00:00", "profile": "nano", "device": "cpu", "rounds": 2, "callers": 2}
+    rates = {"per_second": {"free": [2.0, 4.0], "limited": [1.0, 4.0]}, "ratios": [0.5, 1.0]}
+    page = schedule.markdown({**told, **rates, "machine": host, "versions": {}})
+    assert "| limited | 2.50" in page
+    assert "- limited against free, within a round: 0.75" in page

@@ -55,7 +55,8 @@ def test_signals_end_everything(serve: Callable[..., Command], number: signal.Si
 def test_killed_supervisor_leaves_nothing(serve: Callable[..., Command]) -> None:
     """SIGKILL gives it no chance to clean up; the keeper does."""
     command = serve("--instances=1")
-    assert len(processes_of(command.cache_dir)) == 9  # the keepers of Triton and the gate, tritonserver, six models
+    # The keepers of Triton and the gate, both of these, six models.
+    assert len(processes_of(command.cache_dir)) == 10
     command.process.kill()
     command.process.wait()
     assert_nothing_left(command.cache_dir, seconds=GONE_S)

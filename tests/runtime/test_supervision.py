@@ -28,6 +28,7 @@ from runtime.checks import SHM
 from runtime.compose import PIPELINE, STREAM
 from runtime.devices import has_vnni
 from runtime.launcher import Launcher
+from runtime.metrics import Metrics
 from runtime.procfs import Stub, is_gone, stat
 from runtime.server import Server, ServerOptions
 from runtime.supervision import BACKOFF_S, WINDOW_S, Backoff, Supervisor
@@ -285,15 +286,22 @@ if ctypes.CDLL(None).vfork() == 0:  # its parent is in state D until it ends
 """
 
 
-def test_a_process_that_hangs_in_the_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_hangs_in_the_kernel_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "BLOCKED_S", 0.3)
     with subprocess.Popen([sys.executable, "-c", BLOCKED], start_new_session=True) as blocked:
         try:
             assert wait_for(lambda: (found := stat(blocked.pid)) is not None and found.state == "D")
             ticks = stat(blocked.pid).start_ticks  # type: ignore[union-attr]
             launcher: Any = SimpleNamespace(stubs=[Stub(blocked.pid, ticks, "a_model")], kill=Launcher.kill)
+            unwritten = Metrics(tmp_path / "metrics", ())
             supervisor = Supervisor(
-                launcher, None, canary_interval_s=1, canary_timeout_s=1, stopping=threading.Event(), say=print
+                launcher,
+                None,
+                unwritten,
+                canary_interval_s=1,
+                canary_timeout_s=1,
+                stopping=threading.Event(),
+                say=print,
             )
             assert supervisor._broken_models() == {}
             assert wait_for(supervisor._broken_models)

@@ -137,6 +137,22 @@ def test_jobs_survive_the_gateway_that_took_them(
             assert second.get(found["result"]["image_url"]).status_code == 200
 
 
+def test_jobs_are_finished_or_left_by_a_gateway_that_ends(
+    triton: dict[str, str], samples: list[Path], redis_url: str, tmp_path: Path
+) -> None:
+    """None waits for a dead gateway's jobs to be taken over, and none is done twice."""
+    options = ("--redis-url", f"{redis_url}/2", "--storage", str(tmp_path / "pictures"), "--job-reclaim-s", "600")
+    more = ("--free-per-second", "1000", "--free-per-minute", "1000")
+    with service_before(triton, *options, *more) as first:
+        jobs = [submitted(first, samples[0].read_bytes()) for _ in range(12)]
+        first.gate.process.send_signal(signal.SIGTERM)
+        assert first.gate.process.wait(LIMIT_S) == 0
+        with service_before(triton, *options, *more) as second:
+            states = [finished(second, job["check_url"]) for job in jobs]
+    assert {state["status"] for state in states} == {"completed"}
+    assert len(list((tmp_path / "pictures" / "cutouts").iterdir())) == len(jobs)
+
+
 def test_limits_are_shared_by_gateways_on_redis(triton: dict[str, str], redis_url: str) -> None:
     options = ("--redis-url", f"{redis_url}/1", "--free-per-second", "1000", "--free-per-minute", "5")
     with service_before(triton, *options) as first, service_before(triton, *options) as second:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.gateway.gates import by_hand
+from tests.runtime.leftovers import wait_for
 from tests.service.services import LIMIT_S, Running, service_before
 
 
@@ -37,6 +39,22 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 def keyed(triton: dict[str, str], keys: tuple[Path, dict[str, str]]) -> Iterator[Running]:
     with service_before(triton, "--keys", str(keys[0]), "--keys-required") as running:
         yield running
+
+
+def test_a_clock_that_is_set_back_locks_nobody_out(triton: dict[str, str], tmp_path: Path, samples: list[Path]) -> None:
+    """The minute would else end when the time comes again: an hour later."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        assert not os.environ.get("CI"), "CI installs faketime"
+        pytest.skip("needs libfaketime (Debian, Ubuntu: apt install faketime)")
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    faked = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1"}
+    with service_before(triton, "--free-per-second", "1000", **faked, DONT_FAKE_MONOTONIC="1") as service:
+        assert [service.remove(b"no picture").status_code for _ in range(31)] == [400] * 30 + [429]
+        clock.write_text("-3600")
+        assert wait_for(lambda: service.remove(b"no picture").status_code == 400, LIMIT_S)
+        assert service.remove(samples[0].read_bytes()).status_code == 200
 
 
 def test_the_31st_request_of_a_minute_is_refused(triton: dict[str, str]) -> None:

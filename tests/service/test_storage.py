@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.metrics import Metrics
 from gateway.service.errors import ServiceProblem
 from gateway.service.settings import KEEP_S
 from gateway.service.storage import Storage
@@ -20,7 +21,7 @@ from gateway.service.storage import Storage
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "kept"), 1000)
+    return Storage(str(tmp_path / "kept"), 1000, Metrics())
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,12 @@ def test_a_folder_keeps(storage: Storage) -> None:
 
 
 def test_memory_keeps() -> None:
-    keeps(Storage("memory:", 1000))
+    keeps(Storage("memory:", 1000, Metrics()))
 
 
 def test_s3_keeps(s3: str) -> None:
-    keeps(Storage(s3, 1000))
-    assert asyncio.run(Storage(s3, 1000).sweep()) == 0
+    keeps(Storage(s3, 1000, Metrics()))
+    assert asyncio.run(Storage(s3, 1000, Metrics()).sweep()) == 0
 
 
 @pytest.mark.parametrize("name", ["", "../../../etc/passwd", "c" * 33 + "/..", "x" + "a" * 32, "c" + "a" * 31, "c\x00"])

@@ -1,4 +1,4 @@
-"""The connections to a server: gRPC through tritonclient, HTTP through httpx."""
+"""The connections to a server: gRPC through tritonclient, HTTP through httpcore."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Triton itself counts a refused picture as a success. The bundled Triton knows no histograms from Python, so each bucket,
 sum and count is a counter by the name that Prometheus gives it. An update is a message to Triton's process, and a
-picture makes forty: so they are added up here and sent once a second by a thread of their own.
+picture makes over a hundred: so they are added up here and sent once a second by a thread of their own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ import triton_python_backend_utils as pb_utils
 
 SEND_EVERY_S = 1.0
 
-STAGE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+STAGE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""With the promised p50, p95 and p99 of matting on a GPU (70, 80 and 100 ms) among the bounds."""
 PEOPLE_BUCKETS = (0, 1, 2, 3, 5, 10, 20, 50)
+STAGES = ("decode", "detect", "matte", "refine", "encode", "total")
+CODES = ("OK", "INFERENCE_ERROR", "PROCESSING_TIMEOUT", "GPU_MEMORY_EXHAUSTED", "OVERLOADED", "UNAVAILABLE")
+"""Outcomes for which callers are not to blame."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -46,6 +50,12 @@ class Metrics:
         self._gauge = self._family("cutaway_pictures_in_flight", pb_utils.MetricFamily.GAUGE).Metric(
             labels={"instance": instance}
         )
+        # At 0, since Prometheus sees no increase where a counter appears with 1: the first pictures would be lost.
+        for code in CODES:
+            self._counts["cutaway_requests_total", (("code", code),)] += 0
+        for stage in STAGES:
+            self._observe("cutaway_stage_seconds", 0.0, STAGE_BUCKETS_S, ("stage", stage), times=0)
+        self._observe("cutaway_people", 0, PEOPLE_BUCKETS, times=0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="metrics", daemon=True)
         self._thread.start()
@@ -73,13 +83,15 @@ class Metrics:
         self._stop.set()
         self._thread.join(timeout=SEND_EVERY_S)
 
-    def _observe(self, name: str, value: float, buckets: tuple[float, ...], *labels: tuple[str, str]) -> None:
+    def _observe(
+        self, name: str, value: float, buckets: tuple[float, ...], *labels: tuple[str, str], times: int = 1
+    ) -> None:
         for bound in buckets:
             # Bounds that nothing fell under yet are there too, as a histogram's have to be.
-            self._counts[f"{name}_bucket", (*labels, ("le", f"{bound:g}"))] += value <= bound
-        self._counts[f"{name}_bucket", (*labels, ("le", "+Inf"))] += 1
-        self._counts[f"{name}_sum", labels] += value
-        self._counts[f"{name}_count", labels] += 1
+            self._counts[f"{name}_bucket", (*labels, ("le", f"{bound:g}"))] += times * (value <= bound)
+        self._counts[f"{name}_bucket", (*labels, ("le", "+Inf"))] += times
+        self._counts[f"{name}_sum", labels] += times * value
+        self._counts[f"{name}_count", labels] += times
 
     def _send_all(self) -> None:
         sent_in_flight = -1

@@ -66,6 +66,8 @@ class TritonPythonModel:
         self.metrics.close()
 
     def _guarded(self, request: Any) -> Any:
+        if serving.is_canary(request):  # figures of small pictures of noise would hide those of callers' pictures
+            return serving.guarded(request, self._respond)
         self.metrics.begin()
         return serving.guarded(request, self._respond, self.metrics.end)
 
@@ -83,7 +85,8 @@ class TritonPythonModel:
             remaining_s=deadline.remaining_s,
         )
         response = pb_utils.InferenceResponse([tensor for tensor in _tensors(answer) if tensor.name() in wanted])
-        self.metrics.end("OK", answer.report)
+        if not serving.is_canary(request):
+            self.metrics.end("OK", answer.report)
         return response
 
     def _models(self, request: Any, deadline: Deadline) -> Models:

@@ -2,7 +2,8 @@
 
 The PNG writer is the project's own: one filter for all rows (each pixel minus the one above, a single vectorised
 subtraction) and Intel's ISA-L deflate. Strips are computed, filtered and compressed independently, two at a time, at a
-cost of a few bytes each. docs/quality.md compares its time and size with OpenCV's and Pillow's.
+cost of a few bytes each. `python -m benchmarks.outputs` of commit 1b7ce5e compares its time and size with OpenCV's and
+Pillow's.
 """
 
 from __future__ import annotations

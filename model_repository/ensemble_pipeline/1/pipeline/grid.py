@@ -15,6 +15,24 @@ _COLUMNS = 1024
 """Points go through OpenCV in rows of this many, since it limits a row's length."""
 
 
+def cell_means(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """The mean of each whole cell of `factor` × `factor` pixels: (h, w[, C]) uint8 → (rows, columns[, C]) uint8.
+
+    There is at least one cell, however small the image. By halves as far as that goes: OpenCV has vector code for
+    those alone, and takes eight times as long for a quarter.
+    """
+    rows, columns = (max(1, length // factor) for length in image.shape[:2])
+    cells = image[: rows * factor, : columns * factor]
+    while factor % 2 == 0 and not any(length % 2 for length in cells.shape[:2]):
+        cells = _area(cells, cells.shape[1] // 2, cells.shape[0] // 2)
+        factor //= 2
+    return cells if factor == 1 else _area(cells, columns, rows)
+
+
+def _area(image: NDArray[np.uint8], columns: int, rows: int) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+
+
 @dataclass(frozen=True)
 class Grid:
     """Cells of `factor` × `factor` pixels over an image of `height` × `width`."""
@@ -36,8 +54,7 @@ class Grid:
         small = np.empty((rows, columns, *image.shape[2:]), np.uint8)
 
         def band(part: slice) -> None:
-            cells = image[part.start * self.factor : part.stop * self.factor, : columns * self.factor]
-            cv2.resize(cells, (columns, part.stop - part.start), dst=small[part], interpolation=cv2.INTER_AREA)
+            small[part] = cell_means(image[part.start * self.factor : part.stop * self.factor], self.factor)
 
         # In parallel here, because OpenCV does so by the size of its output and the cost is reading the input.
         each_strip(band, strips(rows, self.width * self.factor))

@@ -58,7 +58,7 @@ def letterbox(rgb: NDArray[np.uint8], side: int = DETECTOR_SIDE_PX) -> tuple[NDA
     if (inner_width, inner_height) == (width, height):
         inner[:] = rgb
     else:
-        inner[:] = cv2.resize(rgb, (inner_width, inner_height), interpolation=cv2.INTER_LINEAR)
+        cv2.resize(rgb, (inner_width, inner_height), dst=inner, interpolation=cv2.INTER_LINEAR)
     return square, placement
 
 

@@ -10,6 +10,7 @@ from cutaway.contract.limits import MODEL_MAX_BATCH
 from numpy.typing import NDArray
 
 from pipeline.geometry import Rect, whole
+from pipeline.grid import cell_means
 from pipeline.tuning import MAX_OWN_CROPS
 
 Matter = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -70,10 +71,5 @@ def _part(matte: NDArray[np.uint8], rect: Rect, frame: Rect, side: int) -> NDArr
 
 def _resize(crop: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Stretch to a square: by means of whole pixels first where it shrinks much, so that thin structures stay."""
-    height, width = crop.shape[:2]
-    step = min(height, width) // side
-    if step > 1:
-        rows, columns = height // step, width // step
-        whole_cells = crop[: rows * step, : columns * step]
-        crop = np.asarray(cv2.resize(whole_cells, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+    crop = cell_means(crop, max(1, min(crop.shape[:2]) // side))
     return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)

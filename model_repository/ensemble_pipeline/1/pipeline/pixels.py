@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ Rows = Callable[[slice], NDArray[np.uint8]]
 """Rows of a picture, for a slice of whole numbers within it: (h, w) or (h, w, C) uint8. Called from several threads."""
 Result = TypeVar("Result")
 
-_THREADS = ThreadPoolExecutor(2, thread_name_prefix="strips")
+_map: Callable[..., Iterator[Any]] = ThreadPoolExecutor(2, thread_name_prefix="strips").map
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,18 @@ def strips(height: int, width: int, pixels: int = 1 << 18) -> Iterator[slice]:
         yield slice(top, min(top + rows, height))
 
 
+def work_alone() -> None:
+    """Compute strips in the thread that asks for them: where each core has a process of its own, others only wait."""
+    global _map
+    _map = map
+
+
 def side_by_side(work: Callable[[slice], Result], parts: Iterable[slice]) -> Iterator[Result]:
     """The results of a function for each strip, in order; two at a time: numpy, OpenCV and ISA-L release the lock.
 
     The function must not call this itself: two threads would wait for each other.
     """
-    return _THREADS.map(work, parts)
+    return _map(work, parts)
 
 
 def each_strip(work: Callable[[slice], None], parts: Iterable[slice]) -> None:

@@ -28,7 +28,6 @@ from pipeline.tuning import (
     GUIDE_EPSILON,
     GUIDE_FROM_SCALE,
     GUIDE_RADIUS_PX,
-    GUIDE_STEEPNESS,
     ISLAND_ALPHA,
     ISLAND_EDGE_CELLS,
     NEIGHBOUR_MARGIN,
@@ -43,7 +42,6 @@ _STRETCH = np.clip(np.rint((np.arange(256) - ALPHA_FLOOR) * 255 / (ALPHA_CEILING
     np.uint8
 )
 
-_HALF = 127.5
 _SOFT_FROM, _SOFT_TO = (int(level) for level in np.flatnonzero((_STRETCH > 0) & (_STRETCH < 255))[[0, -1]])
 
 
@@ -175,28 +173,26 @@ def _follow_edges(alpha: NDArray[np.uint8], crop: NDArray[np.uint8], matte_side_
     """Align the soft pixels of an enlarged alpha (h, w) uint8 with the edges of its crop (h, w, 3) uint8, in place.
 
     A fast guided filter (He and Sun, 2015): around each cell of about a matte's pixel, alpha is fitted as a linear
-    function of brightness, and its coefficients are enlarged instead of the alpha. The slope is multiplied by
-    `GUIDE_STEEPNESS`, since the filter's window widens edges.
+    function of brightness, and its coefficients are enlarged instead of the alpha.
     """
     height, width = alpha.shape
     grid = Grid(height, width, max(1, round(max(height, width) / matte_side_px)))
-    guide = cv2.cvtColor(grid.shrink(crop), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    brightness = np.asarray(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), np.uint8)
+    guide = grid.shrink(brightness).astype(np.float32)
     target = grid.shrink(alpha).astype(np.float32)
     mean_guide, mean_target = _around(guide), _around(target)
     slope = (_around(guide * target) - mean_guide * mean_target) / (
         _around(guide * guide) - mean_guide * mean_guide + np.float32(GUIDE_EPSILON)
     )
-    offset = (mean_target - slope * mean_guide - np.float32(_HALF)) * np.float32(GUIDE_STEEPNESS) + np.float32(_HALF)
-    line = slope * np.float32(GUIDE_STEEPNESS), offset
+    line = slope, mean_target - slope * mean_guide
 
     def follow(strip: slice) -> None:
         part = alpha[strip]
         # One comparison for both bounds, since unsigned subtraction wraps below the range; numpy searches bool fast.
         soft = np.flatnonzero(part - np.uint8(_SOFT_FROM) <= np.uint8(_SOFT_TO - _SOFT_FROM))
         if soft.size:
-            brightness = cv2.cvtColor(crop[strip], cv2.COLOR_RGB2GRAY).take(soft)
             slopes, offsets = grid.sample(line, strip, soft)
-            part.put(soft, np.clip(np.rint(slopes * brightness + offsets), 0, 255))
+            part.put(soft, np.clip(np.rint(slopes * brightness[strip].take(soft) + offsets), 0, 255))
 
     each_strip(follow, strips(height, width))
 

@@ -99,14 +99,12 @@ GUIDE_FROM_SCALE = 2.5
 """A matte that is enlarged by this factor or more is aligned with the picture's edges by a guided filter. On all mattes
 it would add .001 to .002 of IoU on held-out pictures, but edges are less clean than the network's at its own size."""
 
-GUIDE_RADIUS_PX = 2
-"""The filter's radius, in pixels of the matte."""
+GUIDE_RADIUS_PX = 1
+"""The filter's radius, in pixels of the matte. With 2, and slopes 1.3 times as steep for it, held-out hair was 15 %
+further from the truth, and the outlines of whole people 6 %."""
 
 GUIDE_EPSILON = 65.0
 """Its regularization: variance of brightness (0 … 255) below which it averages."""
-
-GUIDE_STEEPNESS = 1.3
-"""Factor of the filter's slopes."""
 
 ALPHA_FLOOR, ALPHA_CEILING = 6, 249
 """Alphas (0–255) up to the first become 0, from the second 255: networks give 252 for opaque pixels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,29 @@ def command(
     )
     out, err = (stream.decode("utf-8", "surrogateescape") for stream in (ended.stdout, ended.stderr))
     return subprocess.CompletedProcess(ended.args, ended.returncode, out, err)
+
+
+@contextmanager
+def started(*arguments: str, url: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process to be signalled; it is killed at the end if it still runs."""
+    # A shell starts what it runs in the background with SIGINT ignored, and its children inherit that; of a handler
+    # they inherit nothing. A `preexec_fn` would fork, and beside the threads of gRPC's servers a fork can hang.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cutaway", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, URL_VARIABLE: url},
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def one_cutout() -> peers.Handler:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from tests.client import commanding, peers
 from tests.client.answers import PNG, wire_outputs
-from tests.client.commanding import ONE, command, lines_of, read_jsonl, run
+from tests.client.commanding import ONE, command, lines_of, read_jsonl, run, started
 from tests.client.hosted.peers import Peer, Reply
 from tests.integration import picture_files as make
 
@@ -348,16 +348,7 @@ def test_interrupted(scheme: str) -> None:
         arrived.set()
         over.wait(30)
 
-    with peers.tcp_peer(waiting) as port:
-        arguments = [sys.executable, "-m", "cutaway", "cut", "a.jpg", "--url", f"{scheme}://127.0.0.1:{port}"]
-        process = subprocess.Popen(
-            arguments,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell starts what it runs in the background with SIGINT ignored, and its children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    with peers.tcp_peer(waiting) as port, started("cut", "a.jpg", url=f"{scheme}://127.0.0.1:{port}") as process:
         assert arrived.wait(30)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)

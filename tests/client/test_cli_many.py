@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from cutaway.contract import limits
 from cutaway.contract.errors import InferenceError, NoPersonDetected, Overloaded, ProcessingTimeout
 
 from tests.client.answers import PNG
-from tests.client.commanding import command, lines_of, read_jsonl, run
+from tests.client.commanding import command, lines_of, read_jsonl, run, started
 from tests.client.own_server import DOWN, Asked, OwnServer, failing, own_server
 from tests.integration import picture_files as make
 
@@ -265,18 +264,6 @@ def test_a_file_instead_of_a_folder(own: OwnServer, capsys: pytest.CaptureFixtur
 # --------------------------------------------------------------------------------------------------------- signals
 
 
-def start(*arguments: str, url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cutaway", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, codes.URL_VARIABLE: url},
-        # A shell starts what it runs in the background with SIGINT ignored, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 @pytest.mark.parametrize(
     ("scheme", "number", "code"),
     [
@@ -296,10 +283,10 @@ def test_what_is_done_is_kept(
             over.wait(30)
 
     with own_server(scheme, script) as server:
-        process = start("cut", "in", "--jobs", "1", url=server.url)
-        assert third.wait(30)
-        process.send_signal(number)
-        out, said = process.communicate(timeout=20)
+        with started("cut", "in", "--jobs", "1", url=server.url) as process:
+            assert third.wait(30)
+            process.send_signal(number)
+            out, said = process.communicate(timeout=20)
         over.set()
         assert process.returncode == code, said
         assert lines_of(out) == ["in/00.jpg → cutouts/00.png", "in/01.jpg → cutouts/01.png"]
@@ -322,10 +309,9 @@ def test_killed_without_a_warning(own: OwnServer, capsys: pytest.CaptureFixture[
             over.wait(30)
 
     own.script = script
-    process = start("cut", "in", "--jobs", "1", url=own.url)
-    assert fourth.wait(30)
-    process.kill()
-    process.communicate(timeout=20)
+    with started("cut", "in", "--jobs", "1", url=own.url) as process:
+        assert fourth.wait(30)
+        process.kill()
     over.set()
     own.script = lambda _: None
     assert run("cut", "in") == codes.OK

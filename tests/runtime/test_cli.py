@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,9 @@ from tests.runtime.conftest import ROOT, Command
 from tests.runtime.leftovers import GONE_S, assert_nothing_left, processes_of, wait_for
 
 
-def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, shell: Sequence[str] = (), **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "runtime", *arguments],
+        [*shell, sys.executable, "-m", "runtime", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -124,12 +123,10 @@ def test_damaged_weights(tmp_path: Path) -> None:
 def test_file_that_cannot_grow(tmp_path: Path) -> None:
     """A real failure of a write, by the process's own limit on the size of files."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    done = run(
-        "compose", str(tmp_path / "repository"), preexec_fn=limit, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    )
+    # Units are 512 bytes. The shell sets it, since a `preexec_fn` would fork beside threads and could hang.
+    limited = ("sh", "-c", 'ulimit -f 2; exec "$@"', "sh")
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = run("compose", str(tmp_path / "repository"), shell=limited, env=env)
     assert "File too large" in problem_of(done)
 
 

@@ -36,14 +36,15 @@ class Trace:
     @property
     def id(self) -> str:
         """32 hexadecimal digits; "" where the request is part of no trace."""
-        found = _TRACEPARENT.fullmatch(self._carried.get("traceparent", ""))
-        return found[1] if found else ""
+        return found[1] if (found := self._parent()) else ""
 
     @property
     def is_sampled(self) -> bool:
         """Whether spans of the trace are exported: its caller, or the gate's sampler, has decided so."""
-        found = _TRACEPARENT.fullmatch(self._carried.get("traceparent", ""))
-        return bool(found and int(found[2], 16) & 1)
+        return bool((found := self._parent()) and int(found[2], 16) & 1)
+
+    def _parent(self) -> re.Match[str] | None:
+        return _TRACEPARENT.fullmatch(self._carried.get("traceparent", ""))
 
     def headers(self) -> list[tuple[str, str]]:
         """The context, for other gates."""

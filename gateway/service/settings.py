@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cutaway.contract.limits import INPUT_LIMITS, MIB
 
-from gateway.settings import _set as setting
+from gateway.settings import setting
 
 KEY_HEADER = "X-API-Key"
 

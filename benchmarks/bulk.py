@@ -105,7 +105,7 @@ def triton(files: Sequence[Path]) -> dict[str, Any]:
     with Server(ServerOptions(canary_interval_s=3600.0), say=say) as server, cutaway.Client(server.grpc_url) as client:
         list(client.cut_many(files[:10], subject="auto"))
         before, begun = use_of(os.getpid()), time.monotonic()
-        answered = sum(1 for _ in client.cut_many(files, subject="auto"))
+        answered = sum(each.ok for each in client.cut_many(files, subject="auto"))
         seconds, after = time.monotonic() - begun, use_of(os.getpid())
     spent_s = sum(each[1] - before.get(pid, ("", 0.0, 0))[1] for pid, each in after.items())
     return {"pictures": answered, "per_second": answered / seconds, "cpu_ms": spent_s / answered * 1000}

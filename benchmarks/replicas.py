@@ -89,8 +89,9 @@ class Load:
     @property
     def without_s(self) -> float:
         """The longest time in which nobody got an answer."""
-        moments = sorted((self.begun, *(at for at, _, _ in self.right)))
-        return max((after - before for before, after in itertools.pairwise(moments)), default=self.seconds)
+        ended = self.begun + self.seconds
+        moments = sorted((self.begun, *(at for at, _, _ in self.right), ended))
+        return max(after - before for before, after in itertools.pairwise(moments))
 
     def _each(self, who: str, ask: Callable[[bytes], tuple[bytes, int]]) -> None:
         for number in itertools.cycle(PICTURES):

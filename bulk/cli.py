@@ -106,10 +106,13 @@ def _run(context: click.Context, given: dict[str, Any]) -> int:
                 device = found.kind
                 say(f"warning: {found.warning}", err=True) if found.warning else None
             workers, threads = given["workers"], given["threads"]
-            with job.connected(given["address"], workers * threads if workers else cores()) as (cpus, gpus):
+            places = workers * threads if workers else max(cores(), threads)
+            with job.connected(given["address"], places) as (cpus, gpus):
                 begun = time.monotonic()
                 device = ("cuda" if gpus else "cpu") if device == "auto" else device
                 shared = given["shared"] if given["shared"] is not None else 0 if device == "cpu" else gpus
+                if device != "cpu" and shared > gpus:
+                    raise click.UsageError(f"--shared {shared} wants a GPU for each, and Ray sees {gpus}")
                 workers = workers or max(1, cpus // (1 if shared else threads))
                 ratio = given["max_decompression_ratio"]
                 about = source, output.root, chosen, given["profile"], given["weights"], device, threads, ratio

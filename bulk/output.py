@@ -15,7 +15,7 @@ from typing import Any
 import obstore
 import pyarrow as pa
 import pyarrow.parquet
-from cutaway.contract.errors import ERRORS_BY_CODE, InputError
+from cutaway.contract.errors import ERRORS_BY_CODE, ImageBomb, InputError
 from obstore.exceptions import AlreadyExistsError
 
 from bulk.sources import EACH_AN_ADDRESS, open_store
@@ -101,7 +101,7 @@ class Output:
     def _settled(self, path: str) -> dict[str, str]:
         table = pa.parquet.read_table(io.BytesIO(obstore.get(self._store, path).bytes()), schema=SCHEMA)
         codes = table.column("code").to_pylist()
-        settled = [code == OK or issubclass(ERRORS_BY_CODE.get(code, Exception), InputError) for code in codes]
+        settled = [code == OK or _is_final(code) for code in codes]
         if not all(settled):
             table = table.filter(pa.array(settled))
             if len(table):
@@ -127,6 +127,12 @@ class Output:
         except AlreadyExistsError:
             return False
         return True
+
+
+def _is_final(code: str) -> bool:
+    """Whether a picture with this error would have it again: not where the next run may allow a higher ratio."""
+    error = ERRORS_BY_CODE.get(code, Exception)
+    return issubclass(error, InputError) and not issubclass(error, ImageBomb)
 
 
 def _parquet(table: pa.Table) -> bytes:

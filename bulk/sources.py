@@ -101,8 +101,13 @@ def _listed(where: str, column: str) -> list[str]:
         if column not in table.column_names:
             raise SourceProblem(f"the list {where} has no column {column!r}, only {', '.join(table.column_names)}")
         rows += [str(row) for row in table.column(column).to_pylist() if row]
-    absolute = (row if "://" in row else posixpath.normpath(posixpath.join(folder, row)) for row in rows)
-    return list(dict.fromkeys(absolute))
+    return list(dict.fromkeys(row if "://" in row else _absolute(folder, row) for row in rows))
+
+
+def _absolute(folder: str, path: str) -> str:
+    """A path relative to a folder or URL: of the latter normpath would drop one of two slashes."""
+    scheme, separator, rest = folder.rpartition("://")
+    return scheme + separator + posixpath.normpath(posixpath.join(rest, path))
 
 
 def read(root: str, name: str) -> bytes:

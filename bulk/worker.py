@@ -25,7 +25,7 @@ from pipeline.run import Answer, run
 
 from bulk.networks import Networks, models
 from bulk.output import FILE_ERROR, OK, Output, digest_of, output_name
-from bulk.sources import read
+from bulk.sources import WEB, read
 
 MAX_DEATHS = 2
 """A picture during which a worker's process ended so often is given up: there is too little memory for it, say. The
@@ -135,7 +135,7 @@ class Worker:
         try:
             answer = self._answer(data.result(), deaths)
         except Exception as error:  # whatever is wrong with one picture must not end the others
-            row |= _failure(error)
+            row |= _failure(error, name)
         if watched:
             self._ledger.end.remote(name)
         row["seconds"] = time.perf_counter() - begun
@@ -172,10 +172,15 @@ class Worker:
         return row
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    """What a row says of a picture that could not be cut out. A missing file is a fault of the list's."""
+def _failure(error: Exception, name: str) -> dict[str, Any]:
+    """What a row says of a picture that could not be cut out.
+
+    A missing file is the list's fault, and so is whatever a host on the web answers: one that is gone, or refuses,
+    would else end the job at its pictures each time.
+    """
     if isinstance(error, FILE_ERRORS) and not isinstance(error, CutawayError):
-        return {"code": FILE_ERROR, "message": _first_line(error), "own_fault": isinstance(error, FileNotFoundError)}
+        own_fault = isinstance(error, FileNotFoundError) or name.startswith(WEB)
+        return {"code": FILE_ERROR, "message": _first_line(error), "own_fault": own_fault}
     cause = getattr(error, "cause", None) or error  # of an actor's error
     text = str(cause).lower()
     if isinstance(cause, CutawayError):

@@ -1,9 +1,10 @@
 """Write the bundled `nano` files from finished (or stopped) trainings.
 
-    python -m export.nano.export_weights --run runs/nano --out export/weights/nano --size 384
+    python -m export.nano.export_weights --run runs/nano --out export/weights/nano
 
 Writes the ONNX file of each network of which the run has a checkpoint (`matte.pt`, `seg.pt`), `SHA256SUMS`, and into
-`training/` the record of the training and figures. Each file is run in ONNX Runtime and compared with PyTorch.
+`training/` the record of the training and figures. Each file is run in ONNX Runtime and compared with PyTorch. Files
+made from an earlier network (8-bit, free sizes) are deleted: a server would go on to serve those.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from export.networks.yolov8 import YoloV8
 from export.onnx_export import Difference, example_pictures, export_detector, export_modnet
 from export.weights_io import YOLOV8N_SHA256, load_ultralytics
 from runtime.digest import sha256_of
+from runtime.weights import INT8_SUFFIX
 
 #: Largest difference from PyTorch that is still rounding: grey levels, pixels, probabilities, …
 TOLERANCES = {"alphas": 1.0, "boxes": 0.05, "scores": 1e-4, "classes": 0.0, "coefficients": 1e-2, "prototypes": 1e-3}
@@ -131,9 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
         matte.sharpen(options.sharpness)
         path = options.out / "birefnet_trt.onnx"
         good &= report(export_modnet(matte, options.size, path))
-        written.append(
-            (path, options.size, "matte", {**record, "size_px": options.size, "start_share": options.start_share})
-        )
+        made = {name: getattr(options, name) for name in ("size", "start_share", "sharpness")}
+        written.append((path, options.size, "matte", {**record, "export": made}))
     if (options.run / "seg.pt").exists():
         seg, record = load_seg(options.run, options.weights)
         path = options.out / "yolov8_seg.onnx"
@@ -145,6 +146,10 @@ def main(arguments: list[str] | None = None) -> int:
         print({f"{path.stem}_b{batch}_ms": round(median_ms(path, side_px, batch), 1) for batch in (1, 4)})
         kept = {key: value for key, value in record["options"].items() if key not in ("data", "weights", "out")}
         (records / f"{name}.json").write_text(json.dumps({**record, "options": kept}, indent=1) + "\n")
+        for older in (path.with_suffix(INT8_SUFFIX), path.with_stem(f"{path.stem}_free")):
+            if older.exists():
+                older.unlink()
+                print(f"deleted {older.name}, of the earlier network: python -m export.nano.quantize, .free_sizes")
     sums = [f"{sha256_of(path)}  {path.name}" for path in sorted(options.out.glob("*.onnx"))]
     (options.out / "SHA256SUMS").write_text("\n".join(sums) + "\n")
     return 0 if good else 1

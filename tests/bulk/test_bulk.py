@@ -30,6 +30,7 @@ import pytest
 from obstore.store import from_url
 from PIL import Image
 
+from bulk.sources import find, read
 from runtime.checks import free_ports
 from tests.bulk.commands import FULL_SHARE, ROOT, bulk, end, files, gone, processes, rows, start, wait_for
 
@@ -201,6 +202,9 @@ def test_a_bucket_with_shared_networks(s3: str, photograph: bytes) -> None:
     code, said = bulk(f"{s3}/in", "-o", f"{s3}/in/out", *options)
     assert code == 0
     assert "3 there already" in said
+    obstore.put(bucket, "lists/few.csv", b"path\n../in/a.jpg\n")
+    root, listed = find(f"{s3}/lists/few.csv", "/elsewhere", "path")
+    assert (listed, read(root, listed[0])) == ([f"{s3}/in/a.jpg"], photograph)
     # As after a job that ended between a cut-out and its row: what is there is not written again.
     wrong = b"the first writer's"
     obstore.put(bucket, "in/out/a.jpg.zip", wrong)
@@ -210,6 +214,13 @@ def test_a_bucket_with_shared_networks(s3: str, photograph: bytes) -> None:
     code, said = bulk(f"{s3}/in", "-o", f"{s3}/in/out", *options)
     assert code == 0, said
     assert bytes(obstore.get(bucket, "in/out/a.jpg.zip").bytes()) == wrong
+
+
+def test_more_networks_than_gpus_are_refused(photograph: bytes, tmp_path: Path) -> None:
+    source = photographs(tmp_path / "in", photograph, 1)
+    code, said = bulk(source, "-o", tmp_path / "out", "--device", "cuda", "--shared", "1")
+    assert code == 2
+    assert "--shared 1 wants a GPU for each, and Ray sees 0" in said
 
 
 def test_a_job_that_is_interrupted_and_killed_goes_on(photograph: bytes, tmp_path: Path) -> None:

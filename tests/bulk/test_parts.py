@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from cutaway.contract.limits import RUN_GIVE_UP_FAILURES
 from numpy.typing import NDArray
+from obstore.exceptions import PermissionDeniedError
 from PIL import Image
 
 from bulk.networks import Batcher, Networks, Session, check_same
 from bulk.output import FILE_ERROR, OK, JobProblem, Output, output_name
 from bulk.sources import SourceProblem, find
-from bulk.worker import JobStopped, Worker
+from bulk.worker import JobStopped, Worker, _failure
 from runtime.checks import RuntimeProblem
 from runtime.compose import DETECTOR, MATTING
 from runtime.sessions import onnx_model
@@ -124,6 +125,22 @@ def test_failures_that_are_no_picture_s_own_end_a_job() -> None:
         worker._checked(dict(broken))
     with pytest.raises(JobStopped, match="10 pictures failed in a row, the last one: disk full"):
         worker._checked(dict(broken))
+
+
+def test_what_a_host_refuses_ends_no_job() -> None:
+    refused = PermissionDeniedError("403 Forbidden")
+    assert _failure(refused, "https://host/a.jpg") == {
+        "code": FILE_ERROR,
+        "message": "403 Forbidden",
+        "own_fault": True,
+    }
+    assert not _failure(refused, "s3://bucket/a.jpg")["own_fault"]
+
+
+def test_what_another_run_may_allow_is_tried_again(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    output.put_part("0", [{"path": code, "code": code} for code in (OK, "IMAGE_BOMB", "CORRUPT_IMAGE", FILE_ERROR)])
+    assert output.done() == {OK: OK, "CORRUPT_IMAGE": "CORRUPT_IMAGE"}
 
 
 def test_names_differ_whatever_the_pictures_are_called() -> None:

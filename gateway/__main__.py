@@ -74,6 +74,7 @@ def main() -> int:
     add_options(parser, "the gate", Settings)
     add_options(parser, "the HTTP service", ServiceSettings)
     given = parser.parse_args()
+    given.redis_url = given.redis_url or os.environ.get("CUTAWAY_REDIS_URL", "")  # which may hold a password
     handler = logging.StreamHandler()
     handler.addFilter(_Sparse())
     logging.basicConfig(

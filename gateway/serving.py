@@ -131,17 +131,21 @@ class Gate:
         admission, settings = self.core.admission, self.core.settings
         timeout_s = settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         self.core.leaving = True
+        # Jobs' own calls are let in while others are refused; waiting for them first would keep others coming.
+        jobs = [] if self._service is None else [asyncio.create_task(self._service.finish_jobs())]
         refusing: list[asyncio.Task[None]] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                jobs = [] if self._service is None else [self._service.finish_jobs()]
-                await asyncio.gather(asyncio.sleep(settings.drain_notice_s), *jobs)
+                await asyncio.sleep(settings.drain_notice_s)
                 admission.draining = True
                 if self._grpc is not None:  # sends GOAWAY: who is connected here is to ask elsewhere
                     refusing.append(asyncio.create_task(self._grpc.stop(timeout_s)))
-                while admission.unanswered or admission.places:
+                while admission.unanswered or admission.places or not all(each.done() for each in jobs):
                     await asyncio.sleep(DRAIN_POLL_S)
         admission.draining = True
+        for each in jobs:
+            each.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
         for server, _ in self._servers:
             server.should_exit = True
         if self._grpc is not None:

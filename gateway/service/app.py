@@ -90,7 +90,8 @@ class Service:
         try:
             await jobs.start()
         except RedisError as error:
-            raise ValueError(f"Redis at {settings.redis_url} does not answer: {error}") from None
+            address = settings.redis_url.rpartition("@")[2]  # without a password
+            raise ValueError(f"Redis at {address} does not answer: {error}") from None
         return cls(state)
 
     async def finish_jobs(self) -> None:

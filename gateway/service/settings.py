@@ -40,7 +40,8 @@ class ServiceSettings:
     storage: str = setting("memory:", "where pictures behind ids are kept: memory:, a folder, or s3://bucket/prefix")
     storage_max_bytes: int = setting(4096 * MIB, "of kept pictures; further uploads are refused until some are deleted")
     redis_url: str = setting(
-        "", "where several gateways share limits and jobs, as redis://host:6379; in the process else"
+        "",
+        "where several gateways share limits and jobs, as redis://host:6379; else CUTAWAY_REDIS_URL, or in the process",
     )
     keys: str = setting("", "file of API keys; `python -m gateway --new-key TIER NAME` makes one")
     keys_required: bool = setting(False, "refuse requests without a key of the file")

@@ -41,7 +41,7 @@ class CoreTransport:
 
     async def _infer(self, request: InferRequest) -> bytes:
         framed = _framed(request)
-        trace = Trace(request.headers.items()) if request.headers else current().trace
+        trace = Trace(request.headers.items()) if "traceparent" in request.headers else current().trace
         with self._core.admission.place(caller.get(), within=True) as place:
             place.hold(sum(len(part) for each in framed.inputs for part in each.parts))
             place.begin()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from gateway.service.settings import ServiceSettings
 from runtime.checks import MIB, SHM_BYTES_PER_PROCESS, shm_bytes_per_process
 from runtime.compose import PIPELINE, SOURCE, STREAM, STREAM_INSTANCES, read_config
 from runtime.devices import MAX_INSTANCES
@@ -197,6 +198,9 @@ def test_docker_waits_for_pictures_under_way() -> None:
     exit_timeout_s = float(SERVICES["server"]["environment"]["CUTAWAY_EXIT_TIMEOUT_S"])
     for name in SERVERS:
         assert seconds(SERVICES[name]["stop_grace_period"]) >= exit_timeout_s + 2 * KILL_MARGIN_S
+    drain = re.search(r"--drain-timeout-s (\d+)", (ROOT / "docker" / "gateway.sh").read_text())
+    assert drain
+    assert seconds(SERVICES["gateway"]["stop_grace_period"]) > float(drain[1]) > ServiceSettings.job_timeout_s
 
 
 @pytest.mark.parametrize("name", SERVERS)

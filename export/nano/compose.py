@@ -37,8 +37,8 @@ KINDS: dict[str, float] = {"ccp": 0.24, "head": 0.1, "pasted": 0.46, "coco": 0.1
 DISTRACTED = 0.35
 BEHIND_HEAD = 0.5
 #: Share of the pasted people who are head and shoulders; of pasted people whose edges are made soft.
-PASTED_HEADS = 0.55
-SOFTENED = 0.9
+PASTED_HEADS = 0.4
+SOFTENED = 0.7
 HEAD_SOURCES = ("cc0_faces_pseudo", "pd_officials_pseudo")
 #: The pipeline widens crops narrower than this (width / height).
 MIN_ASPECT = 0.5

@@ -11,7 +11,7 @@ from torch import Tensor
 EDGE_GAIN = 5.0
 EDGE_BOX_PX = 31
 #: Half transparent pixels and those beside them weigh this much more again.
-SOFT_GAIN = 5.0
+SOFT_GAIN = 3.0
 LAPLACIAN_LEVELS, LAPLACIAN_WEIGHT = 4, 2.0
 
 
@@ -54,23 +54,20 @@ def laplacian_loss(probability: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def matte_loss(logits: Tensor, target: Tensor, weight: Tensor, bce_share: float = 1.0) -> Tensor:
+def matte_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Weighted BCE, IoU and L1 and a Laplacian loss.
-
-    BCE makes most of pixels that are surely wrong: of what belongs to a person. With less of it a run is about edges.
 
     Args:
         logits: float [N, 1, H, W].
         target: float [N, 1, H, W] in [0, 1].
         weight: float [N, 1, H, W], of `edge_weight`.
-        bce_share: factor of BCE.
     """
     final = logits.float()
     probability = final.sigmoid()
     bce = (F.binary_cross_entropy_with_logits(final, target, reduction="none") * weight).sum() / weight.sum()
     l1 = ((probability - target).abs() * weight).sum() / weight.sum()
     laplacian = laplacian_loss(probability, target)
-    return bce_share * bce + soft_iou_loss(probability, target, weight) + l1 + LAPLACIAN_WEIGHT * laplacian
+    return bce + soft_iou_loss(probability, target, weight) + l1 + LAPLACIAN_WEIGHT * laplacian
 
 
 def box_mask_loss(logits: Tensor, target: Tensor, inside: Tensor) -> Tensor:

@@ -82,11 +82,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--final-size", type=int, default=320, help="side in the last steps, px")
     parser.add_argument("--final-share", type=float, default=0.6, help="share of steps at the final size")
     parser.add_argument("--lr", type=float, default=4e-4)
-    parser.add_argument("--backbone-lr-factor", type=float, default=0.35, help="0: the backbone stays as it is")
-    parser.add_argument("--bce-share", type=float, default=1.0, help="factor of the loss's BCE; less in a last run")
-    parser.add_argument(
-        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="faster one differs by CPU"
-    )
+    parser.add_argument("--backbone-lr-factor", type=float, default=0.35)
     parser.add_argument(
         "--kind",
         type=kind_share,
@@ -136,7 +132,6 @@ def train(options: argparse.Namespace) -> MODNet:
     bank = load_bank(options.data, options.limit)
     maker = SampleMaker(bank)
     model = initial_model(options).to(memory_format=torch.channels_last)
-    model.backbone.requires_grad_(options.backbone_lr_factor > 0)
     optimizer = make_optimizer(model, options)
     average = AveragedWeights(model, AVERAGE_DECAY)
     checkpoint_path = options.out / "matte.pt"
@@ -169,9 +164,9 @@ def train(options: argparse.Namespace) -> MODNet:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * cosine_factor(step, options.steps, WARMUP_STEPS)
         pictures = images.permute(0, 3, 1, 2).float().div_(255.0)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.dtype == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16):
             logits = model(pictures)
-        loss = matte_loss(logits, alphas[:, None].float().div_(255.0), weights[:, None].float(), options.bce_share)
+        loss = matte_loss(logits, alphas[:, None].float().div_(255.0), weights[:, None].float())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)

@@ -50,14 +50,17 @@ def test_an_answer_that_went_astray_is_noticed() -> None:
 def test_overload(tmp_path: Path) -> None:
     """Times are for `make stress-overload` itself: here only who is served and who is refused."""
     words = ["overload", "--queue-size=3", "--seconds=8", "--factor=6", "--max-error-rate=0", f"--output={tmp_path}"]
-    assert main(words) == 0
+    status = main(words)
     (report,) = tmp_path.glob("*/run.json")
     found = json.loads(report.read_text())
     assert [phase["phase"]["phase"] for phase in found["phases"]] == ["peak", ""]
     result = found["result"]
     assert result["expected_refusals"] > 0
+    # On a busy machine the sender may not come to all requests, and the run misses its bound by those: no answers.
+    not_sent = result["codes"].pop("NOT_SENT", {"wrong": 0})["wrong"]
     assert set(result["codes"]) == {"OVERLOADED"}
-    assert result["failures"] == 0
+    assert result["failures"] == not_sent
+    assert status == (1 if not_sent else 0)
     assert result["served"] > 0
     assert result["models"]["ensemble_pipeline"]["most_pending"] <= 3
 
